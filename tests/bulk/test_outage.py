@@ -510,6 +510,16 @@ class TestGateway:
         assert simulation.stop(1).counts == {STOPPED: 1}
         assert len(simulation.reads) == reads
 
+    def test_many_targets_ask_hardly_more_canaries_than_a_single_target(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(
+            lambda each: unavailable() if each.stops and each.number <= 2 else ANSWER
+        )
+
+        assert simulation.stop(100).counts == {STOPPED: 100}
+        assert len(simulation.reads) < 40
+
     def test_a_canary_without_an_answer_speaks_for_all_that_were_refused(
         self, simulate: Simulate
     ) -> None:
@@ -563,6 +573,19 @@ class TestPoison:
         assert report.ended_early is None
         assert len(simulation.stops) <= 1.1 * 5000
         assert simulation.seconds <= 2 + lasts + 15
+
+    def test_a_target_that_dies_once_it_is_stopped_is_no_canary_again(
+        self, simulate: Simulate
+    ) -> None:
+        def dying(each: Request) -> Runtime | BctrlError:
+            is_dead = each.number > 1 if each.alias == "r0" else each.stops
+            return disconnected() if is_dead else ANSWER
+
+        simulation = simulate(dying)
+
+        assert simulation.stop(2, concurrency=1).counts == {STOPPED: 1, UNKNOWN: 1}
+        assert simulation.received["r0"] == 2
+        assert simulation.seconds <= 10
 
     def test_failures_that_cost_no_attempt_are_bounded(self, simulate: Simulate) -> None:
         # It is down in every other second.
