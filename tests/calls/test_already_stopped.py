@@ -70,17 +70,6 @@ async def test_a_runtime_that_was_not_running_is_a_conflict_without_a_further_re
     assert methods(emulator) == ["POST", "POST"]
 
 
-async def test_with_stopped_ok_a_runtime_that_was_not_running_is_returned(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.add_runtime("ws-1", "mail", status="stopped")
-
-    runtime = await session.stop_runtime("ws-1", "mail", stopped_ok=True)
-
-    assert (runtime.alias, runtime.status) == ("mail", RuntimeStatus.STOPPED)
-    assert methods(emulator) == ["POST", "GET"]
-
-
 async def test_names_that_are_members_of_an_enum_are_looked_up_by_their_values(
     emulator: Emulator, connect: Connect
 ) -> None:
@@ -168,15 +157,17 @@ async def test_the_get_waits_for_a_slot_and_is_retried_like_any_other(
     assert (stats.attempts, stats.retries, stats.in_flight) == (4, 2, 0)
 
 
-async def test_the_get_has_the_headers_of_the_stop_but_not_its_idempotency_key(
+async def test_with_stopped_ok_a_get_with_the_same_headers_returns_a_runtime_that_was_not_running(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
 
-    await session.stop_runtime(
+    runtime = await session.stop_runtime(
         "ws-1", "mail", headers={"X-Team": "blue"}, idempotency_key="once-7", stopped_ok=True
     )
 
+    assert (runtime.alias, runtime.status) == ("mail", RuntimeStatus.STOPPED)
+    assert methods(emulator) == ["POST", "GET"]
     [stop, get] = emulator.requests
     assert (stop.headers["X-Team"], stop.headers["Idempotency-Key"]) == ("blue", "once-7")
     assert get.headers["X-Team"] == "blue"

@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 from helpers import Connect
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from runtimes import RUNTIME
 from servers import http_answer, served
 from test_observer import Recorder
@@ -30,7 +27,6 @@ from bctrl_async._http import request as operations
 from bctrl_async._http.request import Operation
 from bctrl_async._http.response import decode_runtime
 from bctrl_async.emulator import Emulator
-from bctrl_async.otel import OpenTelemetry
 
 ALL: dict[str, Operation[Any]] = {
     found.name: found for found in vars(operations).values() if isinstance(found, Operation)
@@ -240,22 +236,6 @@ async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
     # The emulator imports nothing of the client, so nothing else keeps the two together.
     assert [request.operation for request in emulator.requests] == [name]
     assert (emulator.status("ws-1", "crm") == "stopped") is found.stops
-
-
-@pytest.mark.parametrize("name", ALL)
-async def test_opentelemetry_has_a_span_named_as_the_method(name: str, connect: Connect) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with connect(observer=OpenTelemetry(tracer_provider=provider)) as session:
-        await CALLS[name](session)
-        method = "list_runtimes" if name == "list" else f"{name}_runtime"
-        assert callable(getattr(session, method))
-    found = ALL[name]
-    assert [span.name for span in exporter.get_finished_spans()] == [
-        f"{found.method} {found.template}",
-        method,
-    ]
 
 
 @pytest.mark.parametrize("name", ALL)
