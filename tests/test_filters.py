@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
+import msgspec
 import pytest
+import runtimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind, RuntimeStatus
+from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -17,16 +18,8 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def runtime(
     *, status: str = "active", kind: str = "browser", created_at: str = "2026-01-01T10:00:00.000Z"
 ) -> Runtime:
-    return Runtime(
-        id=UUID(int=1),
-        alias="crm",
-        workspace_id=UUID(int=2),
-        kind=RuntimeKind(kind),
-        status=RuntimeStatus(status),
-        driver="",
-        created_at=created_at,
-        updated_at="",
-    )
+    changes = {"kind": RuntimeKind(kind), "created_at": created_at}
+    return msgspec.structs.replace(runtimes.runtime(status), **changes)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from runtimes import RUNTIME
-from servers import answering, closing, http_answer, raw_server, recording, served
+from servers import Handler, answering, closing, http_answer, raw_server, recording, served
 from test_secrets import everything_of
 
 from bctrl_async import (
@@ -28,8 +28,8 @@ KEY = "sk-live-0123456789-do-not-print"
 ONCE = RetryPolicy(attempts=1, patience=0)
 
 
-async def stop_on(server: str, *, key: str = KEY) -> Runtime:
-    async with BctrlSession(key, base_url=server, retry=ONCE) as session:
+async def stop_on(server: bytes | Handler) -> Runtime:
+    async with served(server, KEY, retry=ONCE) as session:
         return await session.stop_runtime("ws-1", "crm")
 
 
@@ -103,9 +103,8 @@ async def test_a_redirect_is_not_followed_with_the_key(
     elsewhere: list[bytes] = []
     async with raw_server(recording(elsewhere, http_answer("200 OK", RUNTIME))) as other:
         answer = http_answer(f"{status} Moved", b"", f"Location: {other}/x")
-        async with raw_server(answering(answer)) as url:
-            with pytest.raises(BctrlResponseError) as caught:
-                await stop_on(url)
+        with pytest.raises(BctrlResponseError) as caught:
+            await stop_on(answer)
     assert elsewhere == []
     assert caught.value.status == status
     assert caught.value.may_have_stopped is may_have_stopped
@@ -178,9 +177,8 @@ BROKE = b'{"code":"server.error","error":"broke"}'
 async def test_an_error_body_that_cannot_be_read_still_has_its_status(
     answer: bytes, body: str | None
 ) -> None:
-    async with raw_server(closing(answer)) as url:
-        with pytest.raises(BctrlServerError) as caught:
-            await stop_on(url)
+    with pytest.raises(BctrlServerError) as caught:
+        await stop_on(closing(answer))
     assert caught.value.status == 500
     assert body is None or caught.value.body == body
 
@@ -192,24 +190,12 @@ async def test_an_endless_error_body_is_not_read_completely() -> None:
             writer.write(b"x" * 65536)
             await writer.drain()
 
-    async with raw_server(handle) as url:
-        with pytest.raises(BctrlServerError) as caught:
-            await stop_on(url)
+    with pytest.raises(BctrlServerError) as caught:
+        await stop_on(handle)
     assert caught.value.body == "x" * 2048
 
 
-async def test_a_chunked_or_compressed_runtime_is_read() -> None:
-    packed = gzip.compress(RUNTIME)
-    half = len(RUNTIME) // 2
-    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
-        b"%x\r\n%s\r\n" % (len(part), part) for part in (RUNTIME[:half], RUNTIME[half:], b"")
-    )
-    for answer in (http_answer("200 OK", packed, "Content-Encoding: gzip"), chunked):
-        async with raw_server(answering(answer)) as url:
-            assert (await stop_on(url)).alias == "crm"
-
-
-async def test_a_runtime_that_arrives_in_pieces_is_read_completely() -> None:
+async def test_a_runtime_that_is_chunked_or_compressed_or_arrives_in_pieces_is_read() -> None:
     async def in_pieces(_: bytes, writer: asyncio.StreamWriter) -> None:
         answer = http_answer("200 OK", RUNTIME)
         for piece in (answer[:-200], answer[-200:-100], answer[-100:]):
@@ -217,23 +203,25 @@ async def test_a_runtime_that_arrives_in_pieces_is_read_completely() -> None:
             for _iteration in range(20):
                 await asyncio.sleep(0)
 
-    async with served(in_pieces) as session:
-        assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+    half = len(RUNTIME) // 2
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part) for part in (RUNTIME[:half], RUNTIME[half:], b"")
+    )
+    packed = http_answer("200 OK", gzip.compress(RUNTIME), "Content-Encoding: gzip")
+    for server in (packed, chunked, in_pieces):
+        assert (await stop_on(server)).alias == "crm"
 
 
 async def test_a_response_that_is_not_http_is_a_response_error() -> None:
-    async with raw_server(answering(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")) as url:
-        with pytest.raises(BctrlResponseError, match="invalid HTTP response") as caught:
-            await stop_on(url)
+    with pytest.raises(BctrlResponseError, match="invalid HTTP response") as caught:
+        await stop_on(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
     assert caught.value.may_have_stopped
 
 
 async def test_another_2xx_needs_a_runtime() -> None:
-    async with raw_server(answering(http_answer("202 Accepted", RUNTIME))) as url:
-        assert (await stop_on(url)).status == "stopped"
-    async with raw_server(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as url:
-        with pytest.raises(BctrlResponseError, match="204") as caught:
-            await stop_on(url)
+    assert (await stop_on(http_answer("202 Accepted", RUNTIME))).status == "stopped"
+    with pytest.raises(BctrlResponseError, match="204") as caught:
+        await stop_on(b"HTTP/1.1 204 No Content\r\n\r\n")
     assert (caught.value.status, caught.value.may_have_stopped) == (204, True)
 
 
