@@ -278,12 +278,3 @@ async def test_opentelemetrys_instrumentation_of_aiohttp_has_a_span_for_every_st
     assert len(spans.get_finished_spans()) == 1
     if may_be_short:
         assert ways.taken == (1, 1)
-
-
-async def test_a_borrowed_session_makes_every_request(
-    emulator: Emulator, connect: Connect, ways: Ways
-) -> None:
-    async with aiohttp.ClientSession(headers={"X-From": "the borrowed one"}) as http:
-        await connect(http=http).stop_runtime("ws-1", "crm")
-    assert emulator.requests[0].headers["X-From"] == "the borrowed one"
-    assert ways.taken == (0, 1)

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from helpers import add_runtimes
 from runtimes import WIRE
-from servers import Handler, http_answer, raw_server, served
+from servers import Handler, http_answer, raw_server, recording, served
 from tls import over_tls
 
 from bctrl_async import (
@@ -380,18 +380,12 @@ class TestAnswersAboutAnotherRuntime:
     async def test_a_list_of_another_workspace_stops_nothing(self) -> None:
         listed = [fields("crm", status="active", workspaceId=str(ANOTHER_WORKSPACE))]
         answer = http_answer("200 OK", json.dumps({"runtimes": ["?", *listed]}).encode())
-        stops: list[bytes] = []
-
-        async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
-            if head.startswith(b"POST"):
-                stops.append(head)
-            writer.write(answer)
-
-        async with served(handle, retry=QUICK) as session:
+        heads: list[bytes] = []
+        async with served(recording(heads, answer), retry=QUICK) as session:
             with pytest.raises(BctrlResponseError, match="the answer describes another runtime"):
                 await session.stop_workspace(WORKSPACE, where=RuntimeFilter())
             assert len(await session.list_runtimes("a-name", on_unreadable=repr)) == 1
-        assert stops == []
+        assert not any(head.startswith(b"POST") for head in heads)
 
     async def test_without_the_check_an_answer_about_any_runtime_is_accepted(self) -> None:
         async with served(runtime("mail"), check_answers=False) as session:
