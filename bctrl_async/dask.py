@@ -514,9 +514,9 @@ class ClusterRun(Engine):
                 ended = await self._result_of(chunk)
                 failure = None if ended is None else _failure_of(ended)
                 await self._fetch(slot)
-                if ended is None:
-                    # The message of its worker may be lost.
-                    chunk.begins = max(chunk.begins, self._lacks_messages)
+                if chunk.tries:
+                    # The message of a worker that has begun the chunk may be lost.
+                    chunk.begins += self._lacks_messages
                 if isinstance(ended, _LeftError) and ended.address in self._left:
                     # The scheduler may have no other worker for it just now.
                     await asyncio.sleep(_PULSE)
@@ -557,12 +557,12 @@ class ClusterRun(Engine):
     async def _result_of(self, chunk: Chunk) -> Exception | None:
         """Submit a chunk and await it; return its error, or None if it ended or is given up."""
         arguments = self._run, chunk.number, [(i, chunk.targets[i]) for i in chunk.open]
-        chunk.tries += 1
         options = {"workers": [*self._present], "allow_other_workers": True} if self._left else {}
         options["key"] = f"{self._run}-{chunk.number}-{chunk.tries}"
         future: Any = None
         try:
             future = self._client.submit(_stop_chunk, *arguments, **options)
+            chunk.tries += 1
             with chunk.scope:
                 await future
         except CancelledError as error:
@@ -575,7 +575,6 @@ class ClusterRun(Engine):
             return error
         finally:
             if future is not None:  # pragma: no branch - the client may have closed before.
-                chunk.begins += self._lacks_messages
                 future.release()
         return None
 

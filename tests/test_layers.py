@@ -355,7 +355,7 @@ BUDGETS = {
     ("_http",): 1728,
     ("_limiter",): 863,
     ("bulk",): 1757,
-    ("dask",): 745,
+    ("dask",): 744,
     ("journal",): 335,
     ("cli",): 2300,
     ("emulator",): 949,

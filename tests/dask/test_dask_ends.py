@@ -46,8 +46,9 @@ from bctrl_async._calls.call import Call
 from bctrl_async._http import transport
 from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.errors import BctrlAuthenticationError, BctrlNetworkError
+from bctrl_async.errors import BctrlAuthenticationError, BctrlNetworkError, BctrlPermissionError
 from bctrl_async.models import Runtime
+from bctrl_async.outcomes import outcome_of
 
 pytestmark = pytest.mark.usefixtures("emulator_environment")
 
@@ -144,18 +145,33 @@ class TestEnding:
         assert report.counts[UNKNOWN] > 0
         assert_true(report, emulator)
 
+    @pytest.mark.parametrize(
+        ("earlier", "failure"), [(False, None), (True, None), (False, OSError("killed"))]
+    )
     async def test_a_chunk_that_ended_was_sent_even_if_its_messages_are_lost(
-        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+        self,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        failure: Exception | None,
+        *,
+        earlier: bool,
     ) -> None:
-        """Fault: if the scheduler was lost just then, its targets were `not_sent`."""
+        """Fault: if the scheduler was lost just then, its targets were `not_sent`.
+
+        They were `rejected` if an earlier worker had been refused, and had died.
+        """
         result_of = ClusterRun._result_of
 
         async def lose_the_messages(*_: object) -> None: ...
 
         async def lose_the_scheduler(run: ClusterRun, chunk: Chunk) -> Exception | None:
             ended = await result_of(run, chunk)
+            if earlier:
+                refused = BctrlPermissionError("403", status=403)
+                told = {i: outcome_of(each, refused, index=i) for i, each in chunk.targets.items()}
+                chunk.begins, chunk.open = 1, {**told}
             run._lose("it was killed")
-            return ended
+            return failure or ended
 
         monkeypatch.setattr(ClusterRun, "_fetch", lose_the_messages)
         monkeypatch.setattr(ClusterRun, "_result_of", lose_the_scheduler)
@@ -163,7 +179,7 @@ class TestEnding:
         async with small_cluster(1) as cluster:
             report = await ended(start(stop_runtimes(cluster.client, targets, chunk_size=5)))
 
-        assert NOT_SENT not in report.counts
+        assert report.counts == {UNKNOWN: 5}
         assert_true(report, emulator)
 
     async def test_a_deadline_works_without_workers(self, emulator: Emulator) -> None:
@@ -587,6 +603,29 @@ class TestChunk:
             assert list(chunk.add(told(index, message))) == []
         rejected = [outcome.index for outcome in chunk.restart()]
         assert (chunk.begins, rejected) == ((1, []) if len(messages) == 1 else (0, [1]))
+
+    async def test_a_task_that_is_cancelled_before_its_worker_begins_it_is_unknown(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The worker has the task, and may send its targets later."""
+        monkeypatch.setattr(bctrl_async.dask, "_GRACE", 0.3)
+        has_task, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def open_late(_: object) -> None:
+            has_task.set()
+            await may_go_on.wait()
+            raise LookupError
+
+        monkeypatch.setattr(bctrl_async.dask.Visit, "_open", open_late)
+        running = start(stop_runtimes(cluster.client, iter(add_runtimes(emulator, 5))))
+        async with asyncio.timeout(BOUND):
+            await has_task.wait()
+        client: Any = cluster.client
+        await client.cancel([Future(key, client) for key in client.futures])
+        report = await ended(running)
+        may_go_on.set()
+
+        assert report.counts == {UNKNOWN: 5}
 
 
 def fail() -> BctrlSession:
