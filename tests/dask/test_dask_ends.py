@@ -479,8 +479,9 @@ class TestWorkers:
         entries = read_lines(journal.read_bytes()).entries
         assert len(entries) == len({entry["index"] for entry in entries}) == 300
 
-    async def test_a_chunk_that_is_repeated_after_the_end_sends_nothing(
-        self, emulator: Emulator
+    @pytest.mark.parametrize("is_repeated", [True, False])
+    async def test_a_run_that_has_ended_neither_repeats_a_chunk_nor_waits_for_new_workers(
+        self, emulator: Emulator, *, is_repeated: bool
     ) -> None:
         """Fault: a worker that begins a chunk after Ctrl-C does not know of it."""
         targets = hanging(emulator, 20)
@@ -489,27 +490,13 @@ class TestWorkers:
             running = start(batch)
             await wait_for_requests(emulator, 2)
             batch.stop_reading()
-            await until_told(batch)
-            await cluster.add_worker()
+            if is_repeated:
+                await until_told(batch)
+                await cluster.add_worker()
             await cluster.lose(cluster.workers[0])
             report = await ended(running)
 
         assert len(emulator.requests) == 2
-        assert report.counts.total() == 20
-        assert_true(report, emulator)
-
-    async def test_a_run_that_is_ended_does_not_wait_for_new_workers(
-        self, emulator: Emulator
-    ) -> None:
-        targets = hanging(emulator, 20)
-        async with small_cluster(1) as cluster:
-            batch = stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=2)
-            running = start(batch)
-            await wait_for_requests(emulator, 2)
-            batch.stop_reading()
-            await cluster.lose(cluster.workers[0])
-            report = await ended(running)
-
         assert report.counts.total() == 20
         assert report.counts[UNKNOWN] >= 2
         assert_true(report, emulator)
