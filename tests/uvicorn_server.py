@@ -68,13 +68,11 @@ class Uvicorn:
             found.append(counts)
         return found
 
-    async def end(self) -> float:
-        """Send SIGTERM to the main process; return the seconds until it ended."""
-        began = asyncio.get_running_loop().time()
+    async def end(self) -> None:
+        """Send SIGTERM to the main process, and wait until it has ended."""
         self.process.terminate()
-        async with asyncio.timeout(GRACE):
+        async with asyncio.timeout(GRACE + BOUND):
             await self.process.wait()
-        return asyncio.get_running_loop().time() - began
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from dask_cluster import (
@@ -44,6 +45,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._http import transport
+from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.errors import BctrlAuthenticationError, BctrlNetworkError, BctrlPermissionError
@@ -579,6 +581,24 @@ class TestChunk:
             assert list(chunk.add(told(7, message))) == []
         [outcome] = chunk.end(BctrlError("its workers died"))
         assert (outcome.index, outcome.result) == (7, result)
+
+    @pytest.mark.parametrize(
+        ("begins", "is_told", "result"),
+        [(0, False, UNKNOWN), (0, True, NOT_SENT), (1, True, UNKNOWN)],
+        ids=["by a first worker", "by one that finds the end", "by a second one"],
+    )
+    async def test_a_chunk_that_is_begun_may_have_been_sent_unless_its_worker_finds_the_end(
+        self, begins: int, *, is_told: bool, result: StopResult
+    ) -> None:
+        batch = stop_runtimes(Mock(spec=Client), [])
+        batch.close()
+        run = cast("ClusterRun", batch._run)
+        run._told = CancelLevel.WAITING if is_told else None
+        chunk = Chunk([(7, RuntimeRef("ws-1", "r7"))])
+        chunk.begins = begins
+        run._add(chunk, None)
+        [outcome] = chunk.end(BctrlError("its worker died"))
+        assert outcome.result is result
 
     @pytest.mark.parametrize("messages", [[NOT_SENT], [NOT_SENT, REJECTED]])
     def test_a_worker_that_has_left_is_forgotten_only_if_it_has_told_all(

@@ -23,7 +23,7 @@ from fastapi.testclient import TestClient
 from helpers import BOUND, HoldingEmulator, free_port, wait_for_requests
 from jsonschema import Draft202012Validator
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
-from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
+from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
 
 from bctrl_async.emulator import Emulator, Reply
 
@@ -203,10 +203,9 @@ class TestUnderUvicorn:
                 for part in range(8):
                     await client.post("/runs", json=targets[part::8])
             await wait_for_requests(slow, 500)
-            took = await server.end()
+            await server.end()
             await server.wait_for("Finished server process", workers)
 
-        assert took < GRACE / 2
         assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
         assert [each["total"] for each in server.reports] == [1000] * 8
         assert sum(each["stopped"] for each in server.reports) == stopped(slow)
@@ -221,9 +220,10 @@ class TestUnderUvicorn:
             async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN) as client:
                 await client.post("/runs", json=targets)
             await wait_for_requests(slow, 32)
-            assert await server.end() < GRACE / 2
+            await server.end()
             slow.held.clear()
         assert server.logged("bulk stop: .* 68 not_sent, 32 unknown")
+        assert not server.logged("Cancel"), "".join(server.lines)
 
     async def test_two_workers_share_the_rate_of_a_pace(self, tmp_path: Path) -> None:
         """Fault: N workers send N times the rate that one may send."""
