@@ -110,6 +110,7 @@ class TestProbe:
         self, limiter: Limiter, retry_after: float
     ) -> None:
         await answer(limiter, throttled(retry_after))
+        assert not limiter.acquire_nowait()
         await limiter.acquire(PATIENCE)
 
         assert now() == pytest.approx(retry_after)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pacing import Member, MemoryPace, most_in_a_window
 from redis_server import SERVERS, RedisServer, needs_compiler, redis_server
+from virtual_time import in_virtual_time, now
 
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import LEASE, Schedule
@@ -64,24 +65,20 @@ CASES: dict[str, Sets] = {
 }
 
 
+@in_virtual_time
 class TestMemory:
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
     @pytest.mark.parametrize(("rate", "count"), [(200, 8), (30, 40)])
-    def test_no_second_has_more_than_the_rate_and_one_lease(
+    async def test_no_second_has_more_than_the_rate_and_one_lease(
         self, rate: int, count: int, case: Sets
     ) -> None:
         """Fault: what was leased was leased again, up to ten times as much as the rate allows."""
-
-        async def scenario() -> list[float]:
-            pace = MemoryPace(rate=rate)
-            running = asyncio.create_task(run(pace, count, 11.0))
-            loop = asyncio.get_running_loop()
-            for when, offset in case:
-                await asyncio.sleep(when - loop.time())
-                pace.clock = offset
-            return await running
-
-        starts = virtual_time.run(scenario())
+        pace = MemoryPace(rate=rate)
+        running = asyncio.create_task(run(pace, count, 11.0))
+        for when, offset in case:
+            await asyncio.sleep(when - now())
+            pace.clock = offset
+        starts = await running
 
         # A lease has at least one slot, a span has both of its ends, and a slot that was lost when
         # the clock was set back may be made up for.
