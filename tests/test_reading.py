@@ -121,6 +121,11 @@ class TestResults:
         if fault is Fault.TRUNCATED_JSON:
             assert "Check the base URL and the network" in str(caught.value)
 
+    async def test_unknown_values_are_kept(self, emulator: Emulator, session: BctrlSession) -> None:
+        emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
+        [runtime] = await session.list_runtimes("ws-1")
+        assert (runtime.status, runtime.kind) == ("paused", "hologram")
+
 
 class TestInvalidRuntimes:
     """An invalid runtime in a list hides neither itself nor the others."""
