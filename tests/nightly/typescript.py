@@ -10,7 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples" / "fastapi"))
+sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "fastapi"))
+sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples" / "fastapi"))
 
 from app import app as example
 from test_fastapi_openapi import app_with_routes
