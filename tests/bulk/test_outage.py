@@ -587,14 +587,6 @@ class TestPoison:
         assert simulation.received["r0"] == 2
         assert simulation.seconds <= 10
 
-    def test_failures_that_cost_no_attempt_are_bounded(self, simulate: Simulate) -> None:
-        # It is down in every other second.
-        simulation = simulate(lambda each: disconnected() if each.at % 2 >= 1 else dead(3)(each))
-        report = simulation.stop(5000)
-
-        assert report.counts == {STOPPED: 4999, UNKNOWN: 1}
-        assert RetryPolicy().attempts <= simulation.received["r3"] <= RetryPolicy().attempts + 11
-
 
 class TestServerErrors:
     """A server that answers 500 to everything for a while."""
