@@ -63,7 +63,7 @@ Header = Callable[[str], str | None]
 
 
 def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
-    """Decode a body, mended if it is not JSON, or raise one of `DECODE_ERRORS`."""
+    """Decode a body, half characters in it replaced by `half`, or raise one of `DECODE_ERRORS`."""
     try:
         return decode_json(body)
     except msgspec.ValidationError:
