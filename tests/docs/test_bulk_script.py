@@ -107,8 +107,11 @@ async def test_a_run_that_cannot_start_or_whose_key_is_rejected_ends_with_2(
         del script.environment["BCTRL_API_KEY"]
         code, said = await ended(await script.begin())
         assert (code, "no API key" in said, "Traceback" in said) == (2, True, False)
-        script.list.write_text("ws,r0,a note\n")
-        assert (await ended(await script.begin()))[0] == 2
+        for line in ("ws,r0,a note", 'ws,"r0', ""):
+            # Fault: a quote that was not closed swallowed the lines after it.
+            script.list.write_text(f"ws,r1\n{line}\nws,r2\n")
+            code, said = await ended(await script.begin())
+            assert (code, "no API key" in said, "Traceback" in said) == (2, False, False)
         script.list.unlink()
         assert (await ended(await script.begin()))[0] == 2
     assert {request.status for request in api.requests} == {401}
