@@ -53,7 +53,7 @@ def answered(status: int, retry_after: float | None = None) -> BctrlApiError:
 def state(
     *,
     jitter: Callable[[float, float], float] = no_jitter,
-    **policy: Any,  # noqa: ANN401
+    **policy: Any,  # noqa: ANN401 - each field has a type of its own.
 ) -> RetryState:
     """Return the state of a call with a policy of these arguments, and a full quota."""
     return RetryState(RetryPolicy(**policy), RetryQuota(), jitter)
@@ -80,13 +80,13 @@ class TestPolicy:
     @pytest.mark.parametrize("value", [-1, float("inf"), True])
     def test_an_invalid_number_is_rejected(self, name: str, value: float) -> None:
         with pytest.raises(BctrlConfigError, match=f"^invalid {name} "):
-            RetryPolicy(**{name: value})  # type: ignore[arg-type]
+            RetryPolicy(**{name: value})  # type: ignore[arg-type]  # mypy does not know the field.
 
     def test_only_patience_may_be_zero(self) -> None:
         assert RetryPolicy(patience=0).patience == 0
         for name in ("attempts", "base", "cap"):
             with pytest.raises(BctrlConfigError, match=f"^invalid {name} 0"):
-                RetryPolicy(**{name: 0})  # type: ignore[arg-type]
+                RetryPolicy(**{name: 0})  # type: ignore[arg-type]  # mypy does not know the field.
 
     @pytest.mark.parametrize("status", [200, 400, 409, 499, 600])
     def test_a_permanent_status_cannot_be_chosen(self, status: int) -> None:

@@ -74,7 +74,7 @@ class TestStops:
 
         report = await stop_runtimes(
             cluster.client,
-            targets,  # type: ignore[arg-type]
+            targets,  # type: ignore[arg-type]  # Items that are not targets are tried.
             retry=RetryPolicy(attempts=2, base=0.001, cap=0.001),
             verify=False,
         )
