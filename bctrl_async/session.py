@@ -506,7 +506,7 @@ class BctrlSession:
         workspace_id = plain_text(workspace_id)
         LIST.path(self._url.raw_path, workspace_id, None)
         where = RuntimeFilter() if where is None else where
-        if not callable(where):
+        if not callable(where) or isinstance(where, type):
             raise _config.invalid_type("where", type(where), WHERE)
         options = Options(
             concurrency=concurrency,

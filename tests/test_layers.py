@@ -352,7 +352,7 @@ BUDGETS = {
     ("otel", "testing"): 360,
     ("pace", "redis"): 645,
     ("_calls",): 736,
-    ("_http",): 1728,
+    ("_http",): 1727,
     ("_limiter",): 863,
     ("bulk",): 1757,
     ("dask",): 744,

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import ssl
-from http import HTTPStatus
 from typing import TypeVar
 
 import aiohttp
@@ -15,7 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
 from bctrl_async._http.request import Operation, Request
-from bctrl_async._http.response import MIB
+from bctrl_async._http.response import ADVICE, MIB
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -35,10 +34,8 @@ _ConnectError = (
 )
 _CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
-_LOGIN_REQUIRED = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
 _PROXY = "Check the URL of the proxy and the network; retrying is safe"
 _TLS = "Check the host; if its CA is a private one, trust that"
-_PROXY_LOGIN = "Check the user and the password of the proxy"
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
 _is_words = re.compile("[A-Za-z ,.]+").fullmatch
@@ -63,7 +60,7 @@ def partial_response(
 ) -> BctrlError:
     """Return the error for an incomplete 2xx body; `cause` is None if it exceeds `max_body`."""
     kind: type[BctrlNetworkError] = BctrlResponseError
-    problem = "was truncated"
+    problem = "was truncated or cannot be decompressed"
     if cause is None:
         problem = f"has more than {operation.max_body // MIB} MiB"
     elif isinstance(cause, TimeoutError):
@@ -135,7 +132,7 @@ def _no_connection(error: _ConnectError) -> BctrlNetworkError:
     match error:
         case aiohttp.ClientHttpProxyError():
             text = f"the proxy answered {error.status} {error.message}".rstrip()
-            advice = _PROXY_LOGIN if error.status == _LOGIN_REQUIRED else _PROXY_RULES
+            advice = ADVICE.get(error.status, _PROXY_RULES)
         case aiohttp.ClientProxyConnectionError():
             text, advice = f"proxy {error.host}:{error.port}: {_reason(error.os_error)}", _PROXY
         case aiohttp.ClientConnectorCertificateError():

@@ -26,8 +26,7 @@ def sanitize(value: object, key: str) -> str | None:
     if not isinstance(value, str):
         return None
     text = _redact_beginning(value, key, _MAX_TEXT)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else " " for c in text)
+    text = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(text.split()) or None
 
 

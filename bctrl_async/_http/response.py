@@ -41,6 +41,8 @@ _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
 """The first characters of the key in an `Authorization` header; an id without them is safe."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
+# A redirect to a login has tokens in its query or fragment.
+_secrets_of_url = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # JSON never starts with "<". A byte order mark and blank lines may come first.
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
@@ -211,6 +213,7 @@ _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
 }
 
 
+ADVICE = {407: "Check the user and the password of the proxy"}
 _NOT_FORWARDED = frozenset({400, 401, 403, 404, 405, 407, 411, 413, 414, 421, 425, 429, 431, 451})
 """Statuses of a gateway that has not forwarded the request; after any other the API may have it."""
 
@@ -221,7 +224,8 @@ def parse_error(
     """Build the error for a response other than 2xx; any body is accepted (contract errors.md)."""
     key, phrase = bearer_key(authorization), responses.get(status, "(no reason given)")
     if status < HTTPStatus.BAD_REQUEST:
-        return _unexpected(status, phrase, sanitize(header("Location"), key))
+        place = _secrets_of_url.sub("", header("Location") or "")
+        return _unexpected(status, phrase, sanitize(place, key))
     fields = _fields_of(body)
 
     def first(*names: str) -> str | None:
@@ -241,7 +245,7 @@ def parse_error(
         is_doubtful = status not in _NOT_FORWARDED
     return error_class(
         f"the server answered {status} {reason or phrase}",
-        advice=look if is_doubtful and not is_server_error else None,
+        advice=look if is_doubtful and not is_server_error else ADVICE.get(status),
         may_have_stopped=is_doubtful,
         status=status,
         code=code,

@@ -424,6 +424,7 @@ class TestArguments:
         conditions: tuple[Callable[[Runtime], object], ...] = (
             match_none,
             lambda _: asyncio.get_running_loop().create_future(),
+            str,
         )
         for where in conditions:
             with pytest.raises(BctrlConfigError, match="a plain function"):

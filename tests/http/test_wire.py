@@ -14,6 +14,7 @@ from servers import Handler, answering, closing, http_answer, raw_server, record
 from test_secrets import everything_of
 
 from bctrl_async import (
+    BctrlApiError,
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlResponseError,
@@ -96,13 +97,14 @@ async def test_a_prefix_of_the_base_url_and_special_characters_are_kept() -> Non
     ("status", "may_have_stopped"),
     [(301, True), (302, True), (303, True), (307, False), (308, False)],
 )
-async def test_a_redirect_is_not_followed_with_the_key(
+async def test_a_redirect_is_not_followed_with_the_key_and_its_tokens_are_not_shown(
     status: int, *, may_have_stopped: bool
 ) -> None:
     """Fault: redirects are followed with the key attached (browserbase, steel)."""
     elsewhere: list[bytes] = []
     async with raw_server(recording(elsewhere, http_answer("200 OK", RUNTIME))) as other:
-        answer = http_answer(f"{status} Moved", b"", f"Location: {other}/x")
+        user = other.replace("//", "//user:secret@")
+        answer = http_answer(f"{status} Moved", b"", f"Location: {user}/x?token=secret#secret")
         with pytest.raises(BctrlResponseError) as caught:
             await stop_on(answer)
     assert elsewhere == []
@@ -210,6 +212,11 @@ async def test_a_runtime_that_is_chunked_or_compressed_or_arrives_in_pieces_is_r
     packed = http_answer("200 OK", gzip.compress(RUNTIME), "Content-Encoding: gzip")
     for server in (packed, chunked, in_pieces):
         assert (await stop_on(server)).alias == "crm"
+
+
+async def test_a_proxy_that_wants_a_login_is_named_as_the_cause() -> None:
+    with pytest.raises(BctrlApiError, match=r"Check the user and the password of the proxy$"):
+        await stop_on(http_answer("407 No"))
 
 
 async def test_a_response_that_is_not_http_is_a_response_error() -> None:
