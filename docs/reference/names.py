@@ -30,6 +30,9 @@ _ALIASES = {
 }
 """The types in signatures that have no page."""
 _IMPORTABLE = "# Types in signatures; OnOutcome and Targets can be imported from bctrl_async.bulk."
+_PROTOCOLS = {"__aenter__", "__aiter__"}
+_ARGUMENT = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
+"""An argument in a docstring, with its text."""
 _WIDTH = 100
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -74,7 +77,8 @@ def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
     node = _node(found)
     bases = ", ".join(map(ast.unparse, node.bases))
     yield f"class {node.name}({bases}):" if bases else f"class {node.name}:"
-    yield f"    {_sentence(node)}"
+    yield f"    {_sentence(ast.get_docstring(node))}"
+    described = dict(_ARGUMENT.findall(ast.get_docstring(node) or ""))
     # What a private base class has is a part of its public subclass.
     classes = [each for each in found.__bases__ if each.__name__.startswith("_With")]
     for member in (each for part in [*classes, found] for each in _node(part).body):
@@ -84,8 +88,9 @@ def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
                 lines = [ast.unparse(member)]
             case ast.AnnAssign(target=ast.Name(name)) if name[0] != "_":
                 lines = [f"{name}: {ast.unparse(member.annotation)}{_default(member.value)}"]
+                lines += [_sentence(described[name])] if name in described else []
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                if name in shown or (shows_all and not name.startswith("_")):
+                if name in shown or (shows_all and (name[0] != "_" or name in _PROTOCOLS)):
                     lines = [*_function(member)]
                 if name == "__init__" and shows_all:
                     lines += [*_attributes(member)]
@@ -117,7 +122,7 @@ def _function(node: _Function) -> Iterator[str]:
         yield f"{head}{', '.join(parts)}{tail}"
     else:
         yield from [head, *(f"    {part}," for part in parts), tail]
-    yield f"    {_sentence(node)}"
+    yield f"    {_sentence(ast.get_docstring(node))}"
 
 
 def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
@@ -130,8 +135,8 @@ def _default(value: ast.expr | None) -> str:
     return " = ..." if re.search(r"\b_[A-Z]|field\(", written) else written
 
 
-def _sentence(node: ast.ClassDef | _Function) -> str:
-    paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+def _sentence(text: str | None) -> str:
+    paragraph = " ".join((text or "").partition("\n\n")[0].split())
     sentence = re.split(r"(?<=[.?]) (?=[A-Z`])", paragraph)[0]
     return f'"""{sentence}"""' if sentence else "..."
 

@@ -33,6 +33,8 @@ class BctrlSession:
         check_answers: bool = True,
     ) -> None:
         ...
+    async def __aenter__(self) -> Self:
+        ...
     @property
     def base_url(self) -> str:
         """The URL of the API, with the `/v1`."""
@@ -110,12 +112,19 @@ class BctrlSession:
 class SessionStats(msgspec.Struct):
     """A snapshot of the counters of a session."""
     attempts: int = 0
+    """Attempts started."""
     retries: int = 0
+    """Attempts that were not the first of their call."""
     succeeded: int = 0
+    """Attempts answered with a success status and a valid body."""
     failed: dict[str, int] = ...
+    """Failed attempts by HTTP status (`"429"`), or by error class (`"BctrlTimeoutError"`) if there was no usable answer."""
     cancelled: int = 0
+    """Attempts whose call was cancelled, so that no answer was waited for."""
     in_flight: int = 0
+    """Attempts in flight."""
     waiting: int = 0
+    """Calls that wait for a slot or for their next attempt."""
     @property
     def throttled(self) -> int:
         """The number of attempts that were answered with 429 or 503."""
@@ -169,6 +178,10 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """Raise an exception in the run, as the cancellation of a task does."""
     def close(self) -> None:
         """Close the coroutine of a run that `send` has started."""
+    async def __aenter__(self) -> Self:
+        ...
+    def __aiter__(self) -> Self:
+        ...
 
 # bctrl_async.shard, in bctrl_async/shards.py
 def shard(targets: Targets, number: int, count: int) -> Targets:
@@ -204,16 +217,27 @@ class RuntimeState(StrEnum):
 class StopOutcome(msgspec.Struct):
     """The outcome of stopping one target."""
     index: int
+    """The target's position in the input, from 0."""
     target: RuntimeRef
+    """The runtime to stop."""
     result: StopResult
+    """What the server said to the stop."""
     state: RuntimeState
+    """Whether the runtime runs, by the server's own word."""
     runtime: Runtime | None = None
+    """The runtime as last described by the server, in the answer, in a poll, or in the list of `stop_workspace` if no request can have stopped it since; else None."""
     error: BctrlError | None = None
+    """The error that explains why the outcome is not `ok`; None if it is."""
     attempts: int = 1
+    """The number of stop requests started; polls are not counted."""
     elapsed: float = 0.0
+    """Seconds from reading the target to this outcome."""
     at: datetime = ...
+    """The time at which the outcome became known, in UTC; if `runtime` comes from a poll or a list, the time of the poll or the list."""
     request_id: str | None = None
+    """The server's id of the last stop request that it answered, or None."""
     resumed: bool = False
+    """True if the outcome comes from an earlier run's journal."""
     @property
     def ok(self) -> bool:
         """True if the runtime no longer runs, by the server's own word."""
@@ -224,14 +248,23 @@ class StopOutcome(msgspec.Struct):
 class StopReport(msgspec.Struct):
     """The report of a bulk stop."""
     total: int
+    """The number of targets read; the counts add up to it."""
     counts: Counter[StopResult]
+    """The number of outcomes for each result; 0 for a result that did not occur."""
     states: Counter[RuntimeState]
+    """The number of runtimes by state; the numbers add up to `total`."""
     failures: tuple[StopOutcome, ...]
+    """The outcomes that are not `ok`, in order of completion."""
     elapsed: float
+    """The duration of the run in seconds."""
     retries: int = 0
+    """The number of stop requests beyond the first for each target."""
     throttled: int = 0
+    """The number of 429 and 503 answers."""
     resumed: int = 0
+    """The number of outcomes that come from an earlier run's journal."""
     ended_early: BctrlError | None = None
+    """The reason why the run ended before its input did, or None."""
     @property
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer."""
@@ -244,22 +277,39 @@ class StopReport(msgspec.Struct):
 class BctrlError(Exception):
     """The base class of all errors of this package."""
     summary: str
+    """The failure in one line, without a full stop."""
     advice: str | None = None
+    """The remedy, by default the advice of the class; None if there is none."""
     operation: str = 'stop'
+    """The operation of the API, such as `stop`, `get` or `list`."""
     workspace_id: str | None = None
+    """The workspace of the call."""
     alias: str | None = None
+    """The alias of the call."""
     attempts: int = 0
+    """The number of requests started for this call."""
     may_have_stopped: bool = False
+    """True if any of these requests may have stopped the runtime; always False for operations other than a stop."""
     accepted: bool = False
+    """True if a stop was answered with a 2xx status and an unusable body, so that it was accepted (`BctrlNetworkError` only)."""
     status: int | None = None
+    """The HTTP status of the last answer."""
     code: str | None = None
+    """The server's error code, such as `runtime.not_active`."""
     message: str | None = None
+    """The server's message."""
     reason_class: str | None = None
+    """The server's `reasonClass`, such as `conflict`; new values will appear."""
     request_id: str | None = None
+    """The server's id of the request, for its support team."""
     hint: str | None = None
+    """The server's advice."""
     retry_after: float | None = None
+    """The seconds that the server asked to wait."""
     body: str | None = None
+    """The first 2,048 characters of the answer's body."""
     argument: str | None = None
+    """The name of the argument that the error is about, such as `timeout`; `api_key` for an `api_key` function that was too slow."""
 
 # bctrl_async.BctrlConfigError, in bctrl_async/errors.py
 class BctrlConfigError(BctrlError, ValueError):
@@ -396,17 +446,25 @@ class LaunchMode(_OpenEnum):
 class RuntimeFilter(msgspec.Struct):
     """A predicate for runtimes; any function of a `Runtime` can take its place."""
     status: str | None = None
+    """The status to match."""
     kind: str | None = None
+    """The kind to match; None matches any."""
     older_than: float | timedelta | None = None
+    """The least age, above 0, in seconds or as a `timedelta`; None matches any age."""
 
 # bctrl_async.RetryPolicy, in bctrl_async/_calls/retry.py
 class RetryPolicy(msgspec.Struct):
     """A retry policy with exponential backoff and full jitter."""
     attempts: int = 4
+    """Attempts that may fail, from 1; a busy server's 429 and 503 do not count."""
     base: float = 0.5
+    """The longest first delay in seconds, above 0."""
     cap: float = 20.0
+    """The longest delay in seconds, above 0."""
     patience: float | None = None
+    """Seconds from the first 429 or 503 until giving up, and the longest Retry-After to wait for; 0 gives up at once."""
     statuses: frozenset[int] = ...
+    """The statuses to retry, of 408, 429 and 500 to 599."""
     @property
     def max_throttle_wait(self) -> float:
         """The patience of a single call in seconds, 60 if None; see `patience` for a bulk stop."""
@@ -457,11 +515,17 @@ class CallObserver(_WithAttempts):
 class Attempt(msgspec.Struct):
     """One attempt of a call: one HTTP request."""
     number: int
+    """The number of the attempt within the call, from 1."""
     operation: str
+    """The operation of the API, such as `stop`, `get` or `list`."""
     stops: bool
+    """True if it may stop a runtime."""
     method: str
+    """The HTTP method."""
     url: URL
+    """The URL of the request."""
     template: str
+    """The path of the operation, with `{id}` and `{alias}` in place of the names."""
 
 # bctrl_async.AttemptObserver, in bctrl_async/observer.py
 class AttemptObserver:
@@ -530,6 +594,8 @@ class Emulator:
         """Start listening."""
     async def close(self) -> None:
         """Stop listening and drop every connection at once, even during a request."""
+    async def __aenter__(self) -> Self:
+        ...
     def add_runtime(
         self,
         workspace_id: str,
@@ -586,27 +652,45 @@ class Fault(StrEnum):
 class Reply:
     """An answer of any status, for `Emulator.inject` and `Emulator.poison`."""
     status: int
+    """The HTTP status, 200 to 599."""
     code: str | None = None
+    """The `code` of the error body; None for the code of the status in errors.md."""
     message: str | None = None
+    """The `error` of the error body; None for the name of the status."""
     reason_class: str | None = None
+    """The `reasonClass` of the error body; None for the usual value of the status."""
     hint: str | None = None
+    """The `hint` of the error body; None omits it."""
     headers: Mapping[str, str] = ...
+    """More headers, such as `Retry-After`."""
     body: object = ...
+    """What is sent in place of the usual body; None for the usual body."""
     takes_effect: bool | None = None
+    """True if a stop with this answer ends the runtime nevertheless."""
 
 # bctrl_async.emulator.ReceivedRequest, in bctrl_async/emulator/_assertions.py
 class ReceivedRequest:
     """A request as received, and the emulator's reaction to it."""
     workspace_id: str | None
+    """The workspace by the name given to `add_runtime`, else as in the path; None if the path is unknown."""
     alias: str | None
+    """The decoded alias, None for the path of a list and an unknown path."""
     method: str
+    """The HTTP method."""
     raw_path: str
+    """The request target exactly as on the wire, with its query."""
     headers: Mapping[str, str] = ...
+    """The headers, with case-insensitive names."""
     body: bytes
+    """The body as on the wire, not decompressed."""
     fault: Fault | Reply | None
+    """The fault or reply that was applied, None for normal behaviour."""
     status: int | None
+    """The HTTP status of the response, None if there was no response."""
     operation: str | None
+    """`stop`, `get` or `list`; None if the path is unknown, or its operation has another method."""
     received_at: float
+    """Seconds from the emulator's start until the request had arrived, on a clock that never goes back."""
 
 # bctrl_async.emulator.WireRuntime, in bctrl_async/emulator/_contract.py
 class WireRuntime(TypedDict):
