@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from functools import partial
 
 import pytest
-from helpers import BOUND, Connect, pass_time, wait_for_requests
+from helpers import Connect, wait_for_requests
 from runtimes import RUNTIME
 from servers import answering, http_answer, served
 from test_observer import Recorder
@@ -37,26 +36,97 @@ def methods(emulator: Emulator) -> list[str]:
     return [request.method for request in emulator.requests]
 
 
-@pytest.mark.parametrize(
-    "fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.HANG], ids=lambda fault: fault.value
-)
-async def test_a_stop_whose_answer_was_lost_returns_the_runtime_that_it_stopped(
-    emulator: Emulator, session: BctrlSession, fault: Fault
-) -> None:
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+class TestLostAnswer:
     """Fault: a call raised a conflict for what its own lost attempt had done."""
-    emulator.inject(fault)
 
-    stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await wait_for_requests(emulator, 1)
-    if fault is Fault.HANG:
-        pass_time(60)
-    runtime = await stopping
+    @pytest.fixture(autouse=True)
+    def _lose_the_answer(self, emulator: Emulator) -> None:
+        emulator.inject(Fault.DROP_AFTER)
 
-    assert (runtime.alias, runtime.status) == ("crm", RuntimeStatus.STOPPED)
-    assert methods(emulator) == ["POST", "POST", "GET"]
+    async def test_the_runtime_is_returned_and_the_outcome_is_that_of_a_bulk_stop(
+        self, connect: Connect, recorder: Recorder
+    ) -> None:
+        """Fault: the GET after a 409 was sent to `/workspaces/Name.WORKSPACE/`."""
+        async with connect(observer=recorder) as session:
+            runtime = await session.stop_runtime(Name.WORKSPACE, Name.ALIAS)
+
+        assert (runtime.alias, runtime.status) == ("crm", RuntimeStatus.STOPPED)
+        path = "/v1/workspaces/ws-1/runtimes/crm"
+        assert recorder.events == [
+            "stop ws-1 crm",
+            f"attempt 1 POST {path}/stop",
+            "end BctrlNetworkError",
+            f"attempt 2 POST {path}/stop",
+            "answered 409",
+            "end BctrlConflictError",
+            f"attempt 1 GET {path}",
+            "answered 200",
+            "end",
+            "end StopOutcome",
+        ]
+        [outcome] = recorder.outcomes
+        assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
+        assert outcome.runtime is runtime
+        assert (outcome.ok, outcome.error) == (True, None)
+
+    async def test_the_get_waits_for_a_slot_and_is_retried_like_any_other(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR, method="GET")
+        async with connect(max_connections=1) as session:
+            runtime = await session.stop_runtime("ws-1", "crm")
+            stats = session.stats
+        assert runtime.status is RuntimeStatus.STOPPED
+        assert (stats.attempts, stats.retries, stats.in_flight) == (4, 2, 0)
+
+    async def test_if_the_runtime_cannot_be_had_the_conflict_is_raised_with_the_reason(
+        self, emulator: Emulator, connect: Connect, recorder: Recorder
+    ) -> None:
+        emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
+        async with connect(observer=recorder) as session:
+            with pytest.raises(BctrlConflictError) as caught:
+                await session.stop_runtime("ws-1", "crm")
+
+        error = caught.value
+        assert (error.already_stopped, error.may_have_stopped, error.attempts) == (True, True, 2)
+        [earlier] = error.__notes__
+        assert earlier.startswith("attempt 1: ")
+        assert isinstance(error.__cause__, BctrlServerError)
+        assert (error.__cause__.operation, error.__cause__.attempts) == ("get", 4)
+        [outcome] = recorder.outcomes
+        assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
+        assert (outcome.runtime, outcome.ok, outcome.error) == (None, True, None)
+
+    async def test_a_call_that_is_cancelled_during_the_get_is_cancelled(
+        self, emulator: Emulator, connect: Connect, recorder: Recorder
+    ) -> None:
+        emulator.inject(Fault.HANG, method="GET")
+        async with connect(observer=recorder) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await wait_for_requests(emulator, 3)
+            stopping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stopping
+
+        [outcome] = recorder.outcomes
+        assert outcome.result is StopResult.ALREADY_STOPPED
+        assert recorder.begun == 0
 
 
-async def test_a_runtime_that_was_not_running_is_a_conflict_without_a_further_request(
+async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:
+    active = http_answer("200 OK", RUNTIME.replace(b"stopped", b"active"))
+    answers = answering(http_answer("502 X"), NOT_ACTIVE, active)
+    async with served(answers, retry=RetryPolicy(base=0.001)) as session:
+        runtime = await session.stop_runtime("ws-1", "crm")
+    assert runtime.status is RuntimeStatus.ACTIVE
+
+
+async def test_a_runtime_that_was_not_running_is_a_conflict_without_another_request(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
@@ -70,94 +140,7 @@ async def test_a_runtime_that_was_not_running_is_a_conflict_without_a_further_re
     assert methods(emulator) == ["POST", "POST"]
 
 
-async def test_names_that_are_members_of_an_enum_are_looked_up_by_their_values(
-    emulator: Emulator, connect: Connect
-) -> None:
-    """Fault: the GET after a 409 was sent to `/workspaces/Name.WORKSPACE/`."""
-    emulator.inject(Fault.DROP_AFTER)
-    recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        runtime = await session.stop_runtime(Name.WORKSPACE, Name.ALIAS)
-
-    assert runtime.alias == "crm"
-    assert recorder.events[-4] == "attempt 1 GET /v1/workspaces/ws-1/runtimes/crm"
-    assert recorder.events[0] == "stop ws-1 crm"
-
-
-@pytest.mark.parametrize("operation", ["stop", "get", "list", "bulk"])
-async def test_an_error_shows_the_value_of_a_member_of_an_enum(
-    emulator: Emulator, connect: Connect, operation: str
-) -> None:
-    emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
-    recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        calls: dict[str, Callable[[], Awaitable[object]]] = {
-            "stop": partial(session.stop_runtime, Name.WORKSPACE, Name.GONE),
-            "get": partial(session.get_runtime, Name.WORKSPACE, Name.GONE),
-            "list": partial(session.list_runtimes, Name.WORKSPACE),
-            "bulk": partial(session.stop_workspace, Name.WORKSPACE),
-        }
-        with pytest.raises(BctrlError) as caught:
-            await calls[operation]()
-
-    error = caught.value
-    assert (type(error.workspace_id), error.workspace_id) == (str, "ws-1")
-    assert type(error.alias) is (str if operation in {"stop", "get"} else type(None))
-    assert not any("Name." in text for text in (str(error), repr(error), *recorder.events))
-
-
-async def test_with_stopped_ok_any_other_conflict_is_raised_without_another_request(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.inject(Reply(409, code="runtime.busy"))
-    with pytest.raises(BctrlConflictError, match=r"runtime\.busy"):
-        await session.stop_runtime("ws-1", "crm", stopped_ok=True)
-    assert methods(emulator) == ["POST"]
-
-
-async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:
-    active = http_answer("200 OK", RUNTIME.replace(b"stopped", b"active"))
-    answers = answering(http_answer("502 X"), NOT_ACTIVE, active)
-    async with served(answers, retry=RetryPolicy(base=0.001)) as session:
-        runtime = await session.stop_runtime("ws-1", "crm")
-    assert runtime.status is RuntimeStatus.ACTIVE
-
-
-async def test_if_the_runtime_cannot_be_had_the_conflict_is_raised_with_the_reason(
-    emulator: Emulator, connect: Connect
-) -> None:
-    emulator.inject(Fault.DROP_AFTER)
-    emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
-    recorder = Recorder()
-
-    async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlConflictError) as caught:
-            await session.stop_runtime("ws-1", "crm")
-
-    error = caught.value
-    assert (error.already_stopped, error.may_have_stopped, error.attempts) == (True, True, 2)
-    [earlier] = error.__notes__
-    assert earlier.startswith("attempt 1: ")
-    assert isinstance(error.__cause__, BctrlServerError)
-    assert (error.__cause__.operation, error.__cause__.attempts) == ("get", 4)
-    [outcome] = recorder.outcomes
-    assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
-    assert (outcome.runtime, outcome.ok, outcome.error) == (None, True, None)
-
-
-async def test_the_get_waits_for_a_slot_and_is_retried_like_any_other(
-    emulator: Emulator, connect: Connect
-) -> None:
-    emulator.inject(Fault.DROP_AFTER)
-    emulator.inject(Fault.SERVER_ERROR, method="GET")
-    async with connect(max_connections=1) as session:
-        runtime = await session.stop_runtime("ws-1", "crm")
-        stats = session.stats
-    assert runtime.status is RuntimeStatus.STOPPED
-    assert (stats.attempts, stats.retries, stats.in_flight) == (4, 2, 0)
-
-
-async def test_with_stopped_ok_a_get_with_the_same_headers_returns_a_runtime_that_was_not_running(
+async def test_with_stopped_ok_a_get_with_the_same_headers_returns_it(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
@@ -174,47 +157,33 @@ async def test_with_stopped_ok_a_get_with_the_same_headers_returns_a_runtime_tha
     assert "Idempotency-Key" not in get.headers
 
 
-async def test_a_call_that_is_cancelled_during_the_get_is_cancelled(
-    emulator: Emulator, connect: Connect
+async def test_with_stopped_ok_any_other_conflict_is_raised_without_another_request(
+    emulator: Emulator, session: BctrlSession
 ) -> None:
-    emulator.inject(Fault.DROP_AFTER)
-    emulator.inject(Fault.HANG, method="GET")
-    recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        async with asyncio.timeout(BOUND):
-            await wait_for_requests(emulator, 3)
-        stopping.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await stopping
-
-    [outcome] = recorder.outcomes
-    assert outcome.result is StopResult.ALREADY_STOPPED
-    assert recorder.begun == 0
+    emulator.inject(Reply(409, code="runtime.busy"))
+    with pytest.raises(BctrlConflictError, match=r"runtime\.busy"):
+        await session.stop_runtime("ws-1", "crm", stopped_ok=True)
+    assert methods(emulator) == ["POST"]
 
 
-async def test_the_get_is_an_attempt_of_the_stop_whose_outcome_is_that_of_a_bulk_stop(
-    emulator: Emulator, connect: Connect
+CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
+    "stop": lambda session: session.stop_runtime(Name.WORKSPACE, Name.GONE),
+    "get": lambda session: session.get_runtime(Name.WORKSPACE, Name.GONE),
+    "list": lambda session: session.list_runtimes(Name.WORKSPACE),
+    "bulk": lambda session: session.stop_workspace(Name.WORKSPACE),
+}
+
+
+@pytest.mark.parametrize("operation", CALLS)
+async def test_an_error_shows_the_value_of_a_member_of_an_enum(
+    emulator: Emulator, connect: Connect, recorder: Recorder, operation: str
 ) -> None:
-    emulator.inject(Fault.DROP_AFTER)
-    recorder = Recorder()
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
     async with connect(observer=recorder) as session:
-        runtime = await session.stop_runtime("ws-1", "crm")
+        with pytest.raises(BctrlError) as caught:
+            await CALLS[operation](session)
 
-    path = "/v1/workspaces/ws-1/runtimes/crm"
-    assert recorder.events == [
-        "stop ws-1 crm",
-        f"attempt 1 POST {path}/stop",
-        "end BctrlNetworkError",
-        f"attempt 2 POST {path}/stop",
-        "answered 409",
-        "end BctrlConflictError",
-        f"attempt 1 GET {path}",
-        "answered 200",
-        "end",
-        "end StopOutcome",
-    ]
-    [outcome] = recorder.outcomes
-    assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
-    assert outcome.runtime is runtime
-    assert (outcome.ok, outcome.error) == (True, None)
+    error = caught.value
+    assert (type(error.workspace_id), error.workspace_id) == (str, "ws-1")
+    assert type(error.alias) is (str if operation in {"stop", "get"} else type(None))
+    assert not any("Name." in text for text in (str(error), repr(error), *recorder.events))
