@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import Connect
 from journal_lines import entry_line, header_line, seal, sealed
 from msgspec.structs import replace
 from runtimes import runtime
@@ -18,14 +16,12 @@ from runtimes import runtime
 from bctrl_async import (
     BctrlConfigError,
     BctrlError,
-    BctrlPermissionError,
     Runtime,
     RuntimeRef,
     RuntimeState,
     StopOutcome,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Reply
 from bctrl_async.journal import Journal, read_journals
 
 SERVER = "https://api.test/v1"
@@ -34,8 +30,8 @@ DONE, RUNS = "not_running", "still_running"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "1"
 
 
 def header(base_url: str = SERVER, hours: float = 0.0, version: int = 3) -> bytes:
@@ -47,8 +43,8 @@ def entry(alias: str, state: str = DONE, *, minute: float = 0.0, **fields: objec
     return entry_line(("ws-1", alias), NOW + timedelta(minutes=minute), state, **fields)
 
 
-def write(path: Path, *lines: bytes, first: bytes | None = None) -> Path:
-    path.write_bytes(b"".join((header() if first is None else first, *lines)))
+def write(path: Path, *lines: bytes, first: bytes = header()) -> Path:
+    path.write_bytes(b"".join((first, *lines)))
     return path
 
 
@@ -57,8 +53,8 @@ def states(outcomes: Iterable[StopOutcome]) -> dict[str, str]:
 
 
 class TestList:
-    def test_each_target_has_an_outcome_in_the_order_of_the_list(self, folder: Path) -> None:
-        path = write(folder / "1", entry("a"), entry("b", RUNS, attempts=3), entry("other"))
+    def test_each_target_has_an_outcome_in_the_order_of_the_list(self, path: Path) -> None:
+        write(path, entry("a"), entry("b", RUNS, attempts=3), entry("other"))
         of_list = replace(runtime(), alias="b", workspace_id=UUID(int=7))
 
         targets: list[RuntimeRef | Runtime | tuple[str, str]]
@@ -66,11 +62,11 @@ class TestList:
         outcomes = list(read_journals([path], targets))
 
         assert [
-            (each.index, each.target, each.state.value, each.ok, each.attempts) for each in outcomes
+            (each.index, each.target, each.state.value, each.attempts) for each in outcomes
         ] == [
-            (0, ("ws-1", "b"), RUNS, False, 3),
-            (1, ("ws-1", "a"), DONE, True, 0),
-            (2, (str(UUID(int=7)), "b"), "unconfirmed", False, 0),
+            (0, ("ws-1", "b"), RUNS, 3),
+            (1, ("ws-1", "a"), DONE, 0),
+            (2, (str(UUID(int=7)), "b"), "unconfirmed", 0),
         ]
         assert not any(each.resumed for each in outcomes)
         assert outcomes[2].result is StopResult.NOT_SENT
@@ -78,74 +74,65 @@ class TestList:
             f"stop of 'b' in workspace '{UUID(int=7)}': no journal has it"
         )
 
-    def test_without_a_list_each_target_of_the_journals_has_one(self, folder: Path) -> None:
-        paths = [
-            write(folder / "1", entry("a"), entry("b", workspace_id="ws-2")),
-            write(folder / "2", entry("b", RUNS), entry("a", RUNS, minute=1), entry("c")),
-        ]
+    def test_without_a_list_each_target_of_the_journals_has_one(self, path: Path) -> None:
+        write(path, entry("a"), entry("b", workspace_id="ws-2"))
+        second = write(path.with_name("2"), entry("b", RUNS), entry("a", RUNS, minute=1))
 
-        outcomes = list(read_journals(paths))
+        outcomes = read_journals([path, second])
 
         assert [(each.index, *each.target, each.ok) for each in outcomes] == [
             (0, "ws-1", "a", False),
             (1, "ws-2", "b", True),
             (2, "ws-1", "b", False),
-            (3, "ws-1", "c", True),
         ]
 
     @pytest.mark.parametrize("item", ["a", ("ws-1",), ("ws-1", 1), None, 3])
-    def test_an_item_that_is_not_a_target_is_an_error(self, folder: Path, item: object) -> None:
-        path = write(folder / "1", entry("a"))
+    def test_an_item_that_is_not_a_target_is_an_error(self, path: Path, item: object) -> None:
+        write(path, entry("a"))
         with pytest.raises(BctrlConfigError, match="invalid targets: expected pairs"):
             list(read_journals([path], [item]))  # type: ignore[list-item]
 
-    async def test_the_journals_of_all_parts_are_the_account_of_the_list(
-        self, connect: Connect, emulator: Emulator, folder: Path
-    ) -> None:
-        targets = [("ws-1", f"r{number}") for number in range(60)]
-        for target in targets:
-            emulator.add_runtime(*target)
-        emulator.inject(Reply(403), alias="r7")
-        paths = [folder / f"{part}.jsonl" for part in range(3)]
-        async with connect() as session:
-            for number, path in enumerate(paths):
-                await session.stop_runtimes(targets[number::3], journal=path)
-        part = [each for each in read_journals(paths[:2], targets) if not each.ok]
-        whole = [each for each in read_journals(paths, targets) if not each.ok]
+    def test_an_error_of_the_list_is_no_fault_of_the_journal(self, path: Path) -> None:
+        def broken() -> Iterator[RuntimeRef]:
+            yield RuntimeRef("ws-1", "a")
+            raise OSError("the list")
 
-        assert {each.target for each in part} == {*targets[2::3], targets[7]}
-        assert [(each.index, each.target) for each in whole] == [(7, targets[7])]
-        assert isinstance(whole[0].error, BctrlPermissionError)
-        assert whole[0].error.status == 403
-        assert whole[0].error.request_id == whole[0].request_id is not None
+        with pytest.raises(OSError, match="the list"):
+            list(read_journals([write(path, entry("a"))], broken()))
+
+    def test_no_file_is_an_error(self) -> None:
+        with pytest.raises(BctrlConfigError, match="there are no journals"):
+            list(read_journals([]))
 
 
 class TestLatest:
     @pytest.mark.parametrize("state", [RUNS, "unconfirmed", "invalid"])
-    def test_the_latest_of_several_files_counts(self, folder: Path, state: str) -> None:
+    def test_the_latest_of_several_files_counts(self, path: Path, state: str) -> None:
+        """If two are of the same time, the target is sent again."""
         for first, second, latest in ((0, 1, state), (1, 0, DONE), (0, 0, state)):
-            paths = [
-                write(folder / "1", entry("a", minute=first)),
-                write(folder / "2", entry("a", state, minute=second)),
-            ]
+            write(path, entry("a", minute=first))
+            paths = [path, write(path.with_name("2"), entry("a", state, minute=second))]
             assert states(read_journals(paths)) == {"a": latest}
             assert states(read_journals(paths[::-1])) == {"a": latest}
 
-    def test_the_last_of_one_file_counts_whatever_the_clock_says(self, folder: Path) -> None:
-        path = write(folder / "1", entry("a", minute=5), entry("a", RUNS, minute=1))
+    def test_the_last_of_one_file_counts_whatever_the_clock_says(self, path: Path) -> None:
+        write(path, entry("a", minute=5), entry("a", RUNS, minute=1))
         assert states(read_journals([path])) == {"a": RUNS}
+        journal = Journal(path, SERVER)
+        assert journal.done(RuntimeRef("ws-1", "a")) is None
+        journal.close()
 
     @pytest.mark.parametrize("state", [DONE, RUNS])
-    def test_an_entry_of_the_future_is_not_believed(self, folder: Path, state: str) -> None:
+    def test_an_entry_of_the_future_is_not_believed(self, path: Path, state: str) -> None:
         """Fault: `report` said "1 of 1 done" by a clock that was days ahead."""
-        ahead = write(folder / "1", entry("a", state, minute=60), entry("b"))
-        paths = [ahead, write(folder / "2", entry("a", RUNS))]
+        write(path, entry("a", state, minute=60), entry("b"))
+        paths = [path, write(path.with_name("2"), entry("a", RUNS))]
         with pytest.raises(
             BctrlConfigError, match=r"/1' .* its entry at byte .* is dated in the future"
         ):
             list(read_journals(paths, [("ws-1", "a")]))
         assert states(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
-        journal = Journal(ahead, SERVER)
+        journal = Journal(path, SERVER)
         assert journal.done(RuntimeRef("ws-1", "a")) is None
         assert journal.done(RuntimeRef("ws-1", "b")) is not None
         journal.write(next(read_journals([paths[1]])))
@@ -153,208 +140,136 @@ class TestLatest:
         # The run that sends the target again mends the file.
         assert states(read_journals(paths)) == {"a": RUNS, "b": DONE}
 
-    def test_a_file_that_is_given_twice_is_the_same_file(self, folder: Path) -> None:
-        path = write(folder / "1", entry("a"), entry("b", RUNS))
-        assert states(read_journals([path, path, folder / ".." / folder.name / "1"])) == {
-            "a": DONE,
-            "b": RUNS,
-        }
+
+def test_an_error_of_a_later_version_is_still_an_error(path: Path) -> None:
+    error = {"type": "BctrlLunarError", "message": "the moon is full", "new": 1}
+    [outcome] = read_journals([write(path, entry("a", RUNS, error=error, new=[]))])
+
+    assert type(outcome.error) is BctrlError
+    assert str(outcome.error) == "stop of 'a' in workspace 'ws-1': the moon is full"
 
 
-class TestEntry:
-    def test_an_error_of_a_later_version_is_an_error_all_the_same(self, folder: Path) -> None:
-        error = {"type": "BctrlLunarError", "message": "the moon is full", "new": 1}
-        [outcome] = read_journals([write(folder / "1", entry("a", RUNS, error=error, new=[]))])
+def test_an_item_that_was_not_a_target_is_invalid(path: Path) -> None:
+    error = {"type": "BctrlConfigError", "message": "invalid target 3"}
+    [outcome] = read_journals([write(path, entry("3", "invalid", workspace_id="", error=error))])
 
-        assert type(outcome.error) is BctrlError
-        assert str(outcome.error) == "stop of 'a' in workspace 'ws-1': the moon is full"
-
-    def test_an_item_that_was_not_a_target_is_invalid(self, folder: Path) -> None:
-        error = {"type": "BctrlConfigError", "message": "invalid target 3"}
-        line = entry("3", "invalid", workspace_id="", error=error)
-        [outcome] = read_journals([write(folder / "1", line)])
-
-        assert (outcome.target, outcome.state) == (("", "3"), RuntimeState.INVALID)
-        assert str(outcome.error) == "invalid target 3"
+    assert (outcome.target, outcome.state) == (("", "3"), RuntimeState.INVALID)
+    assert str(outcome.error) == "invalid target 3"
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
-NOT_JOURNALS = [b"my notes", b"ws-1,a\n", b"\0" * 100, b"[]\n", b"{}\n"]
+UNUSABLE = {
+    "notes": (b"my notes", "it is not a journal"),
+    "a list": (b"ws-1,a\n", "it is not a journal"),
+    "other JSON": (b"{}\n", "it is not a journal"),
+    "a later version": (header(version=4), "another version wrote it"),
+    "a changed entry": (header() + entry("a").replace(b"a", b"b", 1), "damaged at byte"),
+    "a line between": (header() + b"\n" + entry("a"), "damaged at byte"),
+    "a sealed line without a result": (
+        header() + sealed({"alias": "a"}) + entry("a"),
+        "damaged at byte",
+    ),
+    "JSON too deep": (header() + seal(b'{"alias":"a","x":' + NESTED), "damaged at byte"),
+    "an old one": (header(hours=13), r"it is 13:\d\d:\d\d old; the limit is 12:00:00"),
+    "a header of the future": (header(hours=-13), r"it is 1[23]:\d\d:\d\d old; the limit"),
+    "another server's": (header("https://other.test/v1"), "another server, https://other.test/v1"),
+    "an endless header": (b'{"journal":"bctrl_async"' + b" " * (1 << 20), "damaged at byte 0"),
+}
 
 
-class TestUnusable:
-    @pytest.mark.parametrize(
-        ("data", "reason"),
-        [
-            *((data, "it is not a journal") for data in NOT_JOURNALS),
-            (header(version=4), "another version wrote it"),
-            (header() + entry("a").replace(b"a", b"b", 1) + entry("b"), "damaged at byte"),
-            (header() + b"\n" + entry("a"), "damaged at byte"),
-            (header() + sealed({"alias": "a"}) + entry("a"), "damaged at byte"),
-            (header() + seal(b'{"alias":"a","x":' + NESTED), "damaged at byte"),
-            (header(hours=13), r"it is 13:\d\d:\d\d old; the limit is 12:00:00"),
-            (header(hours=-13), r"it is 1[23]:\d\d:\d\d old; the limit is 12:00:00"),
-            (
-                header("https://other.test/v1"),
-                "it belongs to another server, https://other.test/v1",
-            ),
-            (b'{"journal":"bctrl_async"' + b" " * (1 << 20), "damaged at byte 0"),
-        ],
-    )
-    def test_a_file_that_is_damaged_old_or_foreign_is_an_error(
-        self, folder: Path, data: bytes, reason: str
-    ) -> None:
-        paths = [write(folder / "1", entry("a")), folder / "2"]
-        paths[1].write_bytes(data)
+@pytest.mark.parametrize(("data", "reason"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_file_that_is_damaged_old_or_foreign_is_an_error(
+    path: Path, data: bytes, reason: str
+) -> None:
+    unusable = write(path.with_name("2"), data, first=b"")
 
-        with pytest.raises(BctrlConfigError, match=reason) as caught:
-            list(read_journals(paths, max_age=12 * 3600.0))
+    with pytest.raises(BctrlConfigError, match=f"'{unusable}' .*{reason}"):
+        list(read_journals([write(path, entry("a")), unusable], max_age=12 * 3600.0))
+    with pytest.raises(BctrlConfigError, match=reason):
+        Journal(unusable, SERVER, 12 * 3600.0)
+    assert unusable.read_bytes() == data
 
-        assert repr(str(paths[1])) in str(caught.value)
-        assert paths[1].read_bytes() == data
-        with pytest.raises(BctrlConfigError, match=reason):
-            Journal(paths[1], SERVER, 12 * 3600.0)
-        assert paths[1].read_bytes() == data
 
-    def test_files_that_cannot_be_read_are_errors_that_leave_nothing_behind(
-        self, folder: Path
-    ) -> None:
-        pipe = folder / "pipe"
-        os.mkfifo(pipe)
-        for path, reason in (
-            (folder / "no" / "such", "No such file or directory"),
-            (folder, "it is not a regular file"),
-            ("/dev/zero", "it is not a regular file"),
-            (pipe, "it is not a regular file"),
-            ("a\0b", "embedded null byte"),
-        ):
-            with pytest.raises(BctrlConfigError, match=reason):
-                list(read_journals([path]))
-            with pytest.raises(BctrlConfigError, match=reason):
-                Journal(path, SERVER)
-        with pytest.raises(BctrlConfigError, match="No such file or directory"):
-            list(read_journals([folder / "missing"]))
-        assert list(folder.iterdir()) == [pipe]
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no/such", "No such file or directory"),
+        ("", "it is not a regular file"),
+        ("/dev/zero", "it is not a regular file"),
+        ("pipe", "it is not a regular file"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BctrlConfigError, match=reason):
+        list(read_journals([tmp_path / name]))
+    with pytest.raises(BctrlConfigError, match=reason):
+        Journal(tmp_path / name, SERVER)
 
-    def test_no_file_and_a_single_path_are_errors(self, folder: Path) -> None:
-        with pytest.raises(BctrlConfigError, match="there are no journals"):
-            list(read_journals([]))
-        with pytest.raises(BctrlConfigError, match="expected an iterable of paths"):
-            list(read_journals(str(folder)))
 
-    def test_a_file_that_is_changed_while_it_is_read_is_an_error(self, folder: Path) -> None:
-        path = write(folder / "1", entry("a"), entry("b"))
-        outcomes = read_journals([path])
+def test_reading_makes_no_file(path: Path) -> None:
+    with pytest.raises(BctrlConfigError, match="No such file or directory"):
+        list(read_journals([path]))
+    assert not path.exists()
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_an_error(path: Path) -> None:
+    outcomes = read_journals([write(path, entry("a"), entry("b"))])
+    next(outcomes)
+    path.write_bytes(header())
+    with pytest.raises(BctrlConfigError, match="it is damaged at byte"):
         next(outcomes)
-        path.write_bytes(header())
-        with pytest.raises(BctrlConfigError, match="it is damaged at byte"):
-            next(outcomes)
-
-    def test_a_list_that_cannot_be_read_is_no_fault_of_the_journal(self, folder: Path) -> None:
-        def broken() -> Iterator[RuntimeRef]:
-            yield RuntimeRef("ws-1", "a")
-            raise OSError("the list")
-
-        with pytest.raises(OSError, match="the list"):
-            list(read_journals([write(folder / "1", entry("a"))], broken()))
 
 
 class TestCutShort:
-    """Only the last line may be cut short."""
+    """Only the last line may be cut short, by a crash or because it is being written."""
 
-    def test_a_last_line_cut_anywhere_is_left_out(self, folder: Path) -> None:
-        path = folder / "1"
-        whole, last = header() + entry("a"), entry("b")
-        for end in (*range(0, len(last) - 1, 5), len(last) - 1):
-            path.write_bytes(whole + last[:end])
-            assert states(read_journals([path])) == {"a": DONE}
-            Journal(path, SERVER).close()
-            assert path.read_bytes() == whole
-
-    @pytest.mark.parametrize("end", range(0, len(header()), 7))
-    def test_a_header_cut_anywhere_is_an_empty_journal(self, folder: Path, end: int) -> None:
-        path = folder / "1"
-        path.write_bytes(header()[:end])
-        assert list(read_journals([path])) == []
-        Journal(path, SERVER).close()
-        assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":3')
-
-    def test_a_tail_of_nul_after_a_power_failure_is_cut_off(self, folder: Path) -> None:
-        path = write(folder / "1", entry("a"), entry("b")[:-7], b"\0" * (1 << 20))
+    @pytest.mark.parametrize("tail", [entry("b")[:end] for end in (1, 9, 99, -1)])
+    @pytest.mark.parametrize("nul", [0, 1 << 20])
+    def test_a_last_line_cut_anywhere_is_left_out(self, path: Path, tail: bytes, nul: int) -> None:
+        """After a power failure, there may be NUL where data was not written."""
+        write(path, entry("a"), tail, b"\0" * nul)
         assert states(read_journals([path])) == {"a": DONE}
         Journal(path, SERVER).close()
         assert path.read_bytes() == header() + entry("a")
 
-    def test_a_journal_is_read_while_it_is_written(self, folder: Path) -> None:
-        path = write(folder / "1", entry("a"), entry("b")[:-1])
-        with path.open("ab") as file:
+    @pytest.mark.parametrize("end", range(0, len(header()), 7))
+    def test_a_header_cut_anywhere_is_an_empty_journal(self, path: Path, end: int) -> None:
+        write(path, first=header()[:end])
+        assert list(read_journals([path])) == []
+        Journal(path, SERVER).close()
+        assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":3')
+
+    def test_a_journal_is_read_while_it_is_written(self, path: Path) -> None:
+        write(path, entry("a"), entry("b")[:-1])
+        with path.open("ab", buffering=0) as file:
             outcomes = read_journals([path])
             next(outcomes)
             file.write(b"\n" + entry("c"))
-            file.flush()
             assert list(outcomes) == []
         assert states(read_journals([path])) == {"a": DONE, "b": DONE, "c": DONE}
 
 
-TRUE = {"a": DONE, "b": RUNS}
-LINES = [entry("a", RUNS), *(entry(alias, state) for alias, state in TRUE.items())]
-
-
-class TestDamage:
+def test_no_flipped_bit_is_accepted_before_the_last_line(path: Path) -> None:
     """No damage makes a target done that is not."""
-
-    def check(self, path: Path, data: bytes) -> bool:
-        """Check what these bytes make done, for a reader and a run; False if they are rejected."""
-        path.write_bytes(data)
-        done = {alias for alias, state in TRUE.items() if state == DONE}
-        targets = [("ws-1", alias) for alias in TRUE]
-        try:
-            outcomes = [each for each in read_journals([path], targets) if each.ok]
-            journal = Journal(path, SERVER)
-        except BctrlConfigError:
-            assert path.read_bytes() == data
-            return False
-        assert {each.target.alias for each in outcomes} <= done
-        assert {alias for alias in TRUE if journal.done(RuntimeRef("ws-1", alias))} <= done
-        journal.close()
-        return True
-
-    def test_no_flipped_bit_is_accepted_before_the_last_line(self, folder: Path) -> None:
-        whole = header() + b"".join(LINES)
-        for position in range(len(whole)):
-            damaged = bytearray(whole)
-            damaged[position] ^= 1
-            # Of a last line without its end, it cannot be said that it was ever whole.
-            assert self.check(folder / "1", bytes(damaged)) == (position == len(whole) - 1)
-
-    def test_no_random_damage_makes_a_target_done(self, folder: Path) -> None:
-        rng = random.Random(7)
-        whole = header() + b"".join(LINES)
-        for _ in range(100):
-            damaged = bytearray(whole)
-            for _ in range(rng.randint(1, 3)):
-                damaged[rng.randrange(len(whole))] = rng.randrange(256)
-            start = rng.randrange(len(whole))
-            if rng.random() < 0.5:
-                del damaged[start : start + rng.randint(1, 400)]
-            self.check(folder / "1", bytes(damaged))
+    whole = header() + entry("a", RUNS) + entry("a") + entry("b", RUNS)
+    b = RuntimeRef("ws-1", "b")
+    for position in range(len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        write(path, bytes(damaged), first=b"")
+        for use in (lambda: list(read_journals([path], [b])), lambda: Journal(path, SERVER)):
+            with pytest.raises(BctrlConfigError, match="cannot be used"):
+                use()
+        assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize(("hours", "warns"), [(49, True), (23, False)])
-async def test_what_is_skipped_because_of_an_old_journal_is_a_warning(
-    emulator: Emulator,
-    connect: Connect,
-    folder: Path,
-    caplog: pytest.LogCaptureFixture,
-    *,
-    hours: float,
-    warns: bool,
+def test_what_is_skipped_because_of_an_old_journal_is_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture, *, hours: float, warns: bool
 ) -> None:
-    first = header(f"{emulator.url}/v1", hours)
-    path = write(folder / "1", entry("a"), entry("b"), first=first)
-    async with connect() as session:
-        report = await session.stop_runtimes([("ws-1", "a"), ("ws-1", "b")], journal=path)
-    assert (report.ok, report.resumed) == (True, 2)
+    list(read_journals([write(path, entry("a"), first=header(hours=hours))]))
 
     assert len(caplog.records) == warns
     for record in caplog.records:
