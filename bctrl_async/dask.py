@@ -66,7 +66,7 @@ the number of throttled answers."""
 _SLOTS = 10
 """Chunks that a worker has at once: a slow target must not hold up the others."""
 _SHARES = 4
-"""The fewest chunks for each worker into which a short input is cut."""
+"""The number of chunks for each worker into which a short input is cut, roughly."""
 _TRIES = 3
 """Times that a chunk is handed out before it starts; its worker may have died of another chunk."""
 _PULSE = 0.25
@@ -173,7 +173,7 @@ class Visit(distributed.WorkerPlugin):
             errors = () if run.breaker.has_answered else (each.error for each in unsent)
             for reason in (report.ended_early, *errors):
                 if isinstance(reason, BctrlConfigError | BctrlNetworkError):
-                    # No target is at fault, and others may have a key, or reach the server.
+                    # The cause is this worker: others may have a key, or reach the server.
                     raise _LeftError(self._worker.address, self._leave(reason))
             if report.ended_early is not None:
                 raise self._leave(report.ended_early)
@@ -379,7 +379,7 @@ class ClusterRun(Engine):
             while others := self._tasks.keys() - {me}:
                 await asyncio.wait(others)
         finally:
-            # A slot that is cancelled from outside leaves what it has read.
+            # A slot that is cancelled from outside leaves targets that it has read.
             await self._stop_read(worker)
         if self._queue is not None and not self._is_lost:
             with suppress(Exception):
@@ -411,7 +411,7 @@ class ClusterRun(Engine):
         return len(workers)
 
     async def _look(self, worker: Worker) -> None:
-        """Tell the workers the end of the run, count them, and record what they have sent."""
+        """Tell the workers how the run ends, count them, and record the outcomes that they sent."""
         level = self.state.level
         if level is not None and (self._told is None or level > self._told):
             await self._tell(worker, level)
@@ -596,7 +596,7 @@ class ClusterRun(Engine):
     def _add(self, chunk: Chunk, fact: _Fact) -> None:
         match fact:
             case None:
-                # If the first worker starts it after the end, nothing is sent.
+                # A chunk that first starts after the workers were told of the end sends nothing.
                 chunk.begins += self._told is None or chunk.begins > 0
             case StopOutcome():
                 self._record(chunk.add(fact))

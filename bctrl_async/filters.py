@@ -119,7 +119,7 @@ class FoundTargets:
                 and where.decide(runtime, self.at) is None
                 and not runtime.status.is_final
             ):
-                # The runtime may be too young to stop; ignored, it could run for ever.
+                # Its age is unknown: a runtime that is left out could run for ever.
                 self.items.append(_unreadable_age(self.workspace_id, runtime))
 
     def without_replaced(self) -> Self:

@@ -42,7 +42,7 @@ _MAGIC = b'{"journal":"bctrl_async"'
 _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MAX_LINE = 1 << 16  # bytes
-_MAX_TEXT = 1000  # characters of a text, if its line would be longer
+_MAX_TEXT = 1000  # characters to which texts are cut if a line is too long
 _MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
 _encode = msgspec.json.Encoder().encode
 
@@ -245,7 +245,7 @@ class Journal:
         return replace(outcome, resumed=True)
 
     def warn_if_old(self) -> None:
-        """Warn that finished targets are not sent again, if the file is more than a day old."""
+        """Warn if the file is over a day old: runtimes started anew since then count as stopped."""
         if self._age > timedelta(days=1):
             fields = {"bctrl.journal": str(self._path), "bctrl.age": self._age.total_seconds()}
             _log.warning(
@@ -314,7 +314,7 @@ def _entry_line(outcome: StopOutcome) -> bytes:
 
 
 def _short(text: str) -> str:
-    # The ellipsis keeps the name of an invalid target too long to be valid.
+    # The ellipsis makes a shortened name too long to be the name of a valid target.
     text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
     return text.encode("utf-8", "backslashreplace").decode()
 

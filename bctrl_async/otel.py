@@ -241,7 +241,7 @@ class _Attempt(AttemptObserver):
         if self._stops:
             self._scope.meters.attempts.add(1, response)
         self._span.set_attributes(response)
-        # The conventions want no description for an error status.
+        # The conventions want no description if the HTTP status explains the error.
         _end(self._span, error, with_text=not isinstance(error, BctrlApiError))
 
 

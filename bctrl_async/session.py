@@ -271,7 +271,7 @@ class BctrlSession:
             http = self._sender.open_pool()
             if not self._limiter.acquire_nowait():
                 await self._limiter.acquire(policy.max_throttle_wait)
-            # The call is made after the wait, because a hundred thousand stops may wait at once.
+            # The object is made after the wait, since a hundred thousand stops may wait at once.
             retries = RetryState(policy, self._sender.quota)
             call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
             if observed is not None:

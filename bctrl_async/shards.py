@@ -31,7 +31,7 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
 
     def is_in_shard(item: object) -> bool:
         if not next(places):
-            # The first shard alone would reject an invalid item; the others would be empty.
+            # Without this check only the first shard would reject it; the others would be empty.
             check_first(item)
         return shard_of(item, count) == number
 

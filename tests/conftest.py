@@ -78,12 +78,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Leave what is collected out of all garbage collections, many of which the tests ask for."""
+    """Freeze the modules and test items: the many garbage collections of tests skip them."""
     gc.disable()
     try:
         return (yield)
     finally:
-        # Hypothesis makes its generator now: it would warn of one whose owner is frozen.
+        # Hypothesis makes its generator now; later it would warn that its owner is frozen.
         hypothesis.find(hypothesis.strategies.none(), lambda _: True)
         gc.freeze()
         gc.enable()

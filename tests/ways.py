@@ -65,7 +65,7 @@ class Ways:
         """Count the requests of this block."""
 
         async def post(fast_path: FastPath, path: str, *args: Any) -> Any:  # noqa: ANN401
-            # Not that of a rehearsal.
+            # The requests of a rehearsal do not count.
             self.short += path.startswith("/v1/")
             return await _post(fast_path, path, *args)
 

@@ -27,7 +27,7 @@ _MAX_RUNTIME = MIB // 4
 _MAX_INVALID = 100
 """The most invalid runtimes in a list; beyond them, the whole list is rejected."""
 _MAX_COMMAS = 4_000_000
-"""The most commas in a list, twice as many as 64 MiB of runtimes have: each may be an item."""
+"""The most commas in a list, as each may end an item; 64 MiB of runtimes have half as many."""
 
 
 class _RawList(msgspec.Struct, frozen=True):

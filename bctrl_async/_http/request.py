@@ -121,7 +121,7 @@ _cached_segment = lru_cache(maxsize=64)(path_segment)
 
 
 class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
-    """One operation of the API, and what a request of it does."""
+    """An operation of the API: its method and path, and what its requests may do."""
 
     name: str
     """The name in errors, and for observers."""

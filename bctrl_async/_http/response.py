@@ -103,7 +103,7 @@ def _mended(body: bytes, half: bytes) -> bytes:
 
 
 def unreadable(status: int, part: str, expected: str, cause: Exception) -> BctrlResponseError:
-    """Return the error of a part of a 2xx response that cannot be decoded."""
+    """Return the error for a 2xx response, a part of which cannot be decoded."""
     is_json = isinstance(cause, msgspec.ValidationError)
     problem = f"not a valid {expected}: {cause}" if is_json else "not JSON"
     summary = f"the server answered {status}, but {part} is {problem}"

@@ -21,7 +21,7 @@ _UNCHANGED = 2.0
 _BURSTINESS = 0.75
 """The highest burstiness of random throttling. Its mean is 0.58, its deviation 0.16 here."""
 _PLATEAU = 0.45
-"""While the groups are compared, the peak of the rate stays at this share of its old value."""
+"""The floor of the peak during a comparison, as a share of the rate before it."""
 _PLATEAU_SHARE = 0.125
 """Above this throttled share, the rate is not held at a plateau."""
 _MAX_SHARE = 0.5
@@ -85,7 +85,7 @@ class _Hold(_Phase):
             return False
         expected = self.share * self.responses
         deviation = math.sqrt(expected * (1.0 - self.share))
-        # More throttling than that shows a rate limit as well.
+        # More throttling than this points to a rate limit on top of the baseline.
         is_covered = self.throttled <= expected + _DEVIATIONS * deviation + 1.0
         if not is_covered or self.responses >= _WINDOW:
             self.responses = self.throttled = 0
@@ -141,7 +141,7 @@ class RefusalBaseline:
 
     @property
     def is_trying(self) -> bool:
-        """True during a trial, in which the rate has to stay."""
+        """True during a trial, which needs a constant rate."""
         return isinstance(self._phase, _Trial)
 
     def covers(self, now: float) -> bool:
@@ -150,7 +150,7 @@ class RefusalBaseline:
 
     @property
     def plateau(self) -> float:
-        """The lowest peak that the comparison allows a step down, in attempts per second."""
+        """The floor of the peak after a step down, in attempts per second; 0 if there is none."""
         recent = [*self._before, *self._after][-_EVIDENCE:]
         if len(recent) < _EVIDENCE or _PLATEAU_SHARE * _mean_distance(recent) < 1.0:
             return 0.0

@@ -202,7 +202,7 @@ class Limiter:
                 self._rate.on_success(now, last)
             return False
         is_its_own = by_gateway and self._rate.throttles_alone(last)
-        # A gateway may speak for a dead target: unless all are throttled, it holds back no others.
+        # A gateway's 503 may be about a dead target, and holds all only if all are throttled.
         holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
         retry_after = error.retry_after if holds_all else None
         self._rate.on_throttled(now, retry_after, self.in_use, last)
@@ -228,7 +228,7 @@ class Limiter:
         """Return the seconds until the next attempt may start; inf if something must end first."""
         delay = 0.0 if self._rate.is_unlimited else self._rate.delay(now, self.in_use)
         if delay <= 0.0 and self._leases is not None:
-            # The leases are asked last, for a slot that is not used is lost.
+            # The leases come last: a slot of theirs is lost if the rate does not allow an attempt.
             delay = self._leases.delay(now)
         return delay
 

@@ -212,7 +212,7 @@ class AdaptiveRate:
 
     def _step_down(self, now: float, in_flight: int, pause: float) -> None:
         current = self._current_rate(now)
-        # Deliveries of less than a recovery period are too few to measure a rate.
+        # In less time than a recovery period, deliveries are too few to measure a rate.
         delivered = self._delivered_rate(now, min(_SPAN, max(now - self._epoch_start, _RECOVERY)))
         peak = delivered
         if self._peak is None:

@@ -122,7 +122,7 @@ class Engine(ABC):
         self._failure = self._failure or error
         self.state.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
 
-    # These methods are the run as a whole, within its journal and its observer.
+    # These methods execute the run as a whole, with its journal and its observer.
 
     async def feed(self, deliver: OnOutcome) -> None:
         """Execute the run, and keep its error for those who read the outcomes."""
@@ -270,7 +270,7 @@ class Engine(ABC):
                 raise
 
     def _end_with(self, error: BaseException, source: str) -> None:
-        """End the run with the error of a task, which comes from this source."""
+        """End the run with the error of a task; `source` names the code that raised it."""
         if isinstance(error, asyncio.CancelledError):
             if is_cancelled():
                 self.cancel()

@@ -49,7 +49,7 @@ class Ledger:
         if not outcome.resumed:
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
-            # The journal has resumed outcomes already.
+            # Resumed outcomes are in the journal already.
             self.write(outcome)
         if observer is not None:
             notify(observer.end, outcome)

@@ -115,9 +115,9 @@ class Run(Engine):
         await super()._work(worker)
 
     def _write_running(self, found: FoundTargets) -> None:
-        """Record in the journal, on disk, that listed targets run, if it has entries of them.
+        """Correct the journal's entries of listed targets that run, and flush it to disk.
 
-        This comes before any of them is sent: after a crash, it must not have them as stopped.
+        This comes before any of them is sent: after a crash, none of them may count as stopped.
         """
         journal, known = self.ledger.journal, list[StopOutcome]()
         entries = {} if journal is None else journal.offsets.get(found.workspace_id, {})

@@ -201,8 +201,8 @@ def check_first(item: object) -> None:
 def as_target(item: object) -> RuntimeRef:
     """Return an item as a target: any pair of strings, such as a row of a CSV file.
 
-    Other items raise BctrlConfigError; an item that is a `ValueError` is its reason and cause. A
-    listed runtime that could not be parsed raises its own error.
+    Other items raise BctrlConfigError; an item that is a `ValueError` becomes the reason and the
+    cause of that error. A listed runtime that could not be parsed raises its own error.
     """
     # Most items are RuntimeRefs or tuples; this check costs a third of the general check.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:

@@ -234,7 +234,7 @@ class Connection:
         rate: float | None = None,
         pace: "Pace | None" = None,
     ) -> "bctrl_async.BctrlSession":
-        """Make a session with these options; reads should not take minutes."""
+        """Make a session with these options; `reads` gives it a short timeout and few attempts."""
         timeout, attempts = (10.0, 2) if reads else (60.0, 4)
         key, origin = self.key() if needs_key else ("not-needed", "")
         try:

@@ -75,7 +75,7 @@ class OutcomePrinter:
         return f"{out.name_call(error)}{error.summary if is_explained else out.describe(error)}"
 
     def finish(self) -> None:
-        """Print the targets without a line, grouped by the reason that was given before."""
+        """Print how many targets had no line of their own, by reason, and name some of them."""
         if self._prints_all:
             return
         groups = sorted(self._groups.values(), key=lambda group: -len(group.targets))

@@ -33,7 +33,7 @@ INTERRUPTED = 130
 MAX_SHOWN = 10
 """The number of targets that are shown singly if they are invalid, or have no outcome."""
 MAX_WIDTH = 28
-"""The most cells to which the cells of a column are padded."""
+"""The most characters to which a column is padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
@@ -88,7 +88,7 @@ def escape(text: str) -> str:
 
 
 def describe(error: BctrlError) -> str:
-    """Return the text of an error with at most one piece of advice, without its call."""
+    """Return an error's text without its target, and with at most one piece of advice."""
     shown = copy(error)
     if error.advice:
         shown.hint = None
@@ -161,7 +161,7 @@ class Output(Console):
 
     def __init__(self) -> None:
         if sys.stdout is None:
-            # The shell has closed stdout. Rich would drop the results; now the first is an error.
+            # The shell has closed stdout, and rich would drop the results; writing to this fails.
             sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         super().__init__(highlight=False, markup=False, emoji=False)
         self.shows_progress = True

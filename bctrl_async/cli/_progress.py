@@ -17,7 +17,7 @@ from bctrl_async.cli._options import format_duration
 from bctrl_async.cli._output import Output, format_counts, print_info
 
 _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
-"""Seconds until the live display appears, and between its updates."""
+"""Seconds until the live display, until its first notice of waiting, and between its updates."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _RATE_PERIOD = 10.0
@@ -36,7 +36,7 @@ class Display:
         self._batch = batch
         self._console = console
         self.is_interrupted = False
-        """True if the run sends nothing more: show what was sent, and how to abort it."""
+        """True after the first interrupt: show what was sent, and that Ctrl-C aborts the run."""
         has_total = batch.total is not None
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -61,9 +61,9 @@ class Fault(StrEnum):
     ACCEPTED = "accepted"
     """200 with status "active"; the runtime is stopped."""
     STRAY_ANSWER = "stray_answer"
-    """The normal response and, in the same segment, a 403 too many; the runtime is stopped."""
+    """The normal response and, in the same segment, a surplus 403; the runtime is stopped."""
     LATE_STRAY_ANSWER = "late_stray_answer"
-    """The normal response, and a 200 about another runtime `fault_latency` seconds later; the
+    """The normal response and, `fault_latency` seconds later, a 200 about another runtime; the
     runtime is stopped."""
 
     @property

@@ -145,7 +145,7 @@ def _problem(kind: ProblemType, error: BctrlError) -> Problem:
 
 
 def explain(error: BctrlError, kind: ProblemType) -> str:
-    """Return the detail of an occurrence. For invalid input it is our own text, with the rule."""
+    """Return the `detail` of a problem: for an invalid target its error, else a fixed text."""
     if isinstance(error, BctrlConfigError) and kind is ProblemType.INVALID_TARGET and error.summary:
         text = ". ".join(part for part in (error.summary, error.advice) if part)
         return f"{text[0].upper()}{text[1:].rstrip('.')}."
@@ -190,7 +190,7 @@ def classify(error: BctrlError) -> ProblemType:  # noqa: C901, PLR0911 - a table
 
 
 class _Content(dict[str, Any]):
-    """The content of a response: FastAPI's schema goes under the media type of problems.
+    """The content of a response, with FastAPI's schema under the media type of problems.
 
     FastAPI would add it under the media type of the route.
     """

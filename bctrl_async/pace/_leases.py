@@ -101,7 +101,7 @@ class Pace(ABC):
     """
 
     def __init__(self, *, rate: float) -> None:
-        # A traceback that shows variables also calls the repr of an invalid pace.
+        # A traceback that shows variables calls the repr, which reads the rate even if invalid.
         self.rate: float = math.nan
         self.rate = _config.per_second(rate, "rate")
 
@@ -135,7 +135,7 @@ class Leases:
         self._request: asyncio.Task[None] | None = None
         self._requested_at = self._used_up_at = -math.inf
         self._lease_ends = self._round_trip = 0.0
-        self._slots: deque[float] = deque()  # A slot is its time.
+        self._slots: deque[float] = deque()  # A slot is the time of its use.
         self._size = 0
         self._away_since: float | None = None
         self._next_without_store = -math.inf
@@ -238,7 +238,7 @@ class Leases:
         self._members = lease.members
         round_trip = now - sent
         if round_trip > _PATIENCE:
-            # A late lease is not used; the next request finds the connection open.
+            # A lease this late is dropped; its request has opened the connection for the next.
             return
         self._round_trip = round_trip
         if self._away_since is not None:

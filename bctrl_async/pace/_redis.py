@@ -156,7 +156,7 @@ class _RedisStore:
                 advice = "Check the scheme, user, password and database of its URL"
                 raise _config.invalid("pace", problem, advice) from None
             raise
-        # A number with a fraction is text, which the client may have decoded.
+        # Redis returns a fraction as text, which is a str if the client decodes it, else bytes.
         return Lease(int(leased), float(delay), int(members))
 
     async def close(self) -> None:

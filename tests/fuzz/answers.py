@@ -99,7 +99,7 @@ def draw(seed: int, number: int) -> Case:
 
 
 def _connecting(rng: random.Random) -> float | None:
-    # Within the time for it, and beyond it.
+    # It is refused, or takes less than its time limit, or more.
     return rng.choice([None, 0.0017, 0.5 * TIMEOUT, 0.95 * TIMEOUT, 2.0 * TIMEOUT])
 
 

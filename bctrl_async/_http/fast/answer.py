@@ -1,4 +1,4 @@
-"""Connections whose answers belong to their requests; most are read without an HTTP parser."""
+"""Connections that match answers to their requests; most answers need no HTTP parser."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
 
 
 class AnswerHandler(ResponseHandler):
-    """A protocol that may expect a plain answer: a parser is a quarter of the cost of a stop."""
+    """A protocol that reads plain answers itself: a parser is a quarter of the cost of a stop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -139,8 +139,8 @@ class Connector(aiohttp.TCPConnector):
                 self._is_readable[protocol] = is_readable = _readability(connection.transport)
                 if not (protocol.should_close or (not req.is_ssl() and is_readable())):
                     return connection
-                # A retry would meet the same on every new connection. Over TLS, unread bytes on a
-                # new connection belong to the handshake.
+                # The next new connection would end the same way. Over TLS, unread bytes on a new
+                # connection belong to the handshake.
                 connection.close()
                 raise aiohttp.ClientConnectionError("the server spoke or closed before the request")
             if not protocol.should_close and not is_readable():

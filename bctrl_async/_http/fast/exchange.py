@@ -122,7 +122,7 @@ class Exchange:
 
     def time_out(self) -> None:
         """End the exchange with a `TimeoutError`."""
-        # No task is cancelled, so it cannot be confused with a cancellation by the caller.
+        # This cancels no task, so it cannot be taken for a cancellation by the caller.
         self._timeout = TimeoutError()
         self.protocol.set_exception(self._timeout)
         self.content.set_exception(self._timeout)
