@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from importlib import import_module
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import aiohttp
@@ -19,12 +19,46 @@ from bctrl_async import BctrlSession
 
 KEY = "a-key-of-usual-length-0123456789"
 WORKSPACE = "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"
+NO_WORKSPACES = "AsyncBctrl stops a sandbox (POST /v1/sandboxes/{id}/stop): it has no workspaces."
+_WARM_UP = 500
 
 Stop = Callable[[str], Awaitable[object]]
 """Stop the runtime with this alias and return the parsed response."""
 
 Contender = Callable[[str], AbstractAsyncContextManager[Stop]]
 """Open a client of the server at this URL."""
+
+
+def aliases(count: int) -> Iterable[str]:
+    return (f"crm-{number}" for number in range(count))
+
+
+def pairs(count: int) -> Iterable[tuple[str, str]]:
+    """Return the targets of a bulk stop."""
+    return ((WORKSPACE, alias) for alias in aliases(count))
+
+
+async def stop_all(stop: Stop, count: int, in_flight: int) -> int:
+    """Stop runtimes with so many in flight, and return the number that were stopped."""
+    remaining, stopped = aliases(count), 0
+
+    async def work() -> None:
+        nonlocal stopped
+        for alias in remaining:
+            await stop(alias)
+            stopped += 1
+
+    await asyncio.gather(*(work() for _ in range(in_flight)))
+    return stopped
+
+
+async def cpu_of_stop(contender: Contender, url: str, stops: int, in_flight: int) -> float:
+    """Return the CPU time of this process for a stop, in microseconds."""
+    async with contender(url) as stop:
+        await stop_all(stop, _WARM_UP, in_flight)
+        start = time.process_time()
+        await stop_all(stop, stops, in_flight)
+        return (time.process_time() - start) / stops * 1e6
 
 
 class _Kind(StrEnum):
@@ -78,6 +112,10 @@ def _read(status: int, body: bytes) -> _Runtime:
     return _decode(body)
 
 
+def _path(alias: str) -> str:
+    return f"/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"
+
+
 @asynccontextmanager
 async def bare(
     base: str, trace_configs: Sequence[aiohttp.TraceConfig] = ()
@@ -88,22 +126,8 @@ async def bare(
     ) as session:
 
         async def stop(alias: str) -> _Runtime:
-            url = f"{base}/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"
-            async with session.post(url) as response:
+            async with session.post(base + _path(alias)) as response:
                 return _read(response.status, await response.read())
-
-        yield stop
-
-
-@asynccontextmanager
-async def bare_bounded(base: str) -> AsyncGenerator[Stop]:
-    """Use aiohttp and msgspec behind a semaphore."""
-    semaphore = asyncio.Semaphore(100)
-    async with bare(base) as unbounded:
-
-        async def stop(alias: str) -> object:
-            async with semaphore:
-                return await unbounded(alias)
 
         yield stop
 
@@ -128,7 +152,7 @@ async def httpx(base: str) -> AsyncGenerator[Stop]:
     async with import_module("httpx").AsyncClient(base_url=base, headers=_HEADERS) as client:
 
         async def stop(alias: str) -> _Runtime:
-            response = await client.post(f"/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop")
+            response = await client.post(_path(alias))
             return _read(response.status_code, response.content)
 
         yield stop
@@ -142,73 +166,7 @@ async def pyreqwest(base: str) -> AsyncGenerator[Stop]:
     async with builder.build() as client:
 
         async def stop(alias: str) -> _Runtime:
-            url = f"{base}/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"
-            response = await client.post(url).build().send()
+            response = await client.post(base + _path(alias)).build().send()
             return _read(response.status, await response.bytes())
 
         yield stop
-
-
-class _Connection(asyncio.Protocol):
-    """A connection that sends one request at a time and returns its status and body."""
-
-    def __init__(self) -> None:
-        self._body = b""
-        self._answer: asyncio.Future[tuple[int, bytes]]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Store the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._parser = import_module("httptools").HttpResponseParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse a part of a response."""
-        self._parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        """Store a part of the body."""
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        """End the response."""
-        self._answer.set_result((self._parser.get_status_code(), self._body))
-        self._body = b""
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """End the response that is being read."""
-        if not self._answer.done():
-            self._answer.set_exception(error or ConnectionResetError())
-
-    def request(self, data: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Send a request."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(data)
-        return self._answer
-
-
-@asynccontextmanager
-async def raw(base: str) -> AsyncGenerator[Stop]:
-    """Use an asyncio protocol of its own, httptools and msgspec: no client can cost much less."""
-    url = urlsplit(base)
-    host, port = str(url.hostname), int(url.port or 80)
-    headers = "".join(f"{name}: {value}\r\n" for name, value in _HEADERS.items())
-    head = f"HTTP/1.1\r\nHost: {url.netloc}\r\n{headers}Content-Length: 0\r\n\r\n"
-    loop, idle = asyncio.get_running_loop(), list[_Connection]()
-
-    async def connect() -> _Connection:
-        _, connection = await loop.create_connection(_Connection, host, port)
-        return connection
-
-    async def stop(alias: str) -> _Runtime:
-        connection = idle.pop() if idle else await connect()
-        path = f"/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"
-        runtime = _read(*await connection.request(f"POST {path} {head}".encode()))
-        idle.append(connection)
-        return runtime
-
-    try:
-        yield stop
-    finally:
-        for connection in idle:
-            connection.transport.close()

@@ -1,4 +1,4 @@
-"""The harness of the benchmarks: processes, tables and goals."""
+"""The harness of the benchmarks: processes, rounds, tables and goals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -32,11 +32,13 @@ _PINNED = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
     "PYTHONHASHSEED": "0",
 }
-TICK = 0.001
 _READY = "ready\n"
 _SOON = 0.1
 """Seconds from the last process being ready to the start."""
+_Case = TypeVar("_Case")
 _T = TypeVar("_T")
+
+Row = list[str | float]
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -56,21 +58,13 @@ class Report(msgspec.Struct, frozen=True):
 
     title: str
     columns: list[str]
-    rows: list[list[str | float]]
-    goals: list[Goal]
+    rows: list[Row]
+    goals: list[Goal] = []
     notes: list[str] = []
 
-    def write(self, *, as_json: bool) -> None:
-        """Write the report to standard output."""
-        machine = {
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-            **{name: found for name in _REPORTED if (found := installed(name))},
-        }
-        if as_json:
-            report = {**msgspec.structs.asdict(self), "machine": machine}
-            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-            return
+    def __str__(self) -> str:
+        machine = {"python": platform.python_version(), "cpus": os.cpu_count()}
+        machine |= {name: found for name in _REPORTED if (found := installed(name))}
         table = [self.columns, *([_cell(value) for value in row] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
@@ -85,7 +79,7 @@ class Report(msgspec.Struct, frozen=True):
             *self.notes,
             *map(str, self.goals),
         ]
-        sys.stdout.write("\n".join(lines) + "\n")
+        return "\n".join(lines)
 
 
 def _cell(value: str | float) -> str:
@@ -103,7 +97,7 @@ def installed(package: str) -> str | None:
 def command(
     description: str | None,
     compare: Callable[..., Report],
-    measure: Callable[..., object] = str,
+    measure: Callable[..., object],
     **options: int | str,
 ) -> None:
     """Run a benchmark from its command line.
@@ -115,33 +109,28 @@ def command(
         options: Options, each with its default, whose type is that of its values.
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--measure", nargs="+", help=SUPPRESS)
     for name, default in options.items():
-        option = f"--{name.replace('_', '-')}"
         usual = f"default {default}" if default else None
-        parser.add_argument(option, type=type(default), default=default, help=usual)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=usual)
     given = vars(parser.parse_args())
-    as_json, task = given.pop("json"), given.pop("measure")
-    if task:
+    if task := given.pop("measure"):
         sys.stdout.write(msgspec.json.encode(measure(*task)).decode())
         sys.stdout.flush()
         # Not finalized: with pyreqwest the interpreter sometimes aborts there, after the work.
         os._exit(0)
-    else:
-        compare(**given).write(as_json=as_json)
+    sys.stdout.write(f"{compare(**given)}\n")
 
 
 @contextmanager
-def server(delay: float = 0.0, certificate: Path | None = None) -> Generator[str]:
+def server(certificate: Path | None = None) -> Generator[str]:
     """Run the server in another process and yield its URL.
 
     Args:
-        delay: The latency of each response, in seconds.
         certificate: The PEM file of a certificate and its key; without it the server has no TLS.
     """
     scheme, options = ("https", [certificate]) if certificate else ("http", [])
-    with _python(_HERE / "server.py", str(delay), *options) as process:
+    with _python(_HERE / "server.py", *options) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         yield f"{scheme}://127.0.0.1:{process.stdout.readline().strip()}"
@@ -151,6 +140,7 @@ def server(delay: float = 0.0, certificate: Path | None = None) -> Generator[str
 @contextmanager
 def certificate() -> Generator[tuple[Path, Path]]:
     """Issue a certificate for 127.0.0.1; yield the PEM files of its CA, and of it and its key."""
+    # In a process that is measured, the import would take memory.
     authority = import_module("trustme").CA()
     issued = authority.issue_cert("127.0.0.1")
     with tempfile.TemporaryDirectory() as folder:
@@ -161,43 +151,33 @@ def certificate() -> Generator[tuple[Path, Path]]:
 
 
 def measured(
-    *command: str | Path,
+    *task: object,
     kind: type[_T],
-    under: Sequence[str | Path] = (),
+    under: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> _T:
-    """Run a fresh interpreter and decode the JSON that it prints.
+    """Measure a task in a fresh interpreter, and decode the JSON that it prints.
 
     Args:
-        command: The arguments of the interpreter.
+        task: The arguments of `measure`.
         kind: The type to decode.
         under: The command of a program that runs the interpreter, such as valgrind.
         environment: Further environment variables of the process.
     """
-    with _python(*command, under=under, environment=environment) as process:
+    with _measuring(task, under, environment) as process:
         output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(process.returncode)
     return msgspec.json.decode(output, type=kind)
 
 
-def measured_together(
-    commands: Sequence[Sequence[str | Path]],
-    *,
-    kind: type[_T],
-    meanwhile: Callable[[float], None] | None = None,
-) -> list[_T]:
-    """Run fresh interpreters that begin their work at once, and decode the JSON that each prints.
+def measured_together(tasks: Sequence[Sequence[object]], kind: type[_T]) -> list[_T]:
+    """Measure tasks in fresh interpreters that begin their work at once.
 
     Each calls `wait_for_start` once it has imported what it needs.
-
-    Args:
-        commands: The arguments of each interpreter.
-        kind: The type to decode.
-        meanwhile: Called with the time of the start.
     """
     with ExitStack() as stack:
-        processes = [stack.enter_context(_python(*command)) for command in commands]
+        processes = [stack.enter_context(_measuring(task)) for task in tasks]
         for process in processes:
             assert process.stdout is not None
             if process.stdout.readline() != _READY:
@@ -207,8 +187,6 @@ def measured_together(
             assert process.stdin is not None
             process.stdin.write(f"{start}\n")
             process.stdin.flush()
-        if meanwhile is not None:
-            meanwhile(start)
         outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit(1)
@@ -218,7 +196,7 @@ def measured_together(
 def wait_for_start() -> float:
     """Wait until all processes of `measured_together` begin; return the time of the start.
 
-    It is that of `time.monotonic`, which all processes share.
+    It is a time of `time.monotonic`, which all processes share.
     """
     sys.stdout.write(_READY)
     sys.stdout.flush()
@@ -227,9 +205,18 @@ def wait_for_start() -> float:
     return start
 
 
+def _measuring(
+    task: Sequence[object],
+    under: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
+    arguments = (sys.argv[0], "--measure", *map(str, task))
+    return _python(*arguments, under=under, environment=environment)
+
+
 def _python(
     *command: str | Path,
-    under: Sequence[str | Path] = (),
+    under: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -239,6 +226,22 @@ def _python(
         text=True,
         env={**os.environ, **_PINNED, **environment},
     )
+
+
+def in_rounds(
+    cases: Iterable[_Case], rounds: int, measure: Callable[[_Case], _T]
+) -> dict[_Case, list[_T]]:
+    """Measure each case once a round.
+
+    The order alternates, so that a trend in the load of the machine affects all alike.
+    """
+    order = list(cases)
+    measurements: dict[_Case, list[_T]] = {case: [] for case in order}
+    for _ in range(rounds):
+        for case in order:
+            measurements[case].append(measure(case))
+        order.reverse()
+    return measurements
 
 
 def run(main: Coroutine[None, None, _T], loop: str = "asyncio") -> _T:
@@ -261,32 +264,3 @@ def run(main: Coroutine[None, None, _T], loop: str = "asyncio") -> _T:
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the median of the ratios of each round: load on a whole round cancels out."""
     return median(mine / other for mine, other in zip(ours, theirs, strict=True))
-
-
-class StallWatch:
-    """A monitor of event loop stalls: the delay of a timer of one millisecond.
-
-    Unlike a loop patched to time its iterations, it works on uvloop, and measures the delay of a
-    user's timer, which may be several iterations long.
-
-    Attributes:
-        longest: The longest delay of the timer, in seconds.
-        busiest: The most CPU time that the process took between two ticks, in seconds. It tells a
-            stall of this process from one caused by others.
-    """
-
-    def __init__(self) -> None:
-        self.longest = self.busiest = 0.0
-        self._cpu = time.process_time()
-        self._loop = asyncio.get_running_loop()
-        self._schedule()
-
-    def _schedule(self) -> None:
-        self._due = self._loop.time() + TICK
-        self._loop.call_at(self._due, self._tick)
-
-    def _tick(self) -> None:
-        before, self._cpu = self._cpu, time.process_time()
-        self.busiest = max(self.busiest, self._cpu - before)
-        self.longest = max(self.longest, self._loop.time() - self._due)
-        self._schedule()

@@ -1,8 +1,8 @@
 """A minimal asyncio server that answers every stop.
 
-`python tests/benchmarks/server.py [SECONDS [PEM]]` listens on 127.0.0.1 and prints its port. It
-ends with its standard input, so that it does not outlive its parent process. SECONDS is the
-latency. With PEM, the file of a certificate and its key, it speaks TLS.
+`python tests/benchmarks/server.py [PEM]` listens on 127.0.0.1 and prints its port. It ends with its
+standard input, so that it does not outlive its parent process. With PEM, the file of a certificate
+and its key, it speaks TLS.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from functools import partial
 
 RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"%s",
 "workspaceId":"6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11","kind":"browser","status":"stopped",
@@ -38,14 +37,9 @@ _SANDBOX_ANSWER = _answer(SANDBOX)
 
 
 class ServerProtocol(asyncio.Protocol):
-    """A server protocol that answers each stop as done.
+    """A server protocol that answers each stop as done."""
 
-    Args:
-        delay: The latency, in seconds.
-    """
-
-    def __init__(self, delay: float) -> None:
-        self._delay = delay
+    def __init__(self) -> None:
         self._unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,11 +54,7 @@ class ServerProtocol(asyncio.Protocol):
             answer = _SANDBOX_ANSWER
             if not unread.startswith(b"POST /v1/sandboxes/"):
                 answer = _answer(RUNTIME % unread.split(b"/", 6)[5])
-            if self._delay:
-                loop = asyncio.get_running_loop()
-                loop.call_later(self._delay, self._transport.write, answer)
-            else:
-                self._transport.write(answer)
+            self._transport.write(answer)
             unread = unread[end:]
         self._unread = unread
 
@@ -79,16 +69,15 @@ def _end_of_request(data: bytes) -> int | None:
     return end if end <= len(data) else None
 
 
-async def serve(delay: str = "0", certificate: str | None = None) -> None:
+async def serve(certificate: str | None = None) -> None:
     """Listen on a free port until standard input ends."""
     loop = asyncio.get_running_loop()
     tls = None
     if certificate is not None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(certificate)
-    protocol = partial(ServerProtocol, float(delay))
     # A client may open all its connections at once.
-    server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024, ssl=tls)
+    server = await loop.create_server(ServerProtocol, "127.0.0.1", 0, backlog=1024, ssl=tls)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)

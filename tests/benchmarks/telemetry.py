@@ -1,6 +1,6 @@
 """CPU time of the client process per stop, without an observer and with OpenTelemetry.
 
-`python tests/benchmarks/telemetry.py [--stops 5000] [--rounds 20] [--json]`
+`python tests/benchmarks/telemetry.py [--stops 5000] [--rounds 20]`
 
 Without its SDK, OpenTelemetry's API does nothing. With it, each stop makes two spans, which a batch
 processor exports to nowhere, and records metrics in memory. OpenTelemetry's own instrumentation of
@@ -9,23 +9,41 @@ aiohttp makes one span and records one metric per request.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib import import_module
 from statistics import median
 from typing import Any
 
 import contenders
 from contenders import KEY, WORKSPACE, Contender, Stop
-from harness import Goal, Report, command, installed, measured, ratio, run, server
+from harness import Goal, Report, command, in_rounds, measured, ratio, run, server
+from opentelemetry.instrumentation.aiohttp_client import create_trace_config
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from bctrl_async import BctrlSession, Observer
+from bctrl_async.otel import OpenTelemetry
 
-_WARM_UP = 500
 _IN_FLIGHT = 64
+
+
+class _Nowhere(SpanExporter):
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        del spans
+        return SpanExportResult.SUCCESS
+
+
+def _sdk() -> dict[str, Any]:
+    """Return the providers as keyword arguments."""
+    tracers = TracerProvider()
+    tracers.add_span_processor(BatchSpanProcessor(_Nowhere()))
+    return {
+        "tracer_provider": tracers,
+        "meter_provider": MeterProvider([InMemoryMetricReader()]),
+    }
 
 
 @asynccontextmanager
@@ -34,39 +52,9 @@ async def _observed(make: Callable[[], Observer], base: str) -> AsyncGenerator[S
         yield partial(session.stop_runtime, WORKSPACE)
 
 
-def _api_alone() -> Observer:
-    observer: Observer = import_module("bctrl_async.otel").OpenTelemetry()
-    return observer
-
-
-def _sdk() -> dict[str, Any]:
-    """Return the providers as keyword arguments."""
-    trace, export = (
-        import_module("opentelemetry.sdk.trace"),
-        import_module("opentelemetry.sdk.trace.export"),
-    )
-    metrics = import_module("opentelemetry.sdk.metrics")
-    reader = import_module("opentelemetry.sdk.metrics.export").InMemoryMetricReader()
-
-    class Nowhere(export.SpanExporter):  # type: ignore[misc, name-defined]
-        def export(self, _: object) -> object:
-            return export.SpanExportResult.SUCCESS
-
-    tracers = trace.TracerProvider()
-    tracers.add_span_processor(export.BatchSpanProcessor(Nowhere()))
-    meters = metrics.MeterProvider([reader])
-    return {"tracer_provider": tracers, "meter_provider": meters}
-
-
-def _with_sdk() -> Observer:
-    observer: Observer = import_module("bctrl_async.otel").OpenTelemetry(**_sdk())
-    return observer
-
-
 @asynccontextmanager
 async def _instrumented(base: str) -> AsyncGenerator[Stop]:
-    own = import_module("opentelemetry.instrumentation.aiohttp_client")
-    async with contenders.bare(base, [own.create_trace_config(**_sdk())]) as stop:
+    async with contenders.bare(base, [create_trace_config(**_sdk())]) as stop:
         yield stop
 
 
@@ -74,63 +62,34 @@ _CASES: dict[str, Contender] = {
     "bare aiohttp + msgspec": contenders.bare,
     "no observer": contenders.bctrl_async,
     "an observer that does nothing": partial(_observed, Observer),
-    "OpenTelemetry, API alone": partial(_observed, _api_alone),
-    "OpenTelemetry, with its SDK": partial(_observed, _with_sdk),
+    "OpenTelemetry, API alone": partial(_observed, OpenTelemetry),
+    "OpenTelemetry, with its SDK": partial(_observed, lambda: OpenTelemetry(**_sdk())),
     "bare, its own instrumentation": _instrumented,
 }
 _BARE, _OURS, *_ = _CASES
 
 
-async def _measure(contender: Contender, url: str, stops: int) -> float:
-    async def work() -> None:
-        for alias in aliases:
-            await stop(alias)
-
-    async with contender(url) as stop:
-        for count in (_WARM_UP, stops):
-            aliases = (f"crm-{number}" for number in range(count))
-            start = time.process_time()
-            await asyncio.gather(*(work() for _ in range(_IN_FLIGHT)))
-        return (time.process_time() - start) / stops * 1e6
-
-
 def _child(name: str, url: str, stops: str) -> float:
-    return run(_measure(_CASES[name], url, int(stops)))
+    return run(contenders.cpu_of_stop(_CASES[name], url, int(stops), _IN_FLIGHT))
 
 
 def _compare(stops: int, rounds: int) -> Report:
-    names = list(_CASES)
-    notes = []
-    for package, needs_it in (
-        ("opentelemetry-api", "API"),
-        ("opentelemetry-sdk", "SDK"),
-        ("opentelemetry-instrumentation-aiohttp-client", "instrumentation"),
-    ):
-        if not installed(package):
-            names = [name for name in names if needs_it not in name]
-            notes.append(f"{package} is not installed: its cases were skipped.")
-    times: dict[str, list[float]] = {name: [] for name in names}
     with server() as url:
-        for _ in range(rounds):
-            for name in names:
-                task = (__file__, "--measure", name, url, str(stops))
-                times[name].append(measured(*task, kind=float))
-            names.reverse()
+        times = in_rounds(_CASES, rounds, lambda name: measured(name, url, stops, kind=float))
     return Report(
         f"CPU time of the client process per stop, {_IN_FLIGHT} in flight",
         ["client", "median µs", "min µs", "ratio to bare", "ratio to no observer"],
         [
             [
                 name,
-                median(column),
-                min(column),
-                ratio(column, times[_BARE]),
-                ratio(column, times[_OURS]),
+                median(times[name]),
+                min(times[name]),
+                ratio(times[name], times[_BARE]),
+                ratio(times[name], times[_OURS]),
             ]
-            for name, column in times.items()
+            for name in _CASES
         ],
         [Goal("no observer to bare aiohttp + msgspec", ratio(times[_OURS], times[_BARE]), 0.50)],
-        notes,
     )
 
 
