@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
-import msgspec
 import pytest
 from conftest import KEY
 from helpers import unused_url
@@ -27,28 +27,26 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import StopReport as ReportBody
 
 
-def failure(index: int, error: BctrlError | None) -> StopOutcome:
-    return StopOutcome(
-        index=index,
-        target=RuntimeRef("ws-1", str(index)),
-        result=StopResult.UNKNOWN,
-        state=RuntimeState.UNCONFIRMED,
-        error=error,
+def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> StopReport:
+    """Make a report of two targets that were stopped, and of a failure for each error."""
+    failures = tuple(
+        StopOutcome(
+            index=index,
+            target=RuntimeRef("ws-1", str(index)),
+            result=StopResult.UNKNOWN,
+            state=RuntimeState.UNCONFIRMED,
+            error=error,
+        )
+        for index, error in enumerate(errors)
     )
-
-
-def report_of(*failures: StopOutcome, ended_early: BctrlError | None = None) -> StopReport:
-    counts = Counter({StopResult.STOPPED: 2})
-    counts.update(outcome.result for outcome in failures)
     return StopReport(
-        total=counts.total(),
-        counts=counts,
+        total=2 + len(failures),
+        counts=Counter({StopResult.STOPPED: 2, StopResult.UNKNOWN: len(failures)}),
         failures=failures,
         states=Counter({RuntimeState.NOT_RUNNING: 2, RuntimeState.UNCONFIRMED: len(failures)}),
-        elapsed=1.0,
-        retries=0,
-        throttled=0,
-        ended_early=ended_early,
+        elapsed=1.23456789,
+        resumed=0 if ended is None else 1000,
+        ended_early=ended,
     )
 
 
@@ -57,45 +55,72 @@ NETWORK = BctrlNetworkError("no connection")
 ENDED = BctrlError("the deadline of 3 s has passed")
 
 
-class TestReport:
-    def test_it_is_printed_as_the_summary_of_the_command(self) -> None:
-        assert str(report_of()) == "2 of 2 no longer running after 1.00 s: 2 stopped"
-        assert str(report_of(failure(2, TIMEOUT), failure(3, NETWORK))) == (
-            "2 of 4 no longer running, 2 unconfirmed after 1.00 s: 2 stopped, 2 unknown"
-        )
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        (report_of(), "2 of 2 no longer running after 1.23 s: 2 stopped"),
+        (
+            report_of(TIMEOUT, NETWORK),
+            "2 of 4 no longer running, 2 unconfirmed after 1.23 s: 2 stopped, 2 unknown",
+        ),
+        (
+            report_of(ended=ENDED),
+            (
+                "2 of 2 no longer running after 1.23 s: 2 stopped; 1,000 from an earlier run, not "
+                "sent again; ended early: the deadline of 3 s has passed"
+            ),
+        ),
+    ],
+)
+def test_it_is_printed_as_the_summary_of_the_command(report: StopReport, text: str) -> None:
+    assert str(report) == text
 
-    def test_what_is_printed_says_what_was_not_sent_and_why_it_ended(self) -> None:
-        report = msgspec.structs.replace(
-            report_of(ended_early=ENDED), resumed=1_000, counts=Counter()
-        )
 
-        assert str(report) == (
-            "2 of 2 no longer running after 1.00 s; 1,000 from an earlier run, not sent again; "
-            "ended early: the deadline of 3 s has passed"
-        )
+@pytest.mark.parametrize(
+    ("errors", "ended", "message"),
+    [
+        ([NETWORK, TIMEOUT], None, "2 of 4 runtimes may still be running"),
+        ([TIMEOUT], ENDED, "1 of 3 runtimes may still be running, and the run ended early"),
+        ([], ENDED, "0 of 2 runtimes may still be running, and the run ended early"),
+    ],
+)
+def test_the_errors_of_all_failures_are_raised_as_a_group_after_the_end_of_the_run(
+    errors: list[BctrlError], ended: BctrlError | None, message: str
+) -> None:
+    report = report_of(*errors, ended=ended)
 
-    def test_a_failure_without_an_error_is_raised_as_well(self) -> None:
-        with pytest.raises(ExceptionGroup):
-            report_of(failure(0, None)).raise_for_failures()
+    assert not report.ok
+    for _ in range(2):
+        with pytest.raises(ExceptionGroup) as caught:
+            report.raise_for_failures()
+        assert caught.value.message == message
+        assert list(caught.value.exceptions) == [*filter(None, [ended]), *errors]
 
-    @pytest.mark.parametrize(
-        ("failures", "ended_early", "message"),
-        [
-            ([NETWORK, TIMEOUT], None, "2 of 4 runtimes may still be running"),
-            ([TIMEOUT], ENDED, "1 of 3 runtimes may still be running, and the run ended early"),
-            ([], ENDED, "0 of 2 runtimes may still be running, and the run ended early"),
-        ],
-    )
-    def test_the_errors_of_all_failures_are_raised_as_a_group_after_the_end_of_the_run(
-        self, failures: list[BctrlError], ended_early: BctrlError | None, message: str
-    ) -> None:
-        report = report_of(*(failure(0, error) for error in failures), ended_early=ended_early)
-        assert not report.ok
-        for _ in range(2):
-            with pytest.raises(ExceptionGroup) as caught:
-                report.raise_for_failures()
-            assert caught.value.message == message
-            assert list(caught.value.exceptions) == [*filter(None, [ended_early]), *failures]
+
+def test_a_failure_without_an_error_is_raised_as_well() -> None:
+    with pytest.raises(ExceptionGroup):
+        report_of(None).raise_for_failures()
+
+
+def test_as_a_dict_it_has_its_counts_its_failures_and_its_end() -> None:
+    report = report_of(TIMEOUT, ended=ENDED)
+    fields = report.to_dict()
+
+    assert (fields["ok"], fields["elapsed"]) == (False, 1.234568)
+    counts = dict.fromkeys(StopResult, 0) | {StopResult.STOPPED: 2, StopResult.UNKNOWN: 1}
+    assert fields["counts"] == {str(result): count for result, count in counts.items()}
+    assert fields["states"] == {
+        "not_running": 2,
+        "still_running": 0,
+        "unconfirmed": 1,
+        "invalid": 0,
+    }
+    assert fields["failures"] == [report.failures[0].to_dict()]
+    ended = {"type": "BctrlError", "message": ENDED.summary, "may_have_stopped": False}
+    unset = dict.fromkeys(("advice", "status", "code", "request_id"))
+    assert fields["ended_early"] == ended | unset
+    assert set(fields) == {"ok", *StopReport.__struct_fields__}
+    assert json.loads(json.dumps(fields)) == fields
 
 
 class TestMissing:
@@ -123,7 +148,6 @@ class TestMissing:
             return True
 
         report = await session.stop_workspace("ws-1", where=delete, missing_ok=missing_ok)
-
         assert report.counts == {StopResult.NOT_FOUND: 1}
         assert report.ok is missing_ok
 
@@ -131,31 +155,26 @@ class TestMissing:
 TARGET = ("ws-1", "crm")
 ONCE = RetryPolicy(attempts=1, base=0.001, cap=0.001, patience=0)
 
-ROWS: list[tuple[str, list[Fault | Reply], str, bool, bool]] = [
-    # Name, what the server does, result without verify, ok without and with verify.
-    ("stopped", [], "stopped", True, True),
-    ("accepted", [Fault.ACCEPTED], "accepted", False, True),
-    ("no effect", [Reply(200, body="OK", takes_effect=False)], "accepted", False, False),
-    ("failed", [Fault.FAILED], "accepted", True, True),
-    ("already stopped", [], "already_stopped", True, True),
-    ("not found", [], "not_found", False, False),
-    ("rejected", [Reply(403, code="workspace.forbidden")], "rejected", False, False),
-    ("throttled", [Fault.RATE_LIMITED], "rejected", False, False),
-    ("not sent", [], "not_sent", False, False),
-    ("answer lost", [Fault.DROP_AFTER], "unknown", False, True),
-    ("request lost", [Fault.DROP_BEFORE], "unknown", False, False),
-]
+ROWS: dict[str, tuple[list[Fault | Reply], str, bool, bool]] = {
+    # What the server does, the result without verify, ok without and with verify.
+    "stopped": ([], "stopped", True, True),
+    "accepted": ([Fault.ACCEPTED], "accepted", False, True),
+    "no effect": ([Reply(200, body="OK", takes_effect=False)], "accepted", False, False),
+    "failed": ([Fault.FAILED], "accepted", True, True),
+    "already stopped": ([], "already_stopped", True, True),
+    "not found": ([], "not_found", False, False),
+    "rejected": ([Reply(403, code="workspace.forbidden")], "rejected", False, False),
+    "throttled": ([Fault.RATE_LIMITED], "rejected", False, False),
+    "not sent": ([], "not_sent", False, False),
+    "answer lost": ([Fault.DROP_AFTER], "unknown", False, True),
+    "request lost": ([Fault.DROP_BEFORE], "unknown", False, False),
+}
 
 
-async def stop_one(
-    emulator: Emulator,
-    name: str,
-    faults: list[Fault | Reply],
-    verify: float,
-) -> tuple[StopOutcome, StopReport]:
+async def stop_one(emulator: Emulator, name: str, verify: float) -> tuple[StopOutcome, StopReport]:
     """Stop the target of a row; return its outcome and the report."""
     emulator.add_runtime(*TARGET, status="stopped" if name == "already stopped" else "active")
-    emulator.inject(*faults, method="POST")
+    emulator.inject(*ROWS[name][0], method="POST")
     target = ("ws-1", "nobody") if name == "not found" else TARGET
     outcomes: list[StopOutcome] = []
     with unused_url() as unused:
@@ -169,17 +188,16 @@ async def stop_one(
 
 
 @pytest.mark.parametrize("verify", [False, 0.05])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]))
+@pytest.mark.parametrize("name", ROWS)
 async def test_a_report_is_ok_only_if_no_runtime_runs(
-    emulator: Emulator, *, row: tuple[str, list[Fault | Reply], str, bool, bool], verify: float
+    emulator: Emulator, name: str, *, verify: float
 ) -> None:
-    name, faults, result, ok, ok_if_verified = row
+    _, result, ok, ok_if_verified = ROWS[name]
     expected = ok_if_verified if verify else ok
-    outcome, report = await stop_one(emulator, name, faults, verify=verify)
-    if not verify:
-        assert outcome.result == result
-    if expected:
-        assert emulator.status(*TARGET) in {"stopped", "failed"}
+    outcome, report = await stop_one(emulator, name, verify)
+
+    assert verify or outcome.result == result
+    assert not expected or emulator.status(*TARGET) in {"stopped", "failed"}
     body = TypeAdapter(ReportBody).validate_python(report)
     forms = {
         "outcome": outcome.ok,
