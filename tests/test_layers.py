@@ -1,7 +1,6 @@
 """The architecture: layers of imports, public names, and the cost of an import."""
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -33,21 +32,33 @@ LAYERS = [
     {"bulk"},
     {"session", "shards"},
     {"__init__"},
-    {
-        "dask",
-        "otel",
-        "redis",
-        "testing",
-        "fastapi",
-        "cli",
-        "__main__",
-    },
+    {"dask", "otel", "redis", "testing", "fastapi", "cli", "__main__"},
 ]
 CORE = frozenset().union(*LAYERS[:-1])
 EXTRAS = LAYERS[-1]
 # The emulator restates the wire format, so that one bug cannot hide on both sides.
 ALONE = frozenset({"emulator"})
 _BULK_PARTS = frozenset({"bulk", "_calls", "_http"})
+
+IMPORTERS = {
+    # A call carries an aiohttp.ClientTimeout.
+    "aiohttp": {"_calls", "_http", "session", *ALONE},
+    # They are dependencies of aiohttp, and part of its API.
+    "multidict": {"_calls", "_http", "session"},
+    "yarl": {"_calls", "_config", "_http", "cli", "observer"},
+    "msgspec": {*CORE, *EXTRAS},
+    "cyclopts": {"cli"},
+    "rich": {"cli"},
+    "fastapi": {"fastapi"},
+    "pydantic": {"fastapi"},
+    "opentelemetry": {"otel"},
+    # Only the extra `redis` imports `pace._redis`.
+    "redis": {"pace"},
+    "distributed": {"dask"},
+    "aioresponses": {"testing"},
+    "pytest": {"testing"},
+}
+"""The parts that may import each package that is not of the standard library."""
 
 
 def entry(module: str) -> str:
@@ -113,18 +124,9 @@ def modules_in(*entries: str) -> set[str]:
     return {module for module in MODULES if entry(module) in entries}
 
 
-def importers(*packages: str) -> set[str]:
-    """Return the modules that import any of these packages."""
-    return {module for module in MODULES if outside(module) & set(packages)}
-
-
 class TestImports:
-    def test_every_module_is_in_a_layer(self) -> None:
-        entries = {entry(module) for module in MODULES}
-
-        assert entries <= ALONE.union(*LAYERS), "add the others to LAYERS"
-
-    def test_no_module_imports_from_a_higher_layer(self) -> None:
+    def test_every_module_is_in_a_layer_and_imports_from_no_higher_one(self) -> None:
+        assert {entry(module) for module in MODULES} <= ALONE.union(*LAYERS), "add it to LAYERS"
         above = [
             (module, name)
             for module in MODULES
@@ -134,59 +136,25 @@ class TestImports:
             # The extras may start the emulator.
             and not (entry(module) in EXTRAS and entry(name) in ALONE)
         ]
-
         assert above == []
-
-    def test_the_emulator_imports_nothing_of_the_rest(self) -> None:
-        for module in modules_in(*ALONE):
-            assert {entry(name) for name in inside(module)} <= {entry(module)}, module
 
     def test_there_is_no_import_cycle(self) -> None:
         remaining = {module: inside(module) for module in MODULES}
         while free := {name for name, needs in remaining.items() if not needs & remaining.keys()}:
             for module in free:
                 del remaining[module]
-
         assert remaining == {}
-
-    def test_errors_import_nothing_of_the_package(self) -> None:
-        assert inside("errors") == set()
-
-    def test_only_http_code_imports_aiohttp(self) -> None:
-        # A call carries an aiohttp.ClientTimeout.
-        assert importers("aiohttp") <= modules_in("_calls", "_http", "session", *ALONE)
-
-    def test_the_core_imports_only_its_dependencies(self) -> None:
-        # Only the extra `redis` imports `pace._redis`.
-        modules = modules_in(*CORE) - {"pace._redis"}
-        found = {package for module in modules for package in outside(module)}
-
-        # multidict and yarl are dependencies of aiohttp, and part of its API.
-        assert found <= {"aiohttp", "msgspec", "multidict", "yarl"}
 
     def test_the_emulator_imports_only_the_server_of_aiohttp(self) -> None:
         for module in modules_in(*ALONE):
+            assert {entry(name) for name in inside(module)} <= ALONE, module
             found = {found for found in imports(module) if "aiohttp" in found.module}
-
             assert found <= {Import("aiohttp", "web")}, module
-            assert outside(module) <= {"aiohttp"}, module
 
-    def test_only_the_command_imports_cyclopts_and_rich(self) -> None:
-        assert importers("cyclopts", "rich") <= modules_in("cli")
-
-    def test_only_the_fastapi_extra_imports_fastapi(self) -> None:
-        found = importers("fastapi", "starlette", "pydantic", "pydantic_core")
-
-        assert found <= modules_in("fastapi")
-
-    def test_only_the_otel_extra_imports_opentelemetry(self) -> None:
-        assert importers("opentelemetry") <= modules_in("otel")
-
-    def test_only_the_redis_extra_imports_redis(self) -> None:
-        assert importers("redis") <= {"pace._redis"}
-
-    def test_only_one_file_imports_dask(self) -> None:
-        assert importers("dask", "distributed") <= {"dask"}
+    def test_only_the_parts_that_need_a_package_import_it(self) -> None:
+        found = {(package, entry(module)) for module in MODULES for package in outside(module)}
+        assert found <= {(package, part) for package, parts in IMPORTERS.items() for part in parts}
+        assert {module for module in MODULES if "redis" in outside(module)} == {"pace._redis"}
 
     def test_the_extras_import_only_public_names(self) -> None:
         for module in modules_in(*EXTRAS):
@@ -210,26 +178,14 @@ class TestImports:
             for node in ast.walk(function)
             if isinstance(node, ast.Import | ast.ImportFrom)
         ]
-
         assert found == []
-
-    def test_there_is_no_star_import(self) -> None:
-        found = {module for module in MODULES for each in imports(module) if each.name == "*"}
-
-        assert found == set()
 
 
 class TestPublicNames:
-    def test_they_are_sorted_and_unique(self) -> None:
-        assert bctrl_async.__all__ == sorted(set(bctrl_async.__all__))
-
-    def test_every_name_that_the_package_imports_is_listed(self) -> None:
+    def test_every_name_that_the_package_imports_is_public_and_every_error(self) -> None:
         imported = {found.name for found in imports("__init__") if found.inside is not None}
-
-        assert set(bctrl_async.__all__) == imported
-
-    def test_each_can_be_imported(self) -> None:
-        assert [n for n in bctrl_async.__all__ if getattr(bctrl_async, n, None) is None] == []
+        errors = {node.name for node in nodes("errors") if isinstance(node, ast.ClassDef)}
+        assert errors <= imported == set(bctrl_async.__all__)
 
     def test_each_is_in_dir_and_no_other_name_is_an_attribute(self) -> None:
         assert set(dir(bctrl_async)) >= {"__version__", *bctrl_async.__all__}
@@ -237,111 +193,54 @@ class TestPublicNames:
         # A module is an attribute also before another has imported it.
         assert vars(bctrl_async)["__getattr__"]("journal") is import_module(f"{NAME}.journal")
 
-    def test_every_error_is_public(self) -> None:
-        defined = {node.name for node in nodes("errors") if isinstance(node, ast.ClassDef)}
-
-        assert defined <= set(bctrl_async.__all__)
-
     def test_the_package_is_marked_as_typed(self) -> None:
         """Fault: no `py.typed` (the vendor's SDK)."""
         assert (PACKAGE / "py.typed").is_file()
 
+    @pytest.mark.parametrize("name", [name for name in MODULES if not is_private(name)])
+    def test_those_of_every_module_are_listed_in_order_and_can_be_imported(self, name: str) -> None:
+        module = import_module(f"{NAME}.{name}".removesuffix(".__init__"))
+        listed = module.__all__
 
-PUBLIC_MODULES = [
-    "bctrl_async",
-    "bctrl_async.bulk",
-    "bctrl_async.cli",
-    "bctrl_async.dask",
-    "bctrl_async.emulator",
-    "bctrl_async.errors",
-    "bctrl_async.fastapi",
-    "bctrl_async.filters",
-    "bctrl_async.journal",
-    "bctrl_async.models",
-    "bctrl_async.observer",
-    "bctrl_async.otel",
-    "bctrl_async.outcomes",
-    "bctrl_async.pace",
-    "bctrl_async.redis",
-    "bctrl_async.session",
-    "bctrl_async.shards",
-    "bctrl_async.stats",
-    "bctrl_async.testing",
-]
+        # Constants, classes, the rest: the order of ruff's RUF022.
+        assert listed == sorted(set(listed), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+        assert [n for n in listed if getattr(module, n, None) is None] == []
 
 
-@pytest.mark.parametrize("name", PUBLIC_MODULES)
-def test_every_public_module_lists_names_that_can_be_imported(name: str) -> None:
-    module = import_module(name)
-    listed = module.__all__
-
-    # Constants, classes, the rest: the order of ruff's RUF022.
-    assert listed == sorted(set(listed), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
-    assert [n for n in listed if not hasattr(module, n)] == []
-
-
-def run_fresh(program: str) -> str:
-    """Run a program in a fresh interpreter, and return its stdout."""
+@cache
+def loaded_by(program: str) -> frozenset[str]:
+    """Run a program in a fresh interpreter, and return the modules that are loaded then."""
     # Coverage imports modules of its own.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{program}; import sys; print(*sys.modules)"],
         cwd=PACKAGE.parent,
         env=environment,
         check=True,
         capture_output=True,
         text=True,
-    ).stdout
-
-
-@pytest.fixture(scope="module")
-def loaded_in_turn() -> tuple[set[str], set[str]]:
-    """The modules that a fresh interpreter has loaded after importing the package, and the command.
-
-    Returns:
-        Those after `import bctrl_async`, and those after `import bctrl_async.cli`.
-    """
-    program = (
-        f"from {NAME} import *; import json, sys; print(json.dumps(sorted(sys.modules)));"
-        f"import {NAME}.cli; print(json.dumps(sorted(sys.modules)))"
     )
-    package, command = map(json.loads, run_fresh(program).splitlines())
-    return set(package), set(command)
-
-
-@pytest.fixture
-def loaded(loaded_in_turn: tuple[set[str], set[str]]) -> set[str]:
-    """The modules that a fresh interpreter has loaded after importing the package."""
-    return loaded_in_turn[0]
+    return frozenset(done.stdout.splitlines()[-1].split())
 
 
 class TestFreshInterpreter:
-    def test_it_imports_the_package_without_a_warning(self, loaded: set[str]) -> None:
-        assert NAME in loaded
+    def test_the_package_loads_no_extra_and_nothing_of_theirs(self) -> None:
+        loaded = loaded_by(f"from {NAME} import *; assert BctrlSession.stop_runtime and shard")
 
-    def test_it_does_not_load_the_dependencies_of_extras(self, loaded: set[str]) -> None:
-        heavy = {
-            *("cyclopts", "dask", "distributed", "fastapi", "opentelemetry", "pydantic", "pytest"),
-            *("redis", "rich", "sqlite3"),
-        }
-
-        assert loaded & heavy == set()
-
-    def test_it_does_not_load_the_extras(self, loaded: set[str]) -> None:
+        heavy = {"cyclopts", "dask", "distributed", "fastapi", "opentelemetry", "pydantic"}
+        assert loaded & {*heavy, "pytest", "redis", "rich", "sqlite3"} == set()
         assert loaded & {f"{NAME}.{module}" for module in ("emulator", *EXTRAS)} == set()
 
     def test_it_loads_aiohttp_when_a_name_needs_it(self) -> None:
         """Fault: the help of the command took twice as long."""
-        help_of_all = f"import {NAME}.cli; assert {NAME}.cli.main(['--help']) == 0"
-        run_fresh(f"{help_of_all}; import sys; assert 'aiohttp' not in sys.modules")
-        run_fresh(f"from {NAME} import *; assert BctrlSession.stop_runtime and shard")
-        run_fresh(f"import {NAME}; assert {NAME}.errors.BctrlError and {NAME}.StopBatch")
+        assert "aiohttp" not in loaded_by(
+            f"import {NAME}.cli; assert {NAME}.cli.main(['--help']) == 0"
+        )
+        assert "aiohttp" in loaded_by(f"import {NAME}; {NAME}.errors.BctrlError, {NAME}.StopBatch")
 
-    def test_the_command_loads_no_server(self, loaded_in_turn: tuple[set[str], set[str]]) -> None:
+    def test_the_command_loads_no_server(self) -> None:
         """Fault: the start of every command took a tenth longer."""
-        _, loaded = loaded_in_turn
-
-        assert f"{NAME}.cli" in loaded
+        loaded = loaded_by(f"import {NAME}.cli")
         assert loaded & {"aiohttp.web", f"{NAME}.emulator"} == set()
 
 
@@ -366,7 +265,6 @@ BUDGETS = {
 
 def test_every_part_has_a_budget() -> None:
     names = [name for part in BUDGETS for name in part]
-
     assert sorted(names) == sorted({entry(module) for module in MODULES})
 
 
