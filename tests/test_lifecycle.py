@@ -13,7 +13,7 @@ import warnings
 import aiohttp
 import pytest
 from helpers import BOUND, Connect, until, wait_for_requests
-from servers import answering, emulator_in_a_thread, raw_server
+from servers import answering, emulator_in_a_thread, served
 
 from bctrl_async import (
     BctrlConfigError,
@@ -27,120 +27,68 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 KEY = "emulator-key"
 
 
-async def wait_until_disconnected(emulator: Emulator) -> None:
-    """Wait until the server has noticed that every connection is closed."""
-    await until(lambda: not emulator._server.connections)
-
-
-async def test_a_session_made_outside_a_loop_works_inside_one() -> None:
-    with emulator_in_a_thread() as emulator:
-        session = await asyncio.to_thread(BctrlSession, KEY, base_url=emulator.url)
-        assert "not opened yet" in repr(session)
-        await session.stop_runtime("ws-1", "r0")
-        assert " open" in repr(session)
-        await session.close()
-        assert " closed" in repr(session)
-
-
-def test_use_from_a_second_loop_is_an_error() -> None:
-    with emulator_in_a_thread() as emulator:
-        session = BctrlSession(KEY, base_url=emulator.url)
-        asyncio.run(session.stop_runtime("ws-1", "r0"))
-        # A later loop may have the `id` of the first one.
-        for _ in range(20):
-            for use in (session.stop_runtime("ws-1", "r1"), enter(session)):
-                with pytest.raises(BctrlConfigError, match="another event loop, which is closed"):
-                    asyncio.run(use)
-        asyncio.run(session.close())
-        assert emulator.received["ws-1", "r1"] == 0
-
-
 async def enter(session: BctrlSession) -> None:
     async with session:
         pass
 
 
-async def test_closing_from_another_loop_while_the_first_one_runs_is_an_error(
-    session: BctrlSession,
-) -> None:
-    await session.stop_runtime("ws-1", "crm")
-    with pytest.raises(BctrlConfigError, match="another event loop"):
-        await asyncio.to_thread(asyncio.run, session.close())
-    assert not session.closed
+class TestLoop:
+    def test_a_session_belongs_to_the_loop_that_uses_it_first(self) -> None:
+        with emulator_in_a_thread() as emulator:
+            session = BctrlSession(KEY, base_url=emulator.url)
+            assert "not opened yet" in repr(session)
+            asyncio.run(session.stop_runtime("ws-1", "r0"))
+            assert " open" in repr(session)
+            # A later loop may have the `id` of the first one.
+            for _ in range(20):
+                for use in (session.stop_runtime("ws-1", "r1"), enter(session)):
+                    with pytest.raises(BctrlConfigError, match="another event loop, which is clos"):
+                        asyncio.run(use)
+            asyncio.run(session.close())
+            assert " closed" in repr(session)
+            assert emulator.received["ws-1", "r1"] == 0
 
-
-@pytest.mark.parametrize("used", [False, True])
-async def test_use_after_close_is_an_error(connect: Connect, *, used: bool) -> None:
-    session = connect()
-    if used:
+    async def test_closing_from_another_one_while_the_first_runs_is_an_error(
+        self, session: BctrlSession
+    ) -> None:
         await session.stop_runtime("ws-1", "crm")
-    await session.close()
-    await session.close()
-    assert session.closed
-    with pytest.raises(BctrlConfigError, match="closed") as caught:
+        with pytest.raises(BctrlConfigError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, session.close())
+        assert not session.closed
+
+    async def test_shutdown_asyncgens_closes_the_session(self, session: BctrlSession) -> None:
         await session.stop_runtime("ws-1", "crm")
-    assert (caught.value.attempts, caught.value.may_have_stopped) == (0, False)
-    with pytest.raises(BctrlConfigError, match="closed"):
-        await enter(session)
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        with pytest.raises(BctrlConfigError, match="the session is closed"):
+            await session.stop_runtime("ws-1", "crm")
 
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-async def test_use_after_a_fork_is_an_error_and_does_not_disturb_the_parent(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    await session.stop_runtime("ws-1", "crm")
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # The test's threads do not matter.
-        child = os.fork()
-    if child == 0:
-        try:
-            asyncio.events._set_running_loop(None)
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+    async def test_use_after_a_fork_is_an_error_and_does_not_disturb_the_parent(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        await session.stop_runtime("ws-1", "crm")
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # The test's threads do not matter.
+            child = os.fork()
+        if child == 0:
             try:
-                asyncio.new_event_loop().run_until_complete(session.stop_runtime("ws-1", "crm"))
-            except BctrlConfigError as error:
-                os.write(writing, str(error).encode())
-            asyncio.new_event_loop().run_until_complete(session.close())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)  # noqa: ASYNC222 - nothing else is to run meanwhile.
-    message = os.read(reading, 1000).decode()
-    os.close(reading)
+                asyncio.events._set_running_loop(None)
+                try:
+                    asyncio.new_event_loop().run_until_complete(session.stop_runtime("ws-1", "crm"))
+                except BctrlConfigError as error:
+                    os.write(writing, str(error).encode())
+                asyncio.new_event_loop().run_until_complete(session.close())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        os.waitpid(child, 0)  # noqa: ASYNC222 - nothing else is to run meanwhile.
+        message = os.read(reading, 1000).decode()
+        os.close(reading)
 
-    assert "opened before a fork" in message
-    emulator.add_runtime("ws-1", "mail")
-    await session.stop_runtime("ws-1", "mail")
-
-
-async def test_close_ends_waiting_calls_and_requests_in_flight(
-    emulator: Emulator, connect: Connect
-) -> None:
-    emulator.add_runtime("ws-1", "mail")
-    emulator.inject(Reply(503, headers={"Retry-After": "30"}), alias="crm")
-    emulator.inject(Fault.HANG, alias="mail")
-    session = connect(max_connections=2)
-    in_flight = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
-    await wait_for_requests(emulator, 1)
-    retrying = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    while not session.stats.waiting:
-        await asyncio.sleep(0)
-    queued = asyncio.create_task(session.stop_runtime("ws-1", "chat"))
-    await asyncio.sleep(0)
-
-    await session.close()
-    for call, error_class, attempts, may_have_stopped in (
-        (retrying, BctrlConfigError, 1, False),
-        (in_flight, BctrlNetworkError, 1, True),
-        (queued, BctrlConfigError, 0, False),
-    ):
-        with pytest.raises(error_class) as caught:
-            await asyncio.wait_for(call, BOUND)
-        error = caught.value
-        assert (error.attempts, error.may_have_stopped) == (attempts, may_have_stopped)
-    async with asyncio.timeout(BOUND):  # The server's own tasks need a moment to end.
-        while len(asyncio.all_tasks()) > 1:
-            await asyncio.sleep(0)
+        assert "opened before a fork" in message
+        emulator.add_runtime("ws-1", "mail")
+        await session.stop_runtime("ws-1", "mail")
 
 
 @pytest.fixture
@@ -163,113 +111,145 @@ def lookup_began(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return began
 
 
-@pytest.mark.parametrize(
-    ("borrowed", "error_class", "message"),
-    [
-        (False, BctrlNetworkError, "session was closed"),
-        (True, BctrlConfigError, "http= is closed"),
-    ],
-)
-async def test_closing_the_pool_during_a_host_lookup_is_an_error(
-    lookup_began: asyncio.Event, error_class: type[BctrlError], message: str, *, borrowed: bool
-) -> None:
-    http = aiohttp.ClientSession() if borrowed else None
-    session = BctrlSession(KEY, base_url="https://slow.test", http=http)
-    call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await asyncio.wait_for(lookup_began.wait(), BOUND)
-    await (http or session).close()
-    with pytest.raises(error_class, match=message) as caught:
-        await call
-    # A borrowed pool does not tell whether it had a connection.
-    assert caught.value.may_have_stopped is borrowed
-
-
-async def test_closing_between_the_headers_and_the_body_of_a_response_is_an_error() -> None:
-    async def close(*_: object) -> None:
+class TestClose:
+    @pytest.mark.parametrize("used", [False, True])
+    async def test_use_after_it_is_an_error(self, connect: Connect, *, used: bool) -> None:
+        session = connect()
+        if used:
+            await session.stop_runtime("ws-1", "crm")
+        await session.close()
         await session.close()
 
-    closing = aiohttp.TraceConfig()
-    closing.on_request_end.append(close)
-    half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
-    async with raw_server(answering(half)) as url:
-        session = BctrlSession(KEY, base_url=url, trace_configs=[closing])
-        with pytest.raises(BctrlResponseError, match="the body was truncated") as caught:
+        assert session.closed
+        with pytest.raises(BctrlConfigError, match="closed") as caught:
             await session.stop_runtime("ws-1", "crm")
-    assert caught.value.may_have_stopped
+        assert (caught.value.attempts, caught.value.may_have_stopped) == (0, False)
+        with pytest.raises(BctrlConfigError, match="closed"):
+            await enter(session)
 
+    async def test_it_ends_waiting_calls_and_requests_in_flight_and_leaves_nothing(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.add_runtime("ws-1", "mail")
+        emulator.inject(Reply(503, headers={"Retry-After": "30"}), alias="crm")
+        emulator.inject(Fault.HANG, alias="mail")
+        session = connect(max_connections=2)
+        in_flight = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
+        await wait_for_requests(emulator, 1)
+        retrying = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await until(lambda: session.stats.waiting)
+        queued = asyncio.create_task(session.stop_runtime("ws-1", "chat"))
+        await asyncio.sleep(0)
 
-async def test_a_call_cancelled_while_the_session_closes_is_cancelled(
-    emulator: Emulator, connect: Connect
-) -> None:
-    emulator.inject(Fault.HANG)
-    session = connect()
-    call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await wait_for_requests(emulator, 1)
-    call.cancel()
-    await session.close()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+        await session.close()
+        for call, error_class, attempts, may_have_stopped in (
+            (retrying, BctrlConfigError, 1, False),
+            (in_flight, BctrlNetworkError, 1, True),
+            (queued, BctrlConfigError, 0, False),
+        ):
+            with pytest.raises(error_class) as caught:
+                await asyncio.wait_for(call, BOUND)
+            error = caught.value
+            assert (error.attempts, error.may_have_stopped) == (attempts, may_have_stopped)
+        # The server's own tasks need a moment to end.
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        await until(lambda: not emulator._server.connections)
 
-
-async def test_shutdown_asyncgens_closes_the_session(
-    session: BctrlSession,
-) -> None:
-    await session.stop_runtime("ws-1", "crm")
-    await asyncio.get_running_loop().shutdown_asyncgens()
-    with pytest.raises(BctrlConfigError, match="the session is closed"):
+    async def test_garbage_collection_closes_the_connections_too(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        session = connect()
         await session.stop_runtime("ws-1", "crm")
+        del session
+        gc.collect()
+        await until(lambda: not emulator._server.connections)
+
+    @pytest.mark.parametrize(
+        ("borrowed", "error_class", "message"),
+        [
+            (False, BctrlNetworkError, "session was closed"),
+            (True, BctrlConfigError, "http= is closed"),
+        ],
+    )
+    async def test_of_the_pool_during_a_host_lookup_is_an_error(
+        self,
+        lookup_began: asyncio.Event,
+        error_class: type[BctrlError],
+        message: str,
+        *,
+        borrowed: bool,
+    ) -> None:
+        http = aiohttp.ClientSession() if borrowed else None
+        session = BctrlSession(KEY, base_url="https://slow.test", http=http)
+        call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await asyncio.wait_for(lookup_began.wait(), BOUND)
+        await (http or session).close()
+        with pytest.raises(error_class, match=message) as caught:
+            await call
+        # A borrowed pool does not tell whether it had a connection.
+        assert caught.value.may_have_stopped is borrowed
+
+    async def test_between_the_headers_and_the_body_of_a_response_is_an_error(self) -> None:
+        async def close(*_: object) -> None:
+            await session.close()
+
+        closing = aiohttp.TraceConfig()
+        closing.on_request_end.append(close)
+        half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
+        async with served(answering(half), trace_configs=[closing]) as session:
+            with pytest.raises(BctrlResponseError, match="the body was truncated") as caught:
+                await session.stop_runtime("ws-1", "crm")
+        assert caught.value.may_have_stopped
+
+    async def test_while_the_key_is_fetched_is_an_error(self, emulator: Emulator) -> None:
+        called = asyncio.Event()
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def key() -> str:
+            called.set()
+            return await answer
+
+        session = BctrlSession(key, base_url=emulator.url)
+        call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await called.wait()
+        await session.close()
+        answer.set_result(KEY)
+        with pytest.raises(BctrlConfigError, match="closed") as caught:
+            await call
+        assert caught.value.may_have_stopped is False
+
+    async def test_a_call_cancelled_meanwhile_is_cancelled(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.HANG)
+        call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await wait_for_requests(emulator, 1)
+        call.cancel()
+        await session.close()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    async def test_a_runtime_error_of_a_trace_config_is_not_taken_for_it(
+        self, connect: Connect
+    ) -> None:
+        async def broken(*_: object) -> None:
+            raise RuntimeError("mine")
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(broken)
+        async with connect(trace_configs=[trace]) as session:
+            with pytest.raises(RuntimeError, match="mine"):
+                await session.stop_runtime("ws-1", "crm")
 
 
-async def test_closing_while_the_key_is_fetched_is_an_error(emulator: Emulator) -> None:
-    called = asyncio.Event()
-    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def key() -> str:
-        called.set()
-        return await answer
-
-    session = BctrlSession(key, base_url=emulator.url)
-    call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await called.wait()
-    await session.close()
-    answer.set_result(KEY)
-    with pytest.raises(BctrlConfigError, match="closed") as caught:
-        await call
-    assert caught.value.may_have_stopped is False
-
-
-async def test_a_runtime_error_of_a_trace_config_propagates(emulator: Emulator) -> None:
-    async def broken(*_: object) -> None:
-        raise RuntimeError("mine")
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(broken)
-    async with BctrlSession(KEY, base_url=emulator.url, trace_configs=[trace]) as session:
-        with pytest.raises(RuntimeError, match="mine"):
-            await session.stop_runtime("ws-1", "crm")
-
-
-async def test_closing_leaves_no_tasks_and_no_connections() -> None:
-    with emulator_in_a_thread() as emulator:
-        before = asyncio.all_tasks()
-        async with BctrlSession(KEY, base_url=emulator.url) as session:
-            await asyncio.gather(
-                *(session.stop_runtime("ws-1", "r0") for _ in range(30)), return_exceptions=True
-            )
-        assert asyncio.all_tasks() == before
-        await wait_until_disconnected(emulator)
-
-
-async def test_a_garbage_collected_session_closes_its_connections(
-    emulator: Emulator, connect: Connect
-) -> None:
-    session = connect()
-    await session.stop_runtime("ws-1", "crm")
-    del session
-    gc.collect()
-    await wait_until_disconnected(emulator)
-
-
+PROLOGUE = """
+    import asyncio, os, signal, sys
+    from bctrl_async import BctrlSession
+    KEY, URL = sys.argv[1:]
+    session = BctrlSession(KEY, base_url=URL)
+    async def stop():
+        await session.stop_runtime("ws-1", "r0")
+    """
 ENDINGS = {
     "never closed, in a function": """
         async def main():
@@ -314,18 +294,10 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
-def test_no_way_to_end_a_program_prints_a_warning(ending: str) -> None:
+@pytest.mark.parametrize("name", ENDINGS)
+def test_no_way_to_end_a_program_prints_a_warning(name: str) -> None:
     """Fault: "Event loop is closed" at shutdown (openai-python#1254, elasticsearch-py#2349)."""
-    prologue = """
-        import asyncio, os, signal, sys
-        from bctrl_async import BctrlSession
-        KEY, URL = sys.argv[1:]
-        session = BctrlSession(KEY, base_url=URL)
-        async def stop():
-            await session.stop_runtime("ws-1", "r0")
-        """
-    program = textwrap.dedent(prologue) + textwrap.dedent(ending)
+    program = textwrap.dedent(PROLOGUE) + textwrap.dedent(ENDINGS[name])
     with emulator_in_a_thread() as emulator:
         done = subprocess.run(
             [sys.executable, "-c", program, KEY, emulator.url],
@@ -334,4 +306,4 @@ def test_no_way_to_end_a_program_prints_a_warning(ending: str) -> None:
             timeout=BOUND,
             check=False,
         )
-    assert (done.stderr, done.returncode) == ("", 3 if "sys.exit" in ending else 0)
+    assert (done.stderr, done.returncode) == ("", 3 if "sys.exit" in program else 0)
