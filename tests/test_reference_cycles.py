@@ -23,10 +23,18 @@ from bctrl_async import BctrlError, BctrlNetworkError, BctrlSession, Observer, R
 PACKAGE = Path(bctrl_async.__file__).parent
 ONCE = RetryPolicy(attempts=1, patience=0)
 TWICE = RetryPolicy(attempts=2, base=1e-6, cap=1e-6)
-CALLS = 5
+MANY = [("ws-1", f"r{number}") for number in range(3)]
 
 MakeSession = Callable[..., BctrlSession]
-Call = Callable[[BctrlSession], Awaitable[object]]
+CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
+    "stop": lambda session: session.stop_runtime("ws-1", "crm"),
+    "stop many": lambda session: session.stop_runtimes(MANY, verify=False, deadline=0.1),
+    "get": lambda session: session.get_runtime("ws-1", "crm"),
+    "stop, stopped_ok": lambda session: session.stop_runtime("ws-1", "crm", stopped_ok=True),
+    "list": lambda session: session.list_runtimes("ws-1"),
+}
+every_call = pytest.mark.parametrize("call", CALLS)
+most_calls = pytest.mark.parametrize("call", ["stop", "stop many", "get"])
 
 
 async def _close(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -48,20 +56,19 @@ def _is_ours(item: object) -> bool:
 async def cycles_of(call: Callable[[], Awaitable[object]]) -> set[str]:
     """Return the types of what is left in reference cycles after many calls, which may fail."""
 
-    async def make_call() -> None:
-        with suppress(BctrlError):
-            await call()
+    async def make_calls(count: int) -> None:
+        for _ in range(count):
+            with suppress(BctrlError):
+                await call()
 
     # The first calls open the pool, and fill caches.
-    for _ in range(2):
-        await make_call()
+    await make_calls(2)
     # What was there before is not looked at: in the whole suite, that takes a third of a second.
     gc.freeze()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        for _ in range(CALLS):
-            await make_call()
+        await make_calls(5)
         await asyncio.sleep(0)
         gc.collect()
         return {type(item).__name__ for item in gc.garbage if _is_ours(item)}
@@ -75,29 +82,7 @@ async def cycles_of(call: Callable[[], Awaitable[object]]) -> set[str]:
 @pytest.fixture(params=[False, True], ids=["plain", "observed"])
 def make_session(request: pytest.FixtureRequest) -> MakeSession:
     observer = Observer() if request.param else None
-    return lambda url, **options: BctrlSession(
-        "key-of-a-test", base_url=url, observer=observer, **{"retry": ONCE, **options}
-    )
-
-
-def stop(session: BctrlSession) -> Awaitable[object]:
-    return session.stop_runtime("ws-1", "crm")
-
-
-def stop_stopped(session: BctrlSession) -> Awaitable[object]:
-    return session.stop_runtime("ws-1", "crm", stopped_ok=True)
-
-
-def stop_many(session: BctrlSession) -> Awaitable[object]:
-    return session.stop_runtimes([("ws-1", f"r{n}") for n in range(3)], verify=False, deadline=0.1)
-
-
-def get(session: BctrlSession) -> Awaitable[object]:
-    return session.get_runtime("ws-1", "crm")
-
-
-def list_all(session: BctrlSession) -> Awaitable[object]:
-    return session.list_runtimes("ws-1")
+    return partial(BctrlSession, "key-of-a-test", observer=observer)
 
 
 CONFLICT = http_answer("409 No", b'{"code":"runtime.not_active"}')
@@ -117,45 +102,40 @@ FAILURES: dict[str, tuple[Handler, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("call", [stop, stop_stopped, stop_many, get, list_all])
+@every_call
 @pytest.mark.parametrize("name", FAILURES)
 async def test_a_call_without_a_usable_answer_leaves_none(
-    make_session: MakeSession, name: str, call: Call
+    make_session: MakeSession, name: str, call: str
 ) -> None:
     """Fault: 14 objects for each failing stop: the error, its traceback, frames and the call."""
     server, options = FAILURES[name]
-    async with raw_server(server) as url, make_session(url, **options) as session:
-        assert await cycles_of(partial(call, session)) == set()
+    async with (
+        raw_server(server) as url,
+        make_session(base_url=url, **{"retry": ONCE, **options}) as session,
+    ):
+        assert await cycles_of(partial(CALLS[call], session)) == set()
 
 
-@pytest.mark.parametrize("call", [stop, stop_many, get])
-async def test_a_call_without_a_connection_leaves_none(
-    make_session: MakeSession, call: Call
+@most_calls
+async def test_a_call_without_a_connection_leaves_none_and_its_reason_has_no_traceback(
+    make_session: MakeSession, call: str
 ) -> None:
-    with unused_url() as url:
-        async with make_session(url) as session:
-            assert await cycles_of(partial(call, session)) == set()
-
-
-async def test_the_reason_of_a_missing_connection_has_no_traceback() -> None:
     """Fault: its frames refer to it, and to all that asyncio and aiohttp have of the attempt."""
     with unused_url() as url:
-        async with BctrlSession("key-of-a-test", base_url=url, retry=ONCE) as session:
+        async with make_session(base_url=url, retry=ONCE) as session:
+            assert await cycles_of(partial(CALLS[call], session)) == set()
             with pytest.raises(BctrlNetworkError) as caught:
-                await stop(session)
+                await session.stop_runtime("ws-1", "crm")
 
     assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
     reason = caught.value.__cause__.os_error
     assert (reason.__traceback__, reason.__context__) == (None, None)
 
 
-@pytest.mark.parametrize("call", [stop, stop_many, get])
+@most_calls
 @pytest.mark.parametrize("is_answered", [False, True], ids=["in flight", "before a retry"])
 async def test_a_call_that_is_cancelled_leaves_none(
-    make_session: MakeSession,
-    call: Call,
-    *,
-    is_answered: bool,
+    make_session: MakeSession, call: str, *, is_answered: bool
 ) -> None:
     received = asyncio.Event()
 
@@ -163,25 +143,22 @@ async def test_a_call_that_is_cancelled_leaves_none(
         received.set()
         await (SERVER_ERROR if is_answered else _hang)(request, writer)
 
-    async with (
-        raw_server(handle) as url,
-        make_session(url, retry=RetryPolicy(base=BOUND, cap=BOUND)) as session,
-    ):
+    async def make_call() -> None:
+        with suppress(BctrlError):
+            await CALLS[call](session)
 
-        async def await_call() -> None:
-            with suppress(BctrlError):
-                await call(session)
+    async def cancel() -> None:
+        received.clear()
+        failed = session.stats.failed
+        task = asyncio.create_task(make_call())
+        await received.wait()
+        while is_answered and session.stats.failed == failed:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
 
-        async def cancel() -> None:
-            received.clear()
-            failed = session.stats.failed
-            task = asyncio.create_task(await_call())
-            await received.wait()
-            while is_answered and session.stats.failed == failed:
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
-
+    retry = RetryPolicy(base=BOUND, cap=BOUND)
+    async with raw_server(handle) as url, make_session(base_url=url, retry=retry) as session:
         assert await cycles_of(cancel) == set()
 
 
@@ -200,4 +177,4 @@ async def test_a_call_whose_key_function_fails_leaves_none(
     """Fault: 30 objects for each call with an attempt before the last that got no key in time."""
     url = "http://127.0.0.1:9"
     async with BctrlSession(get_key, base_url=url, timeout=0.01, retry=TWICE) as session:
-        assert await cycles_of(partial(stop, session)) == set()
+        assert await cycles_of(partial(CALLS["stop"], session)) == set()
