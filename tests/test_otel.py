@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -20,41 +20,50 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from servers import answering, http_answer, raw_server
 
 import bctrl_async
-from bctrl_async import (
-    BctrlApiError,
-    BctrlConflictError,
-    BctrlError,
-    BctrlNotFoundError,
-    BctrlSession,
-    RetryPolicy,
-    StopResult,
-)
+from bctrl_async import BctrlError, BctrlSession, RetryPolicy, StopResult
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.otel import OpenTelemetry
 
 DOCS = Path(bctrl_async.__file__).parents[1] / "docs"
-KEY = "a-key-that-must-not-be-traced"
-PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
-ATTEMPT = "POST /v1/workspaces/{id}/runtimes/{alias}/stop"
-READ = "GET /v1/workspaces/{id}/runtimes/{alias}"
+STATUS = "http.response.status_code"
+DURATION = "http.client.request.duration"
+
+Call = Callable[[BctrlSession], Awaitable[object]]
 
 
-class Backend(NamedTuple):
-    """The in-memory exporters of spans and metrics, and their providers."""
+class Traced:
+    """What the SDK received of the calls of a session on an emulator."""
 
-    exporter: InMemorySpanExporter
-    tracers: TracerProvider
-    reader: InMemoryMetricReader
-    meters: MeterProvider
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self._exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
+        self.tracers, self.meters = TracerProvider(), MeterProvider([self.reader])
+        self.tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.session: BctrlSession
 
     def observer(self, **options: bool) -> OpenTelemetry:
         return OpenTelemetry(tracer_provider=self.tracers, meter_provider=self.meters, **options)
 
-    def spans(self, name: str) -> list[ReadableSpan]:
-        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+    def spans(self, parent: ReadableSpan | None = None) -> list[ReadableSpan]:
+        """Return the children of a span in the order of their start, or the outermost spans."""
+        of = None if parent is None else parent.get_span_context()
+        spans = [span for span in self._exporter.get_finished_spans() if span.parent == of]
+        return sorted(spans, key=lambda span: span.start_time or 0)
+
+    def tree(self, parent: ReadableSpan | None = None) -> str:
+        """Return the spans with their status or result, their error, and their children."""
+        shown = []
+        for span in self.spans(parent):
+            has, method_or_name = attributes(span), span.name.partition(" ")[0]
+            facts = [method_or_name, has.get(STATUS) or has.get("bctrl.result")]
+            if span.status.status_code is StatusCode.ERROR:
+                facts += ["error", has["error.type"]]
+            if children := self.tree(span):
+                facts.append(f"({children})")
+            shown.append(" ".join(str(fact) for fact in facts if fact))
+        return ", ".join(shown)
 
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
         """Return the attributes and the point of each series of a metric."""
@@ -70,37 +79,246 @@ class Backend(NamedTuple):
 
     def counts(self, name: str, attribute: str) -> Counter[Any]:
         """Return the counts of a metric by an attribute, without those that are 0."""
-        counts = {attributes.get(attribute): point.value for attributes, point in self.points(name)}
+        counts = {has.get(attribute): point.value for has, point in self.points(name)}
         return +Counter(counts)
 
 
 @pytest.fixture
-def backend() -> Iterator[Backend]:
-    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracers, meters = TracerProvider(), MeterProvider([reader])
-    tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    yield Backend(exporter, tracers, reader, meters)
-    tracers.shutdown()
-    meters.shutdown()
-
-
-@pytest.fixture
-def observed(connect: Connect, backend: Backend) -> Connect:
-    return partial(connect, observer=backend.observer())
-
-
-@pytest.fixture
-async def session(observed: Connect) -> AsyncIterator[BctrlSession]:
-    async with observed() as opened:
-        yield opened
+async def traced(emulator: Emulator, connect: Connect) -> AsyncIterator[Traced]:
+    traced = Traced(emulator)
+    policy = RetryPolicy(attempts=2, base=0.001, cap=0.001)
+    async with connect(observer=traced.observer(), retry=policy) as traced.session:
+        yield traced
+    traced.tracers.shutdown()
+    traced.meters.shutdown()
 
 
 def attributes(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
-    return span.parent is not None and span.parent.span_id == parent.context.span_id
+async def stop(session: BctrlSession) -> object:
+    return await session.stop_runtime("ws-1", "crm")
+
+
+async def list_and_get(session: BctrlSession) -> object:
+    await session.list_runtimes("ws-1")
+    return await session.get_runtime("ws-1", "gone")
+
+
+async def bulk(session: BctrlSession) -> object:
+    return await session.stop_runtimes([("ws-1", "crm")])
+
+
+# The call, the faults of its requests, and its spans.
+SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
+    "each attempt of a stop is its child": (
+        stop,
+        [Fault.SERVER_ERROR],
+        "stop_runtime stopped (POST 500 error 500, POST 200)",
+    ),
+    "an unreadable answer is no error of the stop": (
+        stop,
+        [Reply(202, body="what?")],
+        "stop_runtime accepted (POST 202 error BctrlResponseError)",
+    ),
+    "a runtime that was not running is no error of the stop": (
+        stop,
+        [Reply(409, code="runtime.not_active")],
+        "stop_runtime already_stopped (POST 409 error 409)",
+    ),
+    "reads have spans of the same kind": (
+        list_and_get,
+        [],
+        "list_runtimes (GET 200), get_runtime error 404 (GET 404 error 404)",
+    ),
+    "a bulk stop has the error that its caller may raise": (
+        bulk,
+        [Reply(403)],
+        "stop_runtimes error ExceptionGroup (stop_runtime rejected error 403 (POST 403 error 403))",
+    ),
+    "a poll is a child of its stop": (
+        bulk,
+        [Fault.ACCEPTED],
+        "stop_runtimes (stop_runtime stopped (POST 200, GET 200))",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "faults", "spans"), SPANS.values(), ids=SPANS)
+async def test_the_spans_of_a_call(
+    traced: Traced, call: Call, faults: list[Fault | Reply], spans: str
+) -> None:
+    traced.emulator.inject(*faults)
+    with suppress(BctrlError):
+        await call(traced.session)
+    assert traced.tree() == spans
+
+
+async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> None:
+    traced.emulator.inject(Fault.DROP_BEFORE, Reply(403))
+    with pytest.raises(BctrlError) as caught:
+        await stop(traced.session)
+
+    [call] = traced.spans()
+    attempts = traced.spans(call)
+    template = "/v1/workspaces/{id}/runtimes/{alias}/stop"
+    request = {
+        "http.request.method": "POST",
+        "server.address": "127.0.0.1",
+        "server.port": int(traced.emulator.url.rpartition(":")[2]),
+    }
+    span = {
+        **request,
+        "url.full": f"{traced.emulator.url}/v1/workspaces/ws-1/runtimes/crm/stop",
+        "url.template": template,
+        "network.protocol.version": "1.1",
+    }
+    failures: list[dict[str, object]] = [
+        {"error.type": "BctrlNetworkError"},
+        {"error.type": "403", STATUS: 403},
+    ]
+    assert [attributes(each) for each in attempts] == [
+        {**span, **failures[0]},
+        {**span, **failures[1], "http.request.resend_count": 1},
+    ]
+    assert attributes(call) == {
+        "bctrl.workspace_id": "ws-1",
+        "bctrl.alias": "crm",
+        "bctrl.attempts": 2,
+        "bctrl.result": "unknown",
+        "bctrl.may_have_stopped": True,
+        "error.type": "403",
+    }
+    assert [(each.name, each.kind) for each in (call, *attempts)] == [
+        ("stop_runtime", SpanKind.INTERNAL),
+        *[(f"POST {template}", SpanKind.CLIENT)] * 2,
+    ]
+    # The status of an answer needs no description.
+    lost = "connection lost before a response: Server disconnected"
+    texts = [each.status.description for each in (call, *attempts)]
+    assert texts == [caught.value.summary, lost, None]
+    durations = traced.points(DURATION)
+    assert [labels for labels, _ in durations] == [{**request, **each} for each in failures]
+    point = durations[0][1]
+    assert 0.0 < point.sum <= ((attempts[0].end_time or 0) - (attempts[0].start_time or 0)) / 1e9
+    assert (point.count, point.explicit_bounds[0]) == (1, 0.005)
+
+
+async def test_the_current_span_is_the_parent_and_each_attempt_carries_its_context(
+    traced: Traced,
+) -> None:
+    traced.emulator.inject(Fault.SERVER_ERROR)
+    token = context.attach(baggage.set_baggage("team", "blue"))
+    try:
+        with traced.tracers.get_tracer("test").start_as_current_span("cleanup"):
+            for call in (stop, list_and_get, bulk):
+                with suppress(BctrlError):
+                    await call(traced.session)
+    finally:
+        context.detach(token)
+
+    [outer] = traced.spans()
+    stopped, listed, got, bulk_stop = traced.spans(outer)
+    calls = [stopped, listed, got, *traced.spans(bulk_stop)]
+    requests = traced.emulator.requests
+    assert [request.headers["traceparent"][:-2] for request in requests] == [
+        f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-"
+        for call in calls
+        for span in traced.spans(call)
+    ]
+    assert {request.headers["baggage"] for request in requests} == {"team=blue"}
+
+
+async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(traced: Traced) -> None:
+    traced.emulator.inject(Fault.HANG)
+    stopping = asyncio.ensure_future(stop(traced.session))
+    await wait_for_requests(traced.emulator, 1)
+    active = traced.points("http.client.active_requests")
+    stopping.cancel()
+    await asyncio.wait([stopping])
+
+    active += traced.points("http.client.active_requests")
+    assert [point.value for _, point in active] == [1, 0]
+    spans = "stop_runtime unknown error CancelledError (POST error CancelledError)"
+    assert traced.tree() == spans
+
+
+class TestBulk:
+    async def test_its_span_has_its_counts(self, traced: Traced, tmp_path: Path) -> None:
+        traced.emulator.inject(Fault.SERVER_ERROR, Fault.RATE_LIMITED)
+        targets = [("ws-1", "crm"), ("ws-1", "gone"), ("ws-1", "..")]
+        for _ in range(2):
+            await traced.session.stop_runtimes(targets, journal=tmp_path / "journal")
+
+        first, second = traced.spans()
+        assert attributes(first) == {
+            "bctrl.total": 3,
+            "bctrl.count.stopped": 1,
+            "bctrl.count.not_found": 1,
+            "bctrl.count.rejected": 1,
+            "bctrl.retries": 2,
+            "bctrl.throttled": 1,
+            "bctrl.resumed": 0,
+            "error.type": "ExceptionGroup",
+        }
+        assert first.status.description == "not all stops succeeded"
+        assert attributes(second).items() >= {"bctrl.resumed": 1, "bctrl.throttled": 0}.items()
+        # The first run has counted what the journal has.
+        counted = {"stopped": 1, "not_found": 2, "rejected": 2}
+        assert traced.counts("bctrl.stop.outcomes", "bctrl.result") == counted
+
+    async def test_a_canary_is_its_child(self, traced: Traced) -> None:
+        traced.emulator.inject(Fault.DROP_BEFORE)
+        await bulk(traced.session)
+        # It may be cancelled before its answer.
+        stopped = "stop_runtime stopped (POST error BctrlNetworkError, POST 200)"
+        assert traced.tree().startswith(f"stop_runtimes ({stopped}, get_runtime ")
+
+    async def test_its_early_end_has_the_reason(self, traced: Traced) -> None:
+        traced.emulator.api_key = "another"
+        report = await traced.session.stop_runtimes([("ws-1", f"r{n}") for n in range(300)])
+
+        [span] = traced.spans()
+        assert report.ended_early is not None
+        assert attributes(span)["error.type"] == "401"
+        assert span.status.description == report.ended_early.summary
+        counted = traced.counts("bctrl.stop.outcomes", "bctrl.result")
+        assert counted == {result.value: count for result, count in report.counts.items()}
+
+    async def test_without_spans_of_its_stops_it_still_counts(
+        self, traced: Traced, connect: Connect
+    ) -> None:
+        traced.emulator.inject(Fault.SERVER_ERROR)
+        async with connect(observer=traced.observer(spans_in_bulk=False)) as session:
+            await bulk(session)
+
+        assert traced.tree() == "stop_runtimes"
+        assert traced.counts("bctrl.stop.attempts", STATUS) == {500: 1, 200: 1}
+        # Spans of the server become children of the bulk stop.
+        span_id = f"{traced.spans()[0].context.span_id:016x}"
+        requests = traced.emulator.requests
+        assert all(span_id in request.headers["traceparent"] for request in requests)
+
+
+@pytest.mark.usefixtures("pauses")
+async def test_stops_are_counted_and_reads_have_only_durations(traced: Traced) -> None:
+    # An alert sees an increase only of a series that was there before the first stop.
+    before = traced.points("bctrl.stop.outcomes")
+    assert {labels["bctrl.result"] for labels, _ in before} == set(StopResult)
+    assert {point.value for _, point in before} == {0}
+    traced.emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.DROP_BEFORE)
+    for call in (stop, bulk, list_and_get):
+        with suppress(BctrlError):
+            await call(traced.session)
+
+    outcomes = {"stopped": 1, "already_stopped": 1}
+    assert traced.counts("bctrl.stop.outcomes", "bctrl.result") == outcomes
+    attempts = {429: 1, 503: 1, None: 1, 200: 1, 409: 1}
+    assert traced.counts("bctrl.stop.attempts", STATUS) == attempts
+    durations = [labels for labels, _ in traced.points(DURATION)]
+    reads = [labels[STATUS] for labels in durations if labels["http.request.method"] == "GET"]
+    assert reads == [200, 404]
 
 
 def prometheus_name(metric: Metric) -> str:
@@ -109,355 +327,25 @@ def prometheus_name(metric: Metric) -> str:
     return metric.name.replace(".", "_") + "_seconds" * (metric.unit == "s") + "_total" * is_counter
 
 
-class TestSpans:
-    async def test_a_retried_stop_is_a_span_with_a_child_for_each_attempt(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.SERVER_ERROR)
-        await session.stop_runtime("ws-1", "crm")
+async def test_the_guide_to_prometheus_has_all_metrics(traced: Traced) -> None:
+    await stop(traced.session)
+    data = traced.reader.get_metrics_data()
+    assert data is not None
+    [scope] = data.resource_metrics[0].scope_metrics
+    assert scope.scope == traced.spans()[0].instrumentation_scope
+    assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.37.0"
+    names = {metric.name: prometheus_name(metric) for metric in scope.metrics}
 
-        first, second, stop = backend.exporter.get_finished_spans()
-        assert (stop.name, stop.parent, stop.kind) == ("stop_runtime", None, SpanKind.INTERNAL)
-        assert attributes(stop) == {
-            "bctrl.workspace_id": "ws-1",
-            "bctrl.alias": "crm",
-            "bctrl.attempts": 2,
-            "bctrl.result": "stopped",
-        }
-        common = {
-            "http.request.method": "POST",
-            "url.full": emulator.url + PATH,
-            "url.template": "/v1/workspaces/{id}/runtimes/{alias}/stop",
-            "server.address": "127.0.0.1",
-            "server.port": int(emulator.url.rpartition(":")[2]),
-            "network.protocol.version": "1.1",
-        }
-        assert attributes(first) == {
-            **common,
-            "http.response.status_code": 500,
-            "error.type": "500",
-        }
-        assert attributes(second) == {
-            **common,
-            "http.response.status_code": 200,
-            "http.request.resend_count": 1,
-        }
-        for attempt in (first, second):
-            assert (attempt.name, attempt.kind) == (ATTEMPT, SpanKind.CLIENT)
-            assert is_child(attempt, stop)
-        assert [span.status.status_code for span in (first, second, stop)] == [
-            StatusCode.ERROR,
-            StatusCode.UNSET,
-            StatusCode.UNSET,
-        ]
-
-    async def test_the_current_span_is_the_parent_and_its_context_is_propagated(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.SERVER_ERROR)
-        token = context.attach(baggage.set_baggage("team", "blue"))
-        try:
-            with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as parent:
-                await session.stop_runtime("ws-1", "crm")
-                await session.get_runtime("ws-1", "crm")
-                await session.stop_runtimes([("ws-1", "crm")])
-        finally:
-            context.detach(token)
-
-        [stop, _] = backend.spans("stop_runtime")
-        for span in (stop, *backend.spans("get_runtime"), *backend.spans("stop_runtimes")):
-            assert span.parent == parent.get_span_context()
-        stops = [request.headers for request in emulator.stops]
-        # Each attempt carries its own context.
-        assert [headers["traceparent"][:-2] for headers in stops] == [
-            f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-"
-            for span in backend.spans(ATTEMPT)
-        ]
-        assert [headers["baggage"] for headers in stops] == ["team=blue"] * 3
-
-    @pytest.mark.parametrize(
-        ("fault", "status", "error_type", "result"),
-        [
-            (Fault.DROP_AFTER, None, "BctrlNetworkError", "unknown"),
-            (Reply(202, body="what?"), 202, "BctrlResponseError", "accepted"),
-            (Reply(403), 403, "403", "rejected"),
-            (Reply(409, code="runtime.not_active"), 409, "409", "already_stopped"),
-        ],
-    )
-    async def test_a_failed_stop_and_its_attempt_have_their_error(  # noqa: PLR0917 - a table.
-        self,
-        emulator: Emulator,
-        observed: Connect,
-        backend: Backend,
-        fault: Fault | Reply,
-        status: int | None,
-        error_type: str,
-        result: str,
-    ) -> None:
-        emulator.inject(fault)
-        async with observed(retry=RetryPolicy(attempts=1)) as session:
-            with pytest.raises(BctrlError) as caught:
-                await session.stop_runtime("ws-1", "crm")
-
-        [attempt], [stop] = backend.spans(ATTEMPT), backend.spans("stop_runtime")
-        assert attributes(attempt).get("http.response.status_code") == status
-        assert attributes(attempt)["error.type"] == error_type
-        assert attempt.status.status_code is StatusCode.ERROR
-        # By the conventions a 4xx is an error, and its status needs no description.
-        assert (attempt.status.description is None) is error_type.isdigit()
-        assert attributes(stop)["bctrl.result"] == result
-        # The others are answers: no errors of the stop.
-        failed = result in {"unknown", "rejected"}
-        assert stop.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
-        assert stop.status.description == (caught.value.summary if failed else None)
-        assert attributes(stop).get("error.type") == (error_type if failed else None)
-        may_have_stopped = {"rejected": False, "already_stopped": None}.get(result, True)
-        assert attributes(stop).get("bctrl.may_have_stopped") is may_have_stopped
-
-    async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.HANG)
-        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await wait_for_requests(emulator, 1)
-        active = backend.points("http.client.active_requests")
-        stopping.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await stopping
-
-        active += backend.points("http.client.active_requests")
-        assert [point.value for _, point in active] == [1, 0]
-        attempt, stop = backend.exporter.get_finished_spans()
-        assert attributes(attempt)["error.type"] == "CancelledError"
-        assert attributes(stop)["error.type"] == "CancelledError"
-        assert attributes(stop)["bctrl.result"] == "unknown"
-
-    async def test_reads_have_spans_of_the_same_kind(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        await session.list_runtimes("ws-1")
-        with pytest.raises(BctrlNotFoundError) as caught:
-            await session.get_runtime("ws-1", "gone")
-
-        list_attempt, listed, get_attempt, got = backend.exporter.get_finished_spans()
-        assert is_child(list_attempt, listed)
-        assert list_attempt.name == "GET /v1/workspaces/{id}/runtimes"
-        assert attributes(list_attempt)["url.full"] == f"{emulator.url}/v1/workspaces/ws-1/runtimes"
-        assert listed.name == "list_runtimes"
-        assert attributes(listed) == {"bctrl.workspace_id": "ws-1"}
-        assert listed.status.status_code is StatusCode.UNSET
-        assert is_child(get_attempt, got)
-        assert (get_attempt.name, got.name) == (READ, "get_runtime")
-        assert attributes(got) == {
-            "bctrl.workspace_id": "ws-1",
-            "bctrl.alias": "gone",
-            "error.type": "404",
-        }
-        assert got.status.status_code is StatusCode.ERROR
-        assert got.status.description == caught.value.summary
-
-    async def test_the_key_is_in_no_span_or_metric(self, backend: Backend) -> None:
-        body = f'{{"code":"{KEY}","message":"no entry for Bearer {KEY}","requestId":"{KEY}"}}'
-        answer = http_answer(f"403 {KEY}", body.encode(), f"X-Request-Id: {KEY}")
-        async with (
-            raw_server(answering(answer)) as url,
-            BctrlSession(KEY, base_url=url, observer=backend.observer()) as session,
-        ):
-            with pytest.raises(BctrlApiError):
-                await session.stop_runtime("ws-1", "crm")
-            await session.stop_runtimes([("ws-1", "mail")])
-
-        spans = backend.exporter.get_finished_spans()
-        assert len(spans) == 5
-        assert KEY not in "".join(str(span.to_json()) for span in spans)
-        data = backend.reader.get_metrics_data()
-        assert data is not None
-        assert KEY not in data.to_json()
+    page = (DOCS / "how-to" / "prometheus.md").read_text("utf-8")
+    assert dict(re.findall(r"^\| `([\w.]+)` \| `(\w+)`", page, re.MULTILINE)) == names
+    rules = (DOCS / "examples" / "prometheus" / "bctrl-rules.yaml").read_text("utf-8")
+    expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
+    used = set(re.findall(r"\b((?:bctrl|http_client)_\w+)(?=[{[])", "".join(expressions)))
+    assert {name.removesuffix("_bucket") for name in used} < set(names.values())
+    assert len(used) == len(expressions)
 
 
-class TestBulk:
-    async def test_it_is_a_span_with_counts_whose_children_are_the_stops(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.SERVER_ERROR)
-        report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no"), ("ws-1", "..")])
-
-        [bulk] = backend.spans("stop_runtimes")
-        assert attributes(bulk) == {
-            "bctrl.total": 3,
-            "bctrl.count.stopped": 1,
-            "bctrl.count.not_found": 1,
-            "bctrl.count.rejected": 1,
-            "bctrl.retries": report.retries,
-            "bctrl.throttled": 0,
-            "bctrl.resumed": 0,
-            # The caller may raise it with `raise_for_failures`.
-            "error.type": "ExceptionGroup",
-        }
-        assert bulk.status.status_code is StatusCode.ERROR
-        assert bulk.status.description == "not all stops succeeded"
-        stops = backend.spans("stop_runtime")
-        assert {attributes(stop)["bctrl.alias"] for stop in stops} == {"crm", "no"}
-        assert all(is_child(stop, bulk) for stop in stops)
-        assert len(backend.spans(ATTEMPT)) == 3
-
-    async def test_a_poll_is_a_child_of_its_stop_and_a_canary_a_read_of_the_bulk_stop(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.DROP_BEFORE, Fault.ACCEPTED)
-        await session.stop_runtimes([("ws-1", "crm")], verify=True)
-
-        [bulk], [stop] = backend.spans("stop_runtimes"), backend.spans("stop_runtime")
-        [canary], [attempt, poll] = backend.spans("get_runtime"), backend.spans(READ)
-        assert [is_child(span, stop) for span in backend.spans(ATTEMPT)] == [True] * 2
-        assert is_child(canary, bulk)
-        assert is_child(attempt, canary)
-        assert is_child(poll, stop)
-        assert attributes(poll)["url.template"] == "/v1/workspaces/{id}/runtimes/{alias}"
-        assert attributes(stop)["bctrl.result"] == "stopped"
-        # In the end all is well.
-        assert bulk.status.status_code is StatusCode.UNSET
-        assert "error.type" not in attributes(bulk)
-
-    async def test_it_counts_throttled_attempts_and_resumed_outcomes(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend, tmp_path: Path
-    ) -> None:
-        emulator.inject(Fault.RATE_LIMITED)
-        for _ in range(2):
-            await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
-
-        first, second = (attributes(span) for span in backend.spans("stop_runtimes"))
-        assert (first["bctrl.throttled"], first["bctrl.resumed"]) == (1, 0)
-        assert (second["bctrl.throttled"], second["bctrl.resumed"]) == (0, 1)
-        # The earlier run has counted it.
-        assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {"stopped": 1}
-
-    async def test_one_that_ends_early_has_the_reason(
-        self, emulator: Emulator, backend: Backend
-    ) -> None:
-        observer = backend.observer()
-        async with BctrlSession("wrong", base_url=emulator.url, observer=observer) as session:
-            report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(300)])
-
-        [bulk] = backend.spans("stop_runtimes")
-        assert report.ended_early is not None
-        assert attributes(bulk)["error.type"] == "401"
-        assert bulk.status.description == report.ended_early.summary
-        counted = backend.counts("bctrl.stop.outcomes", "bctrl.result")
-        assert counted == {result.value: count for result, count in report.counts.items()}
-
-    async def test_without_spans_of_its_stops_it_is_one_span_and_still_counts(
-        self, emulator: Emulator, connect: Connect, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.SERVER_ERROR)
-        async with connect(observer=backend.observer(spans_in_bulk=False)) as session:
-            await session.stop_runtimes([("ws-1", "crm")])
-
-        [bulk] = backend.exporter.get_finished_spans()
-        assert bulk.name == "stop_runtimes"
-        assert backend.counts("bctrl.stop.attempts", "http.response.status_code") == {
-            500: 1,
-            200: 1,
-        }
-        # Spans of the server become children of the bulk stop.
-        span_id = f"{bulk.context.span_id:016x}"
-        assert all(span_id in request.headers["traceparent"] for request in emulator.requests)
-
-
-class TestMetrics:
-    async def test_the_guide_to_prometheus_has_the_names_of_all_metrics_of_the_conventions(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        emulator.inject(Fault.RATE_LIMITED)
-        await session.stop_runtime("ws-1", "crm")
-        data = backend.reader.get_metrics_data()
-        assert data is not None
-        [resource] = data.resource_metrics
-        [scope] = resource.scope_metrics
-        scopes = {span.instrumentation_scope for span in backend.exporter.get_finished_spans()}
-        assert scopes == {scope.scope}
-        assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.37.0"
-        names = {metric.name: prometheus_name(metric) for metric in scope.metrics}
-        page = (DOCS / "how-to" / "prometheus.md").read_text("utf-8")
-
-        rows = re.findall(r"^\| `([\w.]+)` \| `(\w+)`", page, re.MULTILINE)
-        rules = (DOCS / "examples" / "prometheus" / "bctrl-rules.yaml").read_text("utf-8")
-        expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
-        used = set(re.findall(r"\b((?:bctrl|http_client)_\w+)(?=[{[])", "".join(expressions)))
-
-        assert dict(rows) == names
-        assert {name.removesuffix("_bucket") for name in used} < set(names.values())
-        assert len(used) == len(expressions)
-
-    def test_every_result_has_a_series_before_the_first_stop(self, backend: Backend) -> None:
-        assert backend.points("bctrl.stop.outcomes") == []
-        backend.observer()
-
-        points = backend.points("bctrl.stop.outcomes")
-
-        assert {attributes["bctrl.result"] for attributes, _ in points} == set(StopResult)
-        assert {point.value for _, point in points} == {0}
-
-    async def test_outcomes_attempts_and_throttling_are_counted(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend, pauses: list[float]
-    ) -> None:
-        emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.DROP_BEFORE)
-        await session.stop_runtime("ws-1", "crm")
-        await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")])
-
-        assert len(pauses) == 3
-        assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {
-            "stopped": 1,
-            "already_stopped": 1,
-            "not_found": 1,
-        }
-        status = "http.response.status_code"
-        assert backend.counts("bctrl.stop.attempts", status) == {
-            429: 1,
-            503: 1,
-            None: 1,
-            200: 1,
-            409: 1,
-            404: 1,
-        }
-
-    async def test_durations_are_those_of_the_semantic_conventions(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend
-    ) -> None:
-        await session.stop_runtime("ws-1", "crm")
-
-        [(labels, point)] = backend.points("http.client.request.duration")
-        assert labels == {
-            "http.request.method": "POST",
-            "server.address": "127.0.0.1",
-            "server.port": int(emulator.url.rpartition(":")[2]),
-            "http.response.status_code": 200,
-        }
-        [span] = backend.spans(ATTEMPT)
-        assert point.count == 1
-        assert 0.0 < point.sum <= ((span.end_time or 0) - (span.start_time or 0)) / 1e9
-        assert point.explicit_bounds[0] == 0.005
-
-    async def test_a_read_has_a_duration_but_is_not_a_stop_attempt(
-        self, emulator: Emulator, session: BctrlSession, backend: Backend, pauses: list[float]
-    ) -> None:
-        emulator.inject(Fault.RATE_LIMITED, method="GET")
-        await session.get_runtime("ws-1", "crm")
-
-        assert len(pauses) == 1
-        durations = backend.points("http.client.request.duration")
-        assert {labels["http.request.method"] for labels, _ in durations} == {"GET"}
-        assert sum(point.count for _, point in durations) == 2
-        assert backend.points("bctrl.stop.attempts") == []
-
-
-class TestWithoutSdk:
-    async def test_without_an_sdk_stops_work_and_carry_no_context(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        async with connect(observer=OpenTelemetry()) as session:
-            await session.stop_runtime("ws-1", "crm")
-            with pytest.raises(BctrlConflictError):
-                await session.stop_runtime("ws-1", "crm")
-
-        assert "traceparent" not in emulator.requests[0].headers
+async def test_without_an_sdk_no_context_is_carried(emulator: Emulator, connect: Connect) -> None:
+    async with connect(observer=OpenTelemetry()) as session:
+        await stop(session)
+    assert "traceparent" not in emulator.requests[0].headers
