@@ -1,29 +1,29 @@
-"""Observers: notified of every call and attempt, and unable to disturb any."""
+"""Observers of calls and the statistics of a session: what they see, and that they disturb none."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
+import msgspec
 import pytest
-from helpers import Connect, add_runtimes, wait_for_requests
+from helpers import Connect, add_runtimes, started, until, wait_for_requests
 
 from bctrl_async import (
     Attempt,
     AttemptObserver,
     BctrlConfigError,
     BctrlError,
-    BctrlNotFoundError,
-    BctrlResponseError,
     BctrlSession,
     BulkObserver,
     CallObserver,
     Observer,
     RetryPolicy,
-    Runtime,
+    SessionStats,
     StopObserver,
     StopOutcome,
     StopReport,
@@ -39,27 +39,20 @@ class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserv
         self.events: list[str] = []
         self.outcomes: list[StopOutcome] = []
         self.begun = 0
+        self.session: BctrlSession
         self._sends = sends or {}
 
     def begin_bulk(self) -> BulkObserver:
-        self.begun += 1
-        self.events.append("bulk")
-        return self
+        return self._begin("bulk")
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        self.begun += 1
-        self.events.append(f"stop {workspace_id} {alias}")
-        return self
+        return self._begin(f"stop {workspace_id} {alias}")
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
-        self.begun += 1
-        self.events.append(f"{operation} {workspace_id} {alias}")
-        return self
+        return self._begin(f"{operation} {workspace_id} {alias}")
 
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
-        self.begun += 1
-        self.events.append(f"attempt {attempt.number} {attempt.method} {attempt.url.path}")
-        return self
+        return self._begin(f"attempt {attempt.number} {attempt.method} {attempt.url.path}")
 
     def headers(self) -> Mapping[str, str]:
         return self._sends
@@ -75,6 +68,11 @@ class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserv
         self.events.append("end" if ended is None else f"end {type(ended).__name__}")
         if isinstance(ended, StopOutcome):
             self.outcomes.append(ended)
+
+    def _begin(self, event: str) -> Recorder:
+        self.begun += 1
+        self.events.append(event)
+        return self
 
 
 class Faulty(Recorder):
@@ -93,72 +91,88 @@ class Faulty(Recorder):
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
+async def recorder(connect: Connect) -> AsyncIterator[Recorder]:
+    """A recorder, and the session whose calls it observes."""
+    recorder = Recorder()
+    async with connect(observer=recorder) as recorder.session:
+        yield recorder
 
 
-@pytest.fixture
-async def session(connect: Connect, recorder: Recorder) -> AsyncIterator[BctrlSession]:
-    """A session whose calls the recorder observes."""
-    async with connect(observer=recorder) as opened:
-        yield opened
-
+Call = Callable[[BctrlSession], Awaitable[object]]
 
 LIST = "/v1/workspaces/ws-1/runtimes"
 GET = f"{LIST}/crm"
-STOP = f"{GET}/stop"
+# The call, the fault of its first request, and the events.
+EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
+    "a stop": (
+        lambda session: session.stop_runtime("ws-1", "crm"),
+        Fault.SERVER_ERROR,
+        f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 500, end BctrlServerError,
+        attempt 2 POST {GET}/stop, answered 200, end, end StopOutcome""",
+    ),
+    "a read": (
+        lambda session: session.get_runtime("ws-1", "crm"),
+        Fault.SERVER_ERROR,
+        f"""get ws-1 crm, attempt 1 GET {GET}, answered 500, end BctrlServerError,
+        attempt 2 GET {GET}, answered 200, end, end""",
+    ),
+    "a list that cannot be parsed": (
+        lambda session: session.list_runtimes("ws-1"),
+        Reply(200, body={"runtimes": [{}]}),
+        f"list ws-1 None, attempt 1 GET {LIST}, answered 200, end, end BctrlResponseError",
+    ),
+    "a call that sends nothing": (
+        lambda session: session.get_runtime("ws-1", ".."),
+        None,
+        "get ws-1 .., end BctrlConfigError",
+    ),
+    "a bulk stop": (
+        lambda session: session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)]),
+        None,
+        f"""bulk, stop ws-1 crm, attempt 1 POST {GET}/stop, answered 200, end, end StopOutcome,
+        end StopReport""",
+    ),
+}
 
 
-async def test_each_attempt_of_a_stop_is_observed(
-    emulator: Emulator, session: BctrlSession, recorder: Recorder
+@pytest.mark.parametrize(("call", "fault", "events"), EVENTS.values(), ids=EVENTS)
+async def test_the_events_of_a_call(
+    emulator: Emulator, recorder: Recorder, call: Call, fault: Fault | Reply | None, events: str
 ) -> None:
-    emulator.inject(Fault.SERVER_ERROR)
-    await session.stop_runtime("ws-1", "crm")
+    for method in ("GET", "POST"):
+        emulator.inject(fault, method=method)
+    with suppress(BctrlError):
+        await call(recorder.session)
+    assert recorder.events == re.split(r",\s+", events)
+    assert recorder.begun == 0
 
-    assert recorder.events == [
-        "stop ws-1 crm",
-        f"attempt 1 POST {STOP}",
-        "answered 500",
-        "end BctrlServerError",
-        f"attempt 2 POST {STOP}",
-        "answered 200",
-        "end",
-        "end StopOutcome",
-    ]
+
+async def test_each_outcome_of_a_bulk_stop_is_observed_once(recorder: Recorder) -> None:
+    await recorder.session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)])
+    # A stop that was started is observed at its end and as an outcome.
+    assert sorted(outcome.index for outcome in recorder.outcomes) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("alias", "result", "attempts"),
+    [
+        ("..", StopResult.REJECTED, 0),
+        ("missing", StopResult.NOT_FOUND, 1),
+        # It no longer runs, which is no error of its outcome.
+        ("done", StopResult.ALREADY_STOPPED, 1),
+    ],
+)
+async def test_the_error_observed_is_the_one_raised(
+    emulator: Emulator, recorder: Recorder, alias: str, result: StopResult, attempts: int
+) -> None:
+    emulator.add_runtime("ws-1", "done", status="stopped")
+    with pytest.raises(BctrlError) as caught:
+        await recorder.session.stop_runtime("ws-1", alias)
+
     [outcome] = recorder.outcomes
-    assert outcome.elapsed > 0
-    assert (outcome.result, outcome.attempts, outcome.error) == (StopResult.STOPPED, 2, None)
-    assert outcome.runtime is not None
-
-
-async def test_get_and_list_are_observed(emulator: Emulator, connect: Connect) -> None:
-    emulator.inject(Fault.SERVER_ERROR, method="GET")
-    recorder = Recorder({"traceparent": "00-1-2-01"})
-    async with connect(observer=recorder) as session:
-        await session.get_runtime("ws-1", "crm")
-        with pytest.raises(BctrlNotFoundError):
-            await session.list_runtimes("nowhere")
-        with pytest.raises(BctrlConfigError):
-            await session.get_runtime("ws-1", "..")
-
-    assert recorder.events == [
-        "get ws-1 crm",
-        f"attempt 1 GET {GET}",
-        "answered 500",
-        "end BctrlServerError",
-        f"attempt 2 GET {GET}",
-        "answered 200",
-        "end",
-        "end",
-        "list nowhere None",
-        "attempt 1 GET /v1/workspaces/nowhere/runtimes",
-        "answered 404",
-        "end BctrlNotFoundError",
-        "end BctrlNotFoundError",
-        "get ws-1 ..",
-        "end BctrlConfigError",
-    ]
-    assert all(request.headers["traceparent"] == "00-1-2-01" for request in emulator.requests)
+    assert (outcome.result, outcome.attempts) == (result, attempts)
+    assert outcome.ok is (alias == "done")
+    assert outcome.error is (None if outcome.ok else caught.value)
 
 
 async def test_fetching_the_key_is_not_part_of_an_attempt(emulator: Emulator) -> None:
@@ -175,180 +189,76 @@ async def test_fetching_the_key_is_not_part_of_an_attempt(emulator: Emulator) ->
             await session.get_runtime("ws-1", "crm")
         assert session.stats.attempts == 1
 
-    assert recorder.events[1:3] == ["key", f"attempt 1 POST {STOP}"]
+    assert recorder.events[1:3] == ["key", f"attempt 1 POST {GET}/stop"]
     assert recorder.events[-3:] == ["get ws-1 crm", "key", "end BctrlConfigError"]
     assert (caught.value.attempts, recorder.outcomes[0].attempts) == (0, 1)
 
 
-async def test_a_list_that_cannot_be_parsed_ends_with_its_error(
-    emulator: Emulator, session: BctrlSession, recorder: Recorder
-) -> None:
-    emulator.add_runtime("ws-1", "odd")
-    emulator.runtimes["ws-1", "odd"]["id"] = "no UUID"
-    with pytest.raises(BctrlResponseError):
-        await session.list_runtimes("ws-1")
-    assert recorder.events[-1] == "end BctrlResponseError"
-    await session.list_runtimes("ws-1", on_unreadable=str)
-    assert recorder.events[-1] == "end"
+class TestCancellation:
+    """Every start has an end."""
 
-
-async def test_a_cancelled_read_is_observed_to_end(
-    emulator: Emulator, session: BctrlSession, recorder: Recorder
-) -> None:
-    emulator.inject(Fault.HANG, method="GET")
-    reading = asyncio.create_task(session.list_runtimes("ws-1"))
-    await wait_for_requests(emulator, 1)
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-
-    assert recorder.events[-2:] == ["end CancelledError"] * 2
-    assert recorder.begun == 0
-
-
-async def test_an_observer_without_methods_changes_nothing(
-    emulator: Emulator, connect: Connect
-) -> None:
-    async with connect(observer=Observer()) as session:
-        assert len(await session.list_runtimes("ws-1")) == 1
-        # A canary is a read of its own.
-        emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE, Fault.ACCEPTED)
-        report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
-        assert report.counts == {StopResult.STOPPED: 1}
-        emulator.add_runtime("ws-1", "crm")
-        await session.stop_runtime("ws-1", "crm")
-
-
-@pytest.mark.parametrize(
-    ("alias", "result", "attempts"),
-    [
-        ("..", StopResult.REJECTED, 0),
-        ("missing", StopResult.NOT_FOUND, 1),
-        # It no longer runs, which is no error of its outcome.
-        ("done", StopResult.ALREADY_STOPPED, 1),
-    ],
-)
-async def test_the_error_observed_is_the_one_raised(  # noqa: PLR0917 - a table.
-    emulator: Emulator,
-    session: BctrlSession,
-    recorder: Recorder,
-    alias: str,
-    result: StopResult,
-    attempts: int,
-) -> None:
-    emulator.add_runtime("ws-1", "done", status="stopped")
-    with pytest.raises(BctrlError) as caught:
-        await session.stop_runtime("ws-1", alias)
-
-    [outcome] = recorder.outcomes
-    assert (outcome.result, outcome.attempts, recorder.begun) == (result, attempts, 0)
-    assert outcome.ok is (alias == "done")
-    assert outcome.error is (None if outcome.ok else caught.value)
-
-
-@pytest.mark.parametrize(
-    ("fault", "result", "words"),
-    [
-        (Fault.HANG, StopResult.UNKNOWN, "aborted before an answer: CancelledError"),
-        (
-            Reply(503, headers={"Retry-After": "30"}),
-            StopResult.REJECTED,
-            (
-                "aborted before it was sent again: CancelledError; before that, the server "
-                "answered 503 server.unavailable: Service Unavailable"
-            ),
-        ),
-    ],
-)
-async def test_the_end_of_a_cancelled_stop_is_observed(
-    emulator: Emulator, connect: Connect, fault: Fault | Reply, result: StopResult, words: str
-) -> None:
-    recorder = Recorder()
-    emulator.inject(fault)
-    retry = RetryPolicy(base=1000.0, cap=1000.0)
-    async with connect(observer=recorder, max_connections=1, retry=retry) as session:
-        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    async def test_of_a_read(self, emulator: Emulator, recorder: Recorder) -> None:
+        emulator.inject(Fault.HANG, method="GET")
+        reading = asyncio.create_task(recorder.session.list_runtimes("ws-1"))
         await wait_for_requests(emulator, 1)
-        while isinstance(fault, Reply) and not session.stats.waiting:
-            await asyncio.sleep(0)
-        queued = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
-        await asyncio.sleep(0)
-        for task in (queued, stopping):
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        reading.cancel()
+        await asyncio.wait([reading])
 
-    unsent, outcome = recorder.outcomes
-    assert (unsent.result, unsent.attempts, recorder.begun) == (StopResult.NOT_SENT, 0, 0)
-    assert isinstance(outcome.error, BctrlError)
-    assert (outcome.error.summary, outcome.result) == (words, result)
-    assert outcome.attempts == outcome.error.attempts == 1
-
-
-# Their coroutines are closed with GeneratorExit. Without a loop, slots cannot be released.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(connected: Callable[[], object]) -> Runtime:
-        connected()
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError
-
-    monkeypatch.setattr(
-        "bctrl_async._http.transport.send_once",
-        lambda _, __, call, *___, **____: never(call.on_connection),
-    )
-    recorder = Recorder()
-
-    async def begin() -> list[object]:
-        session = BctrlSession("key", observer=recorder)
-        batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
-        left = [asyncio.ensure_future(batch), asyncio.create_task(session.stop_runtime("ws", "a"))]
-        while recorder.begun < 9:
-            await asyncio.sleep(0)
-        return [session, *left]
-
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)
-    left = loop.run_until_complete(begin())
-    loop.close()
-    del left
-    gc.collect()
-
-    assert recorder.begun == 0
-    assert {outcome.result for outcome in recorder.outcomes} == {StopResult.UNKNOWN}
-
-
-class TestBulk:
-    async def test_each_stop_the_run_and_every_outcome_are_observed_once(
-        self, session: BctrlSession, recorder: Recorder
-    ) -> None:
-        await session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)])
-
-        assert recorder.events[0] == "bulk"
-        assert recorder.events[-1] == "end StopReport"
-        assert [page for page in recorder.events if page.startswith("stop ")] == ["stop ws-1 crm"]
-        # A stop that was begun is observed at its end and as an outcome.
-        assert sorted(outcome.index for outcome in recorder.outcomes) == [0, 0, 1, 2]
+        assert recorder.events[-2:] == ["end CancelledError"] * 2
         assert recorder.begun == 0
 
-    @pytest.mark.parametrize("cut", ["abort", "leave", "cancel"])
-    async def test_everything_ends_however_the_run_ends_early(
-        self, emulator: Emulator, connect: Connect, cut: str
+    @pytest.mark.parametrize(
+        ("fault", "result", "words"),
+        [
+            (Fault.HANG, StopResult.UNKNOWN, "aborted before an answer: CancelledError"),
+            (
+                Reply(503, headers={"Retry-After": "30"}),
+                StopResult.REJECTED,
+                (
+                    "aborted before it was sent again: CancelledError; before that, the server "
+                    "answered 503 server.unavailable: Service Unavailable"
+                ),
+            ),
+        ],
+    )
+    async def test_of_stops_in_flight_and_queued(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        fault: Fault | Reply,
+        result: StopResult,
+        words: str,
     ) -> None:
-        recorder = Recorder()
-        emulator.inject(*[Fault.HANG] * 5)
-        targets = add_runtimes(emulator, 5)
-        async with connect(observer=recorder, max_connections=3) as session:
-            if cut == "cancel":
-                task = asyncio.ensure_future(session.stop_runtimes(targets))
-                await wait_for_requests(emulator, 3)
+        emulator.inject(fault)
+        async with connect(max_connections=1, observer=(recorder := Recorder())) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await wait_for_requests(emulator, 1)
+            await until(lambda: fault is Fault.HANG or session.stats.waiting)
+            queued = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
+            await asyncio.sleep(0)
+            for task in (queued, stopping):
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            else:
-                async with session.stop_runtimes(targets) as batch:
+                await asyncio.wait([task])
+
+        unsent, outcome = recorder.outcomes
+        assert (unsent.result, unsent.attempts, recorder.begun) == (StopResult.NOT_SENT, 0, 0)
+        assert isinstance(outcome.error, BctrlError)
+        assert (outcome.error.summary, outcome.result) == (words, result)
+        assert outcome.attempts == outcome.error.attempts == 1
+
+    @pytest.mark.parametrize("cut", ["abort", "leave", "cancel"])
+    async def test_of_a_bulk_stop(self, emulator: Emulator, connect: Connect, cut: str) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        async with connect(max_connections=3, observer=(recorder := Recorder())) as session:
+            batch = session.stop_runtimes(add_runtimes(emulator, 5))
+            if cut == "leave":
+                async with batch:
                     await wait_for_requests(emulator, 3)
-                    if cut == "abort":
-                        batch.abort()
-                        assert len([outcome async for outcome in batch]) == 5
+            else:
+                running = await started(batch, emulator, 3)
+                end = batch.abort if cut == "abort" else running.cancel
+                end()
+                await asyncio.wait([running])
 
         assert recorder.begun == 0
         assert recorder.events[-1] == "end StopReport"
@@ -370,11 +280,7 @@ class TestHeaders:
 
     @pytest.mark.parametrize(
         "headers",
-        [
-            {"Authorization": "Bearer mine"},
-            {"X-Split": "a\r\nX-Other: b"},
-            ["no mapping"],
-        ],
+        [{"Authorization": "Bearer mine"}, {"X-Split": "a\r\nX-Other: b"}, ["no mapping"]],
     )
     async def test_invalid_headers_are_left_out_and_logged(
         self,
@@ -392,26 +298,84 @@ class TestHeaders:
 
 
 METHODS = ("begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_call")
+OBSERVERS = {
+    "no methods": Observer(),
+    "cancelled": Faulty("end", asyncio.CancelledError()),
+    **{name: Faulty(name, LookupError("its own fault")) for name in (*METHODS, "outcome")},
+}
 
 
-@pytest.mark.parametrize("error", [LookupError("its own fault"), asyncio.CancelledError()])
-@pytest.mark.parametrize("method", [*METHODS, "outcome"])
+@pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)
 async def test_an_error_of_an_observer_is_logged_and_changes_nothing(
-    emulator: Emulator,
-    connect: Connect,
-    caplog: pytest.LogCaptureFixture,
-    method: str,
-    error: BaseException,
+    emulator: Emulator, connect: Connect, caplog: pytest.LogCaptureFixture, observer: Observer
 ) -> None:
     emulator.add_runtime("ws-1", "mail")
-    async with connect(observer=Faulty(method, error)) as session:
+    async with connect(observer=observer) as session:
         assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
         assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
+        # A canary is a read of its own.
+        emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE, Fault.ACCEPTED)
         report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", ".."), ("ws-1", "no")])
 
-    assert report.counts == dict.fromkeys(
-        [StopResult.STOPPED, StopResult.REJECTED, StopResult.NOT_FOUND], 1
-    )
-    assert caplog.records
-    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+    assert report.counts == {"stopped": 1, "rejected": 1, "not_found": 1}
+    levels = {record.levelname for record in caplog.records if record.levelname != "INFO"}
+    assert levels == ({"ERROR"} if isinstance(observer, Faulty) else set())
     assert "emulator-key" not in caplog.text
+
+
+class TestStats:
+    NOTHING = SessionStats(
+        attempts=0, retries=0, succeeded=0, failed={}, cancelled=0, in_flight=0, waiting=0
+    )
+
+    async def test_attempts_are_counted_by_status_or_error(
+        self, emulator: Emulator, session: BctrlSession, pauses: list[float]
+    ) -> None:
+        before = session.stats
+        assert before == self.NOTHING
+        emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.DROP_BEFORE)
+        await session.stop_runtime("ws-1", "crm")
+        with pytest.raises(BctrlError):
+            await session.stop_runtime("ws-1", "crm")
+        emulator.inject(Reply(200, body="what?"))
+        with pytest.raises(BctrlError):
+            await session.stop_runtime("ws-1", "crm")
+
+        stats = session.stats
+        failed = dict.fromkeys(["429", "503", "BctrlNetworkError", "409", "BctrlResponseError"], 1)
+        assert stats.failed == failed
+        assert (stats.attempts, stats.retries, stats.succeeded, stats.throttled) == (6, 3, 1, 2)
+        assert len(pauses) == 3
+        assert before == self.NOTHING
+        assert msgspec.json.decode(msgspec.json.encode(stats))["failed"] == failed
+
+    async def test_calls_in_flight_and_waiting_are_counted(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        async with connect(max_connections=2) as session:
+            calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(5)]
+            await wait_for_requests(emulator, 2)
+            assert (session.stats.in_flight, session.stats.waiting) == (2, 3)
+
+            calls[4].cancel()
+            assert session.stats.waiting == 2
+
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            # Those that waited had not started an attempt.
+            counts = SessionStats(attempts=2, cancelled=2)
+            assert session.stats == counts
+
+    async def test_a_call_between_two_attempts_is_waiting(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR)
+        async with connect(retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
+            call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await until(lambda: session.stats.failed)
+            assert (session.stats.in_flight, session.stats.waiting) == (0, 1)
+            call.cancel()
+            await asyncio.wait([call])
+            assert session.stats.cancelled == 0
