@@ -13,11 +13,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from helpers import unused_url
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from rich.console import Console
 from rich.pretty import Pretty
 from rich.traceback import Traceback
-from servers import answering, closing, http_answer, raw_server, served
+from servers import Handler, closing, http_answer, raw_server, served
 from yarl import URL
 
 from bctrl_async import (
@@ -29,9 +33,11 @@ from bctrl_async import (
     RetryPolicy,
     _config,
 )
+from bctrl_async.otel import OpenTelemetry
 from bctrl_async.redis import RedisPace
 
-KEY = "sk-live-" + "0123456789abcdef" * 8
+# Its characters after the prefix occur in no number and no word of a log line.
+KEY = "sk-live-" + "qwertzuiopasdfgh" * 8
 ONCE = RetryPolicy(attempts=1, patience=0)
 
 
@@ -79,18 +85,16 @@ def everything_of(error: BaseException) -> str:
     return "\n".join([*texts, *shown.format(), *by_rich])
 
 
-class TestSecret:
-    @pytest.mark.parametrize("shown_by", SHOWN_BY)
-    def test_neither_a_secret_nor_a_slice_of_it_is_shown(self, shown_by: str) -> None:
-        """Fault: rich and structlog show the first 73 characters of a long value."""
-        secret = _config.Secret(KEY)
-        for hidden, text in ((secret, KEY), (secret[:73], KEY[:73]), (secret[8:][::2], KEY[8::2])):
-            shown = SHOWN_BY[shown_by](hidden)
-
-            assert "***" in shown
-            assert "0123" not in shown
-            assert "0246" not in shown
-            assert hidden == text
+@pytest.mark.parametrize("show", SHOWN_BY.values(), ids=SHOWN_BY)
+def test_neither_a_secret_nor_a_slice_of_it_is_shown(show: Callable[[object], str]) -> None:
+    """Fault: rich and structlog show the first 73 characters of a long value."""
+    secret = _config.Secret(KEY)
+    for hidden, text in ((secret, KEY), (secret[:73], KEY[:73]), (secret[8:][::2], KEY[8::2])):
+        shown = show(hidden)
+        assert "***" in shown
+        assert "qwer" not in shown
+        assert "qetu" not in shown
+        assert hidden == text
 
 
 @pytest.mark.parametrize("key", [KEY.encode(), f"{KEY} "])
@@ -99,28 +103,30 @@ async def test_an_invalid_key_of_a_function_is_not_in_a_frame_of_the_error(key: 
         with pytest.raises(BctrlConfigError, match="invalid API key") as caught:
             await session.stop_runtime("ws-1", "crm")
 
-    assert "0123" not in everything_of(caught.value)
+    assert "qwer" not in everything_of(caught.value)
 
 
-class TestPaces:
-    @pytest.mark.parametrize("url", ["redis://:s3cret@h:nan/0", "redis://me:s3cr/et@h"])
-    def test_the_password_is_not_in_a_frame_of_the_error(self, url: str) -> None:
-        """Fault: the URL was a variable, and the repr of the pace an AttributeError."""
-        with pytest.raises(BctrlConfigError) as raised:
-            RedisPace(url, rate=200)
-        assert "s3cr" not in everything_of(raised.value)
-
-    @pytest.mark.parametrize("options", [{"rate": 0}, {"rate": 200, "name": ""}])
-    def test_it_is_in_no_frame_of_the_error_of_another_argument(
-        self, options: dict[str, Any]
-    ) -> None:
-        with pytest.raises(BctrlConfigError) as raised:
-            RedisPace("redis://:s3cret@localhost", **options)
-        assert "s3cr" not in everything_of(raised.value)
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("redis://:s3cret@h:nan/0", {"rate": 200}),
+        ("redis://me:s3cr/et@h", {"rate": 200}),
+        ("redis://:s3cret@localhost", {"rate": 0}),
+        ("redis://:s3cret@localhost", {"rate": 200, "name": ""}),
+    ],
+)
+def test_the_password_of_a_pace_is_in_no_frame_of_an_error(url: str, options: Any) -> None:  # noqa: ANN401
+    """Fault: the URL was a variable, and the repr of the pace an AttributeError."""
+    with pytest.raises(BctrlConfigError) as raised:
+        RedisPace(url, **options)
+    assert "s3cr" not in everything_of(raised.value)
 
 
 ECHO = KEY.encode()
 LATIN = "caf\u00e9".encode("latin-1")
+WORDS = (
+    f'{{"code": "{KEY}", "message": "no entry for Bearer {KEY}", "requestId": "{KEY}"}}'.encode()
+)
 ECHOES = {
     "nothing": b"",
     "text that is not UTF-8": http_answer("200 OK", LATIN + ECHO, f"X-Echo: {KEY}"),
@@ -129,11 +135,14 @@ ECHOES = {
     "a body that is cut": http_answer("200 OK", ECHO)[:-5],
     "a false encoding": http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
     "an error": http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
+    "an error of the API": http_answer(f"500 {KEY}", WORDS, f"X-Request-Id: {KEY}"),
+    "throttling": http_answer("429 X", WORDS, f"X-Request-Id: {KEY}", "Retry-After: 0"),
     "a head that is cut": b"HTTP/1.1 401 No\r\nX-Echo: Bearer %b\r\n" % ECHO,
     "an invalid header": b"HTTP/1.1 401 No\r\nX-Echo: %b\x00\r\n\r\n" % ECHO,
     "no HTTP": b"bad key %b\r\n\r\n" % ECHO,
 }
-CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
+Call = Callable[[BctrlSession], Awaitable[object]]
+CALLS: dict[str, Call] = {
     "stop": lambda session: session.stop_runtime("ws-1", "crm"),
     "list": lambda session: session.list_runtimes("ws-1"),
 }
@@ -141,154 +150,125 @@ CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_an_echoed_key_is_in_no_error_no_cause_and_no_frame(
-    answer: bytes, call: Callable[[BctrlSession], Awaitable[object]]
+async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
+    answer: bytes, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: the cause of a body that is not UTF-8 was shown with the whole body."""
-    async with served(closing(answer), KEY, retry=ONCE) as session:
+    caplog.set_level("DEBUG", "bctrl_async")
+    exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    observer = OpenTelemetry(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
+    retry = RetryPolicy(attempts=2, base=0.001, patience=0.05)
+    async with served(closing(answer), KEY, retry=retry, observer=observer) as session:
         with pytest.raises((BctrlNetworkError, BctrlApiError)) as caught:
             await call(session)
 
-    assert "limit = ClientTimeout" in everything_of(caught.value)
-    assert "0123" not in everything_of(caught.value)
+    shown = everything_of(caught.value)
+    assert "limit = ClientTimeout" in shown
+    assert "qwer" not in shown
     assert len(str(caught.value).splitlines()) == 1
+    assert "qwer" not in caplog.text + "".join(repr(vars(record)) for record in caplog.records)
+    spans, metrics = exporter.get_finished_spans(), reader.get_metrics_data()
+    assert spans
+    assert metrics is not None
+    assert "qwer" not in "".join([metrics.to_json(), *(span.to_json() or "" for span in spans)])
 
 
-class TestWrite:
-    @pytest.mark.parametrize("fast", [True, False], ids=["fast path", "aiohttp"])
-    @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
-    async def test_no_frame_of_what_a_transport_raises_has_the_request(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        kind: type[BaseException],
-        *,
-        fast: bool,
-    ) -> None:
-        """Fault: frames of asyncio, aiohttp and the fast path had the bytes of the request."""
+@pytest.mark.parametrize("traces", [[], [aiohttp.TraceConfig()]], ids=["fast path", "aiohttp"])
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
+async def test_no_frame_of_what_a_transport_raises_has_the_request(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], traces: list[aiohttp.TraceConfig]
+) -> None:
+    """Fault: frames of asyncio, aiohttp and the fast path had the bytes of the request."""
 
-        def send(data: bytes) -> None:
-            raise OSError(f"cannot send {len(data)} bytes")
+    def send(data: bytes) -> None:
+        raise OSError(f"cannot send {len(data)} bytes")
 
-        def write(_: object, data: bytes) -> None:
-            try:
-                send(data)
-            except OSError as error:
-                raise kind from error
+    def write(_: object, data: bytes) -> None:
+        try:
+            send(data)
+        except OSError as error:
+            raise kind from error
 
-        monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
-        traces = [] if fast else [aiohttp.TraceConfig()]
-        async with served(b"", KEY, retry=ONCE, trace_configs=traces) as session:
-            with pytest.raises(kind) as caught:
-                await session.stop_runtime("ws-1", "crm")
-
-        assert "0123" not in everything_of(caught.value)
-
-
-USER, PASSWORD = "proxy-user", "s3cret-p4ss"
-BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-
-
-def with_credentials(url: str) -> str:
-    return url.replace("//", f"//{USER}:{PASSWORD}@")
-
-
-async def stop_through(proxy: str, monkeypatch: pytest.MonkeyPatch, scheme: str) -> BctrlError:
-    """Stop a runtime through a proxy of the environment, and return the error."""
-    monkeypatch.setenv(f"{scheme}_proxy", proxy)
-    async with BctrlSession(
-        KEY,
-        base_url=f"{scheme}://bctrl.invalid",
-        trust_env=True,
-        allow_plaintext=True,
-        retry=ONCE,
-        timeout=5,
-    ) as session:
-        with pytest.raises(BctrlError) as caught:
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
+    async with served(b"", KEY, retry=ONCE, trace_configs=traces) as session:
+        with pytest.raises(kind) as caught:
             await session.stop_runtime("ws-1", "crm")
-    return caught.value
+    assert "qwer" not in everything_of(caught.value)
+
+
+LOGIN = "proxy-user:s3cret-p4ss"
+BASIC = base64.b64encode(LOGIN.encode()).decode()
 
 
 def assert_hidden(error: BctrlError) -> None:
     shown = everything_of(error)
-    for secret in (PASSWORD, BASIC, KEY):
+    for secret in (LOGIN.partition(":")[2], BASIC, KEY):
         assert secret not in shown
 
 
-schemes = pytest.mark.parametrize("scheme", ["http", "https"])
+def tunnel(answer: bytes) -> Handler:
+    """Answer these bytes in place of TLS."""
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await writer.drain()
+        # Until TLS has begun.
+        for _iteration in range(50):
+            await asyncio.sleep(0)
+        writer.write(answer)
+        writer.close()
+
+    return handle
 
 
-class TestProxies:
-    @schemes
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            http_answer("407 No", b"", "Proxy-Authenticate: Basic"),
-            b"nonsense\r\n\r\n",
-            b"",
-            None,
-        ],
-        ids=["407", "nonsense", "nothing", "refused"],
-    )
-    async def test_no_credentials_are_in_the_error_of_a_proxy_that_fails(
-        self, monkeypatch: pytest.MonkeyPatch, scheme: str, answer: bytes | None
-    ) -> None:
-        """Fault: the request to the proxy, with its credentials, stood in the repr of the cause."""
-        with unused_url() as unused:
-            async with raw_server(closing(answer or b"")) as running:
-                url = unused if answer is None else running
-                error = await stop_through(with_credentials(url), monkeypatch, scheme)
-        assert error.summary.startswith("no connection: ") is (answer is None or scheme == "https")
-        assert_hidden(error)
+LOGIN_REQUIRED = http_answer("407 No", b"", "Proxy-Authenticate: Basic")
+PROXIES: dict[str, Handler | str] = {
+    "asks for another login": closing(LOGIN_REQUIRED),
+    "speaks no HTTP": closing(b"nonsense\r\n\r\n"),
+    "answers nothing": closing(b""),
+    "ends its tunnel": tunnel(b""),
+    "speaks no TLS in its tunnel": tunnel(b"This is not TLS at all, but text.\r\n"),
+    "is not there": f"http://{LOGIN}@127.0.0.1:1",
+    "has a port that is no number": f"http://{LOGIN}@127.0.0.1:port",
+    "has no host": f"http://{LOGIN}@",
+    "has an invalid host": f"http://{LOGIN}@\u2100.test",
+    "has an unknown host": f"http://{LOGIN}@proxy.invalid:9",
+    "has a password that is not ASCII": f"http://{LOGIN}\u20ac@127.0.0.1:9",
+    "has another scheme": f"socks5://{LOGIN}@127.0.0.1:9",
+    "has no scheme": f"{LOGIN}@127.0.0.1:9",
+}
 
-    @pytest.mark.parametrize("answer", [b"", b"This is not TLS at all, but text.\r\n"])
-    async def test_no_credentials_are_in_the_error_of_a_tunnel_that_fails(
-        self, monkeypatch: pytest.MonkeyPatch, answer: bytes
-    ) -> None:
-        """Fault: the repr of the cause named the proxy with its user and password."""
 
-        async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            await writer.drain()
-            # Until TLS has begun.
-            for _iteration in range(50):
-                await asyncio.sleep(0)
-            writer.write(answer)
-            writer.close()
-
-        async with raw_server(handle) as url:
-            error = await stop_through(with_credentials(url), monkeypatch, "https")
-
-        assert isinstance(error.__cause__, aiohttp.ClientConnectorError)
-        assert not error.may_have_stopped
-        assert_hidden(error)
-
-    @schemes
-    @pytest.mark.parametrize(
-        "proxy",
-        [
-            f"http://{USER}:{PASSWORD}@127.0.0.1:port",
-            f"http://{USER}:{PASSWORD}@",
-            f"http://{USER}:{PASSWORD}@\u2100.test",
-            f"http://{USER}:{PASSWORD}\u20ac@127.0.0.1:9",
-            f"socks5://{USER}:{PASSWORD}@127.0.0.1:9",
-            f"{USER}:{PASSWORD}@127.0.0.1:9",
-            f"http://{USER}:{PASSWORD}@proxy.invalid:9",
-        ],
-    )
-    async def test_no_credentials_are_in_the_error_of_an_invalid_proxy(
-        self, monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str
-    ) -> None:
-        assert_hidden(await stop_through(proxy, monkeypatch, scheme))
-
-    async def test_no_credentials_are_in_the_error_of_the_proxy_of_a_borrowed_session(
-        self,
-    ) -> None:
-        async with (
-            raw_server(answering(http_answer("407 No"))) as url,
-            aiohttp.ClientSession(proxy=URL(with_credentials(url))) as http,
-        ):
-            session = BctrlSession(KEY, base_url="https://bctrl.invalid", http=http, retry=ONCE)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("proxy", PROXIES.values(), ids=PROXIES)
+async def test_the_credentials_of_a_proxy_of_the_environment_are_not_in_its_error(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: Handler | str
+) -> None:
+    """Fault: the repr of the cause had the request to the proxy, or its user and password."""
+    async with raw_server(closing(b"") if isinstance(proxy, str) else proxy) as running:
+        url = proxy if isinstance(proxy, str) else running.replace("//", f"//{LOGIN}@")
+        monkeypatch.setenv(f"{scheme}_proxy", url)
+        async with BctrlSession(
+            KEY,
+            base_url=f"{scheme}://bctrl.invalid",
+            trust_env=True,
+            allow_plaintext=True,
+            retry=ONCE,
+            timeout=5,
+        ) as session:
             with pytest.raises(BctrlError) as caught:
                 await session.stop_runtime("ws-1", "crm")
+    assert not (scheme == "https" and caught.value.may_have_stopped)
+    assert_hidden(caught.value)
 
-        assert_hidden(caught.value)
+
+async def test_the_credentials_of_the_proxy_of_a_borrowed_session_are_not_in_its_error() -> None:
+    async with (
+        raw_server(closing(LOGIN_REQUIRED)) as url,
+        aiohttp.ClientSession(proxy=URL(url.replace("//", f"//{LOGIN}@"))) as http,
+    ):
+        session = BctrlSession(KEY, base_url="https://bctrl.invalid", http=http, retry=ONCE)
+        with pytest.raises(BctrlError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert_hidden(caught.value)
