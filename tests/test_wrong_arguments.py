@@ -1,14 +1,15 @@
-"""Arguments of a wrong type: each is an error that names the argument and says what it takes."""
+"""Wrong use: errors name the argument of a wrong type, and the extra that is not installed."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from helpers import Connect
 
 from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, RuntimeFilter, shard
 from bctrl_async.emulator import Emulator
@@ -18,72 +19,58 @@ from bctrl_async.otel import OpenTelemetry
 from bctrl_async.pace import FilePace
 from bctrl_async.redis import RedisPace
 
+Types = type | tuple[type, ...]
+Arguments = dict[Types, str]
+"""The arguments of a function, by the types of wrong values that they take."""
 
-def wrong_values(accepted: object) -> Iterator[object]:
-    """Return values of a wrong type for an argument, other than those that it takes."""
-    # No argument takes the first four: a collection takes none with "x" in it.
-    candidates: list[object] = [object(), 1j, ["x"], {"x": 1}, 1, -1.5, "x", b"x", True, math.nan]
-    return (value for value in candidates if not isinstance(value, accepted))  # type: ignore[arg-type]
-
-
-def rejection(make: Callable[[], object]) -> BctrlConfigError:
-    with pytest.raises(BctrlConfigError) as caught:
-        make()
-    return caught.value
+NUMBER: Types = (int, float)
+OTHER: Types = ()
+"""For what takes none of the wrong values, whatever their type."""
 
 
-def read_all_journals(
-    paths: Any,  # noqa: ANN401 - of a wrong type.
-    targets: Any = None,  # noqa: ANN401
-    max_age: Any = None,  # noqa: ANN401
-) -> object:
+def read_all_journals(paths: Any, targets: Any = None, max_age: Any = None) -> object:  # noqa: ANN401
     # It checks its arguments when the iteration starts.
     return list(read_journals(paths, targets, max_age=max_age))
 
 
-CONSTRUCTORS: list[tuple[Callable[..., object], str, Any]] = [
-    (BctrlSession, "base_url", ()),
-    (BctrlSession, "timeout", (int, float)),
-    (BctrlSession, "max_connections", int),
-    (BctrlSession, "retry", ()),
-    (BctrlSession, "rate", (int, float)),
-    (BctrlSession, "pace", ()),
-    (BctrlSession, "http", ()),
-    (BctrlSession, "trace_configs", ()),
-    (BctrlSession, "trust_env", bool),
-    (BctrlSession, "proxy", ()),
-    (BctrlSession, "ssl", ()),
-    (BctrlSession, "allow_plaintext", bool),
-    (BctrlSession, "observer", ()),
-    (BctrlSession, "headers", dict),
-    (BctrlSession, "check_answers", bool),
-    (RetryPolicy, "attempts", int),
-    (RetryPolicy, "base", (int, float)),
-    (RetryPolicy, "cap", (int, float)),
-    (RetryPolicy, "patience", (int, float)),
-    (RetryPolicy, "statuses", ()),
-    (RuntimeFilter, "status", str),
-    (RuntimeFilter, "kind", str),
-    (RuntimeFilter, "older_than", (int, float)),
-    (OpenTelemetry, "tracer_provider", ()),
-    (OpenTelemetry, "meter_provider", ()),
-    (FilePace, "path", str),
-    (FilePace, "rate", (int, float)),
-    (RedisPace, "url_or_client", ()),
-    (RedisPace, "rate", (int, float)),
-    (RedisPace, "name", str),
-    (shard, "targets", list),
-    (shard, "number", int),
-    (shard, "count", int),
-    (read_all_journals, "paths", (list, dict)),
-    (read_all_journals, "targets", (list, dict, str, bytes, type(None))),
-    (read_all_journals, "max_age", (int, float)),
-    (lifespan, "make_session", ()),
-    (lifespan, "pace", ()),
-    (lifespan, "inner", ()),
-    (add_exception_handlers, "app", ()),
-]
-OTHERS: dict[str, object] = {
+FUNCTIONS: dict[Callable[..., object], Arguments] = {
+    BctrlSession: {
+        NUMBER: "timeout rate",
+        int: "max_connections",
+        bool: "trust_env allow_plaintext check_answers",
+        dict: "headers",
+        OTHER: "base_url retry pace http trace_configs proxy ssl observer",
+    },
+    RetryPolicy: {int: "attempts", NUMBER: "base cap patience", OTHER: "statuses"},
+    RuntimeFilter: {str: "status kind", NUMBER: "older_than"},
+    OpenTelemetry: {OTHER: "tracer_provider meter_provider"},
+    FilePace: {str: "path", NUMBER: "rate"},
+    RedisPace: {OTHER: "url_or_client", NUMBER: "rate", str: "name"},
+    shard: {list: "targets", int: "number count"},
+    read_all_journals: {
+        (list, dict): "paths",
+        (list, dict, str, bytes): "targets",
+        NUMBER: "max_age",
+    },
+    lifespan: {OTHER: "make_session pace inner"},
+    add_exception_handlers: {OTHER: "app"},
+}
+METHODS: dict[str, Arguments] = {
+    "stop_runtime": {NUMBER: "timeout", dict: "headers", OTHER: "retry"},
+    "get_runtime": {NUMBER: "timeout", OTHER: "retry"},
+    "list_runtimes": {NUMBER: "timeout", OTHER: "retry on_unreadable"},
+    "stop_runtimes": {
+        (list, dict): "targets",
+        NUMBER: "deadline timeout journal_max_age",
+        int: "concurrency",
+        str: "journal",
+        (bool, int, float): "verify",
+        bool: "missing_ok",
+        OTHER: "on_outcome retry",
+    },
+    "stop_workspace": {(bool, int, float): "verify", bool: "missing_ok", OTHER: "where on_outcome"},
+}
+VALID: dict[str, object] = {
     "path": "unused.pace",
     "rate": 5,
     "url_or_client": "redis://localhost",
@@ -91,79 +78,81 @@ OTHERS: dict[str, object] = {
     "number": 1,
     "count": 2,
     "paths": [],
+    "workspace_id": "ws-1",
+    "alias": "crm",
 }
+"""A value for each argument that a call needs."""
 
 
-@pytest.mark.parametrize(
-    ("make", "argument", "accepted"),
-    CONSTRUCTORS,
-    ids=[f"{make.__name__} {argument}" for make, argument, _ in CONSTRUCTORS],
-)
+def each_argument(table: Mapping[Any, Arguments]) -> list[object]:
+    return [
+        pytest.param(call, name, accepted, id=f"{getattr(call, '__name__', call)} {name}")
+        for call, arguments in table.items()
+        for accepted, names in arguments.items()
+        for name in names.split()
+    ]
+
+
+def wrong_calls(
+    call: Callable[..., object], name: str, accepted: Types
+) -> Iterator[dict[str, object]]:
+    """Yield the arguments of calls in which one argument has a wrong type."""
+    parameters = inspect.signature(call).parameters.values()
+    needed = {each.name for each in parameters if each.default is each.empty} & VALID.keys()
+    # No argument takes the first four: a collection takes none with "x" in it.
+    values: list[object] = [object(), 1j, ["x"], {"x": 1}, 1, -1.5, "x", b"x", True, math.nan]
+    for value in values:
+        if not isinstance(value, accepted):
+            yield {**{each: VALID[each] for each in needed}, name: value}
+
+
+@pytest.mark.parametrize(("function", "name", "accepted"), each_argument(FUNCTIONS))
 def test_a_wrong_type_is_rejected_by_name(
-    make: Callable[..., object],
-    argument: str,
-    accepted: Any,  # noqa: ANN401 - the second argument of isinstance.
-    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[..., object], name: str, accepted: Types, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", "k")
-    parameters = inspect.signature(make).parameters
-    others = {
-        name: OTHERS[name]
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name in OTHERS
-    }
-    for value in wrong_values(accepted):
-        error = rejection(lambda value=value: make(**{**others, argument: value}))  # type: ignore[misc]
-        assert argument in str(error)
-        assert error.argument == argument
+    for arguments in wrong_calls(function, name, accepted):
+        with pytest.raises(BctrlConfigError, match=name) as caught:
+            function(**arguments)
+        assert caught.value.argument == name
 
 
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "stop_runtime": {"timeout": (int, float), "retry": (), "headers": dict},
-    "get_runtime": {"timeout": (int, float), "retry": ()},
-    "list_runtimes": {"on_unreadable": (), "timeout": (int, float), "retry": ()},
-    "stop_runtimes": {
-        "targets": (list, dict),
-        "concurrency": int,
-        "deadline": (int, float),
-        "on_outcome": (),
-        "timeout": (int, float),
-        "retry": (),
-        "journal": str,
-        "journal_max_age": (int, float),
-        "verify": (bool, int, float),
-        "missing_ok": bool,
-    },
-    "stop_workspace": {
-        "where": (),
-        "verify": (bool, int, float),
-        "missing_ok": bool,
-        "on_outcome": (),
-    },
-}
-OTHERS_OF_CALLS: dict[str, dict[str, object]] = {
-    "stop_runtime": {"workspace_id": "ws-1", "alias": "crm"},
-    "get_runtime": {"workspace_id": "ws-1", "alias": "crm"},
-    "list_runtimes": {"workspace_id": "ws-1"},
-    "stop_runtimes": {"targets": []},
-    "stop_workspace": {"workspace_id": "ws-1"},
-}
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize(("method", "name", "accepted"), each_argument(METHODS))
 async def test_a_wrong_argument_of_a_call_is_rejected_unsent(
-    name: str, emulator: Emulator, connect: Connect
+    method: str, name: str, accepted: Types, emulator: Emulator, session: BctrlSession
 ) -> None:
-    async with connect() as session:
-        for argument, accepted in ARGUMENTS[name].items():
-            for value in wrong_values(accepted):
-                arguments = {**OTHERS_OF_CALLS[name], argument: value}
-                with pytest.raises(BctrlConfigError, match=argument) as caught:
-                    await getattr(session, name)(**arguments)
-                assert caught.value.argument == argument
+    call = getattr(session, method)
+    for arguments in wrong_calls(call, name, accepted):
+        with pytest.raises(BctrlConfigError, match=name) as caught:
+            await call(**arguments)
+        assert caught.value.argument == name
     assert emulator.requests == []
 
 
-def test_what_an_argument_takes_is_in_its_error() -> None:
-    error = rejection(lambda: RetryPolicy(statuses=503))  # type: ignore[arg-type]
-    assert str(error) == "invalid statuses: expected a set of statuses, not int"
+def test_the_error_says_what_the_argument_takes() -> None:
+    with pytest.raises(BctrlConfigError) as caught:
+        RetryPolicy(statuses=503)  # type: ignore[arg-type]
+    assert str(caught.value) == "invalid statuses: expected a set of statuses, not int"
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "name"),
+    [
+        ("dask", "distributed", "dask.distributed"),
+        ("fastapi", "fastapi", "FastAPI"),
+        ("otel", "opentelemetry", "OpenTelemetry"),
+        ("redis", "redis", "redis-py"),
+    ],
+)
+def test_without_an_extra_the_import_says_what_to_install(
+    module: str, package: str, name: str
+) -> None:
+    program = f"import sys; sys.modules['{package}'] = None; import bctrl_async.{module}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ModuleNotFoundError: bctrl_async.{module} needs {name}: "
+        f"python -m pip install 'bctrl-async[{module}]'"
+    )
