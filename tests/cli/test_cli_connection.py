@@ -1,21 +1,33 @@
-"""The options of the connection, and results as exit codes."""
+"""The options of the connection and of the pace, results as exit codes, and `doctor`."""
 
 from __future__ import annotations
 
 import json
+import math
+import sys
+import time
+from base64 import b64encode
+from pathlib import Path
 from unittest.mock import Mock
+from urllib.parse import unquote
 
 import pytest
-from helpers import Command
+from conftest import KEY
+from helpers import Command, unused_url
+from tls import forward_proxy, over_tls
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.pace import FilePace
 
 
 @pytest.fixture(autouse=True)
-def _environment(emulator_environment: None, emulator: Emulator) -> None:
+def _environment(
+    emulator_environment: None, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     del emulator_environment
     emulator.add_runtime("ws", "a")
+    monkeypatch.chdir(tmp_path)
 
 
 # Without --no-verify, a stop that failed would be polled for.
@@ -30,7 +42,6 @@ def inject(emulator: Emulator, *faults: Fault) -> None:
 @pytest.mark.parametrize(
     ("faults", "options", "code", "requests"),
     [
-        ([Fault.SERVER_ERROR] * 4, "--attempts 1", 1, 1),
         ([Fault.SERVER_ERROR] * 4, "--attempts 3", 1, 3),
         ([Fault.RATE_LIMITED], "--patience 0", 1, 1),
         ([Fault.RATE_LIMITED], "--patience 30s", 0, 2),
@@ -52,14 +63,25 @@ async def test_attempts_and_patience_limit_the_requests_of_a_call(
     assert len(emulator.requests) == requests
 
 
-@pytest.mark.parametrize(("args", "limit"), [("stop ws a", 60), ("list ws", 10), ("get ws a", 10)])
-async def test_an_attempt_of_a_command_that_only_reads_ends_sooner(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, limit: float
+@pytest.mark.parametrize(
+    ("args", "option", "value"),
+    [
+        ("stop ws a", "timeout", 60),
+        ("stop --timeout 9s ws a", "timeout", 9),
+        # A command that only reads gives up sooner.
+        ("list ws", "timeout", 10),
+        ("get ws a", "timeout", 10),
+        ("stop --rate 10 ws a", "rate", 10),
+        ("stop --concurrency 3 ws a", "max_connections", 3),
+    ],
+)
+async def test_the_session_gets_the_options(
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, option: str, value: float
 ) -> None:
     made = Mock(wraps=BctrlSession)
     monkeypatch.setattr("bctrl_async.BctrlSession", made)
     assert (await command(*args.split()))[0] == 0
-    assert made.call_args.kwargs["timeout"] == limit
+    assert made.call_args.kwargs[option] == value
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)])
@@ -86,32 +108,143 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
     assert await command("list", "ws") == (1, "", error)
 
 
-# The results
+EXIT_CODES: dict[str, tuple[Fault | Reply | None, str, str, int]] = {
+    "it is stopped": (None, "--verify", "stopped", 0),
+    "it has failed, so it does not run": (Fault.FAILED, "--no-verify", "accepted", 0),
+    "it may still run": (Fault.ACCEPTED, "--no-verify", "accepted", 1),
+    "a poll says that it is stopped": (Fault.DROP_AFTER, "--verify", "stopped", 0),
+    "nothing says what became of it": (Fault.DROP_AFTER, "--no-verify", "unknown", 1),
+    "the server says no": (Reply(403, code="a.b"), "--verify", "rejected", 1),
+}
 
 
 @pytest.mark.parametrize(
-    ("faults", "option", "result", "expected"),
-    [
-        ([], "--verify", "stopped", 0),
-        ([Fault.FAILED], "--no-verify", "accepted", 0),
-        ([Fault.ACCEPTED], "--no-verify", "accepted", 1),
-        ([Fault.DROP_AFTER], "--verify", "stopped", 0),
-        ([Fault.DROP_AFTER], "--no-verify", "unknown", 1),
-        ([Reply(403, code="workspace.forbidden")], "--verify", "rejected", 1),
-    ],
+    ("fault", "option", "result", "expected"), EXIT_CODES.values(), ids=EXIT_CODES
 )
 async def test_the_exit_code_is_0_only_if_no_runtime_runs(
-    command: Command,
-    emulator: Emulator,
-    *,
-    faults: list[Fault | Reply],
-    option: str,
-    result: str,
-    expected: int,
+    command: Command, emulator: Emulator, *, fault: Fault, option: str, result: str, expected: int
 ) -> None:
-    emulator.inject(*faults, method="POST")
+    emulator.inject(fault)
     code, out, _ = await command("stop", option, "--attempts", "1", "-o", "json", "ws", "a")
 
     record = json.loads(out)
     assert (code, record["result"], record["ok"]) == (expected, result, code == 0)
     assert (record["state"] == "not_running", record["error"] is None) == (code == 0, code == 0)
+
+
+# The command doctor
+
+LOGIN = "proxy-user:s3cret-p4ss%40"
+
+
+def found_in(out: str) -> dict[str, str]:
+    """Return what was found, by the name of the line."""
+    assert KEY not in out
+    return {line[:8].rstrip(): line[10:] for line in out.splitlines()}
+
+
+async def test_doctor_lists_once_and_stops_nothing(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy is another machine: what may go without TLS must not reach it.
+    monkeypatch.setenv("HTTPS_PROXY", "http://unused.test")
+    code, out, err = await command("doctor", "--base-url", emulator.url, "ws")
+    assert list(found_in(out)) == ["versions", "config", "URL", "key", "API"]
+    assert (code, err) == (0, "")
+    assert [request.method for request in emulator.requests] == ["GET"]
+    assert emulator.status("ws", "a") == "active"
+
+
+@pytest.mark.parametrize("origin", ["HTTPS_PROXY", "--proxy"])
+async def test_the_list_goes_through_the_proxy_which_is_shown_without_its_password(
+    command: Command,
+    emulator: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    origin: str,
+) -> None:
+    async with over_tls(emulator, "bctrl.test") as server, forward_proxy() as proxy:
+        with_login = proxy.url.replace("//", f"//{LOGIN}@")
+        is_option = origin.startswith("--")
+        monkeypatch.setenv("HTTPS_PROXY", "http://unused.test" if is_option else with_login)
+        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(tmp_path))]
+        code, out, err = await command("doctor", *args, *[origin, with_login] * is_option, "ws")
+    assert (code, err) == (0, "")
+    assert found_in(out)["proxy"] == f"{proxy.url} ({origin})"
+    basic = b64encode(unquote(LOGIN).encode()).decode()
+    assert [f"Proxy-Authorization: Basic {basic}\r\n" in head for head in proxy.heads] == [True]
+    assert "s3cret" not in out
+
+
+async def test_no_proxy_excepts_a_host(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Curl accepts it without a scheme, too.
+    monkeypatch.setenv("HTTPS_PROXY", "127.0.0.1:9")
+    async with over_tls(emulator) as server:
+        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(tmp_path)), "ws"]
+        code, out, _ = await command("doctor", *args)
+        assert (code, found_in(out)["proxy"]) == (1, "http://127.0.0.1:9 (HTTPS_PROXY)")
+        monkeypatch.setenv("NO_PROXY", "localhost")
+        code, out, _ = await command("doctor", *args)
+        assert (code, "proxy" in found_in(out)) == (0, False)
+
+
+async def test_an_invalid_proxy_of_the_environment_is_named_without_its_password(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"socks5://{LOGIN}@127.0.0.1:9")
+    error = "invalid HTTPS_PROXY: expected an http or https URL with a host"
+    found = await command("doctor", "--base-url", "https://bctrl.test")
+    assert found == (2, "", f"bctrl-async: error: {error}\n")
+
+
+# The option --pace
+
+RATE = 5
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"])
+async def test_the_pace_keeps_to_what_another_process_wrote_in_the_file(
+    args: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: the password of a server can only be given where other users see it."""
+    if "--pace" not in args:
+        monkeypatch.setenv("BCTRL_PACE", "pace")
+    next_begins = time.monotonic() + 1 / RATE
+    store = FilePace("pace", rate=RATE).open()
+    await store.lease("another process", 1, math.inf)
+    await store.close()
+    code, _, err = await command("stop", "--rate", str(RATE), *args.split())
+    assert (code, err) == (0, "")
+    assert time.monotonic() >= next_begins
+
+
+async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None:
+    args = ("stop", "--dry-run", "--rate", "5", "--pace", "pace", "ws", "a")
+    assert (await command(*args))[0] == 0
+    assert not (tmp_path / "pace").exists()
+
+
+async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_install(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    for module in ("redis", "pace._redis"):
+        monkeypatch.delitem(sys.modules, f"bctrl_async.{module}", raising=False)
+    code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
+    assert "cannot use --pace: bctrl_async.redis needs redis-py: python -m pip install" in err
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_store_that_is_away_is_a_warning_without_its_password_and_the_stops_go_on(
+    command: Command, emulator: Emulator
+) -> None:
+    with unused_url() as url:
+        place = url.replace("http://", "redis://:secret@")
+        code, out, err = await command("stop", "--rate", str(RATE), "--pace", place, "ws", "a")
+    warning = "bctrl-async: warning: the shared pace cannot be asked (ConnectionError): "
+    assert (code, err.startswith(warning), "secret" in out + err) == (0, True, False)
+    assert emulator.status("ws", "a") == "stopped"

@@ -1,32 +1,32 @@
-"""The command's journals, and dry runs, which only read them."""
+"""The command's journals: `stop --journal`, dry runs, which only read them, and `report`."""
 
 from __future__ import annotations
 
+import stat
 from datetime import UTC, datetime, timedelta
+from io import FileIO
 from pathlib import Path
 
 import pytest
-from commands import outcomes_of, save, without_times
-from conftest import KEY
+from commands import outcomes_of, save
 from helpers import Command, HoldingEmulator
 from journal_lines import entry_line, header_line
 
 from bctrl_async.journal import Journal
 
-pytestmark = pytest.mark.usefixtures("holding")
+NOW = datetime.now(UTC)
 
 
-@pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def path(holding: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The journal of the tests, which does not exist yet."""
+    del holding
     monkeypatch.chdir(tmp_path)
     return Path("tonight.jsonl")
 
 
 def content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
-
-
-# Journals
 
 
 async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
@@ -47,55 +47,87 @@ async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
 async def test_a_journal_that_is_too_old_exits_with_2_and_is_unchanged(
     holding: HoldingEmulator, command: Command, path: Path, option: tuple[str, ...]
 ) -> None:
-    data = header_line(f"{holding.url}/v1", datetime.now(UTC) - timedelta(hours=13))
+    data = header_line(f"{holding.url}/v1", NOW - timedelta(hours=13))
     save(path, data)
     args = ("stop", *option, "--journal-max-age", "12h", "--journal", path, "ws", "a")
     code, out, err = await command(*args)
-    assert f"error: the journal '{path}' cannot be used: it is 13:00:" in err
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert content(path) == data
-    assert not holding.requests
-
-
-async def test_a_shard_without_runtimes_has_a_journal_too(command: Command, path: Path) -> None:
-    """Fault: the report on all shards failed, because one had no journal."""
-    args = ("stop", "ws", "--all", "--yes", "--kind", "desktop", "--journal", path)
-    code, out, _ = await command(*args)
-    assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
-    assert content(path)
-
-
-# Dry runs
-
-
-async def test_a_dry_run_needs_no_key_and_prints_lines_for_from(
-    holding: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    monkeypatch.delenv("BCTRL_API_KEY")
-    code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
-    assert outcomes_of(out) == [{"workspace_id": "ws", "alias": alias} for alias in "ab"]
-    assert (code, err) == (0, "Dry run: 2 to stop, 0 invalid\n")
-    assert not holding.requests
-    assert not content(path)
-
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    save(path, out)
-    assert (await command("stop", "--from", path))[0] == 0
-    assert holding.received == {("ws", "a"): 1, ("ws", "b"): 1}
+    assert f"error: the journal '{path}' cannot be used: it is 13:" in err
+    assert (code, out, content(path), holding.requests) == (2, "", data, [])
 
 
 @pytest.mark.parametrize("has_entry", [True, False])
 @pytest.mark.parametrize("torn", [b"", b'{"journal"'])
-async def test_a_dry_run_leaves_a_journal_as_a_crash_left_it(
+async def test_a_dry_run_sends_nothing_and_leaves_a_journal_as_a_crash_left_it(
     holding: HoldingEmulator, command: Command, path: Path, torn: bytes, *, has_entry: bool
 ) -> None:
     """Fault: a dry run cut off the torn tail, or wrote a header."""
-    now = datetime.now(UTC)
-    lines = header_line(f"{holding.url}/v1", now) + entry_line(("ws", "a"), now)
+    args = ("stop", "--dry-run", "--journal", path, "ws", "a", "b")
+    assert len(outcomes_of((await command(*args))[1])) == 2
+    assert not content(path)
+    lines = header_line(f"{holding.url}/v1", NOW) + entry_line(("ws", "a"), NOW)
     before = lines * has_entry + torn
     save(path, before)
-    code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
+    code, out, err = await command(*args)
     assert [target["alias"] for target in outcomes_of(out)] == ["a", "b"][has_entry:]
     assert f"Dry run: {2 - has_entry} to stop, " in err
     assert ("1 no longer running" in err) is has_entry
-    assert (code, content(path)) == (0, before)
+    assert (code, content(path), holding.requests) == (0, before, [])
+
+
+# The command report
+
+
+def write_journal() -> None:
+    """Write the journal of a run in which `a` was stopped and `b` not answered."""
+    error = {"type": "BctrlTimeoutError", "message": "no answer"}
+    unknown = entry_line(("ws", "b"), NOW, "unconfirmed", result="unknown", error=error)
+    save(
+        "tonight.jsonl",
+        header_line("https://api.test/v1", NOW) + entry_line(("ws", "a"), NOW) + unknown,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (
+            ("--from", "all.csv"),
+            [("missing", "not_sent", False), ("b", "unknown", False), ("a", "stopped", True)],
+        ),
+        ((), [("a", "stopped", True), ("b", "unknown", False)]),
+    ],
+    ids=["with a list", "without a list"],
+)
+async def test_the_json_of_a_report_has_an_object_for_each_target(
+    command: Command, path: Path, options: tuple[str, ...], found: list[tuple[str, str, bool]]
+) -> None:
+    write_journal()
+    save("all.csv", "ws,missing\nws,b\nws,a\n")
+    code, out, err = await command("report", "-o", "json", path, *options)
+
+    outcomes = outcomes_of(out)
+    assert [(each["alias"], each["result"], each["ok"]) for each in outcomes] == found
+    assert [each["index"] for each in outcomes] == [*range(len(found))]
+    assert len({tuple(each) for each in outcomes}) == 1
+    assert "Allow a longer timeout" in str(outcomes[1]["error"])
+    assert f"1 of {len(found)} done" in err
+    assert code == 1
+
+
+@pytest.mark.parametrize("args", ["report tonight.jsonl", "stop --dry-run"])
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("r", "'ws,\"open' on line 2 is not a target"), ("w", "Bad file descriptor")],
+)
+async def test_nothing_is_printed_of_a_pipe_that_cannot_be_read_to_its_end(
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, mode: str, said: str
+) -> None:
+    """Fault: a read error of stdin was reported as one of stdout."""
+    write_journal()
+    save("all.csv", 'ws,a\nws,"open\nws,lost\n')
+    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
+    with FileIO("all.csv", mode) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        code, out, err = await command(*args.split(), "--from", "-")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"bctrl-async: error: cannot read all targets: {said}")

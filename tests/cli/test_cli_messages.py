@@ -1,6 +1,6 @@
-"""Every message of the command that a test provokes, as it is in `messages.txt`.
+"""A transcript of the command, `messages.txt`: its arguments, what it prints, and its exit code.
 
-To add a message, add a line `$ bctrl-async ARGUMENTS` to the file. Then
+To add to it, add a line `$ bctrl-async ARGUMENTS`. Then
 `WRITE_MESSAGES=1 .venv/bin/python -m pytest tests/cli/test_cli_messages.py` writes it anew; read
 what has changed.
 """
@@ -19,11 +19,12 @@ from conftest import KEY
 from helpers import Command
 from journal_lines import entry_line, header_line
 
-from bctrl_async.emulator import Emulator, Reply
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 SNAPSHOT = Path(__file__).with_name("messages.txt")
 WIDTH = 100
 MAX_LINES = 2
+FORBIDDEN = Reply(403, code="workspace.forbidden")
 
 ENVIRONMENTS = {
     "A wrong key": {"BCTRL_API_KEY": "wrong-key"},
@@ -34,40 +35,83 @@ ENVIRONMENTS = {
 }
 """The variables of some parts of the snapshot, by the title of the part."""
 
+FILES = {
+    "all.csv": "ws,a\n",
+    "other.csv": "ws,nobody\nws,nobody2\n",
+    "empty": "",
+    "aliases.txt": "ci-1\ncrm\n",
+    "two.csv": "ws,a\nother,crm\n",
+    "nobody.csv": "ws,nobody\n",
+    "prose.txt": "Please stop these tonight:\n",
+    "workbook.xlsx": "PK\x03\x04",
+    "header.csv": "alias;host\na;h\n",
+    "both.csv": "ws;a,b\n",
+    "late.csv": "ws,a\n" * 100 + "nonsense\n" * 12,
+    "open.csv": "ws,a\n" * 100 + 'ws,"b\nws,c\n',
+    "note.csv": 'workspace,alias,note\nws,a,"of two\nlines"\n',
+    "pretty.json": '{\n"workspace": "ws",\n"alias": "a"\n}\n{\n}\n',
+    "twice.csv": "ws,a\nws,a\n",
+    "table.txt": "STATUS  KIND     AGE  ALIAS\nactive  browser  5m   a\n",
+    "many.csv": "".join(f"many,r{number}\n" for number in range(30)),
+    "quota.csv": "quota,a1\nquota,a2\n",
+    "night.csv": "night,a\nnight,b\nnight,a\nnight,c\n",
+    "lost.csv": "night,a\n" + "".join(f"night,lost{number}\n" for number in range(6)),
+    "night.txt": "a\nb\n",
+}
+
+
+def add_runtimes(emulator: Emulator) -> None:
+    """Add the runtimes of the transcript, each kind in a workspace of its own."""
+    emulator.add_runtime("ws", "a")
+    emulator.add_runtime("ws", "forbidden")
+    emulator.inject(*[FORBIDDEN] * 9, alias="forbidden", method="GET")
+    for alias in ("stopped", "throttled", "paused", "日本", "failed"):
+        emulator.add_runtime("lines", alias)
+    emulator.add_runtime("lines", "done", status="stopped")
+    emulator.inject(Fault.RATE_LIMITED, None, alias="throttled")
+    emulator.inject(Fault.UNKNOWN_VALUES, alias="paused")
+    emulator.inject(Fault.MALFORMED_JSON, alias="日本")
+    emulator.inject(Fault.FAILED, alias="failed")
+    for number in range(30):
+        emulator.add_runtime("many", f"r{number}")
+        emulator.poison("many", f"r{number}", FORBIDDEN if number % 3 else Fault.ACCEPTED)
+    for number in (1, 2):
+        emulator.add_runtime("quota", f"a{number}")
+        emulator.poison("quota", f"a{number}", Reply(403, code=f"quota.of_{number}"))
+    for kind, status, days in (("browser", "active", -1), ("desktop", "stopped", 3.2)):
+        created_at = (datetime.now(UTC) - timedelta(days=days, seconds=30)).isoformat()
+        emulator.add_runtime("shown", kind, kind=kind, status=status, created_at=created_at)
+    for number in range(12):
+        emulator.add_runtime("undated", f"r{number}", created_at="long ago")
+
+
+def write_files(emulator: Emulator) -> None:
+    for name, text in FILES.items():
+        Path(name).write_text(text, "utf-8")
+    now = datetime.now(UTC)
+    old = now - timedelta(days=2)
+    header = header_line(f"{emulator.url}/v1", now)
+    lost = {"type": "BctrlTimeoutError", "message": "no answer"}
+    unknown = entry_line(("night", "b"), now, "unconfirmed", result="unknown", error=lost)
+    for name, content in {
+        "old.jsonl": header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old),
+        "other.jsonl": header_line("https://other.test/v1", old),
+        "1.jsonl": header + entry_line(("night", "a"), now) + unknown,
+        "2.jsonl": header + entry_line(("night", "b"), now + timedelta(seconds=1)),
+        "3.jsonl": header + entry_line(("night", "c"), now, result="already_stopped"),
+    }.items():
+        Path(name).write_bytes(content)
+    Path("config.toml").touch(0o600)
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
-    emulator.add_runtime("ws", "a")
-    emulator.add_runtime("ws", "forbidden")
-    emulator.inject(*[Reply(403, code="workspace.forbidden")] * 9, alias="forbidden", method="GET")
     monkeypatch.chdir(tmp_path)
-    for name, content in {
-        "all.csv": "ws,a\n",
-        "other.csv": "ws,nobody\nws,nobody2\n",
-        "empty": "",
-        "aliases.txt": "ci-1\ncrm\n",
-        "two.csv": "ws,a\nother,crm\n",
-        "nobody.csv": "ws,nobody\n",
-        "prose.txt": "Please stop these tonight:\n",
-        "workbook.xlsx": "PK\x03\x04",
-        "header.csv": "alias;host\na;h\n",
-        "both.csv": "ws;a,b\n",
-        "late.csv": "ws,a\n" * 100 + "nonsense\n" * 12,
-        "open.csv": "ws,a\n" * 100 + 'ws,"b\nws,c\n',
-        "note.csv": 'workspace,alias,note\nws,a,"of two\nlines"\n',
-        "pretty.json": '{\n"workspace": "ws",\n"alias": "a"\n}\n{\n}\n',
-        "twice.csv": "ws,a\nws,a\n",
-        "table.txt": "STATUS  KIND     AGE  ALIAS\nactive  browser  5m   a\n",
-    }.items():
-        (tmp_path / name).write_text(content, "utf-8")
-    old = datetime.now(UTC) - timedelta(days=2)
-    lines = header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old)
-    (tmp_path / "old.jsonl").write_bytes(lines)
-    (tmp_path / "other.jsonl").write_bytes(header_line("https://other.test/v1", old))
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    (tmp_path / "config.toml").touch(0o600)
     monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
+    add_runtimes(emulator)
+    write_files(emulator)
 
 
 def plain(text: str) -> str:
@@ -78,6 +122,7 @@ def plain(text: str) -> str:
     text = re.sub(r"versions .*", "versions", text)
     text = re.sub(r"req_\d+", "req_1", text)
     text = re.sub(r"2 days, 0:\d\d:\d\d old", "2 days, 0:00:00 old", text)
+    text = re.sub(r"20\d\d-\d\d-\d\dT[\d:.]+(Z|\+00:00)", "NOW", text)
     return re.sub(r"\d+\.\d+ s\b", "0.00 s", text)
 
 
@@ -104,7 +149,7 @@ async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
         if "error: " in err and code == 0:
             faults.append(f"an error, but exit 0: {line}")
         faults.extend(text for text in err.splitlines() if len(wrapped(text)) > MAX_LINES)
-        shown = [part for text in f"{out}{err}".splitlines() for part in wrapped(text)]
+        shown = [part for text in f"{out}{err}".splitlines() for part in wrapped(text) or [""]]
         parts.append("\n".join([head, *shown, f"exit {code}"]))
 
     text = "\n\n".join(parts) + "\n"
