@@ -1,99 +1,142 @@
-"""Answers of gateways, which are no fact about a runtime: only the API's own error body is."""
+"""Answers of portals and gateways: they are no fact about a runtime.
+
+The simulation stops runtimes through gateways that answer 404, 503 or a page by themselves.
+"""
 
 from __future__ import annotations
 
-import pytest
-from helpers import Connect, pass_time, started
+import asyncio
+import codecs
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-from bctrl_async import BctrlNotFoundError, RetryPolicy, StopOutcome, StopResult
+import pytest
+from helpers import BOUND, Connect, pass_time
+from servers import http_answer, recording, served
+
+from bctrl_async import (
+    BctrlNetworkError,
+    BctrlResponseError,
+    RetryPolicy,
+    StopOutcome,
+    StopResult,
+)
+from bctrl_async._http.response import unusable
 from bctrl_async.emulator import Emulator, Reply
 
-ONCE = RetryPolicy(attempts=1, patience=0, base=0.001, cap=0.001)
 CRM = ("ws-1", "crm")
-ENVOY = "upstream connect error or disconnect/reset before headers. reset reason: connection reset"
+ONCE = RetryPolicy(attempts=1, patience=0)
+TIMEOUT = BOUND
+"""Seconds for an attempt. Some answers never end; there the clock jumps ahead."""
 
+PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>Sign in</body></html>"
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
 
-async def stop_one(connect: Connect, *, verify: bool = False) -> StopOutcome:
-    """Stop one runtime in bulk and return its outcome."""
-    outcomes: list[StopOutcome] = []
-    async with connect(retry=ONCE) as session:
-        await session.stop_runtimes([CRM], verify=verify, on_outcome=outcomes.append)
-    [outcome] = outcomes
-    return outcome
-
-
-@pytest.mark.parametrize(
-    "body",
-    [ENVOY, {"error": {"code": "ServiceUnavailable", "message": "The backend is down."}}, ""],
-)
-async def test_a_bulk_stop_that_ends_at_a_503_of_a_gateway_is_unknown(
-    emulator: Emulator, connect: Connect, body: object
-) -> None:
-    """Fault: a stop that took effect was `rejected`, or `not_sent` after a deadline."""
-    emulator.poison(*CRM, Reply(503, body=body, takes_effect=True))
-
-    async with connect() as session:
-        batch = session.stop_runtimes([CRM], deadline=30, verify=False)
-        # The second request follows the first answer.
-        running = await started(batch, emulator, 2)
-        pass_time(30)
-        await running
-
-    assert batch.report.counts == {StopResult.UNKNOWN: 1}
-    assert emulator.status(*CRM) == "stopped"
-
-
-@pytest.mark.parametrize(
-    ("reply", "result"),
-    [
-        (Reply(400, body="No."), StopResult.REJECTED),
-        (Reply(413, body="No."), StopResult.REJECTED),
-        (Reply(429, body="No."), StopResult.REJECTED),
-        (Reply(408, body="No."), StopResult.UNKNOWN),
-        (Reply(409, body="No."), StopResult.UNKNOWN),
-        (Reply(503, body="No."), StopResult.UNKNOWN),
-        (Reply(520, body="No."), StopResult.UNKNOWN),
-        (Reply(503), StopResult.REJECTED),
-    ],
-    ids=lambda value: (
-        f"{value.status} {value.body or 'API'}" if isinstance(value, Reply) else value
-    ),
-)
-async def test_a_gateway_rejects_only_what_it_has_not_forwarded(
-    emulator: Emulator, connect: Connect, reply: Reply, result: StopResult
-) -> None:
-    emulator.poison(*CRM, reply)
-
-    assert (await stop_one(connect)).result is result
-
-
-FOREIGN_404: dict[str, object] = {
-    "Kong": {"message": "no Route matched with those values"},
-    "AWS S3": {"Code": "NoSuchKey", "code": "NoSuchKey", "Key": "crm"},
-    "Kubernetes": {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404},
-    "a problem whose detail names a runtime": {"detail": "runtime.not_found", "code": "not_found"},
-    "a gateway that nests its errors": {"error": {"code": "runtime.not_found"}},
-    "another path of the API": {"code": "route.not_found"},
-    "another code of the API": {"code": "workspace.suspended"},
-    "an empty list": [],
-    "Envoy": "no healthy upstream",
-    "a page": "<html><h1>404 Not Found</h1></html>",
-    "nothing": "",
+BODIES: dict[str, tuple[str, bytes, bool]] = {
+    "a page": (JSON, PAGE.encode(), True),
+    "a page with a BOM": (JSON, codecs.BOM_UTF8 + PAGE.encode(), True),
+    "a page in UTF-16 with a BOM": (JSON, codecs.BOM_UTF16_BE + PAGE.encode("utf-16-be"), True),
+    "a page in UTF-16": (JSON, PAGE.encode("utf-16-be"), True),
+    "a page after blank lines": (JSON, f"\ufeff\r\n \t{PAGE}".encode("utf-16-le"), True),
+    "a page after many blank lines": (JSON, b"\n" * 1_000_000 + PAGE.encode(), True),
+    # Fault: only the body is looked at, and only its first byte.
+    "JSON that is called HTML": ("TEXT/HTML", b'{"status": "sign in"}', True),
+    "noise that is called XHTML": ("application/xhtml+xml;charset=utf-16", b"?", True),
+    "HTML without a body": (HTML, b"", True),
+    "JSON": (JSON, b'{"status": "stopped"}', False),
+    "words": (JSON, b"It is being stopped. <br>", False),
+    "nothing": ("", b"", False),
 }
 
 
-@pytest.mark.parametrize("body", FOREIGN_404.values(), ids=FOREIGN_404)
-async def test_a_404_without_a_code_of_the_api_is_rejected(
-    emulator: Emulator, connect: Connect, body: object
+@pytest.mark.parametrize(("content_type", "body", "is_page"), BODIES.values(), ids=BODIES)
+def test_an_unreadable_body_is_accepted_unless_it_is_a_page(
+    content_type: str, body: bytes, *, is_page: bool
 ) -> None:
-    """Fault: any JSON object in a 404 settles a stop, also of a gateway without a route."""
-    emulator.poison(*CRM, Reply(404, body=body))
+    """Fault: a login page counts as accepted if it has a BOM, is UTF-16, cut, long or slow."""
+    error = BctrlResponseError("it is not a runtime", may_have_stopped=True, status=200)
 
-    outcome = await stop_one(connect)
+    returned = unusable(error, content_type, body, "Bearer k")
 
-    assert outcome.result is StopResult.REJECTED
-    assert isinstance(outcome.error, BctrlNotFoundError)
-    assert not outcome.error.names_runtime
+    assert type(returned) is BctrlResponseError
+    assert ("a page" in returned.summary) is is_page
+    assert returned.accepted is not is_page
+    assert (returned.status, returned.may_have_stopped) == (200, True)
+
+
+async def complete(answer: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(answer)
+
+
+async def cut_short(answer: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(answer[:-5])
+    writer.close()
+
+
+async def held_back(answer: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.transport.set_write_buffer_limits(0)
+    writer.write(answer[:-5])
+    # A busy machine must read it before the attempt times out.
+    with suppress(ConnectionError):
+        await writer.drain()
+    for _iteration in range(100):
+        await asyncio.sleep(0)
+    pass_time(TIMEOUT)
+
+
+async def in_pieces(answer: bytes, writer: asyncio.StreamWriter) -> None:
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    writer.write(head + separator)
+    for piece in (body[:1], body[1:3], body[3:4], body[4:]):
+        await writer.drain()
+        for _iteration in range(20):
+            await asyncio.sleep(0)
+        writer.write(piece)
+
+
+Deliver = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.mark.parametrize("size", [0, 2**21])
+@pytest.mark.parametrize(
+    ("body", "result"),
+    [
+        (PAGE.encode(), StopResult.UNKNOWN),
+        (b'{"status": "stopped"}', StopResult.ACCEPTED),
+    ],
+)
+@pytest.mark.parametrize("deliver", [complete, cut_short, held_back, in_pieces])
+async def test_a_page_is_known_however_it_is_delivered(
+    deliver: Deliver, body: bytes, result: StopResult, size: int
+) -> None:
+    outcomes: list[StopOutcome] = []
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        await deliver(http_answer("200 OK", body + b" " * size), writer)
+
+    async with served(handle, "stopped", retry=ONCE, timeout=TIMEOUT) as session:
+        await session.stop_runtimes([CRM], on_outcome=outcomes.append, verify=False)
+    [outcome] = outcomes
+    assert outcome.result is result
+    error = outcome.error
+    assert isinstance(error, BctrlNetworkError)
+    assert (error.status, error.may_have_stopped) == (200, True)
+    # Fault: the error of a truncated body does not show what was read of it.
+    shown = body.decode().replace("stopped", "***")
+    assert (error.body or "").startswith(shown[:-5])
+
+
+async def test_a_page_is_not_sent_for_again() -> None:
+    heads: list[bytes] = []
+    page = http_answer("200 OK", b'{"status": "sign in"}', f"Content-Type: {HTML}")
+    async with served(recording(heads, page)) as session:
+        with pytest.raises(BctrlResponseError, match="with a page"):
+            await session.stop_runtime(*CRM)
+        with pytest.raises(BctrlResponseError, match="with a page") as caught:
+            await session.get_runtime(*CRM)
+    assert len(heads) == 2
+    assert not caught.value.may_have_stopped
 
 
 async def test_a_poll_learns_nothing_from_a_404_without_a_code_of_the_api(
@@ -101,19 +144,11 @@ async def test_a_poll_learns_nothing_from_a_404_without_a_code_of_the_api(
 ) -> None:
     """Fault: verified against a 404 of another service, an active runtime becomes `not_found`."""
     emulator.inject(Reply(200, body=dict(emulator.runtimes[CRM]), takes_effect=False))
-    emulator.inject(*[Reply(404, body=FOREIGN_404["Kong"])] * 9, method="GET")
-
-    outcome = await stop_one(connect, verify=True)
+    kong = Reply(404, body={"message": "no Route matched with those values"})
+    emulator.inject(*[kong] * 9, method="GET")
+    async with connect(retry=ONCE) as session:
+        [outcome] = (await session.stop_runtimes([CRM])).failures
 
     assert outcome.result is StopResult.ACCEPTED
     assert outcome.runtime is not None
     assert outcome.runtime.status == "active"
-
-
-@pytest.mark.parametrize("code", ["runtime.not_found", "workspace.not_found"])
-async def test_a_404_with_a_code_of_the_api_is_not_found(
-    emulator: Emulator, connect: Connect, code: str
-) -> None:
-    emulator.poison(*CRM, Reply(404, code=code))
-
-    assert (await stop_one(connect)).result is StopResult.NOT_FOUND
