@@ -51,69 +51,6 @@ FACTS = {
 """A new operation needs a row here, and the contract must say so in `docs/contract/`."""
 
 
-def made_up(*, stops: bool, repeat_in_doubt: bool) -> Operation[Any]:
-    """Return an operation that the API does not have."""
-    return Operation(
-        name="hold",
-        method="POST",
-        suffix="/hold",
-        stops=stops,
-        repeat_in_doubt=repeat_in_doubt,
-        parse=decode_runtime,
-    )
-
-
-CASES = {
-    **ALL,
-    **{
-        f"{'' if stops else 'no '}stop, {'' if repeat else 'not '}to be repeated": made_up(
-            stops=stops, repeat_in_doubt=repeat
-        )
-        for stops in (True, False)
-        for repeat in (True, False)
-    },
-}
-each = pytest.mark.parametrize("operation", CASES.values(), ids=CASES)
-
-DROPPED = "dropped"
-IN_DOUBT = [DROPPED, "500 Error", "503 Service Unavailable"]
-"""Failures of a request that may have taken effect."""
-BUSY = b'{"code": "server.busy"}'
-NOTHING_DONE = [("429 Too Many Requests", b""), ("503 Service Unavailable", BUSY)]
-"""Failures of a request that did nothing: a gateway's 503 is none."""
-UNREADABLE = "200 OK"
-
-
-async def outcome(
-    operation: Operation[Any], failure: str, body: bytes = b"", *, policy: RetryPolicy
-) -> tuple[BctrlError, int]:
-    """Make a call whose first request fails; return its error and the number of requests."""
-    requests = 0
-
-    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        requests += 1
-        if requests > 1:
-            writer.write(http_answer("409 Conflict", b'{"code": "runtime.busy"}'))
-        elif failure == DROPPED:
-            writer.close()
-        else:
-            writer.write(http_answer(failure, body))
-
-    async with served(handle) as session:
-        with pytest.raises(BctrlError) as caught:
-            await session._sender.request(call_of(session, operation, policy))
-    return caught.value, requests
-
-
-def call_of(session: BctrlSession, operation: Operation[Any], policy: RetryPolicy) -> Call[Any]:
-    alias = None if operation.suffix is None else "crm"
-    return session._make_call(operation, session._timeout, "ws-1", alias, policy=policy)
-
-
-AGAIN = RetryPolicy(attempts=2, base=0.001, cap=0.001)
-
-
 def test_every_operation_is_as_the_contract_says() -> None:
     assert {
         name: Facts(
@@ -126,55 +63,97 @@ def test_every_operation_is_as_the_contract_says() -> None:
     } == FACTS
 
 
+START: Operation[Any] = Operation(
+    name="start",
+    method="POST",
+    suffix="/start",
+    stops=False,
+    repeat_in_doubt=False,
+    parse=decode_runtime,
+)
+"""An operation that the API does not have: starting twice is not starting once."""
+
+each = pytest.mark.parametrize("operation", [*ALL.values(), START], ids=lambda each: each.name)
+AGAIN = RetryPolicy(attempts=2, base=0.001, cap=0.001)
+
+
+def call_of(
+    session: BctrlSession, operation: Operation[Any], policy: RetryPolicy = ONCE
+) -> Call[Any]:
+    alias = None if operation.suffix is None else "crm"
+    return session._make_call(operation, session._timeout, "ws-1", alias, policy=policy)
+
+
+async def failure(operation: Operation[Any], first: bytes) -> tuple[BctrlError, int]:
+    """Make a call; return its error and the number of requests.
+
+    Args:
+        operation: Its operation.
+        first: The answer to the first request; without bytes, the connection is closed.
+    """
+    requests = 0
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        if requests > 1:
+            writer.write(http_answer("409 Conflict", b'{"code": "runtime.busy"}'))
+        elif first:
+            writer.write(first)
+        else:
+            writer.close()
+
+    async with served(handle) as session:
+        with pytest.raises(BctrlError) as caught:
+            await session._sender.request(call_of(session, operation, AGAIN))
+    return caught.value, requests
+
+
 @each
-@pytest.mark.parametrize("failure", IN_DOUBT)
+@pytest.mark.parametrize("first", [b"", http_answer("500 X"), http_answer("503 X")])
 async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
-    operation: Operation[Any], failure: str
+    operation: Operation[Any], first: bytes
 ) -> None:
-    error, requests = await outcome(operation, failure, policy=AGAIN)
-    # aiohttp itself sends a GET again.
+    error, requests = await failure(operation, first)
+
     assert requests == 1 + operation.repeat_in_doubt
-    assert error.may_have_stopped is operation.stops
+    # aiohttp itself sends a GET again.
     assert error.attempts == requests or operation.method == "GET"
+    assert error.may_have_stopped is operation.stops
+    assert ("the runtime may have stopped" in str(error)) is operation.stops
+    advice = f"The {operation.name} may have worked: look before repeating it"
+    assert str(error).endswith(advice) is not operation.repeat_in_doubt
 
 
 @each
-@pytest.mark.parametrize(("failure", "body"), NOTHING_DONE)
+@pytest.mark.parametrize(
+    "first", [http_answer("429 X"), http_answer("503 X", b'{"code": "server.busy"}')]
+)
 async def test_a_request_that_did_nothing_is_sent_again(
-    operation: Operation[Any], failure: str, body: bytes
+    operation: Operation[Any], first: bytes
 ) -> None:
-    error, requests = await outcome(operation, failure, body, policy=AGAIN)
+    error, requests = await failure(operation, first)
+
     assert (requests, error.status, error.may_have_stopped) == (2, 409, False)
 
 
 @each
 async def test_an_unreadable_answer_is_not_asked_for_again(operation: Operation[Any]) -> None:
-    error, requests = await outcome(operation, UNREADABLE, policy=AGAIN)
+    error, requests = await failure(operation, http_answer("200 OK"))
+
     assert (requests, error.status) == (1, 200)
     assert error.accepted is operation.stops
-
-
-@each
-@pytest.mark.parametrize("failure", [*IN_DOUBT, UNREADABLE])
-async def test_an_error_says_what_may_have_stopped_and_advises_to_repeat_what_may_be_repeated(
-    operation: Operation[Any], failure: str
-) -> None:
-    error, _ = await outcome(operation, failure, policy=ONCE)
     assert error.may_have_stopped is operation.stops
-    assert ("the runtime may have stopped" in str(error)) is operation.stops
-    words = f"The {operation.name} may have worked: look before repeating it"
-    assert str(error).endswith(words) is not operation.repeat_in_doubt
-    assert not ("safe" in str(error) and not operation.repeat_in_doubt)
+    assert ("may have worked" in str(error)) is not operation.repeat_in_doubt
 
 
 @each
 async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
     operation: Operation[Any], connect: Connect
 ) -> None:
-    async with connect() as session:
-        call = call_of(session, operation, ONCE)
     error = BctrlConflictError("409", status=409, code="runtime.not_active")
-    call.on_failure(error)
+    async with connect() as session:
+        call_of(session, operation).on_failure(error)
     assert ("Nothing to do: it is not running" in str(error)) is operation.stops
 
 
@@ -185,7 +164,7 @@ async def test_the_error_of_an_aborted_call_advises_the_same(
 ) -> None:
     """Fault: a stop that was never sent was called safe to repeat."""
     async with connect() as session:
-        call = call_of(session, operation, ONCE)
+        call = call_of(session, operation)
     call.attempts, call.in_flight, call.is_connected = 1, True, connected
     error = call.aborted("the run has ended")
     is_safe = operation.repeat_in_doubt or not connected
@@ -218,34 +197,32 @@ class Watcher(Recorder):
 async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
     name: str, emulator: Emulator, connect: Connect
 ) -> None:
-    watcher, found = Watcher(), ALL[name]
+    watcher, facts = Watcher(), FACTS[name]
     async with connect(observer=watcher) as session:
         await CALLS[name](session)
 
-    assert watcher.events[-1].startswith("end StopOutcome" if found.stops else "end")
+    assert watcher.events[-1].startswith("end StopOutcome" if facts.stops else "end")
     assert watcher.attempts == [
         Attempt(
             number=1,
             operation=name,
-            stops=found.stops,
-            method=found.method,
-            url=URL(f"{emulator.url}{FACTS[name].path}"),
-            template=FACTS[name].path.replace("ws-1", "{id}").replace("crm", "{alias}"),
+            stops=facts.stops,
+            method=facts.method,
+            url=URL(f"{emulator.url}{facts.path}"),
+            template=facts.path.replace("ws-1", "{id}").replace("crm", "{alias}"),
         )
     ]
     # The emulator imports nothing of the client, so nothing else keeps the two together.
     assert [request.operation for request in emulator.requests] == [name]
-    assert (emulator.status("ws-1", "crm") == "stopped") is found.stops
+    assert (emulator.status("ws-1", "crm") == "stopped") is facts.stops
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("status", ["200 OK", "200 Unreadable", "403 No"])
 async def test_a_call_has_the_request_id_of_its_last_answer(name: str, status: str) -> None:
-    body = b"?"
-    if status == "200 OK":
-        body = b'{"runtimes": []}' if name == "list" else RUNTIME
+    body = {"list": b'{"runtimes": []}'}.get(name, RUNTIME) if status == "200 OK" else b"?"
     async with served(http_answer(status, body, "X-Bctrl-Request-Id: req-7")) as session:
-        call = call_of(session, ALL[name], ONCE)
+        call = call_of(session, ALL[name])
         ended: list[object] = await asyncio.gather(
             session._sender.request(call), return_exceptions=True
         )
