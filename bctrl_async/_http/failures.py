@@ -1,4 +1,4 @@
-"""Map the exceptions of aiohttp to our own errors, without the key."""
+"""Map aiohttp's exceptions to our own errors, and remove the API key from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bctrl_async.errors import (
 _T = TypeVar("_T")
 
 AIOHTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""The exceptions of a request: aiohttp also raises OSError, and ValueError for bad arguments."""
+"""The exceptions that aiohttp may raise for a request; ValueError is for bad arguments."""
 
 # These are raised before any part of the request is sent.
 _ConnectError = (
@@ -58,7 +58,7 @@ def is_untrusted(error: BctrlError) -> bool:
 def partial_response(
     status: int, cause: BaseException | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
 ) -> BctrlError:
-    """Return the error for an incomplete 2xx body; `cause` is None if it exceeds `max_body`."""
+    """Return the error for an incomplete 2xx body; `cause` is None for a body beyond `max_body`."""
     kind: type[BctrlNetworkError] = BctrlResponseError
     problem = "was truncated or cannot be decompressed"
     if cause is None:
@@ -66,7 +66,7 @@ def partial_response(
     elif isinstance(cause, TimeoutError):
         kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
     elif not operation.stops:
-        # A read may be sent again. A stop was accepted, and must not be.
+        # A GET may be sent again, but not a stop: the server has accepted it.
         kind = BctrlNetworkError
     summary = f"the server answered {status}, but the body {problem}"
     error = kind(summary, may_have_stopped=True, status=status)
@@ -75,7 +75,7 @@ def partial_response(
 
 
 def _scrub(error: Exception, key: str) -> BaseException:
-    """Remove from an error what may contain the key, or the credentials of a proxy."""
+    """Remove the parts of an error that may contain the key or the credentials of a proxy."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
         error.args = (error.message,)
@@ -85,17 +85,17 @@ def _scrub(error: Exception, key: str) -> BaseException:
         message = sanitize(error.message, key) or ""
         return type(error)(info, (), status=error.status, message=message)
     elif isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
-        # aiohttp makes a ClientResponseError from an HttpProcessingError.
+        # A ClientResponseError has the headers of the request, and in them the key.
         return HttpProcessingError(message=sanitize(error.message, key) or "")
     elif isinstance(error, aiohttp.ClientConnectorError):
         place, reason = error.args
-        # The traceback of the reason has frames that refer to it: a reference cycle.
+        # The frames of the reason's traceback refer to the reason, which is a reference cycle.
         detached(reason)
         if place.proxy is not None:
             # If TLS fails in a tunnel, the error names the proxy with its credentials.
             return type(error)(place._replace(proxy=None, proxy_auth=None), reason)
     elif isinstance(error, ValueError):
-        # The text may quote the URL of a proxy, even in part.
+        # The text may quote a part of a proxy's URL, such as the password.
         words = str(error)
         return ValueError(words if _is_words(words) else f"{type(error).__name__} (not shown)")
     return detached(error)
@@ -127,7 +127,7 @@ def _map_error(error: BaseException, call: Request[_T]) -> BctrlError:
 
 
 def _no_connection(error: _ConnectError) -> BctrlNetworkError:
-    """Return the error of a failed connection, without aiohttp's repr, which has internals."""
+    """Return the error of a failed connection; its text has none of aiohttp's internals."""
     advice = None
     match error:
         case aiohttp.ClientHttpProxyError():

@@ -21,7 +21,7 @@ from bctrl_async.errors import BctrlResponseError
 from bctrl_async.models import Runtime
 
 _SLICE = 64 * 1024
-"""The bytes that are decoded at once."""
+"""The number of bytes that are decoded before other tasks get a turn."""
 _MAX_RUNTIME = MIB // 4
 """The most bytes of a runtime."""
 _MAX_INVALID = 100
@@ -38,7 +38,7 @@ _split = msgspec.json.Decoder(_RawList).decode
 
 
 async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
-    """Parse a list, or raise one of `DECODE_ERRORS`; an invalid runtime becomes an error in it."""
+    """Parse a list, with an error for each invalid runtime, or raise one of `DECODE_ERRORS`."""
     runtimes: list[Runtime | BctrlResponseError] = []
     problems = decoded = 0
     for item in await _items(body):
@@ -71,5 +71,5 @@ async def _items(body: bytes) -> Iterable[bytes]:
         commas += body.count(b",", start, start + MIB)
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
-    # Half a character stays in its item as bytes, which `decode_runtime` handles.
+    # A lone surrogate stays in its item as these bytes, which `decode_runtime` replaces.
     return map(bytes, decode(_split, body, b"\xed\xa0\x80").runtimes)

@@ -86,7 +86,7 @@ class Pool:
 
     @property
     def gone(self) -> bool:
-        """True if there is nothing to close: never opened, or its loop or process has ended."""
+        """True if there is nothing to close: never opened, loop closed, or opened before a fork."""
         return self._loop is None or self._loop.is_closed() or self._forks != _forks
 
     async def close(self) -> None:

@@ -13,10 +13,10 @@ _MAX_TEXT = 500
 _MIN_KEY_LENGTH = 4
 """A shorter key is a placeholder in tests, and would match ordinary words."""
 _MAX_PART = 8
-"""The first characters of a key, which are redacted even if the rest is cut off."""
+"""A prefix of a key this long is redacted too, since the text may cut off the rest."""
 _MAX_ESCAPE = 6
 _MAX_UTF = 4
-"""The bytes of a character in UTF-8, UTF-16 or UTF-32."""
+"""The most bytes of a character in UTF-8, UTF-16 or UTF-32."""
 
 _may_be_escaped = re.compile(r"[\\%]").search
 

@@ -84,7 +84,7 @@ def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
 
 
 def _has_dot_segment(value: str) -> bool:
-    """Return True if the value may have a dot segment, once decoded or several times."""
+    """Return True if decoding the value, once or several times, may give a dot segment."""
     # Decoding removes neither dots nor separators, so earlier decodings need no check.
     for _ in range(_MAX_DECODINGS):
         value = parse.unquote(value)
@@ -133,9 +133,9 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     repeat_in_doubt: bool
     """True if a request may be sent again after an attempt that may have taken effect."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
-    """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async if it is long."""
+    """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async for a list."""
     max_body: int = MIB
-    """The most bytes of that body that are read, after decompression; a Runtime has about 500."""
+    """The most bytes to read of a 2xx body, after decompression; a Runtime has about 500."""
 
     @property
     def template(self) -> str:
@@ -162,9 +162,9 @@ class Request(msgspec.Struct, Generic[_T]):
     path: str
     limit: ClientTimeout
     is_connected: bool = False
-    """True if the attempt has its connection: from then on it may have been sent."""
+    """True once the attempt has its connection: from then on, its request may have been sent."""
     request_id: str | None = None
-    """The server's id of the last request, if it answered any with an id."""
+    """The last request id that the server has sent in an answer to this call, if any."""
 
     def on_connection(self) -> None:
         """Record that the attempt has its connection."""

@@ -34,12 +34,12 @@ _MAX_RETRY_AFTER = 365 * 86400.0
 
 MIB = 1024 * 1024
 MAX_TEXT = 4096
-"""The most characters of a text of a Runtime; no alias in a request has more, in any form."""
+"""The most characters of a Runtime's text; an alias in a request has fewer in any Unicode form."""
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
-"""The first characters of the key in an `Authorization` header; an id without them is safe."""
+"""The key's first characters in an `Authorization` header; an id without them has no key."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 # A redirect to a login has tokens in its query or fragment.
 _secrets_of_url = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
@@ -47,25 +47,25 @@ _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORE
 # JSON never starts with "<". A byte order mark and blank lines may come first.
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
-# A server that truncates UTF-16 leaves half of a character, as an escape or as bytes. RFC 8259
-# section 8.2 allows it, but text that has it cannot be printed or stored.
+# A server that truncates UTF-16 leaves a lone surrogate, half of a character, as an escape or as
+# bytes. RFC 8259 section 8.2 allows it, but text with a lone surrogate cannot be encoded.
 _lone_surrogates = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F]..)"
     rb"|\xed[\xa0-\xbf].",
     re.DOTALL,
 )
 _NO_NAME = b"\x7f"
-"""The bytes that replace half a character in a name: no name in a request has them."""
+"""The replacement for a lone surrogate in a name; no name in a request contains it."""
 
 # The errors of msgspec 0.19 are not ValueErrors.
 DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 Header = Callable[[str], str | None]
-"""Returns the first header of a name."""
+"""Returns the value of the first header with a name; None if there is none."""
 
 
 def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
-    """Decode a body, half characters in it replaced by `half`, or raise one of `DECODE_ERRORS`."""
+    """Decode a body, or raise one of `DECODE_ERRORS`; `half` replaces each lone surrogate."""
     try:
         return decode_json(body)
     except msgspec.ValidationError:
@@ -78,9 +78,9 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 
 
 def decode_runtime(body: bytes) -> Runtime:
-    """Decode a Runtime, with its texts bounded: it stays in memory, in a journal and a report."""
+    """Decode a Runtime and shorten its texts, because journals and reports keep them."""
     runtime = decode(_decode_runtime, body)
-    # Replacing half a character could turn the name into another runtime's.
+    # Replacing a lone surrogate could turn the alias into another runtime's.
     if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
@@ -95,9 +95,9 @@ def _shortened(model: _Model) -> _Model:
 
 
 def _mended(body: bytes, half: bytes) -> bytes:
-    """Return JSON that msgspec may accept: in UTF-8, with these bytes for lone surrogates."""
+    """Return JSON that msgspec may accept: in UTF-8, with `half` for each lone surrogate."""
     text = body.decode(json.detect_encoding(body), "surrogatepass")
-    # An escaped backslash must not count as a part of an escape; UTF-8 has no byte 0xff.
+    # An escaped backslash starts no escape, so it is hidden as 0xff, a byte that UTF-8 never has.
     body = text.encode("utf-8", "surrogatepass").replace(rb"\\", b"\xff")
     return _lone_surrogates.sub(half, body).replace(b"\xff", rb"\\")
 
@@ -139,7 +139,7 @@ _decode_names = msgspec.json.Decoder(_Names).decode
 
 
 def names_in(body: bytes) -> _Names | None:
-    """Return the names in the body of a runtime that cannot be read."""
+    """Return the alias and the ids in a body that is not a valid Runtime, if it has them."""
     with suppress(*DECODE_ERRORS):
         return decode(_decode_names, body, _NO_NAME)
     return None
@@ -150,8 +150,8 @@ def check_answer(
 ) -> BctrlResponseError | None:
     """Return an error if an answer belongs to another request.
 
-    A list is compared by its first runtime, an unreadable body by its names, and a workspace if it
-    is a UUID. The alias may be the runtime's id, in another case or in another normalization form.
+    A list is compared by its first runtime, an invalid Runtime by its names, and a workspace only
+    if it is a UUID. The alias may be the runtime's id, or differ in case or normalization form.
     """
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
@@ -177,7 +177,7 @@ def check_answer(
 def _is_named(runtime: Runtime | _Names, alias: str) -> bool:
     folded, known_id = _fold(alias), str(runtime.id).replace("-", "").lower()
     is_id = known_id != "" and folded.replace("-", "") == known_id
-    # Normalizing takes quadratic time. A character becomes at most four in another form.
+    # Normalizing is quadratic, so a far longer alias skips it: a character becomes at most four.
     may_be_equal = len(runtime.alias) <= 4 * len(alias)
     return is_id or (may_be_equal and folded == _fold(runtime.alias))
 
@@ -198,7 +198,7 @@ def _is_in(runtime: Runtime | _Names, workspace_id: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _as_uuid(text: str) -> UUID | None:
-    """Return the UUID that a text is, in its usual form; None if it is anything else."""
+    """Parse a UUID in its usual form, with hyphens; return None for any other text."""
     return UUID(text) if _is_uuid(text) else None
 
 
@@ -215,13 +215,13 @@ _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
 
 ADVICE = {407: "Check the user and the password of the proxy"}
 _NOT_FORWARDED = frozenset({400, 401, 403, 404, 405, 407, 411, 413, 414, 421, 425, 429, 431, 451})
-"""Statuses of a gateway that has not forwarded the request; after any other the API may have it."""
+"""Statuses with which a gateway rejects a request; after others, the API may have received it."""
 
 
 def parse_error(
     status: int, header: Header, body: bytes, authorization: str, *, now: datetime
 ) -> BctrlError:
-    """Build the error for a response other than 2xx; any body is accepted (contract errors.md)."""
+    """Build the error for a response other than 2xx, whatever its body (contract errors.md)."""
     key, phrase = bearer_key(authorization), responses.get(status, "(no reason given)")
     if status < HTTPStatus.BAD_REQUEST:
         place = _secrets_of_url.sub("", header("Location") or "")

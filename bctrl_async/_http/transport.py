@@ -1,4 +1,4 @@
-"""Make one attempt over aiohttp, and parse its response. Its errors are returned, not raised."""
+"""Make one attempt over aiohttp and parse its response; errors are returned, not raised."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _T = TypeVar("_T")
 
 _Response = aiohttp.ClientResponse | fast.Exchange
 
-# Connecting times out after this share of an attempt's time, so that a request that was never sent
-# is not reported as unanswered.
+# Connecting times out after this fraction of an attempt's time limit, so that the error can say
+# that nothing was sent.
 _CONNECT_SHARE = 0.9
 
 _OK, _REDIRECTS = 200, 300
 _LONG_BODY = MIB // 4
-"""The bytes of a body after which other tasks get a turn between its chunks."""
+"""Past this many bytes of a body, other tasks get a turn after each chunk."""
 
 
 def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     """Return aiohttp's limits for an attempt of at most this many seconds."""
     total = _config.seconds(timeout, "timeout")
-    # Rounding to whole seconds, which could make the two limits equal, is off.
+    # Rounding up to whole seconds is off, because it could make the two limits equal.
     return aiohttp.ClientTimeout(
         total=total, connect=total * _CONNECT_SHARE, ceil_threshold=math.inf
     )
@@ -161,6 +161,6 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseExc
         # RuntimeError is raised if this side has just closed the connection.
         return body.getvalue(), detached(error)
     finally:
-        # This closes a connection only if its body is incomplete; else it is in the pool again.
+        # This closes the connection if the body is incomplete; else the pool has it back already.
         response.close()
     return body.getvalue(), None

@@ -53,7 +53,7 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
     code: ClassVar[int] = 200
 
     def header(self, name: str) -> str | None:
-        """Return the first header of a name; the others are not read."""
+        """Return the value of the first header with this name, or None."""
         start = self.lower.find(_line_of(name))
         if start < 0:
             return None
@@ -99,12 +99,12 @@ class Connector(aiohttp.TCPConnector):
     """A connector that closes a connection on which something arrived while it was idle.
 
     After a surplus answer, each request would get the answer to the request before it. aiohttp
-    looks for such bytes when a connection returns to the pool, but not when it leaves the pool.
+    looks for unread bytes when a connection returns to the pool, but not when it leaves the pool.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - a TCPConnector's.
         super().__init__(**options)
-        # There is no public way to set a protocol, and aiohttp types the factory for its own. With
+        # There is no public way to set a protocol, and `_factory` is typed for aiohttp's. With
         # aiohttp's protocol, the fast path would parse every answer.
         self._factory = partial(AnswerHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = (
@@ -129,7 +129,7 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
     ) -> Connection:
-        """Return a connection with nothing unread; write the request before another await."""
+        """Return a connection with nothing unread; the caller must write before its next await."""
         while True:
             connection = await super().connect(req, traces, timeout)
             # `protocol` is None only after the release.
@@ -158,9 +158,9 @@ class Connector(aiohttp.TCPConnector):
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError):
             raise
         except aiohttp.ClientError as error:
-            # This error could not be told from an error after the request was sent.
+            # This class of error also occurs after a request was sent; here, none was sent yet.
             reason = OSError(0, "it opened no tunnel")
-            # aiohttp comes here only with a proxy.
+            # aiohttp calls this method only for a proxy.
             proxy = req.proxy or req.url
             place = req.connection_key._replace(host=proxy.raw_host or "", port=proxy.port)
             raise aiohttp.ClientProxyConnectionError(place, reason) from error
@@ -168,8 +168,8 @@ class Connector(aiohttp.TCPConnector):
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
     ) -> None:
-        # A protocol without a parser keeps every byte that arrives, and `should_close` is true. A
-        # parser would swallow the start of an answer; each request gets a new parser.
+        # A protocol without a parser keeps every byte that arrives, so `should_close` becomes true.
+        # A parser would swallow the start of an answer; each request gets a new parser.
         protocol._parser = None  # noqa: SLF001 - there is no public way; tests guard it.
         super()._release(key, protocol, should_close=should_close)
 

@@ -1,7 +1,7 @@
 """The fast path: POSTs without a body, on the connections of an owned pool.
 
 `ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies. The fast
-path takes a connection, writes what aiohttp would write, and leaves all but plain answers to it.
+path takes a connection, writes what aiohttp would, and has aiohttp parse all but plain answers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Deadlines:
             self._set_timer(min(self._ends.values()))
 
     def close(self) -> None:
-        # A closed connection does not end the reading of its body; only the time limit does.
+        # Open exchanges keep the timer, since a closed connection does not end their reads.
         self.is_closed = True
         if self._timer is not None and not self._ends:
             self._timer.cancel()
@@ -117,7 +117,7 @@ class Exchange:
         if content.is_eof():
             self.body = content.read_nowait()
         elif self._timeout is not None:
-            # The head arrived in the turn of the loop in which the time was over.
+            # The time ran out in the same turn of the loop in which the head arrived.
             content.set_exception(self._timeout)
 
     def time_out(self) -> None:
@@ -179,7 +179,7 @@ class FastPath:
         )
 
     def close(self) -> None:
-        """Leave nothing behind in the event loop."""
+        """Take no more requests, and leave no timer behind in the event loop."""
         self._deadlines.close()
 
     async def post(
@@ -191,7 +191,7 @@ class FastPath:
     ) -> Exchange:
         """Send a POST and read the head of the response; raise what `ClientSession.request` does.
 
-        `connected` is called once there is a connection. The caller reads the body, and closes it.
+        `connected` is called once there is a connection. The caller reads and closes the exchange.
         """
         began = self._loop.time()
         try:

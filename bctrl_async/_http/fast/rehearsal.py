@@ -1,4 +1,4 @@
-"""Open an owned pool, and the fast path to it if a rehearsal shows that this aiohttp allows it."""
+"""Open an owned pool, with a fast path if a rehearsal shows that this aiohttp supports it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def open_pool(
     proxy: str | None,
     ssl: SSLContext | None,
 ) -> tuple[aiohttp.ClientSession, FastPath | None]:
-    """Return a new pool, and its fast path if requests may take that."""
-    # The limiter is the bound: nothing waits in the connector's own queue.
+    """Return a new pool and its fast path, which is None if the options or aiohttp rule it out."""
+    # The limiter bounds the connections, so the connector needs no limit.
     connector = Connector(limit=0, ssl=True if ssl is None else ssl)
     http = aiohttp.ClientSession(
         connector=connector,
@@ -60,7 +60,7 @@ def open_pool(
         return http, None
     if not all(map(_is_aiohttps, (*request_functions(), aiohttp.ClientSession.__init__))):
         return http, None
-    # The rehearsal tries all that the fast path needs of aiohttp, instead of a list of versions.
+    # The rehearsal tries all that the fast path needs of aiohttp; a version number would not tell.
     try:
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
         run_now(_rehearse(url))
@@ -77,7 +77,7 @@ def open_pool(
 
 def _is_aiohttps(function: object) -> bool:
     """Return True if a function was defined by aiohttp itself."""
-    # The exact type counts, since wrappers pass for what they wrap.
+    # `isinstance` would also accept a wrapper that pretends to be a function.
     return type(function) is FunctionType and function.__globals__ is vars(aiohttp.client)
 
 
