@@ -35,7 +35,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     in_doubt: bool = False
     """True if an attempt that failed may have taken effect."""
     cut_off: bool = False
-    """True if its run ended while a retry was due."""
+    """True if the bulk stop ended before a retry that was due."""
 
     @property
     def priority(self) -> Priority:
@@ -46,7 +46,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
     @property
     def may_be_sent(self) -> bool:
-        """True if its request is in flight, and not only its connection."""
+        """True if an attempt is in flight and has its connection."""
         return self.in_flight and self.is_connected
 
     @property
@@ -73,7 +73,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             error.advice = f"The {self.operation.name} may have worked: look before repeating it"
 
     def aborted(self, reason: str) -> BctrlError:
-        """Return the error of this call if it is cancelled now, for a reason."""
+        """Return the error with which this call ends if it is cancelled now."""
         if self.in_flight:
             when = "before an answer" if self.is_connected else "before it had a connection"
         else:
@@ -95,7 +95,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
 
-        While the retry quota is exhausted, it waits for a token as well, or gives up.
+        `waits_for_quota` makes it wait for a token if the quota is exhausted; else it gives up.
         """
         retries, loop = self.retries, asyncio.get_running_loop()
         ends, asked = loop.time() + retries.policy.max_throttle_wait, 0
@@ -145,7 +145,7 @@ def is_cancelled() -> bool:
 
 
 def as_failure(raised: asyncio.CancelledError, source: str) -> BctrlError:
-    """Return an error for a CancelledError that a source raised in a task nobody cancelled."""
+    """Return an error for a CancelledError that `source` raised in a task that nobody cancelled."""
     error = BctrlError(f"{source} raised CancelledError")
     error.__cause__ = raised
     return error

@@ -69,7 +69,7 @@ class ObservedStop:
         self.observer: StopObserver = notify(observer.begin_stop, *self._target) or StopObserver()
 
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None) -> None:
-        """Notify the observer of the outcome; `call` is None if none was made."""
+        """Notify the observer of the outcome; `call` is None if no call was made."""
         settled: Runtime | BaseException = ended
         match call and call.retries.last_failure:
             # The conflict settles the stop, whatever the GET that follows returns.
@@ -86,7 +86,7 @@ class ObservedStop:
             elapsed=time.monotonic() - self._began,
             request_id=None if call is None else call.request_id,
         )
-        # A runtime that still runs was started after this stop: the outcome leaves it out.
+        # A runtime that runs now was started after the conflict, so the outcome leaves it out.
         if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=ended)
         notify(self.observer.end, outcome)

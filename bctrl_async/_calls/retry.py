@@ -36,13 +36,13 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
-    or 503 costs `patience` instead: the server is busy. A gateway's 503, which has no `code` of the
-    API, costs an attempt from the second on if other targets are answered meanwhile: its target is
-    dead. The delay after the nth failure is random between 0 and the smaller of `cap` and `base *
-    2**(n-1)` seconds, and never shorter than Retry-After; a probe may end a Retry-After of more
-    than a minute early. In an outage of the server, a bulk stop waits and probes it, and no failure
-    counts. An untrusted certificate ends a single call without a retry, and a bulk stop if the
-    server has never answered it.
+    or 503 costs `patience` instead, because the server is busy. A gateway's 503, which has no
+    `code` of the API, costs an attempt from the second on if other targets are answered meanwhile,
+    because its target is then dead. The delay after the nth failure is random between 0 and the
+    smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than Retry-After; a probe may
+    end a Retry-After of more than a minute early. In an outage of the server, a bulk stop waits and
+    probes it, and no failure counts. An untrusted certificate ends a single call without a retry,
+    and a bulk stop if the server has never answered it.
 
     Args:
         attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not count. For a
@@ -108,7 +108,7 @@ class RetryQuota:
         self._tokens = self._INITIAL
 
     def release(self) -> None:
-        """Add a token: the server does its work."""
+        """Add a token, after a success or a permanent error status."""
         if self._tokens < self._MAX:
             self._tokens += 1.0
 
@@ -175,14 +175,14 @@ class RetryState(msgspec.Struct):
         if gives_up:
             return None
         if (error.retry_after or 0.0) > left:
-            # A retry before Retry-After would only add to the server's load.
+            # The patience ends before the Retry-After, and an earlier retry would only add load.
             error.advice = (
                 f"Call again in {error.retry_after:.0f} s (Retry-After), or raise the patience"
             )
             return None
         if not is_busy:
             return self.ask_quota()
-        # The limiter keeps the API's Retry-After: it holds back all calls, and may probe.
+        # The limiter delays all calls by the API's Retry-After; a gateway's may be for one target.
         held = min(error.retry_after or 0.0, PROBE_INTERVAL) if is_unanswered(error) else 0.0
         return max(held, min(self.policy.backoff(self.busy, self.uniform), left))
 
@@ -215,7 +215,7 @@ class RetryState(msgspec.Struct):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
         if error is self.last_failure:
-            # The error is raised next; its traceback refers to this call, so the call keeps a copy.
+            # The traceback of the raised error refers to this call; keeping a copy avoids a cycle.
             self.last_failures = (*self.last_failures[:-1], replace(error))
 
 
@@ -225,8 +225,8 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
         return error.status in statuses
     if not isinstance(error, BctrlNetworkError):
         return False
-    # A status means that a stop was answered; retrying it would report a conflict. A GET may be
-    # repeated for the rest of its answer.
+    # A status means that the server has answered: a second stop would only get a conflict. A GET
+    # may be repeated, to read the rest of its answer.
     return error.status is None or (reads and not isinstance(error, BctrlResponseError))
 
 

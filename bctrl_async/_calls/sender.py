@@ -1,4 +1,4 @@
-"""Send calls: attempt by attempt, each behind the limiter, until one settles the call."""
+"""Send calls: the limiter admits their attempts until a call succeeds or gives up."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Sender:
                 self._record_failure(call, ended, was_sent=was_sent)
                 call.retries.record(ended, is_its_own=is_its_own)
                 if self.closed and ended.status in THROTTLED:
-                    # The call fails as if it waited for a slot; an attempt in doubt stays in doubt.
+                    # The call would wait next, so it fails like a waiting call; any doubt remains.
                     raise session_closed() from ended
                 ends = self.closed or not call.may_be_repeated
                 if ends or not await self._wait_to_retry(call, ended):
@@ -248,7 +248,7 @@ async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _co
                 f"the api_key function returned no key within {limit.total:g} s",
                 argument="api_key",
             ) from detached(error)
-        # The text of the error stays in the cause: it may hold secrets of the function.
+        # The function's error may hold secrets, so only the cause shows its text.
         raise BctrlConfigError(
             f"the api_key function raised {type(error).__name__}", advice="See the error's cause"
         ) from error
