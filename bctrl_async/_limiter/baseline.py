@@ -10,16 +10,16 @@ from typing import NamedTuple
 import msgspec
 
 _EVIDENCE = 12
-"""The fewest throttled responses in each of the two groups that are compared."""
+"""The fewest throttled responses in the earlier and in the later group, which are compared."""
 _SPAN = 3.0
 """The fewest seconds that the later group spans. While other clients adapt to a limit, the
-throttled share changes faster than that."""
+throttled share changes within this time."""
 _SLOWDOWN = 0.5
 """The rate must fall to this share of its old value to show that slowing down is futile."""
 _UNCHANGED = 2.0
 """A throttled share that differs by at most this factor is unchanged."""
 _BURSTINESS = 0.75
-"""The highest burstiness of random throttling. Its mean is 0.58, its deviation 0.16 here."""
+"""The highest burstiness of random throttling; its mean is at most 0.58, its deviation 0.16."""
 _PLATEAU = 0.45
 """The floor of the peak during a comparison, as a share of the rate before it."""
 _PLATEAU_SHARE = 0.125
@@ -29,7 +29,7 @@ _MAX_SHARE = 0.5
 _ODDS = math.log(50.0)
 """A trial ends when one result is this much more likely than the other."""
 _TRIAL_MAX = 60.0
-"""Seconds after which the likelier result is taken."""
+"""Seconds after which a trial ends with the likelier result."""
 _TRIALS_APART_MIN, _TRIALS_APART_MAX = 10.0, 60.0
 """Seconds between a failed trial and the next: at first, and at most after doubling."""
 _HOLD_MIN, _HOLD_MAX = 20.0, 60.0
@@ -37,7 +37,7 @@ _HOLD_MIN, _HOLD_MAX = 20.0, 60.0
 _DEVIATIONS = 3.0
 """Standard deviations by which throttling may exceed the baseline."""
 _WINDOW = 1000
-"""Responses after which counting starts again."""
+"""Responses of a hold after which they are counted from 0 again."""
 
 
 class _Throttled(NamedTuple):
@@ -96,7 +96,7 @@ class RefusalBaseline:
     """The share of attempts that the server throttles at any request rate.
 
     If the rate is halved and the throttled share stays, the old rate is restored for a trial. If
-    the share does not grow there, it becomes the baseline: for a while, throttling up to it is no
+    the share does not grow then, it becomes the baseline: for a while, throttling up to it is no
     reason to slow down. `docs/contributing/limiter.md` gives the reasons.
     """
 
@@ -180,7 +180,7 @@ class RefusalBaseline:
         return None
 
     def _compare_from(self, rate: float) -> None:
-        """Start a new comparison, in which the later group becomes the earlier."""
+        """Start a new comparison, with the later group as its earlier group."""
         self._rate_before = rate
         self._before = list(self._after)
         self._after.clear()
@@ -214,10 +214,10 @@ def _mean_distance(group: Collection[_Throttled]) -> float:
 
 
 def _is_random(*groups: Collection[_Throttled]) -> bool:
-    """Return True if chance may throttle these responses.
+    """Return True if these responses may have been throttled at random.
 
-    The burstiness is the logarithm of the mean distance less the mean of the logarithms (Moran's
-    statistic). It is taken within each group: the shares may differ, by the rate limit or by luck.
+    The burstiness is the logarithm of the mean distance minus the mean logarithm (Moran's
+    statistic) in each group, because a rate limit or chance may make the groups' shares differ.
     """
     if min(map(_mean_distance, groups)) < 1.0 / _MAX_SHARE:
         return False

@@ -36,15 +36,15 @@ class Priority(IntEnum):
     SINGLE = 1
     """A single call; it comes before a bulk stop, because somebody waits for it."""
     BULK = 2
-    """A target of a bulk stop; one in five goes first if single calls alone would use all slots."""
+    """A target of a bulk stop; it gets every fifth slot if single calls would use them all."""
     POLL = 3
-    """A poll; it comes last, because a runtime that is not stopped yet costs money."""
+    """A poll; it comes last, because runtimes that are still to be stopped cost money."""
 
 
 class Limiter:
-    """A bound on attempts in flight and their rate, first come, first served by priority.
+    """A bound on attempts in flight and their rate, first come, first served in each priority.
 
-    `asyncio.Semaphore` knows neither a rate nor `close`.
+    `asyncio.Semaphore` has neither a rate nor `close`.
     """
 
     def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:
@@ -54,7 +54,7 @@ class Limiter:
         self._leases: Leases | None = None
         if pace is not None:
             self._leases = Leases(pace, lambda: self._queued, self._admit, self.close)
-            # The pace bounds the start as well. Slots that a member leaves unused are lost.
+            # The pace bounds the first attempts too; a slower start would waste leased slots.
             rate.is_starting = False
         self._passed = 0
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
@@ -86,7 +86,7 @@ class Limiter:
         return self._rate.is_throttled
 
     def answers_others(self, since: float) -> bool:
-        """Return True if others were answered since a time, and hardly any is throttled."""
+        """Return True if other calls were answered since a time, and hardly any is throttled."""
         return self._rate.answers_others(since)
 
     @property
@@ -121,7 +121,7 @@ class Limiter:
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
             BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds or the patience,
-                and this call is not its probe; or the server throttles everything for that long.
+                with no probe due or in flight; or the server throttles everything for that long.
         """
         loop = asyncio.get_running_loop()
         # A call without patience still waits for its first attempt.
@@ -142,7 +142,7 @@ class Limiter:
             try:
                 admitted = await waiter
             except asyncio.CancelledError:
-                # It was admitted before it was cancelled: the slot must not be lost.
+                # The call was admitted before it was cancelled, so it has a slot to release.
                 if waiter.done() and not waiter.cancelled() and waiter.result():
                     self.release(None)
                 raise
@@ -154,14 +154,14 @@ class Limiter:
                 raise BctrlRateLimitError(f"the server throttled everything for {max_wait:g} s")
 
     def _throttles_for(self, seconds: float, now: float) -> bool:
-        """Return True if the server has throttled for so long, and accepted nothing."""
+        """Return True if the server has throttled everything for this many seconds."""
         return now - self._rate.refused_since >= seconds
 
     def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
         """Return True if the pause lasts too long, and no probe is due or in flight.
 
-        The end of a probe looks like the end of an older attempt. So an unanswered probe is over
-        once nothing is in flight, or when the next probe is due.
+        The end of a probe looks like the end of an older attempt. So an unanswered probe counts as
+        in flight until no attempt is, or until the next probe is due.
         """
         wait = self._rate.retry_after_ends - now
         return (
@@ -180,10 +180,10 @@ class Limiter:
         )
 
     def release(self, answer: object, last: float = math.inf) -> bool:
-        """Release a slot after an attempt's response or `BctrlError`; None if it has neither.
+        """Release a slot after an attempt; `answer` is its response or `BctrlError`, if any.
 
         `last` is the time of the call's last throttled response; inf if it has none. Return True
-        if a gateway answered 503 again, and others are answered meanwhile.
+        if a gateway answered 503 again while other calls are answered.
         """
         is_its_own = False
         if isinstance(answer, BctrlError):
@@ -202,7 +202,7 @@ class Limiter:
                 self._rate.on_success(now, last)
             return False
         is_its_own = by_gateway and self._rate.throttles_alone(last)
-        # A gateway's 503 may be about a dead target, and holds all only if all are throttled.
+        # A gateway's 503 may be about a dead target; it holds all calls only if all are throttled.
         holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
         retry_after = error.retry_after if holds_all else None
         self._rate.on_throttled(now, retry_after, self.in_use, last)
@@ -225,10 +225,10 @@ class Limiter:
         return is_its_own
 
     def _delay(self, now: float) -> float:
-        """Return the seconds until the next attempt may start; inf if something must end first."""
+        """Return the seconds until the next attempt may start; inf if the time is not known."""
         delay = 0.0 if self._rate.is_unlimited else self._rate.delay(now, self.in_use)
         if delay <= 0.0 and self._leases is not None:
-            # The leases come last: a slot of theirs is lost if the rate does not allow an attempt.
+            # The leases come last: while the rate allows no attempt, a new lease would be lost.
             delay = self._leases.delay(now)
         return delay
 

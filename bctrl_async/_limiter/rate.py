@@ -1,8 +1,8 @@
 """Adapt the request rate to throttling: sans-IO, driven by responses and clock readings.
 
-The rate is controlled as a TCP sender does. The first attempts are paced, and each success
-raises their rate, until enough have succeeded: then there is no limit and nothing is computed. Once
-several attempts are throttled among few others, the rate pauses and starts slowly, near what the
+The rate is controlled like a TCP sender's. The first attempts are paced, and each success raises
+their rate, until enough have succeeded: then there is no limit and nothing is computed. Once
+several attempts are throttled among few successes, the rate pauses and starts slowly, near what the
 server accepted before (RFC 5681 section 3.1). More throttling makes it step down to a share of the
 delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve,
 slow around the last peak and fast beyond it (section 4.2; botocore's adaptive mode does the same).
@@ -19,14 +19,14 @@ from collections import deque
 from bctrl_async._limiter.baseline import RefusalBaseline
 
 PROBE_INTERVAL = 60.0
-"""The longest pause in seconds that is kept exactly. In a longer pause, an attempt may start this
-long after the server was last asked: a Retry-After may be wrong by years."""
+"""The longest pause in seconds that is kept exactly. In a longer pause, a probe may start this long
+after the last attempt, because a Retry-After may be wrong by years."""
 _START_RATE, _START_GROWTH, _START_SUCCESSES = 150.0, 40.0, 200
 """The start: attempts per second at first, how many more after each success, and the number of
-successes that ends it. Answers bound it, so a process short of CPU time learns slowly."""
+successes that ends it. Only answers raise the rate, so a process short of CPU starts slowly."""
 _ENOUGH, _DECAY = 3.0, 0.18
-"""Throttled responses that show a limit, and how many of them a success makes up for. It is a CUSUM
-test for a third that is throttled against a twentieth, at which a server may throttle at random."""
+"""Throttled responses that show a limit, and how many of them a success makes up for. This CUSUM
+test tells a limit, which throttles a third, from a server that throttles a twentieth at random."""
 _PAUSE = 0.5
 """Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
 _RECOVERY = 0.25
@@ -37,13 +37,13 @@ _BETA = 0.85
 """The share of the delivered rate that a step down keeps."""
 _CUBIC = 0.0875
 """The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
-its peak after 7 s. Lower rates are so sooner: many clients on one limit get equal shares."""
+its peak after 7 s, and a lower rate sooner, so that many clients on one limit get equal shares."""
 _K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
 """Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
 curve, and at most on later curves."""
 _K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
-"""While the peak stays, K is at least this many times the last Retry-After, the cost of the next
-throttled response, but at most so many seconds for that reason."""
+"""The number of Retry-Afters that K spans at least, because the next throttled response will cost
+another, and the most seconds to which this raises K."""
 _GONE = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
@@ -103,7 +103,7 @@ class AdaptiveRate:
         )
 
     def delay(self, now: float, in_flight: int) -> float:
-        """Return the seconds until the next attempt may start; inf if another must end first."""
+        """Return the seconds until the next attempt may start; inf while the window is full."""
         if now < self._paused_until:
             return max(min(self._paused_until, self._asked_at + PROBE_INTERVAL) - now, 0.0)
         if in_flight >= self._window:
@@ -139,11 +139,11 @@ class AdaptiveRate:
             self._window += 1.0 / self._window
 
     def answers_others(self, since: float) -> bool:
-        """Return True if others were answered since a time, and hardly any is throttled."""
+        """Return True if other calls were answered since a time, and hardly any is throttled."""
         return self._evidence < 1.0 and self._answered_at >= since
 
     def throttles_alone(self, last: float) -> bool:
-        """Return True if only the target of this call is throttled since then."""
+        """Return True if only this call's target has been throttled since `last`."""
         # A retry that succeeds shows that load was the reason, and not the target.
         return self.answers_others(last) and self._recovered_at <= last
 
@@ -157,7 +157,7 @@ class AdaptiveRate:
             self._baseline.on_throttled(now)
             self._evidence = min(self._evidence + 1.0, _ENOUGH)
         elif self._recovered_at < self._throttled_at:
-            # Dead targets have shown the limit: no retry has succeeded since.
+            # The limit comes from dead targets: no throttled call has succeeded under it.
             self._lift_limit()
         if self.is_probed and retry_after is not None:
             # The newer Retry-After replaces the older.
@@ -165,7 +165,7 @@ class AdaptiveRate:
         self._asked_at, self.is_probed = now, False
         paused_until = now + (retry_after or 0.0)
         self.retry_after_ends = max(self.retry_after_ends, paused_until)
-        # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
+        # Attempts in flight end within a Retry-After, so throttling right after it is a new event.
         last_event = self._epoch_start if retry_after is None else self._stepped_at
         is_new = now >= last_event + _RECOVERY
         covered = is_alone or self._baseline.covers(now)
@@ -228,7 +228,7 @@ class AdaptiveRate:
         self._window = max(_BETA * min(self._window, in_flight), 1.0)
 
     def _next_k(self, peak: float, pause: float) -> float:
-        """Return the seconds until the rate is probed beyond its peak again."""
+        """Return K, the seconds until the rate is back at its peak."""
         k = max(math.cbrt((1.0 - _BETA) * peak / _CUBIC), _K_MIN)
         k = min(k, _K_FIRST if self._peak is None else _K_MAX)
         return max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
@@ -242,7 +242,7 @@ class AdaptiveRate:
     def _rate_beyond_burst(self, now: float) -> float:
         """Return the rate that the server can sustain, at the end of a slow start."""
         # A token bucket accepts its burst and its refill, both before the first throttled response
-        # and after the pause. The difference between the two has no burst.
+        # and after the pause. Subtracting the count before from the count after removes the burst.
         rate = 0.0
         for count, time in enumerate(reversed(self._deliveries), 1):
             if time < self._epoch_start:
