@@ -18,7 +18,7 @@ from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
 _MAX_UNREAD = 100
-"""Outcomes that may wait to be read before the workers wait as well."""
+"""The most unread outcomes; beyond them, workers wait for the reader."""
 
 _runners: set[asyncio.Task[None]] = set()
 
@@ -96,7 +96,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def retrying(self) -> Counter[str]:
-        """The number of targets that wait for another attempt, by the result of the last.
+        """The number of targets that wait for another attempt, by the result of their last.
 
         A result is a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
         """
@@ -104,7 +104,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ends before its input; None if it does not."""
+        """The reason why the run ended before its input did, or None."""
         return self._run.state.ended_early
 
     @property
@@ -166,7 +166,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        # The task does not refer to this handle, so that dropping the handle ends it.
+        # The task does not refer to this handle, so that dropping the handle ends the task.
         self._runner = asyncio.create_task(self._run.feed(self._outcomes.put))
         self._runner.add_done_callback(partial(_end, self._run, self._outcomes))
         # The event loop keeps only weak references to tasks.
@@ -222,7 +222,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 def _end(run: Engine, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
     """End the buffer of a run that is over."""
     if runner.cancelled():
-        # A task that is cancelled before its first step never lets the run end itself.
+        # A task that is cancelled before its first step has no chance to cancel the run.
         run.cancel()
         outcomes.discard()
     outcomes.end()

@@ -22,19 +22,19 @@ _NO_SUCH_RUNTIME = "bctrl-async-canary"
 _CANARIES_PER_RETRY = 3
 """Unanswered canaries before the waiting call itself probes: some servers answer no GETs."""
 _MAX_CANARIES = 12
-"""Canaries before a retry: if all are answered, the 503s come from dead targets, not from load."""
+"""The most canaries before a retry: if all are answered, dead targets cause the 503s, not load."""
 _MAX_UNCOUNTED = 10
-"""Failures in outages that cost a call no attempt of its policy."""
+"""The most failures in outages that cost a call no attempt of its policy."""
 
 
 class CircuitBreaker:
     """A circuit breaker shared by the workers of one bulk stop.
 
-    An unanswered attempt is the fault of the server or of its own target. So a canary is sent: a
-    GET of a target that the server has answered before, which stops nothing. If it is answered, the
-    target is at fault, the call's policy decides, and no other call waits. If not, the breaker
-    opens. It then holds the calls that fail, and one of them probes: an outage costs a request now
-    and then, however many calls wait, and none of their attempts.
+    An unanswered attempt shows a dead server or a dead target. So a canary is sent: a GET of a
+    target that the server has answered before, which stops nothing. If the canary is answered, the
+    target of the call is dead, the call's policy decides, and no other call waits. If not, the
+    breaker opens. Then the calls that fail wait, and one of them probes: an outage costs a request
+    now and then, however many calls wait, and costs them no attempts of their policy.
 
     Attempts are compared by their numbers: an answer proves that the server was up after a failure
     only if its attempt started later.
@@ -108,7 +108,7 @@ class CircuitBreaker:
             self._has_no_probe.set()
 
     def as_dead(self, error: BctrlError) -> BctrlNetworkError:
-        """Return the error of a run that gave up its server, from the error of a target."""
+        """Return the error of a run that gave up on its server, given the error of a target."""
         if self.has_answered:
             # An outage may pass; a certificate has to be renewed or trusted.
             advice = error.advice if is_untrusted(error) else "Run it again once the server is back"
@@ -201,13 +201,13 @@ class CircuitBreaker:
                     if self._unanswered_at >= since or limiter.answers_others(since):
                         break
                     if not await self._asks_canary(call):
-                        # This 503 counts for all calls that were refused before it.
+                        # An unanswered canary counts for all calls throttled before it.
                         self._unanswered_at = began
                         break
         return True
 
     def _gives_up(self, failure: BctrlError) -> bool:
-        """Return True to give up the probe after its last failure, or the server as a whole."""
+        """Return True if the probe gives up after this failure, alone or with the whole run."""
         if self.has_answered:
             self.gave_up = _now() - (self._opened_at or 0.0) > self._patience
             return self.gave_up
@@ -222,7 +222,7 @@ class CircuitBreaker:
     async def _gives_up_target(self) -> bool:
         """Let another call be the probe; return True to give up the target of this call.
 
-        Dead targets may hold all workers of a live server. An outage costs two targets at most.
+        Dead targets may hold all workers of a live server. In an outage, two are given up at most.
         """
         self._failures += 1
         if not self.has_answered:
@@ -230,7 +230,7 @@ class CircuitBreaker:
         self.leave(self._probe)
         held_for = _now() - self._held_since
         if self._probers < len(self._state.workers) or held_for < self._patience / 3:
-            # The call that has waited longest goes first.
+            # In this turn of the loop, the call that has waited longest becomes the probe.
             await asyncio.sleep(0)
             return False
         self._held_since = _now()
@@ -247,7 +247,7 @@ class CircuitBreaker:
         began, ended = self._outage
         retries = call.retries
         if call.number > ended or failed_at < began or retries.uncounted > _MAX_UNCOUNTED:
-            # Each target is retried once, however many fail; dead targets hold up nothing.
+            # Only first retries wait for the quota, so dead targets do not hold up the run.
             is_first = call.attempts == 1
             return await call.back_off(self._sender.limiter, waits_for_quota=is_first)
         # Jitter spreads the calls that the outage held, which are all retried now.

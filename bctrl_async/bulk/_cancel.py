@@ -1,4 +1,4 @@
-"""Cancel a bulk stop level by level: its state, its workers, and the scopes that these enter."""
+"""Cancel a bulk stop level by level: the state of the run, its workers, and their scopes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ENDED = BctrlError("the run has ended")
 
 
 class CancelLevel(IntEnum):
-    """The extent of a cancellation. Each level includes those before it."""
+    """The extent of a cancellation. Each level includes the levels before it."""
 
     READING = 0
     """No target is sent for the first time, and polls end. Requests in flight may be answered;
@@ -23,7 +23,7 @@ class CancelLevel(IntEnum):
     WAITING = 1
     """No more requests are sent; requests in flight may still be answered."""
     IN_FLIGHT = 2
-    """No answer is waited for; outcomes are still delivered."""
+    """Requests in flight are abandoned; outcomes are still delivered."""
     DELIVERY = 3
     """Outcomes are recorded and no longer delivered."""
 
@@ -31,9 +31,9 @@ class CancelLevel(IntEnum):
 class CancelScope:
     """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
-    Its task may enter it again after it was left, but may not nest it. `asyncio.timeout` does not
-    fit: rescheduled to now, it cancels in the next turn of the loop, and the task may be elsewhere
-    by then. `cancelled_caught` is True if the block was left because of `cancel`.
+    Its task may enter it again after leaving it, but may not nest it. `asyncio.timeout` does not
+    fit: rescheduled to now, it cancels in the next turn of the loop, when the task may have left
+    the block. `cancelled_caught` is True if the block was left because of `cancel`.
     """
 
     __slots__ = ("_cancel_called", "_cancelling", "_entered", "_task", "cancelled_caught")
@@ -102,7 +102,7 @@ class Worker:
 
 
 def _needed_level(call: Call[Runtime]) -> CancelLevel:
-    """Return the level at which a call is cancelled."""
+    """Return the lowest level that cancels a call."""
     if not call.operation.stops:
         return CancelLevel.READING
     if call.may_be_sent:
@@ -113,8 +113,8 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
 class RunState:
     """The state of a run that its parts share: its workers, and how much of it is cancelled.
 
-    `level` and `reason` say how far it is cancelled, `not_begun` is the error of targets that are
-    not sent, `ended_early` why it ends before its input does, `asked` its caller's reasons.
+    `level` and `reason` say how far and why it is cancelled, `not_begun` is the error of targets
+    that are not sent, `ended_early` the reason for an early end, and `asked` the caller's reasons.
     """
 
     def __init__(self, source: Input) -> None:

@@ -1,4 +1,4 @@
-"""The delivery of outcomes: to a callback, and through a bounded buffer to those who iterate."""
+"""The delivery of outcomes: to a callback, and through a bounded buffer to readers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from bctrl_async.outcomes import StopOutcome
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
-"""Takes an outcome; returns an awaitable if its worker must wait before the next target."""
+"""Takes an outcome; may return an awaitable, which the worker awaits before its next target."""
 
 
 class OutcomeBuffer:

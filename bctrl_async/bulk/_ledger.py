@@ -33,7 +33,7 @@ class Ledger:
         self.throttled: int = 0
 
     def earlier(self, target: RuntimeRef) -> StopOutcome | None:
-        """Return the outcome of an earlier run that left the runtime not running, or None."""
+        """Return the outcome of an earlier run if it left the runtime not running, or None."""
         if self.journal is None:
             return None
         known = self.journal.done(target)

@@ -38,7 +38,7 @@ from bctrl_async.outcomes import StopOutcome, outcome_of
 
 _RUNS = BctrlError("the workspace was listed, and it runs")
 _MAX_POLLERS = 1000
-"""The runtimes that are polled beside the stops: a bound for memory."""
+"""The most runtimes that are polled beside the stops; more would take too much memory."""
 
 
 class Unverified(msgspec.Struct, eq=False):
@@ -180,16 +180,16 @@ class Run(Engine):
         )
 
     async def _verify(self, worker: Worker, unverified: Unverified) -> StopOutcome | None:
-        """Leave an outcome to a poller; beyond the limit of pollers, poll it and return it.
+        """Start a poller for an outcome; if too many poll, poll here and return the outcome.
 
-        The worker goes on meanwhile: a runtime may take long to end, and targets that are not sent
-        yet go on running.
+        With a poller, the worker goes on: a runtime may take long to end, while targets that are
+        not sent yet keep running.
         """
         self._unverified.add(unverified)
         if len(self._unverified) > _MAX_POLLERS:
             return await self._poll(unverified, worker)
         poller = self._start(partial(self._poll_and_deliver, unverified))
-        # A task that is cancelled before its first step has recorded nothing.
+        # A poller that is cancelled before its first step records nothing, so this callback does.
         poller.add_done_callback(lambda _: self._record_polled(unverified))
         return None
 

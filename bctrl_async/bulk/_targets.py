@@ -41,8 +41,8 @@ class Input:
     """An input that any number of workers read; raises BctrlConfigError if it is unsuitable.
 
     `is_async` is True if the next item may have to be awaited. `count` items were read; `length` is
-    the number of all if it is known. `error` is what the input has raised, and `found` the list of
-    a workspace once it is there.
+    the number of all items, if known. `error` is the exception of the input, and `found` the list
+    of a workspace once it is fetched.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -94,7 +94,7 @@ class Input:
         if runtime is None:
             return outcome
         state = state_of(outcome.result, runtime, outcome.error)
-        # Another run may have stopped it since the list was fetched.
+        # `at` is the time of the list, because another run may have stopped the runtime since.
         return replace(outcome, runtime=runtime, state=state, at=self.found.at)
 
     async def fetch(self) -> FoundTargets | None:
@@ -146,7 +146,7 @@ class Input:
         if isinstance(error, asyncio.CancelledError):
             error = as_failure(error, "the input")
         self.error, self.closed, self._at_end = error, True, error is None
-        # The iterator may have a file open, which dropping it closes.
+        # The iterator may have a file open, which closes when the iterator is dropped.
         self._plain = None
 
 
@@ -181,7 +181,7 @@ def check_targets(targets: object) -> None:
                 advice="Pass a list, such as [('ws-1', 'crm')]",
                 argument="targets",
             )
-    # `iter` needs nothing but the items of a sequence.
+    # `iter` also takes an object that has only `__getitem__`.
     can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
     if not can_iterate or isinstance(targets, str | bytes | Mapping):
         raise _config.invalid_type("targets", type(targets), _EXPECTED)

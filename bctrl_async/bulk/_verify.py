@@ -19,11 +19,11 @@ from bctrl_async.outcomes import (
 
 _TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
 VERIFY_FOR = 30.0
-"""Seconds for which a runtime is polled by default: a stop may have had no effect."""
+"""Seconds of polling by default; without an end, a stop without effect would be polled for ever."""
 
 
 def verify_for(verify: bool | float) -> float | None:  # noqa: FBT001 - the value of `verify=`.
-    """Return the seconds for which runtimes are polled, given `verify=`; None for none."""
+    """Return the seconds of polling for a value of `verify=`; None for no polling."""
     if verify is True:
         return VERIFY_FOR
     return None if verify is False else _config.seconds(verify, "verify")
@@ -37,8 +37,8 @@ def needs_verification(outcome: StopOutcome) -> bool:
 def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome:
     """Return an outcome updated by a poll.
 
-    A polled status counts like a status in the answer to the stop. A runtime that is gone, after
-    the answer to its stop described it, does not run: its name is not mistyped.
+    A polled status counts like a status in the answer to the stop. A runtime that is gone
+    does not run if the answer to its stop described it, since its name cannot be mistyped then.
     """
     result = outcome.result
     match polled:

@@ -161,10 +161,10 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """True while the server answers nothing and is only probed."""
     @property
     def retrying(self) -> Counter[str]:
-        """The number of targets that wait for another attempt, by the result of the last."""
+        """The number of targets that wait for another attempt, by the result of their last."""
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ends before its input; None if it does not."""
+        """The reason why the run ended before its input did, or None."""
     @property
     def report(self) -> StopReport:
         """The report on the targets read so far; it is not `ok` before the end of the run."""
