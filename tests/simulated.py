@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
@@ -15,6 +16,8 @@ from runtimes import runtime
 from bctrl_async import (
     BctrlError,
     BctrlNetworkError,
+    BctrlRateLimitError,
+    BctrlServerError,
     BctrlSession,
     Runtime,
     StopOutcome,
@@ -39,10 +42,33 @@ class Request(NamedTuple):
 
 Server = Callable[[Request], Runtime | BctrlError]
 """Takes a request; returns its response."""
+CANARY = "bctrl-async-canary"
+
+# What a server, or a gateway before it, does to a request in place of an answer.
+refused = partial(BctrlNetworkError, "no connection: refused")
+disconnected = partial(BctrlNetworkError, "the connection broke", may_have_stopped=True)
+throttled = partial(BctrlRateLimitError, "429", status=429)
+server_error = partial(BctrlServerError, "500", status=500, may_have_stopped=True)
+bad_gateway = partial(BctrlServerError, "502", status=502, may_have_stopped=True)
+unavailable = partial(BctrlServerError, "503", status=503, may_have_stopped=True)
+Fail = Callable[[], BctrlError]
 
 
-def disconnected() -> BctrlError:
-    return BctrlNetworkError("the connection broke", may_have_stopped=True)
+def down(since: float, until: float, fail: Fail = disconnected) -> Server:
+    """Make a server that fails between two times."""
+    return lambda each: fail() if since <= each.at < until else ANSWER
+
+
+def dead(*numbers: int, fail: Fail = disconnected) -> Server:
+    """Make a server that never answers some targets, and all others at once."""
+    names = {f"r{number}" for number in numbers}
+    return lambda each: fail() if each.alias in names else ANSWER
+
+
+def failing_first(*numbers: int, fail: Fail = disconnected, times: int = 1) -> Server:
+    """Make a server that fails the first requests of some targets."""
+    server = dead(*numbers, fail=fail)
+    return lambda each: server(each) if each.number <= times else ANSWER
 
 
 def targets(count: int) -> list[tuple[str, str]]:

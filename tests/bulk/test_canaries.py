@@ -1,0 +1,183 @@
+"""Canaries, which tell a dead target from a dead server, and servers that answer with errors."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from simulated import (
+    ANSWER,
+    Request,
+    Simulate,
+    bad_gateway,
+    dead,
+    disconnected,
+    down,
+    failing_first,
+    server_error,
+    targets,
+    unavailable,
+)
+
+from bctrl_async import (
+    BctrlError,
+    BctrlRateLimitError,
+    BctrlServerError,
+    BctrlSession,
+    RetryPolicy,
+    Runtime,
+    StopReport,
+    StopResult,
+)
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.sender import Sender
+from bctrl_async._limiter.limiter import Limiter
+
+STOPPED, UNKNOWN = StopResult.STOPPED, StopResult.UNKNOWN
+
+
+async def stop_others(session: BctrlSession) -> None:
+    """Stop one runtime after the other, until cancelled."""
+    for number in itertools.count(100):
+        await session.stop_runtime("ws-1", f"r{number}")
+
+
+def test_an_answered_single_stop_shows_that_the_server_is_up(simulate: Simulate) -> None:
+    async def scenario(session: BctrlSession) -> StopReport:
+        others = asyncio.create_task(stop_others(session))
+        report = await session.stop_runtimes(targets(3), concurrency=2, verify=False)
+        others.cancel()
+        return report
+
+    report = simulate(dead(*range(3))).run(scenario)
+    assert report.counts == {UNKNOWN: 3}
+    assert report.ended_early is None
+
+
+def test_a_canary_that_is_not_sent_is_no_answer(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: the server counted as up, so that each target used up its attempts."""
+    request = Sender.request
+
+    async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime:
+        if not call.operation.stops:
+            raise BctrlRateLimitError("not sent: rate limited")
+        return await request(sender, call)
+
+    monkeypatch.setattr(Sender, "request", send_only_stops)
+    report = simulate(down(2, 37)).stop(3_000, deadline=60)
+
+    assert report.counts == {STOPPED: 3_000}
+
+
+def test_a_target_that_dies_once_it_is_stopped_is_no_canary_again(simulate: Simulate) -> None:
+    def dying(each: Request) -> Runtime | BctrlError:
+        is_dead = each.number > 1 if each.alias == "r0" else each.stops
+        return disconnected() if is_dead else ANSWER
+
+    simulation = simulate(dying)
+
+    assert simulation.stop(2, concurrency=1).counts == {STOPPED: 1, UNKNOWN: 1}
+    assert simulation.received["r0"] == 2
+
+
+class TestGateway:
+    """A gateway's 503, which says nothing about the server behind it."""
+
+    @pytest.mark.parametrize("calls", [1, 100])
+    def test_thirty_seconds_cost_no_single_call(self, simulate: Simulate, calls: int) -> None:
+        stopped = simulate(down(0, 30, unavailable)).run(
+            lambda session: asyncio.gather(
+                *(session.stop_runtime(*target) for target in targets(calls))
+            )
+        )
+        assert stopped == [ANSWER] * calls
+
+    @pytest.mark.parametrize(
+        ("times", "others_answer", "reads"), [(1, None, 0), (2, None, 6), (2, False, 12)]
+    )
+    def test_only_a_second_one_of_a_target_asks_canaries_which_hold_up_no_retry(
+        self,
+        simulate: Simulate,
+        monkeypatch: pytest.MonkeyPatch,
+        times: int,
+        reads: int,
+        *,
+        others_answer: bool | None,
+    ) -> None:
+        """Fault: sixteen processes on one limit sent a canary for each fifth stop."""
+        if others_answer is not None:
+            # Other calls of the session may be refused all the time, while no canary is.
+            monkeypatch.setattr(Limiter, "answers_others", lambda *_: others_answer)
+        simulation = simulate(failing_first(0, fail=unavailable, times=times))
+
+        assert simulation.stop(1).counts == {STOPPED: 1}
+        assert len(simulation.reads) == reads
+
+    def test_many_targets_ask_hardly_more_canaries_than_a_single_target(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(failing_first(*range(100), fail=unavailable, times=2))
+
+        assert simulation.stop(100).counts == {STOPPED: 100}
+        assert len(simulation.reads) < 40
+
+    def test_a_canary_without_an_answer_speaks_for_all_that_were_refused(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: each call asked for itself, one after the other, where GETs get no answer."""
+        simulation = simulate(down(10, 15, unavailable), 0.02)
+        simulation.read_answer, simulation.read_latency = bad_gateway(), 2
+
+        async def stop_while_it_is_refused(session: BctrlSession) -> StopReport:
+            # It is no longer in its slow start.
+            await session.stop_runtimes(targets(400), verify=False)
+            await asyncio.sleep(10 - asyncio.get_running_loop().time())
+            return await session.stop_runtimes(targets(100), verify=False)
+
+        assert simulation.run(stop_while_it_is_refused).counts == {STOPPED: 100}
+        assert simulation.seconds < 10 + 20
+
+    def test_a_single_call_that_others_overtake_spends_its_attempts(
+        self, simulate: Simulate
+    ) -> None:
+        async def scenario(session: BctrlSession) -> None:
+            others = asyncio.create_task(stop_others(session))
+            with pytest.raises(BctrlServerError):
+                await session.stop_runtime("ws-1", "r0")
+            others.cancel()
+
+        simulation = simulate(dead(0, fail=unavailable))
+        simulation.run(scenario)
+
+        assert simulation.received["r0"] == 1 + RetryPolicy().attempts
+        assert simulation.seconds <= 8
+
+
+class TestServerErrors:
+    """A server that answers 500 to everything for a while."""
+
+    @pytest.mark.parametrize(("lasts", "lost"), [(2, 10), (15, 60)])
+    def test_nearly_all_targets_are_stopped_before_the_deadline(
+        self, simulate: Simulate, lasts: float, lost: int
+    ) -> None:
+        """Fault: once the quota was exhausted, most targets were given up after an attempt."""
+        simulation = simulate(down(0.5, 0.5 + lasts, server_error))
+        report = simulation.stop(3000, deadline=120)
+
+        assert report.counts[UNKNOWN] <= lost
+        assert report.counts[STOPPED] == 3000 - report.counts[UNKNOWN]
+        assert len(simulation.requests) <= 1.2 * 3000
+        assert simulation.seconds <= 60
+
+    def test_a_server_that_never_recovers_is_left_with_few_requests(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda _: server_error())
+        report = simulation.stop(3000, deadline=120)
+
+        assert simulation.seconds == pytest.approx(120)
+        assert report.counts[STOPPED] == 0
+        assert len(simulation.requests) <= 600
