@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
+import aiohttp
 import pytest
-from helpers import await_batch, pass_time, wait_for_requests
+from aioresponses import aioresponses
+from helpers import Connect, pass_time, started
 from servers import emulator_in_a_thread
 
-from bctrl_async import BctrlSession, RetryPolicy, StopOutcome, StopResult
+from bctrl_async import BctrlNetworkError, BctrlSession, RetryPolicy, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.testing import (
     bctrl_emulator,  # noqa: F401 - a fixture.
@@ -30,6 +30,12 @@ async def test_a_stop_is_retried(bctrl_emulator, bctrl_session):
     bctrl_emulator.inject(Fault.DROP_BEFORE, alias="crm")
     assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
     assert bctrl_emulator.received["ws-1", "crm"] == 2
+"""
+MARKED = """
+import pytest
+
+@pytest.mark.bctrl_emulator({arguments})
+def test_it(bctrl_session): ...
 """
 PLUGINS = {
     "pytest-asyncio, strict": (["-o", "asyncio_mode=strict"], "@pytest.mark.asyncio"),
@@ -54,11 +60,6 @@ def run_pytest(folder: Path, tests: str, *options: str, before: str = "") -> str
     return done.stdout + done.stderr
 
 
-def test_pytest_finds_the_plugin() -> None:
-    [plugin] = entry_points(group="pytest11", name="bctrl_async")
-    assert plugin.value == "bctrl_async.testing"
-
-
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_the_fixtures_work_with_every_asyncio_plugin(plugin: str, tmp_path: Path) -> None:
     options, mark = PLUGINS[plugin]
@@ -72,72 +73,55 @@ USES = """
 import os
 
 import pytest
-from bctrl_async import BctrlSession, RetryPolicy
+from bctrl_async import BctrlSession
 from bctrl_async.emulator import Fault
 
 pytestmark = pytest.mark.bctrl_emulator(api_key="module", faults={Fault.LATENCY: 1})
 
 
-@pytest.fixture(autouse=True)
-def _runtime(bctrl_emulator):
-    bctrl_emulator.add_runtime("ws-1", "crm")
-
-
-async def stop():
-    async with BctrlSession() as session:  # As an app would make it.
-        await session.stop_runtime("ws-1", "crm")
-
-
 @pytest.mark.bctrl_emulator(api_key="test", faults={})
 async def test_the_environment_is_that_of_the_emulator(bctrl_env, bctrl_emulator):
+    bctrl_emulator.add_runtime("ws-1", "crm")
+    async with BctrlSession() as session:  # As an app would make it.
+        await session.stop_runtime("ws-1", "crm")
+    assert (bctrl_emulator.api_key, bctrl_emulator.stops[0].fault) == ("test", None)
     assert "BCTRL_PROFILE" not in os.environ
-    await stop()
-    bctrl_emulator.assert_stopped("ws-1", "crm")
-    assert bctrl_emulator.api_key == os.environ["BCTRL_API_KEY"] == "test"
 
 
 async def test_a_module_can_be_marked(bctrl_emulator, bctrl_session):
-    assert bctrl_emulator.api_key == "module"
+    bctrl_emulator.add_runtime("ws-1", "crm")
     await bctrl_session.stop_runtime("ws-1", "crm")
-    assert bctrl_emulator.stops[0].fault is Fault.LATENCY
+    assert (bctrl_emulator.api_key, bctrl_emulator.stops[0].fault) == ("module", Fault.LATENCY)
 
-
-@pytest.mark.bctrl_emulator(rate_limit=0.001, faults={})
-async def test_a_limit(bctrl_session):
-    report = await bctrl_session.stop_runtimes([("ws-1", "crm")] * 3, retry=RetryPolicy(patience=0))
-    assert report.throttled
 """
 
 
 def test_the_fixtures_are_configured_by_a_marker_and_set_the_environment(tmp_path: Path) -> None:
     before = "import os; os.environ.update(BCTRL_PROFILE='mine', BCTRL_BASE_URL='http://[::1]:1')"
     output = run_pytest(tmp_path, USES, "-o", "asyncio_mode=auto", before=before)
-    assert "3 passed" in output, output
+    assert "2 passed" in output, output
 
 
-def test_an_invalid_argument_of_the_marker_is_an_error_that_names_it(tmp_path: Path) -> None:
-    messages = {
-        "rate_limt=50": "unexpected keyword argument 'rate_limt'",
-        "50": "takes 1 positional argument",
-        "rate_limit=0": "rate_limit is 0: give 0.0001 to 1000000",
-        "latency='1s'": "latency is '1s': give int or float, not str",
-    }
-    tests = [
-        f"@pytest.mark.bctrl_emulator({marked})\ndef test_{number}(bctrl_session): ...\n"
-        for number, marked in enumerate(messages)
-    ]
-    output = run_pytest(tmp_path, "\n".join(["import pytest", *tests]))
-    assert "4 errors" in output
-    for message in messages.values():
-        assert re.search(f"^E +(Type|Value)Error: .*{re.escape(message)}", output, re.MULTILINE)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("rate_limt=50", "TypeError: .*unexpected keyword argument 'rate_limt'"),
+        ("50", "TypeError: .*takes 1 positional argument"),
+        ("latency='1s'", "ValueError: latency is '1s': give int or float, not str"),
+    ],
+)
+def test_an_invalid_argument_of_the_marker_is_an_error_that_names_it(
+    tmp_path: Path, arguments: str, message: str
+) -> None:
+    output = run_pytest(tmp_path, MARKED.format(arguments=arguments))
+    assert "1 error" in output
+    assert re.search(f"^E +{message}", output, re.MULTILINE)
 
 
 def test_an_emulator_that_cannot_start_is_an_error_not_a_hang(tmp_path: Path) -> None:
     with emulator_in_a_thread() as running:
         _, _, port = running.url.rpartition(":")
-        mark = f"@pytest.mark.bctrl_emulator(port={port})"
-        tests = f"import pytest\n\n{mark}\ndef test_it(bctrl_emulator): ...\n"
-        output = run_pytest(tmp_path, tests)
+        output = run_pytest(tmp_path, MARKED.format(arguments=f"port={port}"))
     assert "in use" in output
     assert "1 error" in output
 
@@ -165,12 +149,42 @@ async def test_retries_and_polls_of_the_session_are_quick(
     assert max(pauses) <= 0.01
 
 
+# Mocks.
+
+API = "https://api.bctrl.ai"
+
+
+async def test_mocked_answers_are_retried_and_decoded(
+    bctrl_aioresponses: aioresponses, emulator: Emulator, pauses: list[float]
+) -> None:
+    stop = f"{API}/v1/workspaces/ws-1/runtimes/crm/stop"
+    bctrl_aioresponses.post(stop, status=503, headers={"Retry-After": "7"})
+    bctrl_aioresponses.post(stop, exception=aiohttp.ServerDisconnectedError())
+    bctrl_aioresponses.post(stop, payload=dict(emulator.runtimes["ws-1", "crm"]))
+    async with BctrlSession("k", base_url=API) as session:
+        assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+    assert pauses[0] >= 7
+
+
+@pytest.mark.usefixtures("bctrl_aioresponses")
+async def test_a_request_that_is_not_mocked_is_not_sent(
+    emulator: Emulator, connect: Connect
+) -> None:
+    """Fault: a test that forgets a mock stops a real browser."""
+    async with connect(retry=RetryPolicy(attempts=1)) as session:
+        with pytest.raises(BctrlNetworkError, match="Connection refused"):
+            await session.stop_runtime("ws-1", "crm")
+    assert emulator.requests == []
+
+
 def test_without_aioresponses_its_fixture_names_the_package(tmp_path: Path) -> None:
     tests = "def test_mocked(bctrl_aioresponses): ...\ndef test_served(bctrl_emulator): ...\n"
     output = run_pytest(tmp_path, tests, before="sys.modules['aioresponses'] = None")
     assert re.search("ModuleNotFoundError: .*aioresponses", output)
     assert "1 passed, 1 error" in output
 
+
+# Faults and retries.
 
 # The outcome of a stop that meets a single fault, and its attempts.
 SINGLE = {
@@ -196,19 +210,14 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("fault", Fault)
-async def test_a_single_fault_is_settled_by_one_retry(fault: Fault) -> None:
+async def test_a_single_fault_is_settled_by_one_retry(
+    emulator: Emulator, connect: Connect, fault: Fault
+) -> None:
     outcomes: list[StopOutcome] = []
-    async with (
-        Emulator(port=0, fault_latency=0.01) as emulator,
-        BctrlSession(
-            "emulator-key", base_url=emulator.url, timeout=60, retry=RetryPolicy(base=0.01)
-        ) as session,
-    ):
-        emulator.add_runtime("ws-1", "crm")
-        emulator.inject(fault, alias="crm")
+    emulator.inject(fault, alias="crm")
+    async with connect() as session:
         batch = session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append, verify=False)
-        running = asyncio.create_task(await_batch(batch))
-        await wait_for_requests(emulator, 1)
+        running = await started(batch, emulator, 1)
         if fault is Fault.HANG:
             pass_time(60)
         await running
