@@ -1,7 +1,4 @@
-"""A real Redis or Valkey server, without persistence, that tests can kill, suspend and restart.
-
-Its clock can be set: a library that is loaded before all others answers for the system's.
-"""
+"""A real Redis or Valkey server, without persistence, that tests can kill, suspend and restart."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Generator
@@ -17,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 from helpers import BOUND, free_port
 
 REDIS = shutil.which("redis-server")
@@ -27,32 +22,6 @@ SERVERS = [program for program in (REDIS, VALKEY) if program is not None]
 """The servers that are installed; a test with all of them is skipped if there are none."""
 
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which("cc") is None, reason="no C compiler is installed, which a clock needs"
-)
-
-_CLOCK = r"""
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/time.h>
-
-static volatile int64_t *microseconds;
-
-__attribute__((constructor)) static void map_clock(void) {
-  int file = open(getenv("CLOCK"), O_RDONLY);
-  microseconds = mmap(NULL, sizeof *microseconds, PROT_READ, MAP_SHARED, file, 0);
-}
-
-int gettimeofday(struct timeval *now, void *zone) {
-  now->tv_sec = *microseconds / 1000000;
-  now->tv_usec = *microseconds % 1000000;
-  return 0;
-}
-"""
-
-
 class RedisServer:
     """A server on a loopback port.
 
@@ -60,7 +29,6 @@ class RedisServer:
         program: The path of `redis-server` or `valkey-server`.
         folder: Its working directory.
         options: More of its options.
-        can_set_clock: True to stop its clock, for `set_clock`.
 
     Attributes:
         port: The port; a restart keeps it.
@@ -69,19 +37,10 @@ class RedisServer:
         RuntimeError: It did not start; the message is its log.
     """
 
-    def __init__(
-        self, program: str, folder: Path, *options: str, can_set_clock: bool = False
-    ) -> None:
+    def __init__(self, program: str, folder: Path, *options: str) -> None:
         self._program = program
         self._folder = folder
         self._options = options
-        self._environment = dict(os.environ)
-        if can_set_clock:
-            library = str(folder / "clock.so")
-            command = ["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-"]
-            subprocess.run(command, input=_CLOCK, text=True, check=True)
-            self._environment |= {"LD_PRELOAD": library, "CLOCK": str(folder / "clock")}
-            self.set_clock(time.time())
         # A cluster also needs the port 10,000 above, which a client may have.
         for _ in range(20):
             self.port = free_port()
@@ -112,12 +71,6 @@ class RedisServer:
         """Continue after `suspend`."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def set_clock(self, seconds: float) -> None:
-        """Set its clock, which stands still, to so many seconds since 1970."""
-        path = self._folder / "clock"
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.write(struct.pack("q", round(seconds * 1e6)))
-
     def restart(self) -> None:
         """Start it again on the same port, empty; kill it before if it runs.
 
@@ -142,7 +95,6 @@ class RedisServer:
                     *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
                     *self._options,
                 ],
-                env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -165,21 +117,18 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(
-    program: str, *options: str, can_set_clock: bool = False
-) -> Generator[RedisServer]:
+def redis_server(program: str, *options: str) -> Generator[RedisServer]:
     """Run a server of its own, and kill it at the end.
 
     Args:
         program: The path of `redis-server` or `valkey-server`.
         options: More of its options.
-        can_set_clock: True to stop its clock, for `set_clock`.
 
     Raises:
         RuntimeError: It did not start; the message is its log.
     """
     with TemporaryDirectory() as folder:
-        server = RedisServer(program, Path(folder), *options, can_set_clock=can_set_clock)
+        server = RedisServer(program, Path(folder), *options)
         try:
             yield server
         finally:

@@ -350,7 +350,7 @@ async def test_headers_replace_the_usual_ones_of_any_case(emulator: Emulator, st
     assert status == 429 or answer.json == emulator.runtimes["ws-1", "crm"]
 
 
-@pytest.mark.parametrize("status", [204, 302])
+@pytest.mark.parametrize("status", [204, 205, 302])
 async def test_a_status_without_a_usual_body_has_none(
     emulator: Emulator, wire: Wire, status: int
 ) -> None:
