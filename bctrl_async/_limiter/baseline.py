@@ -41,7 +41,7 @@ _WINDOW = 1000
 
 
 class _Throttled(NamedTuple):
-    """A throttled response: its time, its distance in responses to the last, and the rate."""
+    """A throttled response: its time, the number of responses since the last, and the rate."""
 
     time: float
     distance: int

@@ -202,7 +202,7 @@ class Limiter:
                 self._rate.on_success(now, last)
             return False
         is_its_own = by_gateway and self._rate.throttles_alone(last)
-        # A gateway's 503 may be about a dead target; it holds all calls only if all are throttled.
+        # A gateway's 503 may be about a dead target: its Retry-After counts if all are throttled.
         holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
         retry_after = error.retry_after if holds_all else None
         self._rate.on_throttled(now, retry_after, self.in_use, last)

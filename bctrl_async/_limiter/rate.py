@@ -242,7 +242,7 @@ class AdaptiveRate:
     def _rate_beyond_burst(self, now: float) -> float:
         """Return the rate that the server can sustain, at the end of a slow start."""
         # A token bucket accepts its burst and its refill, both before the first throttled response
-        # and after the pause. Subtracting the count before from the count after removes the burst.
+        # and after the pause. Subtracting the earlier count from the later removes the burst.
         rate = 0.0
         for count, time in enumerate(reversed(self._deliveries), 1):
             if time < self._epoch_start:

@@ -18,7 +18,7 @@ from bctrl_async.errors import THROTTLED, BctrlError, BctrlNetworkError, is_unan
 from bctrl_async.models import Runtime, RuntimeRef
 
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
-"""Alias of the canary before any target was answered. A live server answers 404."""
+"""The alias in a canary until a target was answered; a live server answers 404."""
 _CANARIES_PER_RETRY = 3
 """Unanswered canaries before the waiting call itself probes: some servers answer no GETs."""
 _MAX_CANARIES = 12

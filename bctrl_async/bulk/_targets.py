@@ -83,7 +83,7 @@ class Input:
         if self._plain is None or self.length is None:
             self.closed = True
         else:
-            # The list may grow with each outcome.
+            # A callback may add to the list, perhaps for ever, so its first length is the bound.
             self._plain = islice(self._plain, max(self.length - self.count, 0))
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
@@ -188,7 +188,7 @@ def check_targets(targets: object) -> None:
 
 
 def check_first(item: object) -> None:
-    """Raise BctrlConfigError if the first item has the wrong type, as all others may have."""
+    """Raise BctrlConfigError if the first item has the wrong type: others probably have it too."""
     if not isinstance(item, Runtime | Exception) and len(_parts(item)) != _PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",

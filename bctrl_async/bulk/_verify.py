@@ -19,7 +19,7 @@ from bctrl_async.outcomes import (
 
 _TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
 VERIFY_FOR = 30.0
-"""Seconds of polling by default; without an end, a stop without effect would be polled for ever."""
+"""Seconds of polling by default, because a stop without effect would be polled for ever."""
 
 
 def verify_for(verify: bool | float) -> float | None:  # noqa: FBT001 - the value of `verify=`.

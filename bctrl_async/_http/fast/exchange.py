@@ -148,7 +148,7 @@ class _ConnectRequest(aiohttp.ClientRequest):
 
 
 class FastPath:
-    """Makes POSTs without a body, after an example that aiohttp serialized."""
+    """Sends POSTs without a body, in the form of an example that aiohttp serialized."""
 
     def __init__(
         self, connect: _Connect, url: URL, headers: CIMultiDict[str], example: bytes
