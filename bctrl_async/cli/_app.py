@@ -26,7 +26,7 @@ Examples:
 The API key is read from BCTRL_API_KEY, or as a profile says.
 Each command has its own --help."""
 
-# The module of a command is imported only where the command is given.
+# The module of a command is imported only if that command is given.
 _COMMANDS = {
     "stop": ("stop:stop", "[WORKSPACE] [ALIAS...]", "Stop runtimes and report the outcome of each"),
     "list": ("list:list_runtimes", "[WORKSPACE]", "List the runtimes of a workspace"),
@@ -69,12 +69,12 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print the completion of SHELL: bash, zsh or fish."""
     script = app.generate_completion(shell=shell)
     if shell == "zsh":
-        # Zsh inserts no option where a name without an action may stand.
+        # Zsh completes no option where an argument may stand, unless that has an action.
         script = script.replace(".' \\\n", '.:_guard "^-*" name\' \\\n')
         # The script alone works only in a folder of `fpath`; this line lets a shell source it.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
     if shell == "bash":
-        # A workspace may be named like a command.
+        # A workspace may be named like a command: only the first name is a command.
         script = script.replace('[[ " $all_commands ', '[[ -z ${cmd_path[0]} && " $all_commands ')
     _output.Output().print_result(script, exact=True)
 
@@ -151,6 +151,6 @@ def _plain(error: CycloptsError) -> str:
         if error.target_type is bool and error.token:
             text = f"{error.token.keyword} takes no value"
         elif "Invalid value" not in text:
-            # The text does not name an argument that is given by its position.
+            # The text of cyclopts does not name a positional argument.
             text = f"invalid value for {error.argument.name}: {text}"
     return text[:1].lower() + text[1:]

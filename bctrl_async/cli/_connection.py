@@ -70,13 +70,13 @@ def _read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]
 
 
 def _find_profile(name: str | None, *, has_url: bool) -> Profile:
-    """Return the named profile, or else the default profile unless variables are set."""
+    """Return the named profile; without a name, `default`, unless a key or a URL is set."""
     file, tables = _read_config()
     if name is None and _DEFAULT in tables:
         if not (os.environ.get(_KEY) or os.environ.get(_URL)):
             name = _DEFAULT
         elif "base_url" in tables[_DEFAULT] and not has_url:
-            # The key may be meant for the URL of the profile.
+            # The key may be meant for the profile's URL, or for the public API.
             raise BctrlConfigError(
                 f"{_KEY} is set, and profile {_DEFAULT!r} of {file} has a base_url",
                 advice=f"Name the profile with --profile, or set {_URL} as well",
@@ -210,7 +210,7 @@ class Connection:
         if isinstance(error, BctrlAuthenticationError):
             error.advice = f"Check the API key from {self.key()[1]}"
         if error is not None and deadline is not None:
-            # A listing may have used up a part of the deadline.
+            # The run's deadline is what a listing has left of the given deadline.
             given = f"the deadline of {opt.format_duration(deadline)} "
             error.summary = re.sub(r"the deadline of \S+ s ", given, error.summary)
 
@@ -219,7 +219,7 @@ class Connection:
         if self.proxy is not None:
             return self.proxy
         url = _config.base_url(self.base_url, allow_plaintext=False)
-        # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
+        # Plain http is for loopback alone: a proxy, on another machine, could read the key.
         proxy = getproxies().get("https") if url.scheme == "https" else None
         if not proxy or proxy_bypass(url.authority):
             return None
@@ -256,7 +256,7 @@ class Connection:
             problem = "it has no certificate in PEM format" if is_read else error.strerror
             raise BctrlConfigError(f"cannot read the CA file {self.ca_file}: {problem}") from error
         except BctrlConfigError as error:
-            # The session names its arguments; the user has set an option, a variable or a key.
+            # The error names an argument; the user set an option, a variable or a profile's key.
             origins = {"proxy": "HTTPS_PROXY", **self.profile.origins}
             origins["api_key"] = f"API key from {origin}"
             _, _, reason = error.summary.partition(": ")

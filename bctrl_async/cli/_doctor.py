@@ -29,7 +29,7 @@ def doctor(workspace: Workspace = None, /, *, connection: Connection = CONNECTIO
     """
     output = Output()
     connection = replace(connection, attempts=connection.attempts or 1)
-    # An invalid option is an error before anything is printed.
+    # This raises the error of an invalid option before anything is printed.
     connection.session(needs_key=False)
     profile, proxy = connection.profile, connection.proxy_in_effect()
     versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "msgspec"))

@@ -9,9 +9,9 @@ import msgspec
 from bctrl_async import RuntimeRef
 
 MAX_LINE = 2**20
-"""Bytes of a line."""
+"""The most bytes of a line."""
 MAX_DOCUMENT = 2**26
-"""Bytes of a JSON document, which is read whole."""
+"""The most bytes of a JSON document, which is read whole."""
 
 _MAX_SHOWN = 60
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
@@ -38,7 +38,7 @@ Item = RuntimeRef | BadLine
 
 
 class LineParser:
-    """A parser of lines; the first that is not blank, a comment or `sep=;` decides the format."""
+    """A parser of lines. The first line that is not blank, a comment or `sep=;` sets the format."""
 
     def __init__(self, workspace: str | None = None, *, is_only: bool = False) -> None:
         self._workspace = workspace
@@ -49,7 +49,7 @@ class LineParser:
         self._document: bytearray | None = None
 
     def parse(self, line: bytes) -> Iterator[Item]:
-        """Yield the items of a line, or of a part if it exceeds MAX_LINE; b"" is the end."""
+        """Yield the items of a line, or of a part of a line beyond MAX_LINE; b"" ends the input."""
         if self._document is not None:
             self._document += line
             if not line or len(self._document) > MAX_DOCUMENT:

@@ -39,7 +39,7 @@ class FoundRuntimes(FoundTargets):
         return [item for item in self.items if isinstance(item, Runtime)]
 
     def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
-        """Keep only some of the targets that can be stopped."""
+        """Keep the targets for which a function returns True, except replaced runtimes."""
         pairs = zip(self.without_replaced().items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
@@ -109,7 +109,7 @@ def list_runtimes(
     """List the runtimes of a workspace.
 
     A runtime that cannot be read is reported on stderr, and the exit code is 1.
-    With --older-than, so is a runtime that may run if its age cannot be read.
+    With --older-than, its age must be readable too, unless it has ended.
 
     For example:
       bctrl-async list WORKSPACE --status active --older-than 2h
@@ -203,7 +203,7 @@ def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _details(runtime: Runtime) -> list[tuple[str, str]]:
-    """Return the names and values of what a runtime has."""
+    """Return the names and values of the fields that a runtime has."""
     fields = msgspec.to_builtins(runtime)
     fields |= fields.pop("summary") or {}
     words = {True: "yes", False: "no"}
@@ -212,7 +212,7 @@ def _details(runtime: Runtime) -> list[tuple[str, str]]:
 
 
 def _age(runtime: Runtime) -> str:
-    """Return the age as --older-than takes it; the clocks of two machines may differ."""
+    """Return the age in the format of --older-than, or `?` if it cannot be read."""
     created = parse_time(runtime.created_at)
     if created is None:
         return "?"

@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 MAX_RUNTIMES = 100_000
 STDIN = Path("-")
-"""The FILE `-`: this object alone, because the path of a file named `./-` is equal to it."""
+"""The FILE `-`. Compare it by identity: the path of a file named `./-` is equal to it."""
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 # Each unit may be given once, the longest first.
@@ -83,7 +83,7 @@ def whole_number(least: int | None = None, most: int | None = None) -> Parameter
     return Parameter(metavar="N", converter=converter(_whole), validator=bounds)
 
 
-# The help has a group for each. The last value of an option wins, so that a user can override a
+# These are groups of the help. The last value of an option wins, so that a user can override a
 # script, but options that decide what is stopped, or where that is recorded, cannot be repeated.
 in_targets = partial(Parameter, group=Group("Targets", sort_key=0), allow_repeating=False)
 in_filters = partial(Parameter, group=Group("Filters", sort_key=1), allow_repeating=False)
@@ -92,7 +92,7 @@ in_pace = partial(Parameter, group=Group("Pace", sort_key=3))
 in_output = partial(Parameter, group=Group("Output", sort_key=4))
 in_connection = partial(Parameter, group=Group("Connection", sort_key=5))
 
-# A flag that is given twice has the same effect.
+# A flag may be repeated: the effect is the same.
 in_flags = partial(in_targets, allow_repeating=True, show_default=False)
 in_run_flags = partial(in_run, allow_repeating=True, show_default=False)
 in_output_flags = partial(in_output, show_default=False)

@@ -18,7 +18,7 @@ _without_numbers = re.compile(r"\d+").sub
 
 
 class _Group(NamedTuple):
-    """The targets with the same result and reason, but for the numbers in it."""
+    """Targets with the same result and reason; numbers in the reason may differ."""
 
     result: StopResult
     reason: str
@@ -138,7 +138,7 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
         facts.append(f"status {out.escape(outcome.runtime.status)} ({outcome.state.text})")
     if error is not None:
-        # A class's default advice assumes a failed stop; show it only then.
+        # The default advice of an error's class assumes a failed stop; show it only then.
         advises = advises and (outcome.result not in ANSWERED or error.advice != type(error).advice)
         text = out.describe(error) if advises else error.summary
         # The name of an invalid target is shown already.

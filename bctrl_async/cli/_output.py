@@ -31,7 +31,7 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
 MAX_SHOWN = 10
-"""The number of targets that are shown singly if they are invalid, or have no outcome."""
+"""The most invalid or unreadable targets that are shown one by one."""
 MAX_WIDTH = 28
 """The most characters to which a column is padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
@@ -58,7 +58,7 @@ LOG_PRINTER = _LogPrinter()
 
 
 def set_verbosity(*, verbose: bool, quiet: bool) -> None:
-    """Print more or less on stderr from now on: the process is the command's own."""
+    """Set how much is printed on stderr. This is global, as the process is the command's own."""
     if verbose and quiet:
         raise BctrlConfigError("--verbose cannot be combined with --quiet")
     LOG_PRINTER.verbose = verbose
@@ -80,7 +80,7 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return visible text as it is, and any other, such as a space at its end, as a literal."""
+    """Return visible text unchanged, and other text, such as `'a '`, as a literal."""
     # The repr of an enum's member would show its Python name.
     text = str.__str__(text)
     is_visible = text and text.isprintable() and text == text.strip()
@@ -110,7 +110,7 @@ def format_counts(counts: Counter[StopResult]) -> str:
 
 
 def _escape_unprintable(text: str) -> str:
-    """Escape what a terminal would obey or hide, such as control characters, but no line ends."""
+    """Escape what a terminal would obey or hide, such as control characters, except newlines."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -120,7 +120,7 @@ def one_line(text: str) -> str:
 
 
 def print_error(error: str | BctrlError) -> None:
-    """Print an error on stderr as one line; if the terminal is too narrow, its advice below."""
+    """Print an error on stderr as one line; on a narrow terminal, its advice goes below it."""
     text = error if isinstance(error, str) else f"{name_call(error)}{describe(error)}"
     line = f"bctrl-async: error: {one_line(text)}"
     if isinstance(error, BctrlError) and 0 < _columns() < len(line):
@@ -156,12 +156,12 @@ def _print_line(line: str) -> None:
 class Output(Console):
     """Stdout, for results.
 
-    If it cannot be written any more (`| head`, a full disk), it falls silent and the stops go on.
+    If writing fails (`| head`, a full disk), no more results are printed, and the stops go on.
     """
 
     def __init__(self) -> None:
         if sys.stdout is None:
-            # The shell has closed stdout, and rich would drop the results; writing to this fails.
+            # The shell has closed stdout. Rich would drop the results; writing to this file fails.
             sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         super().__init__(highlight=False, markup=False, emoji=False)
         self.shows_progress = True
@@ -187,7 +187,7 @@ class Output(Console):
         self.print_result(json.dumps(fields), exact=True)
 
     def fail(self, error: OSError) -> None:
-        """Fall silent; a reader that leaves (`| head`) has all that it wants."""
+        """Print no more results; report the error unless the reader left (`| head`)."""
         self.quiet = True
         # Buffered text would fail again when it is flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -196,7 +196,7 @@ class Output(Console):
             print_error(f"cannot write to stdout: {error.strerror}")
 
     def on_broken_pipe(self) -> None:
-        """Fall silent; rich would exit, and leave stops without an outcome."""
+        """Print no more results; rich would exit, and leave stops without an outcome."""
         self.fail(BrokenPipeError())
 
     @property
@@ -208,7 +208,7 @@ class Output(Console):
         """Return the console for progress, and whether to draw on it."""
         errors = Console(stderr=True)
         draws = errors.file.isatty() and not (errors.is_dumb_terminal or is_quiet.get())
-        with suppress(OSError):  # Stdout is closed.
+        with suppress(OSError):  # Stdout may be closed.
             # Drawing progress would erase what the reader of a pipe prints on the terminal.
             draws = draws and not stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
         # Two consoles on one terminal would draw over each other.

@@ -1,4 +1,4 @@
-"""A bulk stop with its progress, which Ctrl-C ends early, and the line of a read that waits."""
+"""The progress of a bulk stop, its early end by Ctrl-C, and the notice of a read that waits."""
 
 import asyncio
 import math
@@ -21,11 +21,11 @@ _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _RATE_PERIOD = 10.0
-"""Seconds over which the rate is measured; after as many without an outcome it is hidden."""
+"""Seconds over which the rate is measured; it is hidden if they bring no outcome."""
 _DECIMALS_BELOW = 10
-"""Stops per second from which a decimal is noise."""
+"""The rate, in stops per second, from which a decimal would be noise."""
 
-# SIGHUP comes from a terminal that is closed.
+# A terminal that is closed sends SIGHUP.
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
 
@@ -175,7 +175,7 @@ def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
 
 @asynccontextmanager
 async def show_waiting(output: Output) -> AsyncIterator[None]:
-    """Show within the block, on a terminal, that an answer is waited for."""
+    """Show a notice on the terminal if the answer within the block takes long."""
     console, live = output.progress_console()
     status = console.status("Waiting for an answer")
     timer = asyncio.get_running_loop().call_later(_SHOW_WAITING_AFTER, status.start)

@@ -1,4 +1,4 @@
-"""The command `report`: what journals have of the targets of a list."""
+"""The command `report`: which targets of a list are done, by the journals of its runs."""
 
 import asyncio
 from collections import Counter
@@ -37,10 +37,10 @@ def report(
 ) -> int:
     """Say which targets of a list are done, by the journals of one or more runs.
 
-    A target is done if its runtime no longer runs. Any other is pending: stop
-    the list again, with the same journals. Without --from, the outcomes are
-    only counted, for a journal does not know which targets it lacks. A JOURNAL
-    is only read, and may be in use by a run.
+    A target is done if its runtime no longer runs. Any other target is pending:
+    stop the list again, with the same journals. Without --from, the outcomes
+    are only counted, for a journal does not know which targets it lacks. A
+    JOURNAL is only read, and may be in use by a run.
 
     Exit codes: 0 every target in FILE is done, 1 some are pending or there is
     no FILE, 2 usage error, or a JOURNAL that is not intact.

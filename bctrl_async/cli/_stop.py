@@ -34,7 +34,7 @@ from bctrl_async.journal import Journal
 from bctrl_async.pace import FilePace, Pace
 
 _is_address = re.compile(r"[\w.-]{2,}:").match
-"""Matches an address, even without a scheme, which must not become a file on this machine."""
+"""Matches an address such as `redis:6379`, which must not be taken for the name of a file."""
 
 _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
@@ -113,7 +113,7 @@ def stop(
     unconfirmed. It is safe to run the command again.
 
     After Ctrl-C nothing new is sent, and requests in flight are waited for; a
-    second one aborts them.
+    second Ctrl-C aborts them.
 
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or
     configuration error, 75 the journal is in use: try later, 130 interrupted.
@@ -161,7 +161,7 @@ def stop(
         finding = find_runtimes(lister, place, wanted, alias, output, deadline=deadline)
         items = found = asyncio.run(finding)
         found.keep(shard.keeps)
-        # The time to answer the question does not count. A deadline of 1 ms sends nothing.
+        # The user's time to answer does not count. If no time is left, 1 ms sends nothing.
         left = deadline and max(round(deadline - (time.monotonic() - began), 2), 0.001)
         if not found:
             where = f" in shard {shard.number}/{shard.total}" if shard != _targets.WHOLE else ""
@@ -176,7 +176,7 @@ def stop(
         items = [*filter(shard.keeps, named)]
     session, targets = connect(), cast("_Targets", items)
     if dry_run:
-        # The list decides what is sent, whatever the journal says.
+        # With --all, the list decides what is sent, not the journal.
         return _dry_run(session, targets, None if everything else journal, journal_max_age)
     shown = None if file or everything else aliases
     printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
@@ -213,7 +213,7 @@ def _open_pace(place: str | None, origin: str, rate: float | None) -> Pace | Non
 
         return RedisPace(place, rate=rate)
     except BctrlConfigError as error:
-        # The session names its arguments; here they are an option, a variable or a key.
+        # The error names an argument; the user set an option, a variable or a profile's key.
         summary = error.summary.replace(f"invalid {error.argument}", f"invalid {origin}", 1)
         raise BctrlConfigError(summary, advice=error.advice) from error
     except ModuleNotFoundError as error:
@@ -265,7 +265,7 @@ def _report(
 def _dry_run(
     session: BctrlSession, targets: _Targets, journal: Path | None, max_age: float | None
 ) -> int:
-    """Print the targets to stop as JSON Lines, without what a journal has as stopped."""
+    """Print the targets to stop as JSON Lines, without targets that a journal has as stopped."""
 
     async def run() -> StopReport:
         read = await _targets.collect(targets)

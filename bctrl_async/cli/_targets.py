@@ -1,4 +1,4 @@
-"""Targets read from a file, which is parsed to its end before any is used, or from a pipe."""
+"""Targets from a pipe, or from a file, which is parsed to its end before a target is used."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 _CHUNK = 65536
 _CHECKED = 100
-"""The number of items of a file that must be targets before the first of them is used."""
+"""The number of items at the start of a file that must all be targets, or the file is refused."""
 
 
 class UnreadInputError(BctrlError):
@@ -35,7 +35,7 @@ class Shard(NamedTuple):
     total: int
 
     def keeps(self, item: object) -> bool:
-        """Return True if an item is in this shard; the first has items that are not targets."""
+        """Return True if an item is in this shard; items that are not targets are in shard 1."""
         return self.total == 1 or shard_of(item, self.total) == self.number
 
 
@@ -125,7 +125,7 @@ def _refusal(name: str, bad: BadLine | None = None) -> BctrlConfigError:
 
 
 async def collect(items: Iterable[_T] | AsyncIterable[_T]) -> list[_T]:
-    """Return all items, also of a pipe."""
+    """Return all items; this reads a pipe to its end."""
     return [*items] if isinstance(items, Iterable) else [item async for item in items]
 
 
