@@ -2,11 +2,11 @@
 
     session = BctrlSession(pace=FilePace("/run/stop-runtimes/pace", rate=190))
 
-Every process leases slots of one schedule, for 0.05 s at most. So the processes take turns, and
-together never start more attempts than the rate allows in any second, plus one lease. A process
-that dies costs one lease. No attempt waits for the store for longer than 0.25 s: a session that
-cannot ask it goes on with its share of the rate, and logs a warning. If the store refuses the
-session before its first lease, such as for a wrong password, calls raise `BctrlConfigError`.
+A store keeps one schedule. Every process leases its slots, the times at which an attempt may start,
+for 0.05 s at most: the processes take turns, and together never start more attempts in any second
+than the rate allows, plus one lease. A process that dies costs one lease. No attempt waits for the
+store for longer than 0.25 s: without it, a session keeps to its share of the rate, and logs a
+warning. If the store refuses its first lease (a wrong password), calls raise `BctrlConfigError`.
 
 `FilePace` serves the processes of one machine, `bctrl_async.redis.RedisPace` many machines.
 """

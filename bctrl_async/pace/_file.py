@@ -22,7 +22,7 @@ from bctrl_async.pace._leases import Lease, Pace, Schedule
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # pragma: no cover - Windows has no flock; it was not tried there.
+except ImportError:  # pragma: no cover - Windows has no flock; msvcrt was not tried there.
     import msvcrt
 
     def _lock(file: int) -> None:
@@ -34,7 +34,7 @@ else:
 
 
 _BUSY = 0.2
-"""Seconds to wait for the other processes of a file."""
+"""Seconds to wait while another process holds the lock of the file."""
 _HEADER = b"bctrl-async pace\n"
 
 

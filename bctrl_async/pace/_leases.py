@@ -1,7 +1,7 @@
-"""The schedule of a shared pace, the leases of one session, and its share without the store.
+"""The schedule of a shared pace, a session's leases, and its rate while the store is away.
 
-No attempt waits for the store while there are slots: a task of its own asks for the next lease when
-the last is used up, or a round trip before.
+While there are slots, no attempt waits for the store: a separate task asks for the next lease when
+the slots are used up, or a round trip earlier.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _MEMBERS = 1000
 _FAR = 1e12
 """The latest time of a schedule: beyond it, rounding would swallow an added slot."""
 _BURST = 0.02
-"""Seconds' worth of attempts that may start at once without the store, for late timers."""
+"""Seconds' worth of attempts that may start at once without the store, since timers are late."""
 
 
 class Lease(NamedTuple):
-    """Slots that one member may use, the seconds until the first, and how many share the rate."""
+    """Slots of a member (a session), seconds until the first slot, and the number of members."""
 
     slots: int
     delay: float
@@ -71,7 +71,7 @@ class Schedule(msgspec.Struct):
         passed = max(clock - self.clock, -LEASE)
         own = self.members.get(member, math.inf) + since - self.now
         if passed > own + LEASE:
-            # The clock was set ahead. What is leased until then must not be leased again.
+            # The clock was set ahead: believing it would lease the slots of other members again.
             passed = max(own, 0.0)
         self.clock, self.now = clock, self.now + passed
         oldest = self.now - _MEMBERSHIP
@@ -111,7 +111,7 @@ class Pace(ABC):
 
 
 class Leases:
-    """The slots that a session may use of a shared pace.
+    """The slots of a shared pace that a session may use.
 
     A slot may be used until `LEASE` seconds after its time, for timers are late. Then it is lost:
     slots that were saved up would be a burst.
@@ -166,7 +166,7 @@ class Leases:
             self._next_without_store = max(self._next_without_store, now) + share
 
     async def close(self) -> None:
-        """Close the connection to the store; nothing is asked for afterwards."""
+        """Close the connection to the store, and request no more leases."""
         self._is_closed = True
         if self._request is not None:
             self._request.cancel()
@@ -178,12 +178,12 @@ class Leases:
         """Return True if the slots are used up, or will be before the store could answer."""
         if not self._slots:
             return True
-        # A member has no more than two leases at a time.
+        # Without the bound LEASE, a long round trip would lead to more than two leases at a time.
         is_low = self._slots[-1] - now <= min(self._round_trip, LEASE)
         return is_low and self._waiting() > len(self._slots)
 
     def _renew(self, now: float) -> None:
-        """Ask for a lease, unless that is under way."""
+        """Ask for a lease, unless a request is in flight, or it is too early for another."""
         is_due = self._away_since is None or now >= self._requested_at + _INTERVAL
         if self._request is None and is_due and not self._is_closed:
             self._requested_at = now
@@ -207,14 +207,14 @@ class Leases:
             timer.cancel()
 
     def _wanted(self, now: float) -> int:
-        """Return the number of slots to ask for: those that will be used, for others are lost."""
+        """Return the number of slots to request: no more than will be used, as others are lost."""
         waiting = self._waiting() - len(self._slots)
         if waiting > 0 and now < self._used_up_at + LEASE:
             waiting = max(waiting, 2 * self._size)
         return max(waiting, 0)
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
-        """Go on after a request, even if it was cancelled: others may wait for it."""
+        """Handle the end of a request, even if cancelled: attempts may wait for its lease."""
         self._request = None
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if self._is_closed:

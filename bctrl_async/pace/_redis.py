@@ -23,7 +23,7 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 _TIMEOUT = 1.0
-"""Seconds for a connection or an answer. A session gives up a request to its pace after as many."""
+"""Seconds for a connection or an answer; a session gives up a lease after the same time."""
 
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 _is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
@@ -62,7 +62,7 @@ _misconfigured = re.compile(
     "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
     "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command"
 ).search
-"""Finds an error that lasts: in a server's words, or by its name in redis-py and valkey-py."""
+"""Finds a permanent error by the server's words, or by its class in redis-py and valkey-py."""
 
 
 class _Client(Protocol):
@@ -93,7 +93,7 @@ class RedisPace(Pace):
 
     def __init__(self, url_or_client: str | _Client, *, rate: float, name: str = "default") -> None:
         if isinstance(url_or_client, str):
-            # A traceback that shows variables must not reveal its password.
+            # A traceback that shows variables must not reveal the password in the URL.
             url_or_client = _config.Secret(url_or_client)
         self._url_or_client: str | _Client = ""
         self._name = name
@@ -141,7 +141,7 @@ class _RedisStore:
             client = self._own = _client(client)
         self._script = client.register_script(_LEASE)
         self._rate = rate
-        # Braces keep the keys in one slot of a cluster.
+        # Braces keep the keys in one hash slot of a Redis cluster.
         self._keys = [f"bctrl-async:{{{name}}}:{kind}" for kind in ("schedule", "members")]
 
     async def lease(self, member: str, slots: int, since: float) -> Lease:
@@ -184,7 +184,7 @@ def _is_url(url: str) -> bool:
         parts = urlsplit(url)
     except (ValueError, TypeError, AttributeError, RedisError):
         return False
-    # A password that is not encoded ends the host too early, and its rest would be shown.
+    # A password that is not encoded may end the host early; the repr would show its rest.
     is_valid = "://" in url and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
     # redis-py takes database 0 for any path that is not a number.
     return is_valid and (parts.scheme == "unix" or _is_database(parts.path) is not None)
