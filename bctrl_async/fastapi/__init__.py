@@ -21,7 +21,7 @@ from bctrl_async.fastapi._app import BctrlDep, add_exception_handlers, get_sessi
 from bctrl_async.fastapi._problems import PROBLEM_RESPONSES, Problem, problem
 
 if TYPE_CHECKING:
-    # A type checker sees what a route returns; FastAPI validates and serializes it by the model.
+    # A type checker sees the classes that a route returns; FastAPI uses the pydantic models.
     from bctrl_async import Runtime, StopOutcome, StopReport
 else:
     from bctrl_async.fastapi._bodies import Runtime, StopOutcome, StopReport

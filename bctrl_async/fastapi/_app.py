@@ -29,7 +29,7 @@ PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _log = logging.getLogger("bctrl_async.fastapi")  # The docs name this logger.
 _KEY = "bctrl_session"
 _MAX_RETRY_AFTER = 60
-"""Seconds after which the session sends a call during a longer Retry-After."""
+"""The most seconds of our Retry-After: during a longer pause, the session probes this often."""
 
 
 def lifespan(
@@ -55,7 +55,7 @@ def lifespan(
         BctrlConfigError: An argument is of another type, or both `make_session` and `pace` are
             given.
     """
-    # An error at startup would come late, and far from the call.
+    # These checks would come late, and far from the call, if they were made at startup.
     if not callable(make_session):
         raise invalid_type("make_session", type(make_session), "a function that makes sessions")
     if inner is not None and not callable(inner):

@@ -29,7 +29,7 @@ def _safe_record(error: BctrlError) -> ErrorRecord:
 
 
 def _complete(states: Mapping[RuntimeState, int]) -> Mapping[RuntimeState, int]:
-    """Return the numbers of all states, also 0, so that a client finds each."""
+    """Return the number of each state, 0 if it is absent, so that a client finds every state."""
     return dict.fromkeys(RuntimeState, 0) | dict(states)
 
 
@@ -109,7 +109,7 @@ class StopOutcome(Body):
     def _of(cls, value: object) -> object:
         if not isinstance(value, bctrl_async.StopOutcome):
             return value
-        # The full record of the error would have the API's own text.
+        # The full record of the error would show the API's own text to clients.
         error = None if value.error is None else _safe_record(value.error)
         return msgspec.structs.replace(
             OutcomeRecord.of(value), error=error, request_id=identifier(value.request_id)

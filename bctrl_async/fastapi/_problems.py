@@ -31,7 +31,7 @@ _is_identifier = re.compile(r"[\w.:/+=-]{1,100}", re.ASCII).fullmatch
 
 
 class ProblemType(Enum):
-    """The types of problems: the status, and what is said to clients."""
+    """The types of problems, each with its status, its title, and the detail for clients."""
 
     NOT_FOUND = 404, "Runtime not found", "The workspace or the alias does not exist."
     NOT_RUNNING = 409, "Runtime not running", "Nothing is running under this alias."
@@ -81,7 +81,7 @@ class Body(BaseModel):
     )
 
     def __init_subclass__(cls) -> None:
-        # If the app has a model of the same name, pydantic puts the module before both.
+        # If the app has a model of the same name, the OpenAPI names both with their modules.
         cls.__module__ = "bctrl_async.fastapi"
 
 
@@ -117,8 +117,8 @@ class Problem(CamelBody):
 def problem(error: BctrlError) -> Problem:
     """Describe an error to the app's clients as problem details (RFC 9457).
 
-    Of the API's answer only two identifiers are included, its error code and the id of the request:
-    its text is not meant for the app's clients.
+    It includes only two identifiers of the API's answer, its error code and the id of the request:
+    the API's text is not meant for the app's clients.
 
     Args:
         error: The error.
