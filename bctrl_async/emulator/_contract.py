@@ -95,7 +95,7 @@ def make_runtime(
 
 
 def check(*types: type, **values: object) -> None:
-    """Raise a ValueError unless all values are of one of some types; a bool is not a number."""
+    """Raise a ValueError unless each value has one of these types; a bool is not a number."""
     for name, value in values.items():
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             wanted = " or ".join(kind.__name__ for kind in types if kind is not NoneType)

@@ -1,4 +1,4 @@
-"""The faults of the emulator: what each answers, how it is sent, and which stop meets it."""
+"""The faults of the emulator: their answers, how these are sent, and which stops meet them."""
 
 import asyncio
 import bisect
@@ -152,7 +152,7 @@ def reply_of(fault: Fault | Reply | None, payload: Payload, *, conflict: bool) -
 async def send(
     request: web.BaseRequest, response: web.Response, fault: Fault | Reply | None, seconds: float
 ) -> web.StreamResponse:
-    """Send a response as its fault wants it: whole, in pieces, cut, followed, or not at all."""
+    """Send a response as its fault asks: whole, in pieces, cut off, or not at all."""
     if fault is Fault.HANG:
         # This handler is cancelled when the connection closes.
         await asyncio.Future[None]()

@@ -1,4 +1,4 @@
-"""The answers of the emulator: `Reply` describes an answer, and the emulator's own are replies."""
+"""The answers of the emulator, each a `Reply`: its own, and answers that a test describes."""
 
 import json
 import re
@@ -17,9 +17,9 @@ _ERROR_FIELDS = ("code", "message", "reason_class", "hint")
 _is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _JSON_TYPE = "application/json"
 _TEXT_TYPE = "text/plain; charset=utf-8"
-# HTTP allows a 204 and a 205 no body.
+# HTTP forbids a body in a 204 and in a 205.
 WITH_PAYLOAD = frozenset(range(200, 300)) - {204, 205}
-# contract errors.md, "code seen" and `reasonClass`.
+# These are from contract errors.md: "code seen" and `reasonClass`.
 _DOCUMENTED = {
     400: ("request.invalid", "invalid_input"),
     401: ("auth.required", "unauthorized"),
@@ -57,8 +57,8 @@ class Reply:
         body: What is sent in place of the usual body; None for the usual body. Bytes and text, as
             UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`. Any other
             value is sent as JSON.
-        takes_effect: True if a stop with this answer ends the runtime nevertheless. None becomes
-            True for a 2xx, and False for any other status.
+        takes_effect: True if a stop with this answer ends the runtime. None becomes True for a
+            2xx, and False for any other status.
 
     Raises:
         ValueError: An argument is invalid, or excludes another.

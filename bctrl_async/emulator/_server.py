@@ -142,7 +142,7 @@ class Emulator:
             raise RuntimeError("the emulator was started before: make a new Emulator")
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
-        # Cancellation tells a handler that its client disconnected; access logs cost time.
+        # Cancellation tells a handler that its client disconnected. Access logs would cost time.
         self._server = web.Server(
             self._serve, handler_cancellation=True, access_log=None, auto_decompress=False
         )
@@ -221,16 +221,16 @@ class Emulator:
         return None if runtime is None else runtime["status"]
 
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
-        """Assert that stops of some runtimes, at least one, were received, and they are stopped.
+        """Assert that each of these runtimes is stopped, and that a stop of it was received.
 
         Args:
             workspace_id: The workspace.
-            *aliases: The runtimes.
+            *aliases: The runtimes, at least one.
             only: Also assert that no stop of any other runtime was received, whatever its answer.
 
         Raises:
-            AssertionError: A listed runtime is not stopped, or (with `only`) another was. The
-                message has a line for each, with status and answers, after `-` or `+`.
+            AssertionError: A runtime is not stopped or got no stop (`-`), or, with `only`, another
+                got a stop (`+`). The message has a line for each, with its status and its answers.
         """
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
@@ -243,7 +243,7 @@ class Emulator:
             raise AssertionError(explain(marked, self._runtimes, stops))
 
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
-        """Assert that some runtimes, at least one, were added, and that no stop of them had effect.
+        """Assert that these runtimes, at least one, were added, and that no stop ended any of them.
 
         Raises:
             AssertionError: A runtime was stopped, or was never added. The message has a line with
@@ -264,8 +264,8 @@ class Emulator:
     ) -> None:
         """Queue faults and replies, one for each of the next stops of known runtimes.
 
-        They precede random faults. A stop takes its own from the first non-empty queue of: its
-        target, its workspace, its alias, all stops.
+        They precede random faults. A stop takes its fault from the first queue that is not empty:
+        the queue of its target, of its workspace, of its alias, of all stops.
 
         Args:
             *faults: Faults and replies in the order of the stops; None is a normal stop.
@@ -274,7 +274,7 @@ class Emulator:
             method: `POST` for stops, `GET` for reads; a list has no alias.
 
         Raises:
-            ValueError: The method is neither `POST` nor `GET`, or a fault is something else.
+            ValueError: The method is neither `POST` nor `GET`, or an item is of another type.
         """
         contract.check(str, NoneType, workspace_id=workspace_id, alias=alias)
         for fault in faults:
@@ -329,7 +329,7 @@ class Emulator:
     def _decide(
         self, request: web.BaseRequest, route: contract.Route | None
     ) -> tuple[Fault | Reply | None, Reply]:
-        """Choose the reply and update the runtime without awaiting, so no two interleave."""
+        """Choose the reply and update the runtime without awaiting: requests do not interleave."""
         if route is None:
             return None, replies.NO_ROUTE
         if request.method != route.method:

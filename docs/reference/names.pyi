@@ -609,9 +609,9 @@ class Emulator:
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said."""
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
-        """Assert that stops of some runtimes, at least one, were received, and they are stopped."""
+        """Assert that each of these runtimes is stopped, and that a stop of it was received."""
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
-        """Assert that some runtimes, at least one, were added, and that no stop of them had effect."""
+        """Assert that these runtimes, at least one, were added, and that no stop ended any of them."""
     def inject(
         self,
         *faults: Fault | Reply | None,
@@ -666,7 +666,7 @@ class Reply:
     body: object = ...
     """What is sent in place of the usual body; None for the usual body."""
     takes_effect: bool | None = None
-    """True if a stop with this answer ends the runtime nevertheless."""
+    """True if a stop with this answer ends the runtime."""
 
 # bctrl_async.emulator.ReceivedRequest, in bctrl_async/emulator/_assertions.py
 class ReceivedRequest:
