@@ -1,8 +1,8 @@
 """A bulk stop on a cluster of dask.distributed (extra `dask`).
 
-The targets are cut into chunks, which the workers of the cluster stop. Each worker has a session of
-its own, with the key from its own environment. The outcomes come back as they are known, into one
-report and one journal.
+The coordinator, the process that calls `stop_runtimes`, cuts the targets into chunks. The workers
+of the cluster stop them, each with a session of its own and the key from its own environment, and
+send the outcomes back as they are known, into one report and one journal.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ _Fact = StopOutcome | int | None
 the number of throttled answers."""
 
 _SLOTS = 10
-"""Chunks that a worker has at once: a slow target must not hold up the others."""
+"""The number of chunks that a worker has at once: a slow target holds up no other chunk."""
 _SHARES = 4
 """The number of chunks for each worker into which a short input is cut, roughly."""
 _TRIES = 3
-"""Times that a chunk is handed out before it starts; its worker may have died of another chunk."""
+"""Times that an unstarted chunk is handed out: its worker may have died of another chunk."""
 _PULSE = 0.25
-"""Seconds between two messages of a worker, and between two looks of the coordinator."""
+"""Seconds between two messages of a worker, and between two checks by the coordinator."""
 _GRACE = 5.0
-"""Seconds for the workers to send the outcomes of what was aborted, and to close."""
+"""Seconds for the workers to send the outcomes of aborted stops, and to close."""
 _PATIENCE = 60.0
-"""Seconds after which a scheduler is given up that does not answer."""
+"""Seconds after which a scheduler that does not answer is given up."""
 
 
 # This part runs on the workers.
@@ -89,8 +89,8 @@ class _LeftError(Exception):
 
 
 def _stop_chunk(run: str, number: int, items: list[_Item]) -> None:
-    """Stop the targets of a chunk: the task that a worker runs, in a thread."""
-    # Once the run is over, the worker has no plugin, and nobody waits for the chunk.
+    """Stop the targets of a chunk; a worker runs this as a task of dask, in a thread."""
+    # After the run, the plugin is gone and this raises, but nobody waits for the chunk.
     cast("Visit", _dask.get_worker().plugins[run]).stop(number, _Items(items))
 
 
@@ -113,7 +113,7 @@ class Visit(distributed.WorkerPlugin):
         self._opening, self._sending = asyncio.Lock(), asyncio.Lock()
         self._session: BctrlSession | None = None
         self._left: BctrlError | None = None
-        # The chunks that were started, and the run of each once the coordinator knows.
+        # A task for each started chunk, and its run once the coordinator knows that it started.
         self._runs: dict[asyncio.Task[None], Run | None] = {}
         self._facts: list[tuple[int, _Fact]] = []
         self._is_closing = False
@@ -132,7 +132,7 @@ class Visit(distributed.WorkerPlugin):
             await self._session.close()
 
     def stop(self, number: int, items: _Items) -> None:
-        """Stop the targets of a chunk; return once all are started, so that another can start."""
+        """Stop the targets of a chunk; once all are taken, let the worker start its next chunk."""
         stopping = asyncio.run_coroutine_threadsafe(self._stop(number, items), self._loop)
         stopping.add_done_callback(lambda _: items.all_taken.set())
         items.all_taken.wait()
@@ -140,7 +140,7 @@ class Visit(distributed.WorkerPlugin):
             _dask.secede()
         wait([stopping])
         if self._is_closing or stopping.cancelled():
-            # The run goes on without this worker.
+            # The run goes on, so another worker must take the chunk.
             raise distributed.Reschedule
         stopping.result()
 
@@ -153,23 +153,23 @@ class Visit(distributed.WorkerPlugin):
                 session = await self._open()
                 options = replace(self._options, on_outcome=partial(self._add, number, items))
                 run = session._make_run(Input(items), options)  # noqa: SLF001 - for this user too.
-                # A server that has answered another chunk gets the patience for an outage.
+                # An answer to an earlier chunk counts: the patience then bounds an outage.
                 run.breaker.attempts_before = 0
             except Exception as error:  # noqa: BLE001 - the function of a user may raise anything.
                 left = self._leave(_failure_of(error))
         if left is not None:
             # The error is raised outside of the handler, because dask pickles it with its context.
             raise _LeftError(self._worker.address, left)
-        # The coordinator must know before anything is sent: this worker may die at once.
+        # The coordinator must know of the start before anything is sent: this worker may die.
         await self._send((number, None))
-        # The end is read after that: the coordinator sets it before it reads what has started.
+        # If no end is set yet, the coordinator reads the message above after it sets the end.
         self._runs[task] = run
         await self._obey()
         if not self._is_closing:  # pragma: no branch - a worker that closes at this moment.
             report = await StopBatch(run)
             await self._send((number, report.throttled))
             unsent = (each for each in report.failures if each.result is StopResult.NOT_SENT)
-            # Once the server has answered, a failed connection is not a problem of the network.
+            # Once the server has answered, a failed connection is not this worker's own problem.
             errors = () if run.breaker.has_answered else (each.error for each in unsent)
             for reason in (report.ended_early, *errors):
                 if isinstance(reason, BctrlConfigError | BctrlNetworkError):
@@ -192,7 +192,7 @@ class Visit(distributed.WorkerPlugin):
                 del self._facts[: len(sent)]
 
     async def _obey(self) -> None:
-        """End the chunks as far as the coordinator says."""
+        """Cancel the runs of all chunks to the level that the coordinator has set, if any."""
         if said := await self._end.get(timeout=_PATIENCE):
             reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
             for run in filter(None, self._runs.values()):
@@ -202,14 +202,14 @@ class Visit(distributed.WorkerPlugin):
     async def _pulse(self) -> None:
         while True:
             await asyncio.sleep(_PULSE)
-            # A scheduler that is lost ends the worker as well.
+            # Errors need no handling: a lost scheduler ends the worker as well.
             with suppress(Exception):
                 if self._runs:
                     await self._send()
                     await self._obey()
 
     def _leave(self, error: BctrlError) -> BctrlError:
-        """Take no more chunks; return the error with the worker's address: its key may differ."""
+        """Take no more chunks; return the error, which then names this worker as the cause."""
         self._left = _bare(copy(error))
         self._left.summary = f"the worker {self._worker.address}: {error.summary}"
         return self._left
@@ -271,14 +271,14 @@ class Chunk:
     def __init__(self, items: list[_Item]) -> None:
         self.number: int = items[0][0]
         self.targets: dict[int, RuntimeRef] = dict(items)
-        # The outcomes that are not final, by their indexes.
+        # The targets without a final outcome, by index, with the last outcome of each, if any.
         self.open: dict[int, StopOutcome | None] = dict.fromkeys(self.targets)
         self.begins: int = 0
         self.tries: int = 0
         self.scope: CancelScope = CancelScope()
 
     def restart(self) -> Iterator[StopOutcome]:
-        """Forget the chunk's only worker if it reported everything; yield what it rejected."""
+        """Count the chunk as unstarted if its only worker reported all; yield what it rejected."""
         if self.begins == 1 and None not in self.open.values():
             self.begins = 0
             for told in filter(None, [*self.open.values()]):
@@ -289,7 +289,7 @@ class Chunk:
                     yield told
 
     def add(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
-        """Add an outcome; yield it if it is final, even if the chunk is repeated."""
+        """Add an outcome; yield it if no repeat of the chunk can change it."""
         index = outcome.index
         if index in self.open:
             if outcome.ok or outcome.result is StopResult.NOT_FOUND:
@@ -299,7 +299,7 @@ class Chunk:
                 self.open[index] = outcome
 
     def end(self, reason: BctrlError) -> Iterator[StopOutcome]:
-        """Yield the outcomes of all other targets; the reason is why some have none."""
+        """Yield the outcomes of the open targets; `reason` is why a target was not reported."""
         rest, self.open = self.open, {}
         not_sent = BctrlError(f"not sent: {reason.summary}")
         for index, outcome in rest.items():
@@ -320,7 +320,7 @@ class Chunk:
 
 
 class ClusterRun(Engine):
-    """A bulk stop on a cluster, whose slots read targets and hand them out."""
+    """A bulk stop on a cluster. Its slots are tasks, each of which hands out a chunk at a time."""
 
     def __init__(
         self, source: Input, options: Options, client: distributed.Client, visit: Visit, size: int
@@ -341,7 +341,7 @@ class ClusterRun(Engine):
         self._present: set[str] = set()
         self._left: set[str] = set()
         self._is_lost = False
-        # This is True once the message that a chunk has started may be missing.
+        # This is True once a message that a chunk has started may be lost.
         self._lacks_messages = False
 
     @property
@@ -393,7 +393,7 @@ class ClusterRun(Engine):
         # The await makes sure that the scheduler has the queue.
         self._queue = await self._ask(worker, partial(_dask.Queue, self._run, client=self._client))
         try:
-            # A worker that hangs holds up its own chunks alone.
+            # A worker that hangs may only hold up its own chunks.
             with suppress(TimeoutError):
                 await self._wait_for(worker, self._client.register_plugin(self._visit, self._run))
         except Exception as error:  # noqa: BLE001 - a worker may raise anything.
@@ -405,7 +405,7 @@ class ClusterRun(Engine):
             self._chunk_size = max(min(self._chunk_size, share), 1)
 
     async def _count(self, worker: Worker) -> int:
-        """Ask for the workers, and return the number of all."""
+        """Ask the scheduler for its workers; return their number, including any that left."""
         workers = await self._ask(worker, self._client.nthreads) or {}
         self._present = workers.keys() - self._left
         return len(workers)
@@ -423,18 +423,18 @@ class ClusterRun(Engine):
         await self._fetch(worker)
 
     async def _tell(self, worker: Worker, level: CancelLevel) -> None:
-        # Workers deliver their outcomes, whatever the level.
+        # At the level DELIVERY, workers would not send their outcomes, which must be recorded.
         told = min(level, CancelLevel.IN_FLIGHT)
         await self._ask(worker, self._end.set, pickle.dumps((_bare(self.state.reason), told)))
         await self._fetch(worker)
         self._told = level
         if told is CancelLevel.IN_FLIGHT:
             asyncio.get_running_loop().call_later(_GRACE, self._give_up, self._chunks.values())
-        # These chunks find the end when they start, and send nothing.
+        # If a worker starts one of these chunks later, it finds the end, and sends nothing.
         self._give_up(chunk for chunk in self._chunks.values() if not chunk.begins)
 
     def _give_up(self, chunks: Iterable[Chunk]) -> None:
-        """Await these chunks no longer."""
+        """Stop waiting for these chunks."""
         for chunk in chunks:
             chunk.scope.cancel()
 
@@ -459,13 +459,13 @@ class ClusterRun(Engine):
         return None
 
     async def _wait_for(self, worker: Worker, answer: Awaitable[_T]) -> _T:
-        """Wait for an answer; once the run ends, only a short time more."""
+        """Wait for an answer, but only for a short time once the run ends."""
         asking = asyncio.ensure_future(answer)
         try:
             if self.state.goes_on():
                 with worker.scope():
                     await asyncio.wait([asking], timeout=_PATIENCE)
-            # Dask tries to connect to a lost scheduler for half a minute.
+            # Dask would try to connect to a lost scheduler for half a minute.
             if not (self.state.goes_on() or self._is_lost):
                 await asyncio.wait([asking], timeout=_GRACE)
             if asking.done():
@@ -515,18 +515,18 @@ class ClusterRun(Engine):
                 failure = None if ended is None else _failure_of(ended)
                 await self._fetch(slot)
                 if chunk.tries:
-                    # The message of a worker that has begun the chunk may be lost.
+                    # The message of a worker that has started the chunk may be lost.
                     chunk.begins += self._lacks_messages
                 if isinstance(ended, _LeftError) and ended.address in self._left:
-                    # The scheduler may have no other worker for it just now.
+                    # The scheduler may have no other worker for the chunk just now.
                     await asyncio.sleep(_PULSE)
                 is_tried_again = self.state.goes_on() and self._goes_elsewhere(chunk, ended)
             is_told = isinstance(ended, _LeftError | BctrlError)
             if failure is not None and self.state.goes_on() and (is_told or not chunk.begins):
-                # No other chunk would do better.
+                # Other chunks would fail in the same way.
                 self.state.end_early(failure, CancelLevel.WAITING)
         except BaseException:
-            # The slot was cancelled from outside, and a message may be on its way.
+            # The slot was cancelled from outside, and a worker may have started the chunk.
             chunk.begins += 1
             raise
         finally:
@@ -536,7 +536,7 @@ class ClusterRun(Engine):
             self._record(chunk.end(failure or self.state.reason))
 
     def _goes_elsewhere(self, chunk: Chunk, ended: Exception | None) -> bool:
-        """Return True if other workers may do better with a chunk than the last."""
+        """Return True if another worker may succeed with a chunk that ended like this."""
         match ended:
             case _LeftError(address=address, reason=reason):
                 if address not in self._left:
@@ -566,7 +566,7 @@ class ClusterRun(Engine):
             with chunk.scope:
                 await future
         except CancelledError as error:
-            # Its worker may still have the chunk.
+            # A worker may still have the chunk, and stop its targets.
             chunk.begins += 1
             if self._client.status == "running":
                 return error
@@ -604,7 +604,7 @@ class ClusterRun(Engine):
                 self.ledger.throttled += fact
 
     def _record(self, outcomes: Iterable[StopOutcome]) -> None:
-        """Record outcomes, and deliver them in a task of its own, which alone waits for readers."""
+        """Record outcomes, and deliver them in a separate task, so only that waits for readers."""
         recorded = [self.ledger.record(outcome) for outcome in outcomes]
         if not self._deliveries or self.state.level is CancelLevel.DELIVERY:
             return
@@ -677,11 +677,11 @@ def stop_runtimes(
         async with Client("tcp://scheduler:8786", asynchronous=True) as client:
             report = await stop_runtimes(client, targets, journal="night.jsonl")
 
-    It works as `BctrlSession.stop_runtimes` does, except for what is said here. Targets are read
-    here, and handed to the workers in chunks, ten for each worker. Each outcome is recorded here
-    once. The chunk of a worker that dies is repeated on another; a target that it had stopped
-    becomes `already_stopped`. If every worker that takes a chunk dies, its targets without an
-    outcome become `unknown`, and so do targets that a second worker did not stop.
+    It works as `BctrlSession.stop_runtimes` does, with these differences. Targets are read in this
+    process, and handed to the workers in chunks, up to ten at once for each worker. Each outcome is
+    recorded in this process, once. The chunk of a worker that dies is repeated on another; a target
+    that was stopped before becomes `already_stopped`. If every worker that takes a chunk dies, its
+    targets without an outcome are `unknown`, as are targets that a second worker did not stop.
 
     The run ends early as in one process: the first 401 of any worker ends it for all. A worker that
     cannot make its session, or reaches no server, leaves its chunks to others, and a warning names
@@ -691,12 +691,12 @@ def stop_runtimes(
     Args:
         client: A running client of dask.distributed, made with `asynchronous=True`.
         targets: As for `BctrlSession.stop_runtimes`.
-        session: A function that makes the session of each worker, called there without arguments,
+        session: A function that makes the session of each worker, called on it without arguments,
             or with `pace` if it is given. By default `BctrlSession`, which reads `BCTRL_API_KEY` in
             the environment of the worker. Its name is sent, so that the workers can import it: it
             must be defined at the top level of a module.
         base_url: The URL of the API, which all workers must have as well. None reads
-            `BCTRL_BASE_URL` here, or uses `https://api.bctrl.ai` if that is not set.
+            `BCTRL_BASE_URL` in this process, or uses `https://api.bctrl.ai` if that is not set.
         pace: A rate that all workers share, for their sessions.
         chunk_size: The most targets of a chunk, from 1. A worker that dies costs that many repeated
             requests; each chunk costs the scheduler about a millisecond.
@@ -704,11 +704,11 @@ def stop_runtimes(
             session, which is the default. A worker starts a chunk once all targets of its previous
             chunk are started.
         deadline: As for `BctrlSession.stop_runtimes`. Waiting for workers counts.
-        on_outcome: As for `BctrlSession.stop_runtimes`, called here.
+        on_outcome: As for `BctrlSession.stop_runtimes`, called in this process.
         timeout: As for `BctrlSession.stop_runtimes`.
         retry: As for `BctrlSession.stop_runtimes`.
-        journal: As for `BctrlSession.stop_runtimes`; a file here. Targets that have stopped are
-            not handed out. The same file can also be resumed in one process.
+        journal: As for `BctrlSession.stop_runtimes`; this process writes it. Targets that have
+            stopped are not handed out. The same file can also be resumed in one process.
         journal_max_age: As for `BctrlSession.stop_runtimes`.
         verify: As for `BctrlSession.stop_runtimes`.
         missing_ok: As for `BctrlSession.stop_runtimes`.
