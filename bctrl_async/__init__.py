@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from bctrl_async.shards import shard
     from bctrl_async.stats import SessionStats
 else:
-    # The search for a name ends at its module, so modules without aiohttp come first.
+    # Names are searched in this order, so modules that need no aiohttp come first.
     _MODULES = (
         *("errors", "models", "stats", "outcomes", "filters", "observer", "shards", "_calls.retry"),
         *("bulk", "session", "journal", "pace"),
     )
 
     def __getattr__(name: str) -> object:
-        """Import a name when it is first used: the help of the command needs no aiohttp."""
+        """Import a name when it is first used, so that the command's help loads without aiohttp."""
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name in __all__:

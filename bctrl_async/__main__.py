@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command, or say how to install its dependencies; return the exit code."""
     try:
-        # This is imported in the `try`: it may be missing, and Ctrl-C may come while it loads.
+        # The import is in the `try`: the extra may be missing, and Ctrl-C may come meanwhile.
         from bctrl_async import cli  # noqa: PLC0415 - it may be missing.
 
         return cli.main()

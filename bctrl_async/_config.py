@@ -35,7 +35,7 @@ class Secret(str):
 
 
 def hidden(key: object) -> Secret | type:
-    """Return a key in a form safe for tracebacks: a `Secret`, or the type of any other value."""
+    """Return a str as a `Secret`, and any other value as its type, which tracebacks may show."""
     if isinstance(key, type):
         return key
     return Secret(key) if isinstance(key, str) else type(key)
@@ -86,7 +86,7 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
 
 
 def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secret:
-    """Check the URL of a proxy, as `hidden` returned it, and return it; no error contains it."""
+    """Check and return a proxy's URL, given as `hidden` returns it; no error contains the URL."""
     if isinstance(given, type):
         raise invalid_type("proxy", given, "a str")
     if not _is_proxy(given):
@@ -99,8 +99,8 @@ def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secr
 
 
 def _is_proxy(text: str) -> bool:
-    # The URL is parsed here, so that no frame of the error's traceback has it. A # in a password
-    # ends the host early and leaves a fragment.
+    # The URL is parsed in this function, so that the parsed URL with its password is in no frame of
+    # the error's traceback. A # in a password ends the host early and leaves a fragment.
     url = _http_url(text)
     return url is not None and url.raw_path_qs in {"", "/"} and not url.raw_fragment
 

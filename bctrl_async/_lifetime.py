@@ -1,4 +1,4 @@
-"""Close what belongs to an event loop at the latest when that loop ends."""
+"""Close the resources of an event loop, at the latest when the loop ends."""
 
 from __future__ import annotations
 

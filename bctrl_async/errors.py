@@ -67,8 +67,8 @@ class BctrlError(Exception):
         attempts: The number of requests started for this call.
         may_have_stopped: True if any of these requests may have stopped the runtime; always False
             for operations other than a stop.
-        accepted: True if a stop was answered with a 2xx status and an unusable body, so that it
-            was accepted (`BctrlNetworkError` only).
+        accepted: True if the server accepted a stop with a 2xx status, but its answer has an
+            unusable body (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.
         code: The server's error code, such as `runtime.not_active`.
         message: The server's message.
@@ -127,7 +127,7 @@ class BctrlConfigError(BctrlError, ValueError):
     """The call cannot be made: nothing was sent.
 
     The API key is missing, a URL, id, alias or other argument is invalid, or the session is closed,
-    belongs to another event loop or was opened before a fork. `argument` is set for an argument.
+    belongs to another event loop or was opened before a fork. `argument` names an invalid argument.
     """
 
 
@@ -147,7 +147,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 
 
 class BctrlResponseError(BctrlNetworkError):
-    """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
+    """An unreadable answer: not JSON, of the wrong shape, too large, a web page, or a redirect."""
 
     advice: str | None = "Check that the base URL points to the bctrl API"
 
@@ -192,7 +192,7 @@ class BctrlNotFoundError(BctrlApiError):
 
 
 class BctrlConflictError(BctrlApiError):
-    """409: the runtime is in a state that cannot be stopped."""
+    """409: the state of the runtime does not allow a stop."""
 
     advice: str | None = "Check the runtime's status; retrying is safe"
 
@@ -245,8 +245,8 @@ is_code: Callable[[str], re.Match[str] | None] = re.compile(r"[a-z_]+(?:\.[a-z_]
 def is_unanswered(error: BctrlError) -> bool:
     """Return True if the API did not answer: no answer, or a gateway's 502, 503 or 504."""
     if isinstance(error, BctrlNetworkError):
-        # An unreadable or foreign answer is still an answer. If there was no key, no request was
-        # sent that the API could answer.
+        # An unreadable or foreign answer is still an answer. An `argument` is set if there was no
+        # key: then no request was sent, and the API had nothing to answer.
         return (
             error.status is None
             and error.argument is None

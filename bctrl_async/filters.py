@@ -18,7 +18,7 @@ from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 __all__ = ["RuntimeFilter"]
 
 WHERE = "a RuntimeFilter or a plain function of a Runtime"
-"""The type of a condition, in words."""
+"""The type of a `where` argument, in the words of errors."""
 
 _log = logging.getLogger("bctrl_async.filters")
 
@@ -34,7 +34,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         kind: The kind to match; None matches any.
         older_than: The least age, above 0, in seconds or as a `timedelta`; None matches any age.
             The contract specifies no format for `created_at`: text that is not an ISO 8601 date and
-            time with a UTC offset matches no age. If only the age is in question, `stop_workspace`
+            time with a UTC offset matches no age. If all but that age matches, `stop_workspace`
             rejects the runtime instead of stopping it.
 
     A status or kind that this version does not know is logged as a warning: it may be mistyped.
@@ -119,11 +119,11 @@ class FoundTargets:
                 and where.decide(runtime, self.at) is None
                 and not runtime.status.is_final
             ):
-                # Its age is unknown: a runtime that is left out could run for ever.
+                # The age is unknown; if the runtime was left out, it could run for ever.
                 self.items.append(_unreadable_age(self.workspace_id, runtime))
 
     def without_replaced(self) -> Self:
-        """Drop ended runtimes whose alias runs again: a stop by alias would end the new runtime."""
+        """Drop ended runtimes whose alias a running runtime has: a stop would end that runtime."""
         self.items = [item for item in self.items if not self._is_replaced(item)]
         return self
 

@@ -2,8 +2,8 @@
 
 It is JSON Lines: a header, then an entry for each outcome. The last entry of a target wins: the
 target is done if that entry says that its runtime no longer runs, and is sent again otherwise. Each
-line ends with its checksum, and only the last line may be cut short. A journal does not have the
-list of its run: `read_journals` compares a list with its journals.
+line ends with its checksum, and only the last line may be cut short. A journal does not contain its
+run's list of targets: `read_journals` takes the list, and finds the outcome of each target.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def read_journals(
             night's, is rejected. None accepts any age.
 
     Yields:
-        Outcomes whose `index` is their position here, and whose `runtime` is None if they are `ok`.
+        Outcomes, whose `index` numbers them from 0; their `runtime` is None if they are `ok`.
 
     Raises:
         BctrlConfigError: A file cannot be read, is not an intact journal of this version, belongs
-            to another server than the first, is older than `max_age`, or has an entry dated more
-            than five minutes in the future. There is no file, or an item of the list is not a
+            to another server than the first file, is older than `max_age`, or has an entry dated
+            more than five minutes in the future. `paths` is empty, or an item of the list is not a
             target.
     """
     expected = "an iterable of paths"
@@ -256,7 +256,7 @@ class Journal:
             )
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
-        """Append an outcome, perhaps to disk; raise a BctrlError, once, if the disk is full."""
+        """Append an outcome, flushed to disk if asked; the first failure raises a BctrlError."""
         if not self._is_cut_short:
             self._append(_entry_line(outcome), flush=flush)
 

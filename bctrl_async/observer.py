@@ -1,8 +1,8 @@
 """Observers of calls, for tracing and metrics of any kind.
 
-A session reports the start of each call to its observer, and the events of the call to the object
-that is returned. Every start has an end, on cancellation as well. Subclass the classes you need:
-their methods do nothing. Methods run in the event loop, so they must not block. An exception in a
+A session reports the start of each call to its observer, which returns an object for the events of
+that call. Every start has an end, on cancellation as well. Subclass the classes you need: the
+methods do nothing by default. They run in the event loop, so they must not block. An exception in a
 method is logged and does not affect the call. No method receives the API key.
 """
 
@@ -31,7 +31,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         number: The number of the attempt within the call, from 1.
         operation: The operation of the API, such as `stop`, `get` or `list`.
-        stops: True if it may stop a runtime.
+        stops: True if the operation may stop a runtime.
         method: The HTTP method.
         url: The URL of the request.
         template: The path of the operation, with `{id}` and `{alias}` in place of the names.
@@ -92,14 +92,14 @@ class CallObserver(_WithAttempts):
 
 class _WithCalls:
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop starts before it waits for its slot."""
+        """Handle the start of a stop; a single stop starts before it waits to be sent."""
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`.
 
-        In a bulk stop it is a `get` that checks whether the server is up after an unanswered
-        request; the GETs of `verify=` belong to their stop.
+        In a bulk stop, it is a canary: a `get` that checks, after an unanswered request, whether
+        the server is up. The GETs of `verify=` belong to their stop.
 
         Args:
             operation: The operation of the API, such as `get` or `list`.

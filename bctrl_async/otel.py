@@ -72,7 +72,7 @@ class _Meters:
             "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
         )
         for result in StopResult:
-            # A series that starts at its first event shows no increase to an alert.
+            # Each series starts at 0: an alert would see no increase in a series that starts at 1.
             self.outcomes.add(0, {"bctrl.result": result.value})
 
 
@@ -162,7 +162,7 @@ class _Bulk(BulkObserver):
             }
         )
         if report.failures and report.ended_early is None:
-            # `raise_for_failures` raises an ExceptionGroup of the errors of all failures.
+            # This is the type that `raise_for_failures` raises.
             span.set_attribute("error.type", ExceptionGroup.__name__)
             span.set_status(Status(StatusCode.ERROR, "not all stops succeeded"))
         _end(span, report.ended_early)

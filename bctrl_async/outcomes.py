@@ -55,9 +55,9 @@ class RuntimeState(StrEnum):
     """Its last status is `active`, in the answer, in a poll, or in the list of `stop_workspace`
     if no request can have stopped it since."""
     UNCONFIRMED = "unconfirmed"
-    """The server said neither, or does not know the runtime (`not_found` without `missing_ok`)."""
+    """The server did not say, or does not know the runtime (`not_found` without `missing_ok`)."""
     INVALID = "invalid"
-    """The target cannot be the name of a runtime, such as a line that is not a target."""
+    """The target cannot name a runtime, such as an unreadable line of a file."""
 
     @property
     def text(self) -> str:
@@ -353,7 +353,7 @@ def state_of(result: StopResult, runtime: Runtime | None, error: BctrlError | No
     match runtime, error:
         case Runtime(status=status), _ if status.is_final:
             return RuntimeState.NOT_RUNNING
-        # A later version of the contract may have other statuses.
+        # Any other status is from a later version of the contract, and confirms nothing.
         case Runtime(status=RuntimeStatus.ACTIVE), _:
             return RuntimeState.STILL_RUNNING
         case None, BctrlConfigError(reason_class="invalid_input"):

@@ -41,7 +41,7 @@ __all__ = ["BctrlSession"]
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
 _SLICE = 1_000
-"""Listed runtimes that are filtered before other tasks get a turn."""
+"""The number of listed runtimes that are filtered before other tasks get a turn."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async")
@@ -51,16 +51,16 @@ class BctrlSession:
     """A session with the bctrl v1 workspaces API: one connection pool for any number of calls.
 
     It can be created before an event loop runs. The pool opens with the first call or `async with`,
-    belongs to that loop, and closes with the session, or with the loop if `close` is not called.
+    belongs to the loop that runs then, and closes with the session, or else with the loop.
 
     Args:
         api_key: The key, or a plain or async function that is called for it before each attempt.
             None reads `BCTRL_API_KEY`. A newline at the end of a key is left out.
         base_url: The URL of the API, with or without `/v1`. None reads `BCTRL_BASE_URL`, or uses
             `https://api.bctrl.ai` if that is not set.
-        timeout: Seconds for one attempt, above 0, from when it has its slot. Connecting may take
-            90 % of them. An `api_key` function has its own limit of the same length.
-        max_connections: The most attempts in flight, from 1. Retries get a slot first, then single
+        timeout: Seconds for one attempt, above 0, once `max_connections` and `rate` allow it.
+            Connecting may take 90 % of them. An `api_key` function has an equal limit of its own.
+        max_connections: The most attempts in flight, from 1. Retries are sent first, then single
             stops, then bulk stops. While the server throttles, `patience` bounds the wait.
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
@@ -68,8 +68,8 @@ class BctrlSession:
         pace: A rate that this session shares with sessions of other processes, such as
             `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
-            is never closed here, and the limits of its connector also apply. Only the session's own
-            pool closes connections on which something arrived while they were idle. Its client
+            is never closed here, and the limits of its connector also apply. Unlike the session's
+            own pool, it keeps idle connections on which unexpected bytes arrived. Its client
             middlewares must send a request at most once: if a middleware retries and then finds no
             connection, a stop is `not_sent` although its first request may have arrived.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
@@ -81,8 +81,8 @@ class BctrlSession:
             `ssl.create_default_context()`.
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
-        headers: More headers for every request, except those that the session sets. A call's own
-            take precedence.
+        headers: More headers for every request, except those that the session sets. The headers
+            of a call take precedence.
         check_answers: Accept an answer only if it has the requested alias, or id, and the requested
             workspace if that is a UUID. False accepts any answer, for a mock server that makes its
             answers up.
@@ -144,13 +144,13 @@ class BctrlSession:
                     advice="Set them on the aiohttp.ClientSession",
                 )
             if (connector := http.connector) is not None:
-                # Beyond these limits a request waits in the connector, and its timeout runs.
+                # Beyond these limits, a request would wait in the connector while its timeout runs.
                 limits = limit, connector.limit, connector.limit_per_host
                 limit = min(filter(None, limits))
         if via is not None:
             via = _config.proxy(via, base_url=self._url, allow_plaintext=allow_plaintext)
         _config.check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
-        # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
+        # Plain http is for loopback alone: a proxy, on another machine, could read the key.
         trust_env = trust_env and (self._url.scheme == "https" or allow_plaintext)
 
         self._limiter = Limiter(limit, AdaptiveRate(rate), pace)
@@ -271,7 +271,7 @@ class BctrlSession:
             http = self._sender.open_pool()
             if not self._limiter.acquire_nowait():
                 await self._limiter.acquire(policy.max_throttle_wait)
-            # The object is made after the wait, since a hundred thousand stops may wait at once.
+            # The `Call` is made after the wait, to save memory: 100,000 stops may wait at once.
             retries = RetryState(policy, self._sender.quota)
             call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
             if observed is not None:
@@ -290,7 +290,7 @@ class BctrlSession:
     async def _stop(
         self, call: Call[Runtime], http: aiohttp.ClientSession, *, stopped_ok: bool
     ) -> Runtime:
-        """Make the attempts of a stop that holds a slot; get a runtime that is stopped already."""
+        """Make the attempts of an admitted stop; get the runtime if it was stopped already."""
         try:
             return await self._sender.attempt_loop(call, http)
         except BctrlConflictError as conflict:
@@ -348,7 +348,7 @@ class BctrlSession:
         Args:
             workspace_id: As for `stop_runtime`.
             on_unreadable: Called with the error of each runtime that cannot be parsed; the others
-                are then returned. Its `alias` is set if at least that can be parsed.
+                are then returned. The error's `alias` is set if the alias can be parsed.
             timeout: As for `stop_runtime`.
             retry: As for `stop_runtime`.
 
@@ -413,7 +413,7 @@ class BctrlSession:
                 Callbacks are still waited for.
             on_outcome: A plain or async function, called with each outcome. If it raises, the run
                 is cancelled and raises the same error. After a cancellation it is not called;
-                `report.failures` has the outcomes that it missed.
+                `report.failures` has the failures that it missed.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
@@ -428,8 +428,8 @@ class BctrlSession:
                 the 30 s; False polls none. `StopOutcome.state` is `unconfirmed` or `still_running`
                 if the polls settled nothing. Polls have the lowest priority; up to a thousand
                 runtimes are polled beside the stops.
-            missing_ok: Count a runtime that is `not_found` as no longer running. A mistyped
-                workspace gives nothing else, so by default the report is not `ok` then.
+            missing_ok: Count a runtime that is `not_found` as no longer running. By default it is a
+                failure, because every target of a mistyped workspace is `not_found`.
 
         Returns:
             The bulk stop: await it for its `StopReport`, or enter it and iterate. Both raise the

@@ -20,8 +20,8 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
         count: The number of shards; the same in each process.
 
     Raises:
-        BctrlConfigError: `targets` cannot be iterated over, or `number` is not in range. Here, or
-            when it is read, if the first item is not a target.
+        BctrlConfigError: `targets` cannot be iterated over, `number` is not in range, or the first
+            item is not a target: then perhaps only when the result is read.
     """
     if number not in range(1, _config.count(count, "count") + 1):
         problem = f"invalid number {number!r:.50}: expected 1 to {count}, the count"
@@ -31,7 +31,7 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
 
     def is_in_shard(item: object) -> bool:
         if not next(places):
-            # Without this check only the first shard would reject it; the others would be empty.
+            # Without this check, only shard 1 would reject a wrong input; others would be empty.
             check_first(item)
         return shard_of(item, count) == number
 

@@ -24,7 +24,7 @@ class SessionStats(msgspec.Struct, kw_only=True):
             (`"BctrlTimeoutError"`) if there was no usable answer.
         cancelled: Attempts whose call was cancelled, so that no answer was waited for.
         in_flight: Attempts in flight.
-        waiting: Calls that wait for a slot or for their next attempt.
+        waiting: Calls that wait for the session's limits or for their next attempt.
     """
 
     attempts: int = 0

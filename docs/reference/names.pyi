@@ -124,7 +124,7 @@ class SessionStats(msgspec.Struct):
     in_flight: int = 0
     """Attempts in flight."""
     waiting: int = 0
-    """Calls that wait for a slot or for their next attempt."""
+    """Calls that wait for the session's limits or for their next attempt."""
     @property
     def throttled(self) -> int:
         """The number of attempts that were answered with 429 or 503."""
@@ -291,7 +291,7 @@ class BctrlError(Exception):
     may_have_stopped: bool = False
     """True if any of these requests may have stopped the runtime; always False for operations other than a stop."""
     accepted: bool = False
-    """True if a stop was answered with a 2xx status and an unusable body, so that it was accepted (`BctrlNetworkError` only)."""
+    """True if the server accepted a stop with a 2xx status, but its answer has an unusable body (`BctrlNetworkError` only)."""
     status: int | None = None
     """The HTTP status of the last answer."""
     code: str | None = None
@@ -327,7 +327,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 
 # bctrl_async.BctrlResponseError, in bctrl_async/errors.py
 class BctrlResponseError(BctrlNetworkError):
-    """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
+    """An unreadable answer: not JSON, of the wrong shape, too large, a web page, or a redirect."""
     advice: str | None = 'Check that the base URL points to the bctrl API'
 
 # bctrl_async.BctrlApiError, in bctrl_async/errors.py
@@ -360,7 +360,7 @@ class BctrlNotFoundError(BctrlApiError):
 
 # bctrl_async.BctrlConflictError, in bctrl_async/errors.py
 class BctrlConflictError(BctrlApiError):
-    """409: the runtime is in a state that cannot be stopped."""
+    """409: the state of the runtime does not allow a stop."""
     advice: str | None = "Check the runtime's status; retrying is safe"
     @property
     def already_stopped(self) -> bool:
@@ -489,7 +489,7 @@ class Pace(ABC):
 class Observer(_WithCalls):
     """An observer of all calls of a session."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop starts before it waits for its slot."""
+        """Handle the start of a stop; a single stop starts before it waits to be sent."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def begin_bulk(self) -> BulkObserver:
@@ -519,7 +519,7 @@ class Attempt(msgspec.Struct):
     operation: str
     """The operation of the API, such as `stop`, `get` or `list`."""
     stops: bool
-    """True if it may stop a runtime."""
+    """True if the operation may stop a runtime."""
     method: str
     """The HTTP method."""
     url: URL
@@ -541,7 +541,7 @@ class AttemptObserver:
 class BulkObserver(_WithCalls):
     """An observer of one bulk stop."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop starts before it waits for its slot."""
+        """Handle the start of a stop; a single stop starts before it waits to be sent."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def outcome(self, outcome: StopOutcome) -> None:
