@@ -1,26 +1,32 @@
-"""The OpenAPI of an app that uses the FastAPI extra, and the problems that it describes."""
+"""The OpenAPI of an app that uses the FastAPI extra, and the bodies that it describes."""
 
-import importlib
 import json
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.testclient import TestClient
+from helpers import Connect
 from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import validate as validate_openapi
 from pydantic import BaseModel
-from test_fastapi import ROWS
+from servers import emulator_in_a_thread
+from test_fastapi import PROBLEM, ROWS, SECRET, STOP, app_for, once
 
+import bctrl_async
 from bctrl_async import BctrlConfigError
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import (
     PROBLEM_RESPONSES,
+    BctrlDep,
     Problem,
     Runtime,
     StopOutcome,
@@ -30,37 +36,37 @@ from bctrl_async.fastapi import (
 from bctrl_async.fastapi._problems import ProblemType
 
 DOCS = Path(__file__).parents[2] / "docs"
-PROBLEM = "application/problem+json"
 REF = "#/components/schemas/"
 
 
-def app_with_routes(**options: Any) -> FastAPI:  # noqa: ANN401 - those of FastAPI.
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """An emulator with the runtimes r0 to r9, which runs beside the loop of the app."""
+    with emulator_in_a_thread() as running:
+        yield running
+
+
+def app_with_routes() -> FastAPI:
     """Return an app that returns each body and declares the problems."""
-    app = FastAPI(**options)
+    app = FastAPI()
     add_exception_handlers(app)
-
-    @app.get("/runtime", responses=PROBLEM_RESPONSES)
-    async def runtime() -> Runtime:
-        raise NotImplementedError
-
-    @app.get("/outcomes", responses=PROBLEM_RESPONSES)
-    async def outcomes() -> list[StopOutcome]:
-        raise NotImplementedError
-
-    @app.get("/report", responses=PROBLEM_RESPONSES)
-    async def report() -> StopReport:
-        raise NotImplementedError
-
+    bodies = {"/runtime": Runtime, "/outcomes": list[StopOutcome], "/report": StopReport}
+    for path, body in bodies.items():
+        app.get(path, response_model=body, responses=PROBLEM_RESPONSES)(nothing)
     return app
 
 
-def valid_openapi(app: FastAPI) -> dict[str, Any]:
+async def nothing() -> None:
+    raise NotImplementedError
+
+
+def valid_openapi(app: FastAPI) -> Document:
     """Return an app's OpenAPI after validating it, with its examples."""
-    document: dict[str, Any] = TestClient(app).get("/openapi.json").json()
+    document: Document = TestClient(app).get("/openapi.json").json()
     validate_openapi(document)
-    for schema in parts_of(document):
-        for example in as_list(schema.get("examples", [])):
-            validate(example, schema, document)
     for part in parts_of(document):
         if "schema" in part and "examples" in part:
             for example in part["examples"].values():
@@ -71,29 +77,34 @@ def valid_openapi(app: FastAPI) -> dict[str, Any]:
 def parts_of(document: object) -> Iterator[dict[str, Any]]:
     if isinstance(document, dict):
         yield document
-        for key, value in document.items():
-            if key != "value":  # An example.
-                yield from parts_of(value)
-    elif isinstance(document, list):
+        document = list(document.values())
+    if isinstance(document, list):
         for value in document:
             yield from parts_of(value)
 
 
-def as_list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def validate(value: object, schema: dict[str, Any], document: dict[str, Any]) -> None:
+def validate(value: object, schema: dict[str, Any], document: Document) -> None:
     whole = {**schema, "components": document["components"]}
     checker = Draft202012Validator.FORMAT_CHECKER
     Draft202012Validator(whole, format_checker=checker).validate(value)
 
 
 def response_of(
-    document: dict[str, Any], path: str, status: int = 200, method: str = "get"
+    document: Document, path: str, status: int = 200, method: str = "get"
 ) -> dict[str, Any]:
     found: dict[str, Any] = document["paths"][path][method]["responses"][str(status)]
     return found
+
+
+def valid_answer(client: TestClient, path: str, route: str) -> Any:  # noqa: ANN401 - JSON.
+    """Return the answer to a POST after validating it against the app's OpenAPI."""
+    document = client.get("/openapi.json").json()
+    schema = response_of(document, route, method="post")["content"]["application/json"]["schema"]
+    answer = client.post(path).json()
+    validate(answer, schema, document)
+    with pytest.raises(ValidationError):
+        validate({}, schema, document)
+    return answer
 
 
 class TestComponents:
@@ -102,33 +113,17 @@ class TestComponents:
         assert document["openapi"].startswith("3.1")
         assert "bctrl_async" not in json.dumps(document)
         components = document["components"]["schemas"]
-        assert {name: schema["title"] for name, schema in components.items()} == {
-            name: name
-            for name in (
-                *("Problem", "Runtime", "RuntimeState", "RuntimeSummary"),
-                *("StopError", "StopOutcome", "StopReport", "StopResult"),
-            )
+        names = [
+            *("Problem", "Runtime", "RuntimeState", "RuntimeSummary"),
+            *("StopError", "StopOutcome", "StopReport", "StopResult"),
+        ]
+        assert {name: component["title"] for name, component in components.items()} == {
+            name: name for name in names
         }
-        for schema in components.values():
+        for component in components.values():
             # pydantic would give `workspaceId` the title `Workspaceid`.
-            assert not [part for part in schema.get("properties", {}).values() if "title" in part]
-
-    def test_bodies_are_components_within_the_apps_own_models(self) -> None:
-        class Answer(BaseModel):
-            report: StopReport
-            runtimes: list[Runtime]
-            last: StopOutcome | None = None
-
-        app = FastAPI()
-
-        @app.get("/")
-        async def answer() -> Answer:
-            raise NotImplementedError
-
-        fields = valid_openapi(app)["components"]["schemas"]["Answer"]["properties"]
-        assert fields["report"]["$ref"] == REF + "StopReport"
-        assert fields["runtimes"]["items"] == {"$ref": REF + "Runtime"}
-        assert {"$ref": REF + "StopOutcome"} in fields["last"]["anyOf"]
+            fields = component.get("properties", {}).values()
+            assert not [field for field in fields if "title" in field]
 
     def test_the_apps_own_models_of_the_same_names_are_kept_apart(self) -> None:
         class Runtime(BaseModel):
@@ -138,13 +133,8 @@ class TestComponents:
             reason: str
 
         app = app_with_routes()
-
-        @app.get("/own", responses={404: {"model": Problem}})
-        async def own() -> Runtime:
-            raise NotImplementedError
-
+        app.get("/own", response_model=Runtime, responses={404: {"model": Problem}})(nothing)
         document = valid_openapi(app)
-        schemas = document["components"]["schemas"]
         names = [
             content["schema"]["$ref"].removeprefix(REF)
             for path in ("/own", "/runtime")
@@ -152,29 +142,120 @@ class TestComponents:
             for content in response_of(document, path, status)["content"].values()
         ]
         assert names[2:] == ["bctrl_async__fastapi__Runtime", "bctrl_async__fastapi__Problem"]
-        fields = [set(schemas[name]["properties"]) for name in names]
+        fields = [set(document["components"]["schemas"][name]["properties"]) for name in names]
         assert fields[:2] == [{"language"}, {"reason"}]
         assert "mayHaveStopped" in fields[3]
 
-    def test_the_example_is_valid(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.syspath_prepend(DOCS / "examples" / "fastapi")
-        monkeypatch.delitem(sys.modules, "app", raising=False)
-        document = valid_openapi(importlib.import_module("app").app)
-        assert {"Progress", "StopReport"} < document["components"]["schemas"].keys()
+    def test_a_problem_is_documented_under_its_media_type_whatever_the_route_returns(self) -> None:
+        app = app_with_routes()
+        app.get("/", response_class=PlainTextResponse, responses=PROBLEM_RESPONSES)(nothing)
+        document = valid_openapi(app)
+        assert response_of(document, "/")["content"].keys() == {"text/plain"}
+        [(media_type, content)] = response_of(document, "/", 404)["content"].items()
+        assert (media_type, content["schema"]) == (PROBLEM, {"$ref": REF + "Problem"})
 
-    def test_the_app_of_the_guide_describes_its_events(self) -> None:
-        guide = (DOCS / "how-to" / "fastapi.md").read_text("utf-8")
-        [code] = re.findall(
-            r"^<!-- file: app.py -->\n\n```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL
-        )
-        names: dict[str, Any] = {}
-        exec(code, names)  # noqa: S102 - our docs.
-        names["app"].openapi_version = "3.2.0"
-        document = valid_openapi(names["app"])
-        path = document["paths"]["/workspaces/{workspace_id}/stop"]["post"]
-        events = path["responses"]["200"]["content"]["text/event-stream"]
-        data = events["itemSchema"]["properties"]["data"]["contentSchema"]
-        assert data["anyOf"] == [{"$ref": REF + "StopOutcome"}, {"$ref": REF + "StopReport"}]
+
+class Answer(BaseModel):
+    """A model of the app, which has bodies of the extra as fields."""
+
+    report: StopReport
+    outcomes: list[StopOutcome]
+    last: Runtime | None = None
+
+
+class TestBodies:
+    @pytest.mark.parametrize("fault", [None, Fault.UNKNOWN_VALUES, Fault.ACCEPTED])
+    def test_a_runtime_is_the_apis_own_json_and_matches_the_schema(
+        self, fault: Fault | None, connect: Connect, emulator: Emulator
+    ) -> None:
+        emulator.inject(fault)
+        with TestClient(app_for(connect)) as client:
+            answer = valid_answer(client, STOP, "/workspaces/{workspace_id}/runtimes/{alias}/stop")
+        assert answer["workspaceId"] == emulator.runtimes["ws-1", "r0"]["workspaceId"]
+        mode = "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
+        assert answer["summary"]["launchMode"] == mode
+
+    def test_lone_surrogates_of_the_api_are_replaced(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        runtime = {**emulator.runtimes["ws-1", "r0"], "driver": "a\ud800", "createdAt": "b\udfff"}
+        emulator.inject(Reply(200, body=json.dumps(runtime)))
+        with TestClient(app_for(connect)) as client:
+            answer = client.post(STOP).json()
+        assert (answer["driver"], answer["createdAt"]) == ("a?", "b?")
+
+    def test_outcomes_and_reports_match_the_schema_without_the_apis_text(
+        self, connect: Connect, emulator: Emulator
+    ) -> None:
+        app = app_for(partial(connect, retry=once))
+        emulator.poison("ws-1", "r1", Reply(500, code="server.error", message=SECRET, hint=SECRET))
+        aliases = ["r0", "r1", "gone", "..", "\ud800"]
+        targets: list[Any] = [*(("ws-1", alias) for alias in aliases), ("no target",)]
+        outcomes: list[bctrl_async.StopOutcome] = []
+        sent: list[object] = []
+
+        @app.post("/answer")
+        async def answer(session: BctrlDep) -> Answer:
+            report = await session.stop_runtimes(targets, verify=False, on_outcome=outcomes.append)
+            outcomes.sort(key=lambda outcome: outcome.index)
+            ended_early = msgspec.structs.replace(report, ended_early=outcomes[1].error)
+            foreign_id = msgspec.structs.replace(outcomes[1], request_id=SECRET)
+            runtime = await session.get_runtime("ws-1", "r0")
+            sent.extend([*outcomes, report, ended_early, foreign_id, runtime])
+            return Answer(report=report, outcomes=outcomes)
+
+        @app.get("/events", response_class=EventSourceResponse)
+        async def events() -> AsyncIterator[object]:
+            for each in sent:
+                yield ServerSentEvent(data=each)
+
+        @app.get("/typed", response_class=EventSourceResponse)
+        async def typed() -> AsyncIterator[StopOutcome | StopReport | Runtime]:
+            for each in sent:
+                yield each  # type: ignore[misc]
+
+        # Before 3.2, OpenAPI cannot describe events.
+        app.openapi_version = "3.2.0"
+        document = valid_openapi(app)
+        fields = document["components"]["schemas"]["Answer"]["properties"]
+        refs = [{"$ref": REF + name} for name in ("StopOutcome", "StopReport", "Runtime")]
+        assert [fields["outcomes"]["items"], fields["report"]] == refs[:2]
+        assert refs[2] in fields["last"]["anyOf"]
+        events_of = response_of(document, "/typed")["content"]["text/event-stream"]
+        assert events_of["itemSchema"]["properties"]["data"]["contentSchema"]["anyOf"] == refs
+        with TestClient(app) as client:
+            body = valid_answer(client, "/answer", "/answer")
+            streams = [client.get(path).text for path in ("/events", "/typed")]
+
+        stopped, unknown, *others = body["outcomes"]
+        error = {
+            "type": "BctrlServerError",
+            "message": "The bctrl API sent no usable response.",
+            "status": 500,
+            "code": "server.error",
+            "request_id": outcomes[1].request_id,
+            "may_have_stopped": True,
+        }
+        assert stopped == outcomes[0].to_dict()
+        assert unknown == outcomes[1].to_dict() | {"error": error}
+        assert [(each["alias"], each["error"]["message"].partition(".")[0]) for each in others] == [
+            ("gone", "The workspace or the alias does not exist"),
+            ("..", "Alias '"),
+            ("?", "Alias '\\ud800' contains a lone surrogate, which UTF-8 cannot encode"),
+            ("('no target',)", "Invalid target ('no target',): expected (workspace id, alias)"),
+        ]
+        report = body["report"]
+        assert sorted(report["failures"], key=lambda each: each["index"]) == [unknown, *others]
+        assert report["counts"] == {"stopped": 1, "unknown": 1, "not_found": 1, "rejected": 3}
+        states = {"not_running": 1, "still_running": 0, "unconfirmed": 2, "invalid": 3}
+        assert report["states"] == states
+        for text in streams:
+            lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+            *data, runtime = map(json.loads, lines)
+            late = [report | {"ended_early": error}, unknown | {"request_id": None}]
+            assert data == [*body["outcomes"], report, *late]
+            assert runtime["status"] == "stopped"
+        assert SECRET not in json.dumps(body) + "".join(streams)
 
 
 class TestProblems:
@@ -202,33 +283,12 @@ class TestProblems:
             assert problem["examples"][slug]["value"]["type"] == answer.json()["type"]
             assert ("Retry-After" in said.get("headers", {})) is ("Retry-After" in answer.headers)
 
-    def test_each_type_has_an_example_under_its_status(self) -> None:
-        examples = {
-            (status, name)
-            for status, response in PROBLEM_RESPONSES.items()
-            for name in response["content"][PROBLEM]["examples"]
-        }
-        assert examples == {(kind.status, kind.slug) for kind in ProblemType}
-
     def test_the_reference_explains_each_type(self) -> None:
         page = (DOCS / "reference" / "problems.md").read_text("utf-8")
         sections = re.findall(r"^### ([a-z-]+)\n\nStatus (\d{3}): ", page, re.MULTILINE)
         assert sections == [(kind.slug, str(kind.status)) for kind in ProblemType]
         members = re.findall(r'^  "(\w+)":', page.partition("## Types")[0], re.MULTILINE)
         assert members == [field.serialization_alias for field in Problem.model_fields.values()]
-
-    def test_a_problem_is_documented_under_its_media_type_whatever_the_route_returns(self) -> None:
-        app = FastAPI()
-        add_exception_handlers(app)
-
-        @app.get("/", response_class=PlainTextResponse, responses=PROBLEM_RESPONSES)
-        async def text() -> str:
-            raise NotImplementedError
-
-        document = valid_openapi(app)
-        assert response_of(document, "/")["content"].keys() == {"text/plain"}
-        [(media_type, content)] = response_of(document, "/", 404)["content"].items()
-        assert (media_type, content["schema"]) == (PROBLEM, {"$ref": REF + "Problem"})
 
 
 class TestTheAppsOwnErrors:
