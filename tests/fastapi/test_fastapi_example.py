@@ -1,4 +1,4 @@
-"""The FastAPI example app, in this process, under a real uvicorn and in Chromium."""
+"""The FastAPI example and the guide to production: in this process, under uvicorn, in Chromium."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,19 +19,22 @@ import pytest
 from browser import CHROMIUM, Tab
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
-from helpers import BOUND, HoldingEmulator, free_port, wait_for_requests
+from helpers import BOUND, HoldingEmulator, add_runtimes, free_port, until, wait_for_requests
 from jsonschema import Draft202012Validator
-from servers import answering, emulator_in_a_thread, http_answer, raw_server
+from servers import emulator_in_a_thread
 from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
 
-from bctrl_async.emulator import Emulator, Reply
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
-PRODUCTION = EXAMPLE.parents[1] / "how-to" / "fastapi-production.md"
+PRODUCTION = (EXAMPLE.parents[1] / "how-to" / "fastapi-production.md").read_text("utf-8")
 
-needs_signals = pytest.mark.skipif(
-    sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
-)
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """An emulator with the runtimes r0 to r9, which runs beside the loop of the app."""
+    with emulator_in_a_thread() as running:
+        yield running
 
 
 @pytest.fixture
@@ -43,37 +45,41 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+def client(
+    example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TestClient]:
+    """A client of the example, which sends the token."""
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     monkeypatch.setenv("APP_TOKEN", TOKEN)
-    with emulator_in_a_thread() as emulator:
-        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-        yield emulator
+    with TestClient(example.app, headers=LOGIN) as client:
+        yield client
+
+
+def wait(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + BOUND
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def ended(client: TestClient, run: str) -> dict[str, Any]:
     """Wait for the end of a run; return its progress."""
-    deadline = time.monotonic() + BOUND
-    while time.monotonic() < deadline:
-        progress: dict[str, Any] = client.get(f"/runs/{run}").json()
-        if progress["report"]:
-            return progress
-        time.sleep(0.01)
-    pytest.fail("the run has no report")
+    wait(lambda: client.get(f"/runs/{run}").json()["report"])
+    progress: dict[str, Any] = client.get(f"/runs/{run}").json()
+    return progress
 
 
-class TestInProcess:
+class TestRuns:
     def test_a_run_has_its_progress_and_then_its_report(
-        self, example: ModuleType, emulator: Emulator
+        self, client: TestClient, example: ModuleType, emulator: Emulator
     ) -> None:
         targets = [*emulator.runtimes, ("ws-1", "gone"), ("ws-1", "..")]
-        with TestClient(example.app, headers=LOGIN) as client:
-            answer = client.post("/runs", json=targets)
-            assert answer.status_code == 202
-            progress = ended(client, answer.json())
-            assert ended(client, answer.json()) == progress
-            assert client.post("/runs", json=[["only one"]]).status_code == 422
-            assert client.get("/").headers["Content-Type"].startswith("text/html")
+        answer = client.post("/runs", json=targets)
+        assert answer.status_code == 202
+        progress = ended(client, answer.json())
+        assert client.post("/runs", json=[["only one"]]).status_code == 422
+        assert client.get("/").headers["Content-Type"].startswith("text/html")
         document = example.app.openapi()
         schema = {"$ref": "#/components/schemas/Progress", "components": document["components"]}
         Draft202012Validator(schema).validate(progress)
@@ -81,65 +87,54 @@ class TestInProcess:
         assert progress["total"] == progress["report"]["total"] == len(targets)
         assert {each["alias"] for each in progress["report"]["failures"]} == {"..", "gone"}
 
-    def test_the_report_is_limited_to_the_first_failures(
-        self, example: ModuleType, emulator: Emulator
-    ) -> None:
-        with TestClient(example.app, headers=LOGIN) as client:
-            run = client.post("/runs", json=[("ws-1", "..")] * 1001).json()
-            report = ended(client, run)["report"]
+    def test_the_report_is_limited_to_the_first_failures(self, client: TestClient) -> None:
+        run = client.post("/runs", json=[("ws-1", "..")] * 1001).json()
+        report = ended(client, run)["report"]
         assert (report["counts"], len(report["failures"])) == ({"rejected": 1001}, 1000)
-        assert not emulator.requests
 
     def test_a_report_is_not_kept_for_long(
-        self, example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+        self, client: TestClient, example: ModuleType, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(example, "KEEP", 0.0)
-        with TestClient(example.app, headers=LOGIN) as client:
-            client.post("/runs", json=[("ws-1", "r1")])
-            deadline = time.monotonic() + BOUND
-            while example.RUNS and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert client.get("/runs/unknown").status_code == 404
-        assert (example.RUNS, len(emulator.requests)) == ({}, 1)
+        run = client.post("/runs", json=[("ws-1", "r1")]).json()
+        wait(lambda: not example.RUNS)
+        assert client.get(f"/runs/{run}").status_code == 404
 
 
 class TestWhoMayStop:
     @pytest.mark.parametrize(
         "headers",
         [
-            {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": "Bearer l\u00e9t-me-in"},
             {"Authorization": f"Basic {TOKEN}"},
-            {"Cookie": f"token={TOKEN}"},
+            {"Authorization": "", "Cookie": f"token={TOKEN}"},
         ],
     )
+    @pytest.mark.parametrize(
+        ("method", "path"), [("POST", "/runs"), ("GET", "/runs/r"), ("POST", "/runs/r/cancel")]
+    )
     def test_a_request_without_the_token_stops_nothing(
-        self, example: ModuleType, emulator: Emulator, headers: dict[str, str]
+        self,
+        client: TestClient,
+        emulator: Emulator,
+        method: str,
+        path: str,
+        headers: dict[str, str],
     ) -> None:
         """Fault: whoever could reach the example could stop everything."""
         encoded = {name.encode(): value.encode() for name, value in headers.items()}
-        with TestClient(example.app) as client:
-            for answer in (
-                client.post("/runs", json=[("ws-1", "r1")], headers=encoded),
-                client.get("/runs/unknown", headers=encoded),
-                client.post("/runs/unknown/cancel", headers=encoded),
-            ):
-                assert answer.status_code == 401
-                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        answer = client.request(method, path, json=[("ws-1", "r1")], headers=encoded)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert emulator.requests == []
 
-    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, LOGIN])
+    @pytest.mark.parametrize("token", ["", TOKEN])
     def test_without_a_configured_token_nobody_is_let_in(
-        self,
-        example: ModuleType,
-        emulator: Emulator,
-        headers: dict[str, str],
-        monkeypatch: pytest.MonkeyPatch,
+        self, client: TestClient, emulator: Emulator, token: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("APP_TOKEN", "")
-        with TestClient(example.app, headers=headers) as client:
-            answer = client.post("/runs", json=[("ws-1", "r1")])
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = client.post("/runs", json=[("ws-1", "r1")], headers=headers)
         assert (answer.status_code, "APP_TOKEN" in answer.text) == (403, True)
         assert emulator.requests == []
 
@@ -157,17 +152,11 @@ class TestWhoMayStop:
             ({}, True),
         ],
     )
-    def test_the_guide_to_production_refuses_other_sites(
-        self, headers: dict[str, str], *, is_own: bool
-    ) -> None:
+    def test_the_guide_refuses_other_sites(self, headers: dict[str, str], *, is_own: bool) -> None:
         """Fault: a page of any site could make a visitor's browser stop runtimes."""
-        page = PRODUCTION.read_text("utf-8")
-        found = re.search(
-            r"^async def refuse_other_sites.*?(?=\n\n|^```)", page, re.MULTILINE | re.DOTALL
-        )
-        assert found
+        start = PRODUCTION.index("async def refuse_other_sites")
         names: dict[str, Any] = {"Request": Request, "HTTPException": HTTPException}
-        exec(found[0], names)  # noqa: S102 - our docs.
+        exec(re.split(r"\n\n|\n```", PRODUCTION[start:])[0], names)  # noqa: S102 - our docs.
         app = FastAPI()
         app.get("/")(names["refuse_other_sites"])
         assert TestClient(app).get("/", headers=headers).is_success is is_own
@@ -177,110 +166,106 @@ def stopped(emulator: Emulator) -> int:
     return sum(runtime["status"] == "stopped" for runtime in emulator.runtimes.values())
 
 
-def named(emulator: Emulator, count: int) -> list[tuple[str, str]]:
-    targets = [("ws-1", f"r{number}") for number in range(count)]
-    for target in targets:
-        emulator.add_runtime(*target)
-    return targets
-
-
 @pytest.fixture
 async def slow() -> AsyncIterator[HoldingEmulator]:
     async with HoldingEmulator(latency=0.05) as running:
         yield running
 
 
-@needs_signals
-class TestUnderUvicorn:
-    @pytest.mark.parametrize("workers", [1, 2])
-    async def test_sigterm_drains_each_run_logs_its_report_and_exits(
-        self, workers: int, slow: Emulator
-    ) -> None:
-        targets = named(slow, 8000)
-        async with uvicorn(slow, "--workers", str(workers)) as server:
-            await server.wait_for("Application startup complete", workers)
-            async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN) as client:
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
+class TestShutdown:
+    async def test_it_drains_each_run_logs_its_report_and_exits(self, slow: Emulator) -> None:
+        targets = add_runtimes(slow, 8000)
+        async with uvicorn(slow, "--workers", "2") as server:
+            await server.wait_for("Application startup complete", 2)
+            async with server.client() as client:
                 for part in range(8):
                     await client.post("/runs", json=targets[part::8])
             await wait_for_requests(slow, 500)
             await server.end()
-            await server.wait_for("Finished server process", workers)
+            await server.wait_for("Finished server process", 2)
 
         assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
-        assert [each["total"] for each in server.reports] == [1000] * 8
-        assert sum(each["stopped"] for each in server.reports) == stopped(slow)
+        assert [report.total() for report in server.reports] == [1000] * 8
+        assert sum(report["stopped"] for report in server.reports) == stopped(slow)
         assert len(slow.requests) == stopped(slow) < 8000
 
-    async def test_stops_that_are_not_answered_are_abandoned_at_shutdown(
-        self, slow: HoldingEmulator
-    ) -> None:
-        targets = named(slow, 100)
+    async def test_it_abandons_stops_that_are_not_answered(self, slow: HoldingEmulator) -> None:
+        targets = add_runtimes(slow, 100)
         slow.held.update(alias for _, alias in targets)
         async with uvicorn(slow) as server:
-            async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN) as client:
+            async with server.client() as client:
                 await client.post("/runs", json=targets)
             await wait_for_requests(slow, 32)
             await server.end()
             slow.held.clear()
-        assert server.logged("bulk stop: .* 68 not_sent, 32 unknown")
+        assert server.reports == [{"not_sent": 68, "unknown": 32}]
         assert not server.logged("Cancel"), "".join(server.lines)
 
-    async def test_two_workers_share_the_rate_of_a_pace(self, tmp_path: Path) -> None:
-        """Fault: N workers send N times the rate that one may send."""
-        (tmp_path / "app.py").write_text(APP_WITH_PACE.format(path=str(tmp_path / "pace")))
-        async with AsyncExitStack() as stack:
-            emulator = await stack.enter_async_context(Emulator(port=0, api_key=KEY))
-            named(emulator, 6)
-            server = await stack.enter_async_context(
-                uvicorn(emulator, "--workers", "2", folder=tmp_path)
-            )
-            await server.wait_for("Application startup complete", 2)
-            workers: dict[int, httpx2.AsyncClient] = {}
-            async with asyncio.timeout(BOUND):
-                while len(workers) < 2:  # A connection belongs to one worker.
-                    client = httpx2.AsyncClient(base_url=server.url, limits=ONE_CONNECTION)
-                    await stack.enter_async_context(client)
-                    workers[(await client.get("/pid")).json()] = client
-            one, other = workers.values()
-            began = time.monotonic()
-            await asyncio.gather(
-                *(one.post(f"/stop/r{number}") for number in range(3)),
-                *(other.post(f"/stop/r{number}") for number in range(3, 6)),
-            )
-            took = time.monotonic() - began
-            assert stopped(emulator) == 6
-        # The first slot may be used a lease late.
-        assert took >= 5 / 20 - 0.05
+    async def stop_and_end(
+        self, api: Emulator, folder: Path, grace: str, attempt: float, limit: float
+    ) -> httpx2.Response:
+        """Return the answer of the guide's app, with other time limits, to a stop in flight."""
+        [code] = re.findall(
+            r"^```python\n(import asyncio\n.*?)^```$", PRODUCTION, re.MULTILINE | re.DOTALL
+        )
+        assert "--timeout-graceful-shutdown 20`" in PRODUCTION
+        for text, short in (
+            ("asyncio.timeout(18)", f"asyncio.timeout({limit})"),
+            ("timeout=8,", f"timeout={attempt},"),
+            ("patience=8)", f"patience={attempt})"),
+        ):
+            assert text in code
+            code = code.replace(text, short)
+        start = "from fastapi import FastAPI\nfrom bctrl_async.fastapi import lifespan\n"
+        (folder / "app.py").write_text(f"{start}app = FastAPI(lifespan=lifespan())\n{code}")
+        add_runtimes(api, 1)
+        async with (
+            uvicorn(api, "--timeout-graceful-shutdown", grace, folder=folder) as server,
+            server.client() as client,
+        ):
+            stopping = asyncio.create_task(client.post("/workspaces/ws-1/runtimes/r0/stop"))
+            await until(lambda: api.received or stopping.done())
+            await server.end()
+            assert server.logged("Application shutdown complete")
+            return await stopping
 
+    @pytest.mark.parametrize(
+        ("faults", "lost"),
+        [
+            ([Fault.HANG], 2),
+            ([Reply(429, code="rate_limited", headers={"Retry-After": "2"}), Fault.HANG], 0),
+        ],
+        ids=["a look-up after a conflict", "attempts after throttling"],
+    )
+    async def test_a_stop_of_the_guide_is_over_before_it(
+        self, slow: Emulator, tmp_path: Path, faults: list[Fault | Reply], lost: int
+    ) -> None:
+        slow.inject(*faults)
+        slow.inject(*[Fault.HANG] * lost, method="GET")
+        answer = await self.stop_and_end(slow, tmp_path, "6", attempt=2.4, limit=3.6)
+        body = answer.json()
+        assert (answer.status_code, body["type"]) == (504, "urn:bctrl-async:problem:timeout")
+        assert (body["mayHaveStopped"], body["alias"]) == (True, "r0")
 
-APP_WITH_PACE = """
-import os
-from fastapi import FastAPI
-from bctrl_async.fastapi import BctrlDep, Runtime, lifespan
-from bctrl_async.pace import FilePace, _leases
+    async def test_it_cancels_a_stop_that_takes_longer(
+        self, slow: Emulator, tmp_path: Path
+    ) -> None:
+        slow.inject(Fault.HANG)
+        answer = await self.stop_and_end(slow, tmp_path, "1", attempt=60, limit=60)
+        assert (answer.status_code, answer.text) == (500, "Internal Server Error")
 
-# On a busy machine, nothing is sent before the file has answered.
-_leases._PATIENCE = _leases._INTERVAL = 50.0
-app = FastAPI(lifespan=lifespan(pace=FilePace({path!r}, rate=20)))
-
-@app.get("/pid")
-async def pid() -> int:
-    return os.getpid()
-
-@app.post("/stop/{{alias}}")
-async def stop(alias: str, session: BctrlDep) -> Runtime:
-    return await session.stop_runtime("ws-1", alias)
-"""
-ONE_CONNECTION = httpx2.Limits(max_connections=1)
-
-
-ATTACK = """<!doctype html><form method="post" enctype="text/plain" action="{url}">
-<input name='[["ws-1","r0"],["ws-1","' value='"]]'></form>
-<script>document.forms[0].submit()</script>"""
 
 STATE = "document.getElementById('state').textContent"
 HAS_REPORT = f"{STATE}.includes(' after ')"
+ROWS = "document.getElementById('rows').textContent"
 IS_RUNNING = "document.querySelector('progress').value > 0"
+
+
+@pytest.fixture
+async def server(slow: Emulator) -> AsyncIterator[Uvicorn]:
+    async with uvicorn(slow) as server:
+        yield server
 
 
 async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) -> None:
@@ -298,105 +283,86 @@ async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) ->
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-class TestInBrowser:
-    async def test_a_form_of_another_site_stops_nothing(self, tab: Tab) -> None:
-        """Fault: a page of any site could make a visitor's browser stop runtimes."""
-        async with Emulator(port=0, api_key=KEY) as emulator, uvicorn(emulator) as server:
-            emulator.add_runtime("ws-1", "r0")
-            page = http_answer("200 OK", ATTACK.format(url=f"{server.url}/runs").encode())
-            async with raw_server(answering(page)) as other_site:
-                await tab.open(other_site)
-                await tab.wait_for("document.body.textContent.includes('token')")
-        assert emulator.requests == []
-
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
+class TestPage:
     async def test_many_are_stopped_after_a_question_and_a_reload_comes_back(
-        self, slow: HoldingEmulator, tab: Tab
+        self, slow: HoldingEmulator, server: Uvicorn, tab: Tab
     ) -> None:
-        async with uvicorn(slow) as server:
-            targets = named(slow, 300)
-            slow.held.update(alias for _, alias in targets[100:])
-            await begin(tab, server, 301)
-            await tab.wait_for(IS_RUNNING)
-            assert await tab.run("window.asked") == "Stop 301 runtimes of ws-1?"
-            await tab.reload()
-            await tab.wait_for(IS_RUNNING)
-            slow.held.clear()
-            await tab.wait_for(HAS_REPORT)
-            said = await tab.run(STATE)
-            failures = await tab.run("document.getElementById('rows').textContent")
-            assert await tab.run("document.activeElement.id") == "state"
+        targets = add_runtimes(slow, 300)
+        slow.held.update(alias for _, alias in targets[100:])
+        await begin(tab, server, 301)
+        await tab.wait_for(IS_RUNNING)
+        assert await tab.run("window.asked") == "Stop 301 runtimes of ws-1?"
+        await tab.reload()
+        await tab.wait_for(IS_RUNNING)
+        slow.held.clear()
+        await tab.wait_for(HAS_REPORT)
+        said = await tab.run(STATE)
         assert said.startswith("300 not_running, 1 unconfirmed after ")
         assert said.endswith(": 300 stopped, 1 not_found.")
-        assert failures.startswith("ws-1 r300: not_found. ")
+        assert (await tab.run(ROWS)).startswith("ws-1 r300: not_found. ")
+        assert await tab.run("document.activeElement.id") == "state"
         assert len(slow.requests) == 301
         assert tab.errors == []
 
-    async def test_a_no_to_the_question_stops_nothing(self, slow: Emulator, tab: Tab) -> None:
-        async with uvicorn(slow) as server:
-            await tab.open(server.url)
-            await tab.run("""{
-                window.confirm = text => { window.asked = text; return false }
-                document.getElementById("token").value = "token"
-                document.getElementById("aliases").value = "r0\\nr1"
-                document.getElementById("stop").click()
-            }""")
-            await tab.wait_for("window.asked")
+    async def test_a_no_to_the_question_stops_nothing(
+        self, slow: Emulator, server: Uvicorn, tab: Tab
+    ) -> None:
+        await tab.open(server.url)
+        await tab.run("""{
+            window.confirm = text => { window.asked = text; return false }
+            document.getElementById("token").value = "token"
+            document.getElementById("aliases").value = "r0\\nr1"
+            document.getElementById("stop").click()
+        }""")
+        await tab.wait_for("window.asked")
         assert slow.requests == []
 
-    async def test_a_cancelled_run_says_why_it_ended(self, slow: Emulator, tab: Tab) -> None:
-        async with uvicorn(slow) as server:
-            named(slow, 1000)
-            await begin(tab, server, 1000)
-            await tab.wait_for(IS_RUNNING)
-            await tab.press("Tab")
-            await tab.run("document.getElementById('cancel').click()")
-            await tab.wait_for(HAS_REPORT)
-            said = await tab.run(STATE)
-        assert f"{stopped(slow)} stopped, {1000 - stopped(slow)} not_sent. It ended early: " in said
+    async def test_a_cancelled_run_says_why_it_ended(
+        self, slow: Emulator, server: Uvicorn, tab: Tab
+    ) -> None:
+        add_runtimes(slow, 1000)
+        await begin(tab, server, 1000)
+        await tab.wait_for(IS_RUNNING)
+        await tab.run("document.getElementById('cancel').click()")
+        await tab.wait_for(HAS_REPORT)
+        counts = f"{stopped(slow)} stopped, {1000 - stopped(slow)} not_sent."
+        assert f"{counts} It ended early: " in await tab.run(STATE)
         assert len(slow.requests) == stopped(slow) < 1000
 
-    async def test_an_error_of_the_api_is_said(self, slow: Emulator, tab: Tab) -> None:
-        async with uvicorn(slow) as server:
-            named(slow, 1)
-            slow.poison("ws-1", "r0", Reply(403, code="plan.expired"))
-            await begin(tab, server, 1)
-            await tab.wait_for(HAS_REPORT)
-            assert await tab.run("window.asked ?? ''") == ""
-            failures = await tab.run("document.getElementById('rows').textContent")
-        assert failures.startswith("ws-1 r0: rejected. ")
-
-    async def test_a_wrong_token_is_said_and_can_be_mended(self, slow: Emulator, tab: Tab) -> None:
-        async with uvicorn(slow) as server:
-            named(slow, 1)
-            await begin(tab, server, 1, token="wrong")
-            await tab.wait_for(f"{STATE} === 'The token is wrong.'")
-            await tab.run(f"document.getElementById('token').value = '{TOKEN}'")
-            await tab.run("document.getElementById('stop').click()")
-            await tab.wait_for(HAS_REPORT)
+    async def test_a_wrong_token_and_an_error_of_the_api_are_said(
+        self, slow: Emulator, server: Uvicorn, tab: Tab
+    ) -> None:
+        add_runtimes(slow, 1)
+        slow.inject(Reply(403, code="plan.expired"))
+        await begin(tab, server, 1, token="wrong")
+        await tab.wait_for(f"{STATE} === 'The token is wrong.'")
+        await tab.run(f"document.getElementById('token').value = '{TOKEN}'")
+        await tab.run("document.getElementById('stop').click()")
+        await tab.wait_for(HAS_REPORT)
+        assert (await tab.run(ROWS)).startswith("ws-1 r0: rejected. ")
+        assert await tab.run("window.asked ?? ''") == ""
         assert len(slow.requests) == 1
 
     async def test_a_lost_service_is_said_and_so_is_a_run_that_it_has_lost(
         self, slow: Emulator, tab: Tab
     ) -> None:
-        async with AsyncExitStack() as stack:
-            port = str(free_port())
-            server = await stack.enter_async_context(uvicorn(slow, "--port", port))
-            named(slow, 1000)
+        port = str(free_port())
+        add_runtimes(slow, 1000)
+        async with uvicorn(slow, "--port", port) as server:
             await begin(tab, server, 1000)
             await tab.wait_for(IS_RUNNING)
             os.killpg(server.process.pid, signal.SIGKILL)
-            await server.process.wait()
             await tab.wait_for(f"{STATE}.includes('connection is lost')")
-            await stack.enter_async_context(uvicorn(slow, "--port", port))
+        async with uvicorn(slow, "--port", port):
             await tab.wait_for(f"{STATE}.includes('no such run')")
 
-    async def test_no_script_runs_but_that_of_the_page(self, slow: Emulator, tab: Tab) -> None:
-        async with uvicorn(slow) as server:
-            await tab.open(server.url)
-            await tab.run("""{
-                const script = document.createElement("script")
-                script.textContent = "window.stolen = true"
-                document.body.append(script)
-            }""")
-            assert await tab.run("window.stolen") is None
+    async def test_no_script_runs_but_that_of_the_page(self, server: Uvicorn, tab: Tab) -> None:
+        await tab.open(server.url)
+        await tab.run("""{
+            const script = document.createElement("script")
+            script.textContent = "window.stolen = true"
+            document.body.append(script)
+        }""")
+        assert await tab.run("window.stolen") is None
         assert "Content Security Policy" in "".join(tab.errors)
