@@ -7,8 +7,7 @@ each case one of them is killed with SIGKILL at a moment that the seed decides, 
 closed and another scaled away, or one is restarted, or one has another version and another no
 network; then the coordinator is started again with the same journal, until its report is ok. In the
 end each target must have exactly one outcome, and none that contradicts what the server has
-received and stopped. In the last case the server does not answer 1 % of the stops: the other
-outcomes must not wait for them.
+received and stopped.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import StrEnum
-from itertools import islice
-from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -36,9 +33,9 @@ from typing import NamedTuple, cast
 from distributed import Worker
 
 import bctrl_async.dask
-from bctrl_async import BctrlSession, StopBatch, StopReport
+from bctrl_async import BctrlSession, StopReport
 from bctrl_async.dask import stop_runtimes
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator
 from bctrl_async.outcomes import StopResult
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -47,12 +44,8 @@ from journal_lines import read_lines
 
 _KEY = "emulator-key"
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
-_KNOWN = 29 / 30
-"""The share of the outcomes that must be known soon, whatever the others do."""
 _AGREES = "each target has one outcome, and the server's record agrees"
 _MAX_RUNS = 5
-_EACH = 100
-"""Of so many stops one hangs, in the last case."""
 _LINE = 150
 """About the bytes of a line of the journal."""
 _spawn = multiprocessing.get_context("spawn")
@@ -61,7 +54,6 @@ _spawn = multiprocessing.get_context("spawn")
 class Case(StrEnum):
     """The part that is killed."""
 
-    ONE_PROCESS = "one process"
     NOTHING = "nothing is killed"
     WORKER = "a worker is killed"
     SCHEDULER = "the scheduler is killed"
@@ -69,25 +61,19 @@ class Case(StrEnum):
     CLOSED = "a worker is closed, and one scaled away"
     RESTARTED = "a worker is restarted"
     UNFIT = "a worker has another version, and one no network"
-    HANGING = "1 % of the stops hang"
 
 
 def targets_of(count: int) -> Iterator[tuple[str, str]]:
     return (("ws-1", f"r{number}") for number in range(count))
 
 
-def serve(control: Connection, count: int, hanging: int) -> None:
-    """Run the emulator until its record is asked for, and send that; some stops hang.
-
-    They are spread over the chunks: as many as a worker has connections would hold up the others.
-    """
+def serve(control: Connection, count: int) -> None:
+    """Run the emulator until its record is asked for, and send that."""
 
     async def main() -> None:
         async with Emulator(port=0, api_key=_KEY) as emulator:
             for target in targets_of(count):
                 emulator.add_runtime(*target)
-            for target in islice(targets_of(count), 0, count if hanging else 0, _EACH):
-                emulator.poison(*target, Fault.HANG)
             control.send(emulator.url)
             await _until_told(control)
             record = {
@@ -144,68 +130,29 @@ async def _until_told(control: Connection) -> object:
     return control.recv()
 
 
-def coordinate(
-    control: Connection, address: str | None, journal: Path | None, count: int, hanging: int
-) -> None:
-    """Stop all targets, on a cluster or in this process, and send the end.
-
-    If some hang, the run is aborted once all others are known.
-    """
-    known_after = 0.0
-
-    async def stop(batch: StopBatch) -> StopReport:
-        nonlocal known_after
-        began, known = time.monotonic(), 0
-        async with batch:
-            async for _ in batch:
-                known += 1
-                if not known_after and known >= count * _KNOWN:
-                    known_after = time.monotonic() - began
-                if known == count - hanging and hanging:
-                    batch.abort()
-        return batch.report
+def coordinate(control: Connection, address: str, journal: Path, count: int) -> None:
+    """Stop all targets on a cluster, and send the end."""
 
     async def main() -> StopReport:
-        targets = list(targets_of(count))
-        if address is None:
-            async with BctrlSession() as session:
-                return await stop(session.stop_runtimes(targets, journal=journal))
         async with connect(address) as client:
-            return await stop(stop_runtimes(client, targets, session=make_session, journal=journal))
+            targets = list(targets_of(count))
+            return await stop_runtimes(client, targets, session=make_session, journal=journal)
 
     logging.disable()
-    imported = time.process_time()
     report = asyncio.run(main())
-    cpu = time.process_time() - imported
-    early = str(report.ended_early)
-    end = End(report.ok, dict(report.counts), early, report.elapsed, cpu, known_after)
-    control.send(end)
+    control.send(End(report.ok, dict(report.counts), str(report.ended_early)))
 
 
-_WHOLE = frozenset({Case.ONE_PROCESS, Case.NOTHING, Case.HANGING})
-"""The cases in which nothing ends early."""
-_ONE_RUN = frozenset({Case.HANGING, Case.CLOSED, Case.RESTARTED, Case.UNFIT})
+_ONE_RUN = frozenset({Case.CLOSED, Case.RESTARTED, Case.UNFIT})
 """The cases in which the first run must be ok."""
 
 
 class End(NamedTuple):
-    """The end of a coordinator.
-
-    Args:
-        ok: True if its report is.
-        counts: The number of outcomes by result.
-        ended_early: Why it ended early.
-        elapsed: Seconds that the run took.
-        cpu: Seconds of CPU time.
-        known_after: Seconds until 29 of 30 outcomes were known.
-    """
+    """The end of a coordinator: if its report is ok, its counts, and why it ended early."""
 
     ok: bool
     counts: dict[StopResult, int]
     ended_early: str
-    elapsed: float
-    cpu: float
-    known_after: float
 
 
 class Child:
@@ -217,11 +164,6 @@ class Child:
         self.process.start()
         # The pipe ends with the process.
         theirs.close()
-
-    @property
-    def cpu(self) -> float:
-        """Seconds of CPU time so far."""
-        return cpu_of(self.process.pid)
 
     def kill(self) -> None:
         self.process.kill()
@@ -238,28 +180,12 @@ class Child:
         return last
 
 
-def cpu_of(pid: int | None) -> float:
-    # The name of the program, which is in parentheses, may have spaces.
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 class Cluster:
     """A running cluster: the process with its scheduler, and the pids of its workers."""
 
     def __init__(self, workers: int) -> None:
         self.host = Child(host, workers)
         self.address, self.pids = cast("tuple[str, list[int]]", self.host.control.recv())
-        self._began = self._cpu()
-
-    def _cpu(self) -> tuple[float, float]:
-        return self.host.cpu, sum(map(cpu_of, self.pids))
-
-    @property
-    def cpu(self) -> tuple[float, float]:
-        """Seconds of CPU time since it runs: of scheduler and nannies, and of the workers."""
-        host, workers = self._cpu()
-        return host - self._began[0], workers - self._began[1]
 
 
 class Run:
@@ -269,27 +195,25 @@ class Run:
         self._case = case
         self._count: int = arguments.targets
         self._workers: int = arguments.workers
-        self._hanging = ceil(self._count / _EACH) if case is Case.HANGING else 0
         self._random = random.Random(f"{arguments.seed}{case}")
         self._journal = folder / f"{case.name}.jsonl"
 
     def run(self) -> str:
-        server = Child(serve, self._count, self._hanging)
+        server = Child(serve, self._count)
         os.environ["BCTRL_API_KEY"], os.environ["BCTRL_BASE_URL"] = _KEY, server.control.recv()
-        cluster = None if self._case is Case.ONE_PROCESS else Cluster(self._workers)
-        if self._case is Case.UNFIT and cluster is not None:
+        cluster = Cluster(self._workers)
+        if self._case is Case.UNFIT:
             cluster.host.control.send(self._case)
             cluster.host.control.recv()
         ends: list[End] = []
-        kills = self._case not in {*_WHOLE, Case.UNFIT}
+        kills = self._case not in {Case.NOTHING, Case.UNFIT}
         began = time.monotonic()
         runs = 1 if self._case in _ONE_RUN else _MAX_RUNS
         while not (ends and ends[-1].ok) and len(ends) < runs:
-            if cluster is not None and not cluster.host.process.is_alive():
+            if not cluster.host.process.is_alive():
                 cluster = Cluster(self._workers)
-            address = None if cluster is None else cluster.address
-            coordinator = Child(coordinate, address, self._journal, self._count, self._hanging)
-            if kills and cluster is not None:
+            coordinator = Child(coordinate, cluster.address, self._journal, self._count)
+            if kills:
                 kills = False
                 self._kill(coordinator, cluster)
             try:
@@ -298,23 +222,15 @@ class Run:
                 # It was killed.
                 continue
             coordinator.process.join()
-        elapsed = time.monotonic() - began
-        figures = self._figures(ends, elapsed, cluster)
-        if cluster is not None:
-            cluster.host.end()
+        seconds = time.monotonic() - began
+        cluster.host.end()
         record = cast("dict[str, tuple[int, str]]", server.end())
-        ended = ends[-1].ok or self._hanging
-        problems = list(self._problems(record)) if ended else [f"no end: {ends[-1]}"]
+        problems = list(self._problems(record)) if ends[-1].ok else [f"no end: {ends[-1]}"]
         repeated = sum(received - 1 for received, _ in record.values() if received)
         results = ", ".join(f"{count:,} {result}" for result, count in ends[-1].counts.items())
         early = [end.ended_early for end in ends if not end.ok]
-        return "\n    ".join(
-            [
-                f"{self._case}: {results}; {repeated:,} requests repeated; {figures}",
-                *early,
-                *(problems or [_AGREES]),
-            ]
-        )
+        text = f"{self._case}: {results}; {repeated:,} requests repeated; {seconds:.1f} s"
+        return "\n    ".join([text, *early, *(problems or [_AGREES])])
 
     def _kill(self, coordinator: Child, cluster: Cluster) -> None:
         # The share of the outcomes that are known by then.
@@ -336,21 +252,6 @@ class Run:
             # Counting the lines of a growing file would cost more.
             return self._journal.stat().st_size // _LINE
         return 0
-
-    def _figures(self, ends: list[End], elapsed: float, cluster: Cluster | None) -> str:
-        micro = 1e6 / self._count
-        if len(ends) > 1 or self._case not in _WHOLE:
-            return f"{elapsed:.1f} s with all starts"
-        end = ends[0]
-        if self._hanging:
-            return f"{self._count * _KNOWN:,.0f} known after {end.known_after:.1f} s"
-        figures = f"{end.elapsed:.1f} s, {self._count / end.elapsed:,.0f}/s; CPU for a target:"
-        figures += f" coordinator {end.cpu * micro:.1f} µs"
-        if cluster is not None:
-            scheduler, workers = cluster.cpu
-            figures += f", scheduler and nannies {scheduler * micro:.1f} µs"
-            figures += f", workers {workers * micro:.1f} µs"
-        return figures
 
     def _problems(self, record: dict[str, tuple[int, str]]) -> Iterator[str]:
         """Compare the journal with the record of the server."""
