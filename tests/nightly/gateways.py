@@ -25,7 +25,6 @@ import ssl
 import struct
 import sys
 import tempfile
-import time
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator
@@ -306,19 +305,14 @@ async def _main() -> int:
     arguments = parser.parse_args()
     logging.disable()
     everything = Verdict()
-    for name in arguments.only or INSTALLED:
-        gateway, began = Verdict(), time.monotonic()
-        for tls, retries in product([False, True], repeat=2):
-            with tempfile.TemporaryDirectory() as folder:
-                seed = f"{arguments.seed} {name} {tls} {retries}"
-                run = Run(name, arguments.targets, seed, Path(folder))
-                verdict = await run.run(tls=tls, retries=retries)
-            gateway += verdict
-            words = f"{name}{', TLS' * tls}{', retries' * retries}"
-            print(f"    {words}: {verdict}", flush=True)  # noqa: T201 - its output.
-        everything += gateway
-        seconds = time.monotonic() - began
-        print(f"{name} in {seconds:.0f} s: {gateway}", flush=True)  # noqa: T201 - the same.
+    for name, tls, retries in product(arguments.only or INSTALLED, [False, True], [False, True]):
+        with tempfile.TemporaryDirectory() as folder:
+            seed = f"{arguments.seed} {name} {tls} {retries}"
+            run = Run(name, arguments.targets, seed, Path(folder))
+            verdict = await run.run(tls=tls, retries=retries)
+        everything += verdict
+        words = f"{name}{', TLS' * tls}{', retries' * retries}"
+        print(f"{words}: {verdict}", flush=True)  # noqa: T201 - its output.
     print(f"in all: {everything}")  # noqa: T201 - the same.
     return int(bool(everything.false))
 

@@ -194,12 +194,6 @@ class ShardsRun:
             yield "the key is in a journal"
 
 
-async def run_seed(seed: int, targets: int, *, shards: int, kills: int) -> Verdict:
-    """Run one seed in a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        return await ShardsRun(seed, targets, Path(folder), shards=shards, kills=kills).run()
-
-
 def _main() -> int:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     defaults = {"seeds": 5, "first": 0, "targets": 30_000, "shards": 4, "kills": 12}
@@ -208,7 +202,10 @@ def _main() -> int:
     args = parser.parse_args()
     failed = 0
     for seed in range(args.first, args.first + args.seeds):
-        verdict = asyncio.run(run_seed(seed, args.targets, shards=args.shards, kills=args.kills))
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"shards": args.shards, "kills": args.kills}
+            run = ShardsRun(seed, args.targets, Path(folder), **options)
+            verdict = asyncio.run(run.run())
         failed += bool(verdict.problems)
         sys.stdout.write(f"{str(verdict)[:1000]}\n")
         sys.stdout.flush()
