@@ -10,7 +10,6 @@ just the cases with TEXT in their name are measured.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import re
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import aiohttp
 import contenders
-from contenders import KEY, WORKSPACE, Contender, Stop, aliases, pairs
+from contenders import KEY, WORKSPACE, Contender, Stop, pairs
 from harness import Report, Row, command, measured, run, server
 
 from bctrl_async import BctrlSession
@@ -38,10 +37,6 @@ async def _one_by_one(contender: Contender, url: str, stops: int) -> int:
         return await contenders.stop_all(stop, stops, 1)
 
 
-def _session(url: str) -> BctrlSession:
-    return BctrlSession(KEY, base_url=url, max_connections=_IN_FLIGHT)
-
-
 @asynccontextmanager
 async def _long_way(url: str) -> AsyncGenerator[Stop]:
     """Use this package with an option that the fast path does not have."""
@@ -50,21 +45,10 @@ async def _long_way(url: str) -> AsyncGenerator[Stop]:
         yield partial(session.stop_runtime, WORKSPACE)
 
 
-async def _gathered(url: str, stops: int) -> int:
-    async with _session(url) as session:
-        calls = (session.stop_runtime(WORKSPACE, alias) for alias in aliases(stops))
-        return len(await asyncio.gather(*calls))
-
-
-async def _awaited(url: str, stops: int) -> int:
-    async with _session(url) as session:
+async def _stop_runtimes(url: str, stops: int) -> int:
+    async with BctrlSession(KEY, base_url=url, max_connections=_IN_FLIGHT) as session:
         report = await session.stop_runtimes(list(pairs(stops)))
     return report.total - len(report.failures)
-
-
-async def _iterated(url: str, stops: int) -> int:
-    async with _session(url) as session, session.stop_runtimes(list(pairs(stops))) as batch:
-        return sum([outcome.ok async for outcome in batch])
 
 
 _BARE = "bare aiohttp + msgspec"
@@ -72,9 +56,7 @@ _CASES: dict[str, _Client] = {
     _BARE: partial(_one_by_one, contenders.bare),
     "stop_runtime": partial(_one_by_one, contenders.bctrl_async),
     "stop_runtime, the long way": partial(_one_by_one, _long_way),
-    f"stop_runtime, gather, {_IN_FLIGHT} in flight": _gathered,
-    f"stop_runtimes, awaited, {_IN_FLIGHT} in flight": _awaited,
-    f"stop_runtimes, iterated, {_IN_FLIGHT} in flight": _iterated,
+    f"stop_runtimes, {_IN_FLIGHT} in flight": _stop_runtimes,
 }
 
 

@@ -1,9 +1,9 @@
 """The limiter in virtual time: behind a limit, alone and with others, and throttled at random.
 
-`python tests/benchmarks/limiter.py [--seeds 24] [--before FOLDER]`
+`python tests/benchmarks/limiter.py [--seeds 24]`
 
 Each case runs with many seeds against two simulated servers: the first decides when a request
-starts, the second half a latency later. `--before` also measures the package in another folder.
+starts, the second half a latency later.
 """
 
 from __future__ import annotations
@@ -96,20 +96,18 @@ def _child(name: str, seeds: str, server: str) -> list[_Figures]:
     return [_CASES[name](seed, server == "halfway") for seed in range(int(seeds))]
 
 
-def _compare(seeds: int, before: str) -> Report:
-    trees = {"before": {"PYTHONPATH": before}} if before else {}
-    trees["now"] = {}
-    tasks = list(product(_CASES, ("at once", "halfway"), trees))
+def _compare(seeds: int) -> Report:
+    tasks = list(product(_CASES, ("at once", "halfway")))
 
-    def measure(task: tuple[str, str, str]) -> list[_Figures]:
-        name, server, tree = task
-        return measured(name, seeds, server, kind=list[_Figures], environment=trees[tree])
+    def measure(task: tuple[str, str]) -> list[_Figures]:
+        name, server = task
+        return measured(name, seeds, server, kind=list[_Figures])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(measure, tasks))
     return Report(
         f"The limiter in virtual time: median and worst of {seeds} seeds",
-        ["case", "server decides", "limiter", "to ideal", "% throttled"],
+        ["case", "server decides", "to ideal", "% throttled"],
         [
             [
                 *task,
@@ -126,4 +124,4 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    command(__doc__, _compare, _child, seeds=24, before="")
+    command(__doc__, _compare, _child, seeds=24)
