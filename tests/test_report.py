@@ -58,7 +58,10 @@ ENDED = BctrlError("the deadline of 3 s has passed")
 @pytest.mark.parametrize(
     ("report", "text"),
     [
-        (report_of(), "2 of 2 no longer running after 1.23 s: 2 stopped"),
+        (
+            StopReport(total=0, counts=Counter(), states=Counter(), failures=(), elapsed=0.0),
+            "0 of 0 no longer running after 0.00 s",
+        ),
         (
             report_of(TIMEOUT, NETWORK),
             "2 of 4 no longer running, 2 unconfirmed after 1.23 s: 2 stopped, 2 unknown",
