@@ -84,11 +84,6 @@ def test_a_copy_has_all_attributes_of_the_original(error_class: type[BctrlError]
         assert str(twin) == str(error)
 
 
-def test_only_the_code_not_active_means_already_stopped() -> None:
-    assert BctrlConflictError("conflict", code="runtime.not_active").already_stopped
-    assert not BctrlConflictError("conflict", code="runtime.busy").already_stopped
-
-
 TEXTS = {
     "the failure, the runtime and the remedy": (
         full(BctrlConflictError),
