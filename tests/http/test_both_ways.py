@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from helpers import Connect, add_runtimes
 from servers import http_answer, raw_server, recording
+from test_observer import Recorder
 from ways import Ways, long_way
 
 from bctrl_async import BctrlPermissionError, BctrlSession
 from bctrl_async.emulator import Emulator
-from bctrl_async.observer import Attempt, AttemptObserver, Observer, StopObserver
 
 
 async def test_every_stop_of_an_owned_pool_takes_the_fast_path(
@@ -29,52 +28,40 @@ async def test_every_stop_of_an_owned_pool_takes_the_fast_path(
     assert ways.taken == ((0, 100) if request.config.getoption("long_way") else (100, 0))
 
 
-class Traced(Observer):
-    """An observer that adds headers to each attempt of a stop."""
-
-    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        del workspace_id, alias
-        return TracedStop()
-
-
-class TracedStop(StopObserver):
-    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
-        del attempt
-        return TracedAttempt()
-
-
-class TracedAttempt(AttemptObserver):
-    def headers(self) -> Mapping[str, str]:
-        return {"traceparent": "00-1-2-01", "accept": "is the session's"}
-
-
 async def ask_for_key() -> str:
     return "key-of-a-function"
 
 
-@pytest.mark.parametrize(
-    ("settings", "arguments"),
-    [
-        ({}, {}),
-        ({}, {"headers": {"X-B": "1", "X-A": "", "x-b2": "a\tb", "User-Agent": "own/1"}}),
-        ({}, {"idempotency_key": "k-1", "headers": {"accept": "text/html"}}),
-        ({"api_key": ask_for_key}, {"idempotency_key": "k-1"}),
-        ({"headers": {"X-B": "1", "x-b": "2", "X-A": "", "user-agent": "own/1"}}, {}),
-        ({"headers": {"X-B": "1", "Cookie": "a=b"}}, {"headers": {"x-b": "2", "X-A": "3"}}),
-        ({"observer": Traced(), "api_key": ask_for_key}, {"headers": {"X-A": "1"}}),
-    ],
-    ids=[
-        "plain",
-        "headers",
-        "idempotency key, headers",
-        "awaited key, idempotency key",
-        "session's headers",
-        "session's headers, headers",
-        "observer, awaited key, headers",
-    ],
-)
+TRACED = Recorder({"traceparent": "00-1-2-01", "accept": "is the session's"})
+Options = dict[str, Any]
+
+CASES: dict[str, tuple[Options, Options]] = {
+    "plain": ({}, {}),
+    "headers": (
+        {},
+        {"headers": {"X-B": "1", "X-A": "", "x-b2": "a\tb", "User-Agent": "own/1"}},
+    ),
+    "idempotency key, headers": ({}, {"idempotency_key": "k", "headers": {"accept": "text/html"}}),
+    "awaited key, idempotency key": ({"api_key": ask_for_key}, {"idempotency_key": "k"}),
+    "session's headers": (
+        {"headers": {"X-B": "1", "x-b": "2", "X-A": "", "user-agent": "own/1"}},
+        {},
+    ),
+    "session's headers, headers": (
+        {"headers": {"X-B": "1", "Cookie": "a=b"}},
+        {"headers": {"x-b": "2", "X-A": "3"}},
+    ),
+    "observer, awaited key, headers": (
+        {"observer": TRACED, "api_key": ask_for_key},
+        {"headers": {"X-A": "1"}},
+    ),
+}
+"""Options of a session, and of a stop."""
+
+
+@pytest.mark.parametrize(("settings", "arguments"), CASES.values(), ids=CASES)
 async def test_both_ways_send_the_same_bytes(
-    settings: dict[str, Any], arguments: dict[str, Any], ways: Ways
+    settings: Options, arguments: Options, ways: Ways
 ) -> None:
     """Fault: a header is missing on the fast path, or is another one, and a server rejects it."""
     heads: list[bytes] = []
