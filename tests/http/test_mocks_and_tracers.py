@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import aioresponses
 import pytest
 import vcr  # type: ignore[import-untyped]
 import wrapt
+from conftest import KEY
 from helpers import Connect, port_kept
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
@@ -21,87 +21,63 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from ways import Ways
 
-from bctrl_async import BctrlNetworkError, BctrlSession, StopResult
+from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, StopResult
 from bctrl_async.emulator import Emulator
 
+CRM, MAIL = ("ws-1", "crm"), ("ws-1", "mail")
 Patch = Callable[[pytest.MonkeyPatch, list[str]], None]
 """Patches aiohttp so that the method of each request is added to a list."""
-
-OPENED = pytest.mark.parametrize("opened", [False, True], ids=["pool not open", "pool open"])
 
 
 @pytest.fixture(autouse=True)
 def _second_runtime(emulator: Emulator) -> None:
-    emulator.add_runtime("ws-1", "mail")
+    emulator.add_runtime(*MAIL)
 
 
-@pytest.fixture
-def may_be_short(request: pytest.FixtureRequest) -> bool:
-    """True unless the whole suite takes the long way."""
-    return not request.config.getoption("long_way")
-
-
-@contextlib.asynccontextmanager
-async def one_session(connect: Connect, *, opened: bool) -> AsyncIterator[BctrlSession]:
-    """Yield a session, with or without an open pool."""
+@pytest.fixture(name="session", params=[False, True], ids=["pool not open", "pool open"])
+async def _session(connect: Connect, request: pytest.FixtureRequest) -> AsyncIterator[BctrlSession]:
+    """A session whose pool opens before or after the tools are used."""
     session = connect()
-    if opened:
+    if request.param:
         await session.__aenter__()
-    try:
-        yield session
-    finally:
-        await session.close()
+    yield session
+    await session.close()
 
 
 # Tools that replace `ClientSession._request`
 
 
-@OPENED
 async def test_with_aioresponses_nothing_is_sent(
     emulator: Emulator,
-    connect: Connect,
+    session: BctrlSession,
     ways: Ways,
     bctrl_aioresponses: aioresponses.aioresponses,
-    *,
-    opened: bool,
-    may_be_short: bool,
 ) -> None:
     """Fault: a test that mocks aiohttp stops a real browser."""
     stop = f"{emulator.url}/v1/workspaces/ws-1/runtimes/crm/stop"
-    # The pool opens before aiohttp is patched.
-    bctrl_aioresponses.stop()
-    async with one_session(connect, opened=opened) as session:
-        with bctrl_aioresponses as mocked:
-            mocked.post(stop, payload={**emulator.runtimes["ws-1", "crm"], "status": "stopped"})
-            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
-            assert len(mocked.requests) == 1
-            assert ways.short == 0
-            assert emulator.requests == []
-        await session.stop_runtime("ws-1", "mail")
-        assert len(emulator.requests) == 1
-        if opened and may_be_short:
-            assert ways.short == 1
+    bctrl_aioresponses.post(stop, payload={**emulator.runtimes[CRM], "status": "stopped"})
+    assert (await session.stop_runtime(*CRM)).alias == "crm"
+    assert len(bctrl_aioresponses.requests) == 1
+    assert ways.short == 0
+    assert emulator.requests == []
 
 
-@OPENED
 async def test_vcr_records_and_replays_a_stop(
-    emulator: Emulator, connect: Connect, ways: Ways, tmp_path: Path, *, opened: bool
+    emulator: Emulator, session: BctrlSession, ways: Ways, tmp_path: Path
 ) -> None:
     cassette = vcr.VCR(filter_headers=["authorization"]).use_cassette
     path = str(tmp_path / "stop.yaml")
-    async with one_session(connect, opened=opened) as session:
-        with cassette(path):
-            recorded = await session.stop_runtime("ws-1", "crm")
+    with cassette(path):
+        recorded = await session.stop_runtime(*CRM)
     assert ways.taken == (0, 1)
     await emulator.close()
 
     with port_kept(emulator.url):
-        async with one_session(connect, opened=opened) as session:
-            with cassette(path, record_mode="none"):
-                assert await session.stop_runtime("ws-1", "crm") == recorded
-            assert ways.taken == (0, 1)
-            with pytest.raises(BctrlNetworkError, match="no connection"):
-                await session.stop_runtime("ws-1", "crm")
+        with cassette(path, record_mode="none"):
+            assert await session.stop_runtime(*CRM) == recorded
+        assert ways.taken == (0, 1)
+        with pytest.raises(BctrlNetworkError, match="no connection"):
+            await session.stop_runtime(*CRM)
 
 
 def replace_request(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
@@ -131,37 +107,23 @@ def wrap_with_wrapt(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
 
 
 @pytest.mark.parametrize("patch", [replace_request, wrap_with_wrapt])
-@OPENED
 async def test_a_patch_sees_every_stop_until_it_is_taken_back(
-    connect: Connect, ways: Ways, patch: Patch, *, opened: bool, may_be_short: bool
+    session: BctrlSession, ways: Ways, patch: Patch, request: pytest.FixtureRequest
 ) -> None:
-    async with one_session(connect, opened=opened) as session:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            seen: list[str] = []
-            patch(monkeypatch, seen)
-            await session.stop_runtime("ws-1", "crm")
-            assert seen == ["POST"]
-            assert ways.taken == (0, 1)
-        await session.stop_runtime("ws-1", "mail")
-        assert seen == ["POST"]
-        if opened and may_be_short:
-            assert ways.taken == (1, 1)
+    seen: list[str] = []
+    was_open = session._sender.opened
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patch(monkeypatch, seen)
+        await session.stop_runtime(*CRM)
+        assert ways.taken == (0, 1)
+    await session.stop_runtime(*MAIL)
+    assert seen == ["POST"]
+    # A pool that opens with a patch stays on the long way.
+    is_short = was_open and not request.config.getoption("long_way")
+    assert ways.short == is_short
 
 
-@pytest.mark.parametrize(
-    "patch",
-    [
-        "aiohttp.ClientSession.request = see(aiohttp.ClientSession.request)",
-        "wrap_function_wrapper(aiohttp.ClientSession, '_request', see_wrapped)",
-        "aiohttp.ClientSession.__init__ = with_own_request",
-        "aiohttp.ClientSession = Own",
-    ],
-)
-async def test_a_patch_from_before_the_import_sees_every_stop(
-    emulator: Emulator, patch: str
-) -> None:
-    """Fault: a patched function passes for aiohttp's own, as it was never seen unpatched."""
-    program = f"""
+PROGRAM = """
 import asyncio, sys
 import aiohttp
 from wrapt import wrap_function_wrapper
@@ -185,7 +147,7 @@ class Own(aiohttp.ClientSession):
     def _request(self, *args, **options):
         return see(super()._request)(*args, **options)
 
-{patch}
+exec(sys.argv[2])
 import bctrl_async
 
 async def main():
@@ -194,8 +156,23 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "aiohttp.ClientSession.request = see(aiohttp.ClientSession.request)",
+        "wrap_function_wrapper(aiohttp.ClientSession, '_request', see_wrapped)",
+        "aiohttp.ClientSession.__init__ = with_own_request",
+        "aiohttp.ClientSession = Own",
+    ],
+)
+async def test_a_patch_from_before_the_import_sees_every_stop(
+    emulator: Emulator, patch: str
+) -> None:
+    """Fault: a patched function passes for aiohttp's own, as it was never seen unpatched."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, emulator.url, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", PROGRAM, emulator.url, patch, stdout=asyncio.subprocess.PIPE
     )
     stdout, _ = await process.communicate()
     assert process.returncode == 0
@@ -209,22 +186,19 @@ asyncio.run(main())
 async def test_a_trace_config_is_told_of_every_stop(connect: Connect, ways: Ways) -> None:
     told: list[str] = []
 
-    async def start(*_: object) -> None:
-        told.append("start")
-
-    async def connection(*_: object) -> None:
-        told.append("connection")
-
-    async def end(*_: object) -> None:
-        told.append("end")
+    async def tell(*event: object) -> None:
+        told.append(type(event[-1]).__name__)
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(start)
-    trace.on_connection_create_end.append(connection)
-    trace.on_request_end.append(end)
+    for signal in (trace.on_request_start, trace.on_connection_create_end, trace.on_request_end):
+        signal.append(tell)
     async with connect(trace_configs=[trace]) as session:
-        await session.stop_runtime("ws-1", "crm")
-    assert told == ["start", "connection", "end"]
+        await session.stop_runtime(*CRM)
+    assert told == [
+        "TraceRequestStartParams",
+        "TraceConnectionCreateEndParams",
+        "TraceRequestEndParams",
+    ]
     assert ways.taken == (0, 1)
 
 
@@ -244,10 +218,26 @@ async def test_after_a_tracer_fails_at_the_end_of_a_request_the_stop_is_unknown(
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(fail)
     async with connect(trace_configs=[trace]) as session:
-        report = await session.stop_runtimes([("ws-1", "crm")], verify=False)
+        report = await session.stop_runtimes([CRM], verify=False)
 
     assert report.counts == {StopResult.UNKNOWN: 1}
-    assert emulator.status("ws-1", "crm") == "stopped"
+    assert emulator.status(*CRM) == "stopped"
+
+
+async def test_a_session_that_is_closed_while_a_trace_waits_sends_nothing(
+    emulator: Emulator,
+) -> None:
+    """Fault: the AssertionError of aiohttp left the call."""
+
+    async def close(*_: object) -> None:
+        await session.close()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(close)
+    session = BctrlSession(KEY, base_url=emulator.url, trace_configs=[trace])
+    with pytest.raises(BctrlConfigError, match="the session is closed"):
+        await session.stop_runtime(*CRM)
+    assert emulator.requests == []
 
 
 @pytest.fixture
@@ -261,20 +251,13 @@ def spans() -> Iterator[InMemorySpanExporter]:
     try:
         yield exporter
     finally:
-        if instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.uninstrument()
+        instrumentor.uninstrument()
 
 
 async def test_opentelemetrys_instrumentation_of_aiohttp_has_a_span_for_every_stop(
-    connect: Connect, ways: Ways, spans: InMemorySpanExporter, *, may_be_short: bool
+    connect: Connect, ways: Ways, spans: InMemorySpanExporter
 ) -> None:
     async with connect() as session:
-        await session.stop_runtime("ws-1", "crm")
-        assert [span.name for span in spans.get_finished_spans()] == ["POST"]
-        assert ways.taken == (0, 1)
-    AioHttpClientInstrumentor().uninstrument()
-    async with connect() as session:
-        await session.stop_runtime("ws-1", "mail")
-    assert len(spans.get_finished_spans()) == 1
-    if may_be_short:
-        assert ways.taken == (1, 1)
+        await session.stop_runtime(*CRM)
+    assert [span.name for span in spans.get_finished_spans()] == ["POST"]
+    assert ways.taken == (0, 1)
