@@ -61,7 +61,6 @@ _NOT_MEASURED = {
     "test_contract",
     "test_differential",
     "test_nginx",
-    "test_plain_answer",
     "test_poison",
     "test_simulate",
 }
