@@ -137,7 +137,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         retries: The number of stop requests beyond the first for each target.
         throttled: The number of 429 and 503 answers.
         resumed: The number of outcomes that come from an earlier run's journal.
-        ended_early: The reason why the run ended before its input did, or None.
+        ended_early: The reason why the run ended early, such as its deadline, or None.
     """
 
     total: int

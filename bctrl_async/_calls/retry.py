@@ -41,8 +41,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
     because its target is then dead. The delay after the nth failure is random between 0 and the
     smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than Retry-After; a probe may
     end a Retry-After of more than a minute early. In an outage of the server, a bulk stop waits and
-    probes it, and no failure counts. An untrusted certificate ends a single call without a retry,
-    and a bulk stop if the server has never answered it.
+    probes it, and a target's first failures do not count. An untrusted certificate ends a single
+    call without a retry, and a bulk stop if the server has never answered it.
 
     Args:
         attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not count. For a

@@ -104,7 +104,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ended before its input did, or None."""
+        """The reason why the run ended early, such as its deadline, or None."""
         return self._run.state.ended_early
 
     @property

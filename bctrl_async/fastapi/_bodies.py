@@ -132,7 +132,7 @@ class StopReport(Body):
     retries: int = Field(description="Requests beyond the first for each target.")
     throttled: int = Field(description="The number of 429 and 503 answers.")
     resumed: int = Field(description="Outcomes from an earlier run's journal.")
-    ended_early: StopError | None = Field(description="Why the run ended before its input did.")
+    ended_early: StopError | None = Field(description="Why the run ended early, if it did.")
 
 
 def _encode(model: type[Body], struct: object) -> dict[str, object]:

@@ -164,7 +164,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """The number of targets that wait for another attempt, by the result of their last."""
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ended before its input did, or None."""
+        """The reason why the run ended early, such as its deadline, or None."""
     @property
     def report(self) -> StopReport:
         """The report on the targets read so far; it is not `ok` before the end of the run."""
@@ -264,7 +264,7 @@ class StopReport(msgspec.Struct):
     resumed: int = 0
     """The number of outcomes that come from an earlier run's journal."""
     ended_early: BctrlError | None = None
-    """The reason why the run ended before its input did, or None."""
+    """The reason why the run ended early, such as its deadline, or None."""
     @property
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer."""
