@@ -340,7 +340,7 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
-        # An error keeps the status of the last answer, even if a later attempt had no answer.
+        # The status is from the last answer, a refusal, even if a later attempt had no answer.
         case BctrlError(status=int()) | BctrlConfigError(reason_class="invalid_input"):
             return StopResult.REJECTED
     return StopResult.NOT_SENT

@@ -29,7 +29,7 @@ class OutcomePrinter:
     """A printer of outcomes, as lines or records.
 
     Each of `aliases` gets a line. Without them, only attempted targets that may run are shown: the
-    first for each reason with a line, the others counted.
+    first for each reason gets a line, and the others are counted.
     """
 
     def __init__(

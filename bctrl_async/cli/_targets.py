@@ -25,7 +25,7 @@ _CHECKED = 100
 
 
 class UnreadInputError(BctrlError):
-    """The fault at which reading of a pipe ends; nothing after it is used."""
+    """A fault that ends the input from a pipe: only the targets before it are stopped."""
 
 
 class Shard(NamedTuple):

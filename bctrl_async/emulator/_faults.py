@@ -140,7 +140,7 @@ _PIECES: dict[Fault | Reply | None, Callable[[bytes, bytes], list[bytes]]] = {
 
 
 def reply_of(fault: Fault | Reply | None, payload: Payload, *, conflict: bool) -> Reply:
-    """Return the reply to a valid request: 409 on a conflict, unless its fault has a reply."""
+    """Return the reply to a valid request: its fault's, or else 409 on a conflict, or 200."""
     if isinstance(fault, Reply):
         has_payload = fault.body is None and fault.status in replies.WITH_PAYLOAD
         return replace(fault, body=payload) if has_payload else fault

@@ -26,7 +26,7 @@ from bctrl_async.errors import BctrlConfigError
 _log = logging.getLogger("bctrl_async.pace")
 
 LEASE = 0.05
-"""The most seconds that a lease lasts, and that a single member makes others wait."""
+"""The most seconds that a lease lasts: no member makes the others wait for longer."""
 _MEMBERSHIP = 2.0
 """Seconds after the end of its last lease until a member no longer counts."""
 _PATIENCE = 0.25
