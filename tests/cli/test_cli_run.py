@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import signal
-import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ from commands import (
     write,
 )
 from conftest import KEY
-from helpers import BOUND, Command, HoldingEmulator, pass_time, until
+from helpers import BOUND, Command, HoldingEmulator, until
 from warm_server import program
 
-from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopResult
+from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
 
@@ -60,22 +61,6 @@ async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
     assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
 
 
-async def test_progress_is_dropped_if_stderr_is_closed(holding: HoldingEmulator) -> None:
-    holding.held.add("a")
-    closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
-    # Started anew, since nothing shows when a signal that is forwarded has arrived.
-    process = await start(*closing, sys.executable, "-m", "bctrl_async", "stop", "ws", "a")
-    await until(lambda: holding.requests)
-    process.send_signal(signal.SIGINT)
-    holding.held.clear()
-    code, out, err = await finish(process)
-    assert re.fullmatch(
-        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 no longer running after 0\.0 s: 1 stopped\n",
-        without_times(out),
-    )
-    assert (code, err) == (130 if "Interrupted" in out else 0, "")
-
-
 async def test_the_progress_bar_disappears_at_the_end(holding: HoldingEmulator) -> None:
     holding.held.add("b")
     process, terminal = await start_on_terminal(*ONE_AT_A_TIME)
@@ -93,25 +78,8 @@ async def test_the_progress_bar_disappears_at_the_end(holding: HoldingEmulator) 
     assert (await finish(process))[0] == 0
 
 
-async def test_quiet_draws_no_progress(holding: HoldingEmulator, tmp_path: Path) -> None:
-    holding.held.add("a")
-    results = tmp_path / "results"
-    args = ("stop", "-q", "-o", "json", "ws", "a", "b")
-    with results.open("wb") as file:
-        files = {"stdout": file.fileno()}
-        process, terminal = await start_on_terminal(*args, streams=("stderr",), **files)
-    await until(lambda: '"alias": "b", "result": "stopped"' in results.read_text())
-    # The bar would appear after 0.4 s.
-    await asyncio.sleep(1)
-    holding.held.clear()
-    assert await terminal.rest() == ""
-    assert (await finish(process))[0] == 0
-    assert results.read_text().count("\n") == 2
-
-
-async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
-    holding: HoldingEmulator, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("holding")
+async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(tmp_path: Path) -> None:
     results = tmp_path / "results"
     with results.open("wb") as file:
         files = {"stdin": asyncio.subprocess.PIPE, "stdout": file.fileno()}
@@ -124,15 +92,10 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
     process.stdin.close()
     await terminal.rest()
     assert terminal.screen == [""]
-    code, _, _ = await finish(process)
+    assert (await finish(process))[0] == 1
     line, account = results.read_text().splitlines()
     assert line.startswith("ws ..  ")
-    assert (
-        without_times(account)
-        == "1 of 2 no longer running, 1 invalid after 0.0 s: 1 stopped, 1 rejected"
-    )
-    assert code == 1
-    assert holding.status("ws", "a") == "stopped"
+    assert account.startswith("1 of 2 no longer running, 1 invalid after ")
 
 
 async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(
@@ -147,49 +110,20 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
     await terminal.rest()
     first, *_, account = terminal.screen
     assert first.startswith("a  unknown ")
-    assert (
-        without_times(account)
-        == "Interrupted: 0 of 1 no longer running, 1 unconfirmed after 0.0 s: 1 unknown"
-    )
+    assert account.startswith("Interrupted: 0 of 1 no longer running, 1 unconfirmed after ")
     assert (await finish(process))[0] == 130
 
 
 # The end
 
 
-async def test_rate_limits_the_requests_per_second(
-    holding: HoldingEmulator, command: Command
-) -> None:
-    code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
-    took = re.search(r"no longer running after (\d+\.\d+) s", out)
-    assert took is not None
-    assert float(took[1]) >= 0.17
-    assert (code, len(holding.requests)) == (0, 3)
-
-
 async def test_the_deadline_aborts_the_run_and_exits_with_1(
-    holding: HoldingEmulator, command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, command: Command, file: Path
 ) -> None:
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def run(batch: StopBatch, output: Output) -> bool:
-        loops.append(asyncio.get_running_loop())
-        return await run_with_progress(batch, output)
-
-    monkeypatch.setattr("bctrl_async.cli._stop.run_with_progress", run)
-    holding.held.add("b")
-    limits = ("--deadline", "50s", "--concurrency", "1")
-    running = asyncio.create_task(command("stop", *limits, "--from", file))
-    await until(lambda: holding.received["ws", "b"])
-    loops[0].call_soon_threadsafe(pass_time, 50)
-    code, out, err = await running
-    line, account = out.splitlines()
-    assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
-    assert without_times(account) == (
-        "1 of 3 no longer running, 2 unconfirmed after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
-    )
-    assert err == "bctrl-async: error: ended early: the deadline of 50s has passed\n"
-    assert code == 1
+    holding.held.update("abc")
+    code, out, err = await command("stop", "--deadline", "100ms", "--from", file)
+    assert err == "bctrl-async: error: ended early: the deadline of 100ms has passed\n"
+    assert (code, out.count("0 of 3 no longer running, 3 unconfirmed")) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -205,15 +139,13 @@ async def test_ctrl_c_waits_for_requests_in_flight_the_second_one_aborts_and_the
     *,
     twice: bool,
 ) -> None:
-    holding.add_runtime("ws", "d")
     holding.held.add("b")
-    args: list[str | Path] = ["stop", "--journal", tmp_path / "journal", *option]
-    args += ["--concurrency", "1", "ws", "a", "b", "c", "d"]
+    args = (*ONE_AT_A_TIME, "--journal", str(tmp_path / "journal"), *option)
     process = await start(*program(), *args)
     await until(lambda: len(holding.requests) == 2)
 
     said = await begin_to_end(process, signal_)
-    assert said == f"1 of 4 answered, 1 in flight, {NOTICE}, 1 stopped\n"
+    assert said == f"1 of 3 answered, 1 in flight, {NOTICE}, 1 stopped\n"
     if twice:
         process.send_signal(signal_)
     else:
@@ -223,28 +155,21 @@ async def test_ctrl_c_waits_for_requests_in_flight_the_second_one_aborts_and_the
     *summaries, hint = without_notices(err).splitlines()
     assert hint == "Run the same command again to resume"
     if option:
-        outcomes = {str(outcome["alias"]): outcome for outcome in outcomes_of(out)}
-        assert [outcomes[alias]["attempts"] for alias in "abcd"] == [1, 1, 0, 0]
-        results = [str(outcomes[alias]["result"]) for alias in "abcd"]
+        results = {str(each["alias"]): each["result"] for each in outcomes_of(out)}
     else:
         *lines, summary = out.splitlines()
-        assert [line.split()[0] for line in lines] == ["a", "b", "c", "d"]
-        results = [line.split()[1] for line in lines]
+        results = {line.split()[0]: line.split()[1] for line in lines}
         summaries.append(summary)
-    assert results == ["stopped", "unknown" if twice else "stopped", "not_sent", "not_sent"]
-    account = (
-        "1 of 4 no longer running, 3 unconfirmed: 1 stopped, 2 not_sent, 1 unknown"
-        if twice
-        else "2 of 4 no longer running, 2 unconfirmed: 2 stopped, 2 not_sent"
-    )
-    assert [re.sub(r" after .* s:", ":", line) for line in summaries] == [f"Interrupted: {account}"]
+    assert results == {"a": "stopped", "b": "unknown" if twice else "stopped", "c": "not_sent"}
+    [account] = summaries
+    assert account.startswith(f"Interrupted: {1 if twice else 2} of 3 no longer running, ")
     assert (code, len(holding.requests)) == (130, 2)
 
     holding.held.clear()
     code, out, err = await command(*args)
     assert code == 0
     assert f"; {1 if twice else 2} from an earlier run, not sent again\n" in out + err
-    assert [holding.received["ws", alias] for alias in "abcd"] == [1, 1 + twice, 1, 1]
+    assert [holding.received["ws", alias] for alias in "abc"] == [1, 1 + twice, 1]
 
 
 async def test_ctrl_c_ends_the_wait_for_an_open_pipe(holding: HoldingEmulator) -> None:
@@ -260,33 +185,31 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(holding: HoldingEmulator) -
     assert (code, without_notices(err)) == (130, "")
 
 
-async def test_without_signal_handlers_cancellation_counts_as_an_interrupt(
-    holding: HoldingEmulator, capfd: pytest.CaptureFixture[str]
-) -> None:
+@asynccontextmanager
+async def stopping(
+    holding: HoldingEmulator, output: Output
+) -> AsyncIterator[tuple[StopBatch, asyncio.Task[bool]]]:
+    """Yield a run that stops `a` and then `b`, and its task, while `a` is not answered."""
     holding.held.add("a")
-    shown: list[StopOutcome] = []
+    async with BctrlSession(KEY, base_url=holding.url) as session:
+        batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
+        running = asyncio.create_task(run_with_progress(batch, output))
+        await until(lambda: holding.requests)
+        yield batch, running
 
-    async def stop() -> bool:
-        async with BctrlSession(KEY, base_url=holding.url, max_connections=1) as session:
-            batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], on_outcome=shown.append)
-            stopping = asyncio.create_task(run_with_progress(batch, Output()))
-            await until(lambda: holding.requests)
-            stopping.cancel()
-            return await stopping
 
-    assert await asyncio.to_thread(asyncio.run, stop())
-    assert [outcome.result for outcome in shown] == [StopResult.UNKNOWN, StopResult.NOT_SENT]
-    assert capfd.readouterr() == ("", "")
+async def test_a_run_that_is_cancelled_is_interrupted(holding: HoldingEmulator) -> None:
+    """Without signal handlers, as on Windows, that is what Ctrl-C does."""
+    async with stopping(holding, Output()) as (batch, running):
+        running.cancel()
+        assert await running
+    assert batch.report.counts == {StopResult.UNKNOWN: 1, StopResult.NOT_SENT: 1}
 
 
 async def test_a_hangup_that_nohup_ignores_does_not_interrupt(holding: HoldingEmulator) -> None:
-    holding.held.add("a")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        async with BctrlSession(KEY, base_url=holding.url) as session:
-            batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
-            running = asyncio.create_task(run_with_progress(batch, Output()))
-            await until(lambda: holding.requests)
+        async with stopping(holding, Output()) as (batch, running):
             os.kill(os.getpid(), signal.SIGHUP)
             holding.held.clear()
             assert not await running
@@ -296,19 +219,13 @@ async def test_a_hangup_that_nohup_ignores_does_not_interrupt(holding: HoldingEm
 
 
 async def test_an_early_ctrl_c_on_a_terminal_announces_the_second_one_in_a_line(
-    holding: HoldingEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Fault: the summary followed the ^C on its line."""
     monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
-    holding.held.add("a")
     output = Output()
     monkeypatch.setattr(output, "progress_console", lambda: (output, True))
-    async with BctrlSession(KEY, base_url=holding.url) as session:
-        batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
-        running = asyncio.create_task(run_with_progress(batch, output))
-        await until(lambda: holding.requests)
+    async with stopping(holding, output) as (batch, running):
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: batch.ended_early)
         holding.held.clear()
