@@ -1,15 +1,12 @@
-"""Targets that the command reads with `--from`: CSV, JSON, files, pipes and terminals."""
+"""Targets that `--from` reads, from files, pipes and terminals, and their shards."""
 
 from __future__ import annotations
 
 import asyncio
-import csv
 import io
 import json
 import os
-import stat
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -26,14 +23,13 @@ from commands import (
     write,
 )
 from helpers import Command, HoldingEmulator, until
-from hypothesis import given
-from hypothesis import strategies as st
 from warm_server import program
 
 from bctrl_async import BctrlError
 from bctrl_async.cli import _lines, _targets
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
 from bctrl_async.cli._targets import WHOLE
+from bctrl_async.shards import shard_of
 
 INPUTS = Path(__file__).with_name("inputs.jsonl").read_text("utf-8").splitlines()
 """What each input gives: targets, and lines that are none with their reasons."""
@@ -115,27 +111,6 @@ def test_no_decoy_of_a_random_table_is_stopped_and_nothing_is_lost_silently() ->
     assert [found for seed in range(1000) if (found := tables.check(seed)[0]).isupper()] == []
 
 
-names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=6)
-
-
-@given(
-    st.data(),
-    st.lists(st.tuples(names, names)),
-    st.sampled_from("\t,;"),
-    st.permutations(["Alias", "note", "workspace_id"]),
-)
-def test_any_name_is_read_from_csv(
-    data: st.DataObject, targets: list[tuple[str, str]], delimiter: str, header: list[str]
-) -> None:
-    file = io.StringIO()
-    rows = csv.DictWriter(file, header, delimiter=delimiter, quoting=csv.QUOTE_ALL)
-    rows.writeheader()
-    for workspace, alias in targets:
-        note = data.draw(st.sampled_from(["", '"', f"ws{delimiter}a"]))
-        rows.writerow({"workspace_id": workspace, "Alias": alias, "note": note})
-    assert gives(file.getvalue().encode()) == [*map(list, targets)]
-
-
 async def test_a_document_may_be_on_one_long_line() -> None:
     values = [["ws", f"{'é' * 1000}{number}"] for number in range(600)]
     data = f"\ufeff\n{json.dumps(values, ensure_ascii=False)}".encode()
@@ -154,44 +129,15 @@ async def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.Monk
 # Lines that are not targets
 
 
-async def test_a_late_bad_line_is_rejected_and_the_others_are_stopped_each_once(
-    holding: HoldingEmulator, command: Command, file: Path
-) -> None:
-    for number in range(100):
-        holding.add_runtime("ws", f"x{number}")
-    many = MANY.replace("\n", "\r\n").encode()
-    save(
-        file,
-        b"\xef\xbb\xbfworkspace_id,alias\r\n" + many + b"\r\na,b,c\r\nws,caf\xe9\r\nws,b\r\nws,b",
-    )
-    code, out, err = await command("stop", "--from", file)
-    bad, undecodable, account = out.splitlines()
-    assert bad == (
-        "'a,b,c' on line 103           rejected         it has more columns than the first line"
-    )
-    assert undecodable.startswith("'ws,caf\\udce9' on line 104    rejected  ")
-    assert without_times(account) == (
-        "101 of 103 no longer running, 2 invalid after 0.0 s: 101 stopped, 2 rejected"
-    )
-    assert (code, err) == (1, f"1 duplicate in {file}, counted once\n")
-    assert holding.received["ws", "b"] == 1
-
-    _, out, _ = await command("stop", "-o", "json", "--from", file)
-    found = {outcome["index"]: outcome["alias"] for outcome in outcomes_of(out)}
-    assert [found[index] for index in (0, 100, 102)] == ["x0", "'a,b,c' on line 103", "b"]
-
-
-@pytest.mark.parametrize("output", ["table", "json"])
 async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
-    holding: HoldingEmulator, output: str
+    holding: HoldingEmulator,
 ) -> None:
     text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
-    args = ("--ignore-not-found", "-o", output)
-    code, out, err = await stop_piped(text, *args)
+    code, out, err = await stop_piped(text, "--ignore-not-found", "-o", "json")
     assert f"""{READ_ERROR}'ws,"open' on line 121 is not a target: {BAD_QUOTES}\n""" in err
-    assert "100 of 120 no longer running, 20 invalid after " in out + err
-    assert "; the input was not read to its end\n" in out + err
-    assert code == 1
+    assert "100 of 120 no longer running, 20 invalid after " in err
+    assert "; the input was not read to its end\n" in err
+    assert (code, len(outcomes_of(out))) == (1, 120)
     assert {alias for _, alias in holding.received} == {f"x{number}" for number in range(100)}
 
 
@@ -200,15 +146,12 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
     [
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it has a control character, or was not saved as UTF-8"),
         ("ws,a\nws,b\n".encode("utf-16"), "it has a control character, or was not saved as UTF-8"),
-        (
-            b"\n<!DOCTYPE html>\n<p>Log in",
-            "' on line 2 is not a target: it is neither a header nor a pair",
-        ),
         (b"ws,a\n\nws,c,d\nws,c\n", "'ws,c,d' on line 3 is not a target: it has more columns"),
+        # It is the hundredth item.
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
     ],
 )
-async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
+async def test_a_file_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
     holding: HoldingEmulator, command: Command, file: Path, content: bytes, reason: str
 ) -> None:
     """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
@@ -216,9 +159,7 @@ async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped
     code, out, err = await command("stop", "--from", file)
     assert reason in err
     assert err.count("\n") == err.count("None of it was used") == 1
-    assert err.removesuffix("\n").isprintable()
-    assert (code, out) == (2, "")
-    assert holding.requests == []
+    assert (code, out, holding.requests) == (2, "", [])
 
 
 @pytest.mark.parametrize(
@@ -235,28 +176,27 @@ async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stoppe
     code, out, err = await stop_piped(content, *args)
     assert err.startswith("bctrl-async: error: stdin: '")
     assert "' on line 1 is not a target: " in err
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert holding.requests == []
+    assert (code, out, err.count("\n"), holding.requests) == (2, "", 1, [])
 
 
 @pytest.mark.parametrize("content", ["\n# none tonight\n", "workspace,alias\n", "[]"])
+@pytest.mark.usefixtures("holding")
 async def test_an_empty_input_exits_with_2_unless_allowed(
-    holding: HoldingEmulator, command: Command, file: Path, content: str
+    command: Command, file: Path, content: str
 ) -> None:
     """Fault: a pipe whose writer had failed before its first line was a success."""
     save(file, content)
-    advice = "Add --allow-empty if that may be so\n"
-    found = await command("stop", "--from", file)
-    assert found == (2, "", f"bctrl-async: error: there are no targets in {file}. {advice}")
-    refused = await stop_piped(content)
-    assert refused == (2, "", f"bctrl-async: error: there are no targets in stdin. {advice}")
-
+    for ended, name in (
+        (await command("stop", "--from", file), file),
+        (await stop_piped(content), "stdin"),
+    ):
+        error = f"there are no targets in {name}. Add --allow-empty if that may be so"
+        assert ended == (2, "", f"bctrl-async: error: {error}\n")
     for code, out, _ in (
         await command("stop", "--allow-empty", "--from", file),
         await stop_piped(content, "--allow-empty"),
     ):
         assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
-    assert holding.requests == []
 
 
 # The workspace of aliases
@@ -343,30 +283,11 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
     )
 
 
-@pytest.mark.parametrize(
-    ("stdin", "why"),
-    [("<&-", "cannot read stdin: it is closed\n"), ("</dev/null", "no targets in stdin. Add")],
-)
 @pytest.mark.usefixtures("holding")
-async def test_stdin_without_targets_is_a_usage_error(stdin: str, why: str) -> None:
-    shell = ("/bin/sh", "-c", f'exec "$@" {stdin}', "sh")
-    code, out, err = await finish(await start(*shell, *program(), "stop", "--from", "-"))
-    assert why in err
-    assert (code, out) == (2, "")
-
-
-@pytest.mark.usefixtures("holding")
-async def test_a_pipe_that_fails_later_exits_with_1(
-    command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
-    with FileIO(file, "w") as write_only:
-        monkeypatch.setattr("sys.stdin", write_only)
-        code, out, err = await command("stop", "--from", "-")
-    assert without_times(out) == (
-        "0 of 0 no longer running after 0.0 s; the input was not read to its end\n"
-    )
-    assert (code, err) == (1, f"{READ_ERROR}Bad file descriptor\n")
+async def test_a_closed_stdin_is_a_usage_error() -> None:
+    shell = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
+    ended = await finish(await start(*shell, *program(), "stop", "--from", "-"))
+    assert ended == (2, "", "bctrl-async: error: cannot read stdin: it is closed\n")
 
 
 async def test_a_list_that_is_written_anew_while_it_is_stopped_is_stopped_as_it_was(
@@ -380,3 +301,51 @@ async def test_a_list_that_is_written_anew_while_it_is_stopped_is_stopped_as_it_
     code, _, err = await finish(process)
     assert (code, err) == (0, "")
     assert [request.alias for request in holding.stops] == ["a", "b", "c"]
+
+
+# Shards
+
+SHARDS = ("1/4", "2/4", "3/4", "4/4")
+ALIASES = [f"r{number}" for number in range(120)]
+LIST = "".join(f"ws,{alias}\n" for alias in ALIASES)
+"""More than the targets that are checked before the first request."""
+
+
+def aliases_of(shard: str) -> list[str]:
+    return [alias for alias in ALIASES if shard_of(("ws", alias), 4) == int(shard[0])]
+
+
+async def test_the_shards_of_a_file_together_give_each_line_one_outcome(
+    holding: HoldingEmulator, command: Command, file: Path
+) -> None:
+    for alias in ALIASES:
+        holding.add_runtime("ws", alias)
+    save(file, f"{LIST}<p>\n")
+    rejected = 0
+    for shard in SHARDS:
+        code, out, _ = await command("stop", "--from", file, "--shard", shard, "-o", "json")
+        outcomes = outcomes_of(out)
+        stopped = [str(each["alias"]) for each in outcomes if each["result"] == "stopped"]
+        assert sorted(stopped) == sorted(aliases_of(shard))
+        assert {each["index"] for each in outcomes} == {*range(len(outcomes))}
+        assert code == len(outcomes) - len(stopped)
+        rejected += code
+    assert rejected == 1
+    assert {holding.received["ws", alias] for alias in ALIASES} == {1}
+
+
+async def test_a_pipe_and_aliases_are_divided_as_a_file(command: Command, file: Path) -> None:
+    save(file, LIST)
+    args = ("--shard", "2/4", "--dry-run", "-o", "json")
+    for given in (("--from", file), ("ws", *ALIASES)):
+        code, out, _ = await command("stop", *given, *args)
+        assert (code, [each["alias"] for each in outcomes_of(out)]) == (0, aliases_of("2/4"))
+    assert (await stop_piped(LIST, *args))[:2] == (0, out)
+
+
+@pytest.mark.usefixtures("holding")
+async def test_a_shard_without_targets_is_not_an_error(command: Command, file: Path) -> None:
+    code, out, _ = await command("stop", "--from", file, "--shard", "7/999983")
+    assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
+    found = await command("stop", "ws", "--all", "--yes", "--shard", "7/999983")
+    assert found == (0, "", "Nothing to stop: no runtime of ws in shard 7/999983 matches\n")
