@@ -1,23 +1,21 @@
-"""The options of the connection and of the pace, results as exit codes, and `doctor`."""
+"""The options of the connection `doctor`, and the option of the pace."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from base64 import b64encode
 from pathlib import Path
 from unittest.mock import Mock
-from urllib.parse import unquote
 
 import pytest
 from conftest import KEY
 from helpers import Command, unused_url
 from tls import forward_proxy, over_tls
 
-from bctrl_async import BctrlSession
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async import BctrlSession, RetryPolicy
+from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.pace import FilePace
 
 
@@ -30,53 +28,24 @@ def _environment(
     monkeypatch.chdir(tmp_path)
 
 
-# Without --no-verify, a stop that failed would be polled for.
-commands = pytest.mark.parametrize("args", ["stop --no-verify ws a", "list ws"])
+SESSION_OPTIONS: list[tuple[str, str, object]] = [
+    ("stop ws a", "timeout", 60),
+    ("stop ws a", "retry", RetryPolicy(attempts=4)),
+    # A command that only reads gives up sooner.
+    ("list ws", "timeout", 10),
+    ("list ws", "retry", RetryPolicy(attempts=2)),
+    ("get ws a", "timeout", 10),
+    ("get --timeout 9s ws a", "timeout", 9),
+    ("stop --attempts 1 ws a", "retry", RetryPolicy(attempts=1)),
+    ("stop --patience 0 ws a", "retry", RetryPolicy(attempts=4, patience=0)),
+    ("stop --rate 10 ws a", "rate", 10),
+    ("stop --concurrency 3 ws a", "max_connections", 3),
+]
 
 
-def inject(emulator: Emulator, *faults: Fault) -> None:
-    for method in ("POST", "GET"):
-        emulator.inject(*faults, method=method)
-
-
-@pytest.mark.parametrize(
-    ("faults", "options", "code", "requests"),
-    [
-        ([Fault.SERVER_ERROR] * 4, "--attempts 3", 1, 3),
-        ([Fault.RATE_LIMITED], "--patience 0", 1, 1),
-        ([Fault.RATE_LIMITED], "--patience 30s", 0, 2),
-    ],
-)
-@commands
-async def test_attempts_and_patience_limit_the_requests_of_a_call(
-    emulator: Emulator,
-    command: Command,
-    *,
-    args: str,
-    faults: list[Fault],
-    options: str,
-    code: int,
-    requests: int,
-) -> None:
-    inject(emulator, *faults)
-    assert (await command(*args.split(), *options.split()))[0] == code
-    assert len(emulator.requests) == requests
-
-
-@pytest.mark.parametrize(
-    ("args", "option", "value"),
-    [
-        ("stop ws a", "timeout", 60),
-        ("stop --timeout 9s ws a", "timeout", 9),
-        # A command that only reads gives up sooner.
-        ("list ws", "timeout", 10),
-        ("get ws a", "timeout", 10),
-        ("stop --rate 10 ws a", "rate", 10),
-        ("stop --concurrency 3 ws a", "max_connections", 3),
-    ],
-)
+@pytest.mark.parametrize(("args", "option", "value"), SESSION_OPTIONS)
 async def test_the_session_gets_the_options(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, option: str, value: float
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, option: str, value: object
 ) -> None:
     made = Mock(wraps=BctrlSession)
     monkeypatch.setattr("bctrl_async.BctrlSession", made)
@@ -85,11 +54,11 @@ async def test_the_session_gets_the_options(
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)])
-@commands
+@pytest.mark.parametrize("args", ["stop ws a", "list ws"])
 async def test_retries_are_shown_with_verbose_only(
     emulator: Emulator, command: Command, args: str, option: str, shown: int
 ) -> None:
-    inject(emulator, Fault.SERVER_ERROR)
+    emulator.inject(Fault.SERVER_ERROR, method="GET" if args == "list ws" else "POST")
     _, _, err = await command(*args.split(), option)
     assert err.count("bctrl-async: info: attempt 1 failed: ") == shown
     assert err.count("bctrl-async: ") == shown
@@ -108,33 +77,7 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
     assert await command("list", "ws") == (1, "", error)
 
 
-EXIT_CODES: dict[str, tuple[Fault | Reply | None, str, str, int]] = {
-    "it is stopped": (None, "--verify", "stopped", 0),
-    "it has failed, so it does not run": (Fault.FAILED, "--no-verify", "accepted", 0),
-    "it may still run": (Fault.ACCEPTED, "--no-verify", "accepted", 1),
-    "a poll says that it is stopped": (Fault.DROP_AFTER, "--verify", "stopped", 0),
-    "nothing says what became of it": (Fault.DROP_AFTER, "--no-verify", "unknown", 1),
-    "the server says no": (Reply(403, code="a.b"), "--verify", "rejected", 1),
-}
-
-
-@pytest.mark.parametrize(
-    ("fault", "option", "result", "expected"), EXIT_CODES.values(), ids=EXIT_CODES
-)
-async def test_the_exit_code_is_0_only_if_no_runtime_runs(
-    command: Command, emulator: Emulator, *, fault: Fault, option: str, result: str, expected: int
-) -> None:
-    emulator.inject(fault)
-    code, out, _ = await command("stop", option, "--attempts", "1", "-o", "json", "ws", "a")
-
-    record = json.loads(out)
-    assert (code, record["result"], record["ok"]) == (expected, result, code == 0)
-    assert (record["state"] == "not_running", record["error"] is None) == (code == 0, code == 0)
-
-
 # The command doctor
-
-LOGIN = "proxy-user:s3cret-p4ss%40"
 
 
 def found_in(out: str) -> dict[str, str]:
@@ -155,25 +98,17 @@ async def test_doctor_lists_once_and_stops_nothing(
     assert emulator.status("ws", "a") == "active"
 
 
-@pytest.mark.parametrize("origin", ["HTTPS_PROXY", "--proxy"])
 async def test_the_list_goes_through_the_proxy_which_is_shown_without_its_password(
-    command: Command,
-    emulator: Emulator,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    origin: str,
+    command: Command, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with over_tls(emulator, "bctrl.test") as server, forward_proxy() as proxy:
-        with_login = proxy.url.replace("//", f"//{LOGIN}@")
-        is_option = origin.startswith("--")
-        monkeypatch.setenv("HTTPS_PROXY", "http://unused.test" if is_option else with_login)
-        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(tmp_path))]
-        code, out, err = await command("doctor", *args, *[origin, with_login] * is_option, "ws")
-    assert (code, err) == (0, "")
-    assert found_in(out)["proxy"] == f"{proxy.url} ({origin})"
-    basic = b64encode(unquote(LOGIN).encode()).decode()
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//user:s3cret%40@"))
+        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(tmp_path)), "ws"]
+        code, out, err = await command("doctor", *args)
+    assert (code, err, "s3cret" in out) == (0, "", False)
+    assert found_in(out)["proxy"] == f"{proxy.url} (HTTPS_PROXY)"
+    basic = b64encode(b"user:s3cret@").decode()
     assert [f"Proxy-Authorization: Basic {basic}\r\n" in head for head in proxy.heads] == [True]
-    assert "s3cret" not in out
 
 
 async def test_no_proxy_excepts_a_host(
@@ -188,15 +123,6 @@ async def test_no_proxy_excepts_a_host(
         monkeypatch.setenv("NO_PROXY", "localhost")
         code, out, _ = await command("doctor", *args)
         assert (code, "proxy" in found_in(out)) == (0, False)
-
-
-async def test_an_invalid_proxy_of_the_environment_is_named_without_its_password(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", f"socks5://{LOGIN}@127.0.0.1:9")
-    error = "invalid HTTPS_PROXY: expected an http or https URL with a host"
-    found = await command("doctor", "--base-url", "https://bctrl.test")
-    assert found == (2, "", f"bctrl-async: error: {error}\n")
 
 
 # The option --pace

@@ -31,6 +31,7 @@ ENVIRONMENTS = {
     "Without a key": {"BCTRL_API_KEY": ""},
     "A malformed key": {"BCTRL_API_KEY": "two words"},
     "A malformed URL": {"BCTRL_BASE_URL": "nosuch"},
+    "An invalid proxy": {"HTTPS_PROXY": "socks5://user:SECRET@127.0.0.1:9"},
     "A server that is down": {"BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": "http://127.0.0.1:9"},
 }
 """The variables of some parts of the snapshot, by the title of the part."""
@@ -65,13 +66,16 @@ def add_runtimes(emulator: Emulator) -> None:
     emulator.add_runtime("ws", "a")
     emulator.add_runtime("ws", "forbidden")
     emulator.inject(*[FORBIDDEN] * 9, alias="forbidden", method="GET")
-    for alias in ("stopped", "throttled", "paused", "日本", "failed"):
+    for alias in ("stopped", "throttled", "paused", "日本", "failed", "dropped", "lost", "ended"):
         emulator.add_runtime("lines", alias)
     emulator.add_runtime("lines", "done", status="stopped")
     emulator.inject(Fault.RATE_LIMITED, None, alias="throttled")
     emulator.inject(Fault.UNKNOWN_VALUES, alias="paused")
     emulator.inject(Fault.MALFORMED_JSON, alias="日本")
     emulator.inject(Fault.FAILED, alias="failed")
+    emulator.inject(Fault.FAILED, alias="ended")
+    emulator.inject(Fault.DROP_AFTER, alias="dropped")
+    emulator.inject(Fault.DROP_AFTER, alias="lost")
     for number in range(30):
         emulator.add_runtime("many", f"r{number}")
         emulator.poison("many", f"r{number}", FORBIDDEN if number % 3 else Fault.ACCEPTED)

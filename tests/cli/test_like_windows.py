@@ -51,7 +51,7 @@ async def start(emulator: Emulator, *args: str | Path) -> Process:
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
-        env={"BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": emulator.url, "NO_COLOR": "1"},
+        env={"BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": emulator.url},
     )
 
 
@@ -61,55 +61,28 @@ async def finish(process: Process, text: str = "") -> tuple[int | None, str]:
     return process.returncode, (out + err).decode()
 
 
-def write_list(path: Path, emulator: Emulator, count: int) -> str:
-    targets = add_runtimes(emulator, count)
-    text = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets)
-    path.write_text(text)
-    return text
-
-
-async def test_a_list_is_stopped_and_its_journal_resumed(
+async def test_a_list_is_stopped_and_its_journal_resumed_at_a_shared_rate(
     emulator: Emulator, tmp_path: Path
 ) -> None:
-    targets, journal = tmp_path / "targets.csv", tmp_path / "journal.jsonl"
-    write_list(targets, emulator, 20)
-    args = ("stop", "--from", targets, "--journal", journal)
+    text = "".join(f"{workspace},{alias}\n" for workspace, alias in add_runtimes(emulator, 20))
+    args = ("stop", "--from", "-", "--journal", tmp_path / "journal.jsonl")
+    pace = ("--rate", "1000", "--pace", tmp_path / "pace")
 
-    first = await finish(await start(emulator, *args))
-    again = await finish(await start(emulator, *args))
+    first = await finish(await start(emulator, *args, *pace), text)
+    again = await finish(await start(emulator, *args, *pace), text)
 
     assert first[0] == again[0] == 0, first[1] + again[1]
     assert "20 of 20 no longer running" in first[1]
     assert "20 from an earlier run, not sent again" in again[1]
+    assert "warning" not in first[1]
     assert emulator.received.total() == 20
 
 
-async def test_a_pipe_is_read_to_its_end(emulator: Emulator, tmp_path: Path) -> None:
-    text = write_list(tmp_path / "targets.csv", emulator, 20)
-
-    code, output = await finish(await start(emulator, "stop", "--from", "-"), text)
-
-    assert code == 0, output
-    assert "20 of 20 no longer running" in output
-
-
-async def test_a_shared_rate_is_kept_in_a_file(emulator: Emulator, tmp_path: Path) -> None:
-    targets = tmp_path / "targets.csv"
-    write_list(targets, emulator, 20)
-    args = ("stop", "--from", targets, "--rate", "1000", "--pace", tmp_path / "pace")
-
-    code, output = await finish(await start(emulator, *args))
-
-    assert code == 0, output
-    assert "warning" not in output
-
-
 async def test_the_first_ctrl_c_aborts_and_every_target_has_its_outcome(tmp_path: Path) -> None:
-    journal = tmp_path / "journal.jsonl"
+    file, journal = tmp_path / "targets.csv", tmp_path / "journal.jsonl"
     async with Emulator(port=0, api_key=KEY, latency=60.0) as emulator:
-        write_list(tmp_path / "targets.csv", emulator, 150)
-        args = ("--from", tmp_path / "targets.csv", "--journal", journal)
-        process = await start(emulator, "stop", *args)
+        file.write_text("".join(f"{ws},{alias}\n" for ws, alias in add_runtimes(emulator, 150)))
+        process = await start(emulator, "stop", "--from", file, "--journal", journal)
         await wait_for_requests(emulator, 100)
 
         process.send_signal(signal.SIGINT)
