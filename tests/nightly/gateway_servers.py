@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from contextlib import suppress
@@ -246,9 +247,7 @@ class Gateway:
             self._process = await self._run(self._kind.command, output.fileno())
         async with asyncio.timeout(_START):
             while self._process.returncode is None:
-                with suppress(ConnectionError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
+                if self._is_listening():
                     return
                 await asyncio.sleep(0.02)
         text = (self._folder / "output").read_text("utf-8", "replace")
@@ -276,10 +275,17 @@ class Gateway:
         with suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await process.wait()
-        # Children may outlive their parent, with its socket.
+        # Children may outlive their parent, with its socket, and keep it for a moment when killed.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        async with asyncio.timeout(_START):
+            while self._is_listening():
+                await asyncio.sleep(0.02)
+
+    def _is_listening(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     async def _run(self, command: str, output: int) -> Process:
         names = {**self._names, "number": self._reloads}
