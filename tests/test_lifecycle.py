@@ -79,6 +79,7 @@ class TestLoop:
                 except BctrlConfigError as error:
                     os.write(writing, str(error).encode())
                 asyncio.new_event_loop().run_until_complete(session.close())
+                os.write(writing, b", closed")
             finally:
                 os._exit(0)
         os.close(writing)
@@ -87,6 +88,7 @@ class TestLoop:
         os.close(reading)
 
         assert "opened before a fork" in message
+        assert message.endswith(", closed")
         emulator.add_runtime("ws-1", "mail")
         await session.stop_runtime("ws-1", "mail")
 
