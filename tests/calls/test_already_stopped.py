@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from enum import Enum
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import Connect
 from runtimes import RUNTIME
 from servers import answering, http_answer, served
 from test_observer import Recorder
@@ -74,16 +73,6 @@ class TestLostAnswer:
         assert outcome.runtime is runtime
         assert (outcome.ok, outcome.error) == (True, None)
 
-    async def test_the_get_waits_for_a_slot_and_is_retried_like_any_other(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        emulator.inject(Fault.SERVER_ERROR, method="GET")
-        async with connect(max_connections=1) as session:
-            runtime = await session.stop_runtime("ws-1", "crm")
-            stats = session.stats
-        assert runtime.status is RuntimeStatus.STOPPED
-        assert (stats.attempts, stats.retries, stats.in_flight) == (4, 2, 0)
-
     async def test_if_the_runtime_cannot_be_had_the_conflict_is_raised_with_the_reason(
         self, emulator: Emulator, connect: Connect, recorder: Recorder
     ) -> None:
@@ -101,21 +90,6 @@ class TestLostAnswer:
         [outcome] = recorder.outcomes
         assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
         assert (outcome.runtime, outcome.ok, outcome.error) == (None, True, None)
-
-    async def test_a_call_that_is_cancelled_during_the_get_is_cancelled(
-        self, emulator: Emulator, connect: Connect, recorder: Recorder
-    ) -> None:
-        emulator.inject(Fault.HANG, method="GET")
-        async with connect(observer=recorder) as session:
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            await wait_for_requests(emulator, 3)
-            stopping.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await stopping
-
-        [outcome] = recorder.outcomes
-        assert outcome.result is StopResult.ALREADY_STOPPED
-        assert recorder.begun == 0
 
 
 async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,17 +62,17 @@ class TestPolicy:
         assert (policy.patience, policy.max_throttle_wait) == (None, 60.0)
         assert policy.statuses == {408, 429, *range(500, 600)}
 
-    @pytest.mark.parametrize("value", [-1, 0, float("inf"), True])
-    @pytest.mark.parametrize("name", ["attempts", "base", "cap"])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("attempts", 0), ("attempts", True), ("base", 0), ("base", math.inf)),
+            *(("cap", 0), ("cap", -1), ("patience", -1), ("patience", math.inf)),
+        ],
+    )
     def test_an_invalid_number_is_rejected(self, name: str, value: float) -> None:
         options: dict[str, Any] = {name: value}
         with pytest.raises(BctrlConfigError, match=f"^invalid {name} "):
             RetryPolicy(**options)
-
-    @pytest.mark.parametrize("value", [-1, float("inf"), True])
-    def test_an_invalid_patience_is_rejected(self, value: float) -> None:
-        with pytest.raises(BctrlConfigError, match=r"^invalid patience "):
-            RetryPolicy(patience=value)
 
     @pytest.mark.parametrize("status", [200, 409, 499, 600])
     def test_a_permanent_status_cannot_be_chosen(self, status: int) -> None:

@@ -1,17 +1,18 @@
-"""Retries of `stop_runtime` over real connections: statuses, delays, and `may_have_stopped`."""
+"""Retries and cancellation of `stop_runtime` over real connections."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from unittest.mock import Mock
 
 import pytest
 from helpers import Connect, pass_time, until, unused_url, wait_for_requests
 from runtimes import RUNTIME
-from servers import answering, http_answer, served
+from servers import answering, emulator_in_a_thread, http_answer, served
 from test_observer import Recorder
 
 from bctrl_async import (
@@ -21,7 +22,7 @@ from bctrl_async import (
     BctrlTimeoutError,
     RetryPolicy,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 GOOD = http_answer("200 OK", RUNTIME)
 
@@ -144,3 +145,54 @@ async def test_backing_off_holds_no_connection_slot() -> None:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert session.stats.attempts == 2
+
+
+async def tasks() -> set[asyncio.Task[object]]:
+    await asyncio.sleep(0)
+    return asyncio.all_tasks()
+
+
+@asynccontextmanager
+async def session_that_leaves_no_task(
+    emulator: Emulator, max_connections: int
+) -> AsyncIterator[BctrlSession]:
+    """Yield a session; then check that it has no task left, and a slot for another stop."""
+    before = await tasks()
+    async with BctrlSession(
+        "emulator-key",
+        base_url=emulator.url,
+        max_connections=max_connections,
+        retry=RetryPolicy(base=1000.0, cap=1000.0),
+    ) as session:
+        yield session
+        assert await tasks() == before
+        # An aborted connection must not be used again.
+        assert (await session.stop_runtime("ws-1", "r1")).alias == "r1"
+    assert await tasks() == before
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Reply(503)])
+async def test_cancelling_a_request_or_a_back_off_frees_the_slot(fault: Fault | Reply) -> None:
+    with emulator_in_a_thread(fault) as emulator:
+        async with session_that_leaves_no_task(emulator, 1) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "r0"))
+            await until(lambda: emulator.received["ws-1", "r0"])
+            if isinstance(fault, Reply):
+                await until(lambda: session.stats.waiting)
+            stopping.cancel()
+            await asyncio.wait([stopping])
+            assert stopping.cancelled()
+        assert emulator.received["ws-1", "r0"] == 1
+
+
+@pytest.mark.parametrize("steps", range(0, 12, 2))
+async def test_cancelling_after_any_number_of_steps_leaves_the_session_usable(steps: int) -> None:
+    """A stop can be cancelled at each of its awaits, connecting included."""
+    with emulator_in_a_thread() as emulator:
+        async with session_that_leaves_no_task(emulator, 2) as session:
+            stops = [asyncio.create_task(session.stop_runtime("ws-1", "r0")) for _ in range(4)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for stop in stops:
+                stop.cancel()
+            await asyncio.gather(*stops, return_exceptions=True)
