@@ -21,7 +21,6 @@ from runtimes import RUNTIME
 from servers import Handler, http_answer, served
 from test_observer import Recorder
 from test_wire import ONCE
-from ways import Ways
 
 from bctrl_async import BctrlNetworkError, BctrlSession, BctrlTimeoutError, Runtime
 from bctrl_async._http.fast.answer import PlainAnswer
@@ -150,14 +149,6 @@ class TestRehearsal:
                 assert not is_open(session)
         assert "the fast path does not work with this aiohttp" in caplog.text
         assert "secret-key" not in caplog.text
-
-    async def test_a_stop_then_goes_through_client_session(
-        self, connect: Connect, ways: Ways, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(ResponseHandler, "read", read_a_turn_later)
-        async with connect() as session:
-            assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
-        assert ways.taken == (0, 1)
 
 
 class TestTimers:
