@@ -86,10 +86,6 @@ class TestParseRuntime:
         summary = parse_invalid(json.dumps(fields).encode()).summary
         assert f"missing required field `{field}`" in summary
 
-    @given(st.binary())
-    def test_any_bytes_are_an_error_of_ours(self, body: bytes) -> None:
-        assert parse_invalid(body).status == 200
-
 
 def parse_error(
     status: int = 400,
@@ -118,15 +114,11 @@ class TestErrorClass:
             (405, BctrlApiError, False, False),
             (408, BctrlApiError, False, True),
             (409, BctrlConflictError, False, True),
-            (413, BctrlApiError, False, False),
             (422, BctrlValidationError, False, True),
             (429, BctrlRateLimitError, False, False),
             (499, BctrlApiError, False, True),
             (500, BctrlServerError, True, True),
-            (502, BctrlServerError, True, True),
             (503, BctrlServerError, False, True),
-            (504, BctrlServerError, True, True),
-            (520, BctrlServerError, True, True),
             (999, BctrlServerError, True, True),
         ],
     )
@@ -157,9 +149,7 @@ class TestErrorClass:
             ({"code": "runtime.not_found"}, True),
             ({"code": "workspace.not_found"}, True),
             ({"code": "route.not_found"}, False),
-            ({"code": "workspace.suspended"}, False),
             ({"Code": "NoSuchKey", "code": "NoSuchKey", "Key": "crm"}, False),
-            ({"kind": "Status", "reason": "NotFound", "code": 404}, False),
             ({"detail": "runtime.not_found", "code": "not_found"}, False),
             ({"error": {"code": "runtime.not_found"}}, False),
             ([], False),
@@ -252,13 +242,11 @@ class TestErrorFields:
         [
             ({"error": "words"}, None, "words"),
             ({"code": "c", "error": {"message": "words"}}, "c", "words"),
-            ({"error": {"error": {"message": "too deep"}}}, None, None),
             ({"title": "Title", "detail": "detail", "status": 400}, None, "detail"),
             ({"title": "Title", "type": "about:blank"}, None, "Title"),
             ({"error": "error", "message": "message", "detail": "d"}, None, "error"),
             ({"error": "", "message": "message"}, None, "message"),
             ({"code": 17, "error": 5, "message": True}, None, None),
-            ([{"error": "x"}], None, None),
             (b"upstream connect error\n", None, "upstream connect error"),
             (b"\n  <!DOCTYPE html>", None, None),
             (b'{"code": "c", "error": "wo', None, '{"code": "c", "error": "wo'),
@@ -360,7 +348,6 @@ class TestRetryAfter:
             ({"retry-after-ms": "nan", "Retry-After": "2"}, 2.0),
             ({"Retry-After": SOON}, 60.0),
             ({"Retry-After": "Wednesday, 25-Nov-26 09:31:00 GMT"}, 60.0),
-            ({"Retry-After": "Wed Nov 25 09:31:00 2026"}, 60.0),
             ({"Retry-After": "Wed, 25 Nov 2026 10:31:00 +0100"}, 60.0),
             ({"Retry-After": "Mon, 01 Jan 0001 00:00:00 GMT"}, 0.0),
             ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 31536000.0),

@@ -18,7 +18,7 @@ from bctrl_async import (
     RetryPolicy,
     Runtime,
 )
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.emulator import Emulator
 
 ONCE = RetryPolicy(attempts=1, patience=0)
 GOOD = http_answer("200 OK", RUNTIME)
@@ -137,35 +137,18 @@ async def test_a_runtime_is_read_however_it_arrives(server: bytes | Handler) -> 
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "problem"),
+    ("server", "status", "problem"),
     [
         (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", None, "invalid HTTP response"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", 204, "204"),
+        (closing(GOOD[:-9]), 200, "the body was truncated"),
+        (http_answer("200 OK", b" " * 2**21), 200, "more than 1 MiB"),
+        (http_answer("200 OK", gzip.compress(b" " * 2**21), GZIP), 200, "more than 1 MiB"),
     ],
 )
 async def test_anything_but_a_runtime_is_an_error(
-    answer: bytes, status: int | None, problem: str
+    server: bytes | Handler, status: int | None, problem: str
 ) -> None:
     with pytest.raises(BctrlResponseError, match=problem) as caught:
-        await stop_on(answer)
+        await stop_on(server)
     assert (caught.value.status, caught.value.may_have_stopped) == (status, True)
-
-
-@pytest.mark.parametrize(
-    ("fault", "problem"),
-    [
-        (Fault.MALFORMED_JSON, "is not JSON"),
-        (Reply(200, body={"ok": True}), "missing required field"),
-        (Fault.OVERSIZED, "more than 1 MiB"),
-        (Fault.COMPRESSED_BOMB, "more than 1 MiB"),
-        (Fault.TRUNCATED_JSON, "the body was truncated"),
-    ],
-)
-async def test_each_fault_of_a_body_is_named_and_the_stop_is_not_sent_again(
-    emulator: Emulator, session: BctrlSession, fault: Fault | Reply, problem: str
-) -> None:
-    emulator.inject(fault)
-    with pytest.raises(BctrlResponseError, match=problem) as caught:
-        await session.stop_runtime("ws-1", "crm")
-    assert (caught.value.status, caught.value.may_have_stopped) == (200, True)
-    assert emulator.received["ws-1", "crm"] == 1
