@@ -14,13 +14,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from commands import COMMANDS
+from helpers import BOUND
 from warm_server import program
 
 from bctrl_async.emulator import Emulator
@@ -79,43 +78,30 @@ def skip_without_its_extras(page: Path) -> None:
             pytest.importorskip(name)
 
 
-def shell(code: str) -> subprocess.CompletedProcess[str]:
+def succeed(*command: str | Path) -> None:
+    """Run a command in this folder, and check that it succeeds."""
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=BOUND * 4, check=False)
+    assert ended.returncode == 0, f"{command[-1]}\n{ended.stdout}{ended.stderr}"
+
+
+def shell(code: str) -> None:
     functions = {"bctrl-async": program(), "python": [sys.executable]}
     defined = [f'{name}() {{ {shlex.join(each)} "$@"; }}' for name, each in functions.items()]
-    command = "\n".join([*defined, code])
-    return subprocess.run(
-        [BASH or pytest.skip("there is no bash"), "-e", "-c", command],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    succeed(BASH or pytest.skip("there is no bash"), "-e", "-c", "\n".join([*defined, code]))
 
 
-def run_tests() -> subprocess.CompletedProcess[str]:
+def run_tests() -> None:
     """Run the tests of a page, where BCTRL_BASE_URL is set, as the tutorial has its readers do.
 
     The configuration is that of the guide to tests, and must not be deprecated.
     """
     guide = (DOCS / "how-to" / "testing.md").read_text("utf-8")
-    [settings] = re.findall(
-        r"^```toml\n(\[tool\.pytest\..*?)^```$", guide, re.DOTALL | re.MULTILINE
-    )
+    [settings] = re.findall(r"(?ms)^```toml\n(\[tool\.pytest\..*?)^```$", guide)
     Path("pyproject.toml").write_text(settings, "utf-8")
     plugin = "bctrl_async.testing"
     is_installed = any(point.value == plugin for point in entry_points(group="pytest11"))
     options = [] if is_installed else ["-p", plugin]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error::DeprecationWarning", *options],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def assert_succeeded(ended: subprocess.CompletedProcess[str], page: Path, line: int) -> None:
-    assert ended.returncode == 0, f"{page}:{line}\n{ended.stdout}{ended.stderr}"
+    succeed(sys.executable, "-m", "pytest", "-q", "-W", "error::DeprecationWarning", *options)
 
 
 @pytest.fixture
@@ -154,7 +140,6 @@ def _same_logging() -> Iterator[None]:
 def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
     skip_without_its_extras(page)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    tests = []
     with asyncio.Runner() as runner:
         for block in blocks(page):
             if block.language == "python":
@@ -163,20 +148,18 @@ def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
                 continue
             if block.file is not None:
                 Path(block.file).write_text(block.code, "utf-8")
-                if block.file.startswith("test_"):
-                    tests.append(block)
             elif block.language == "python":
                 # Code with a top-level await evaluates to a coroutine.
                 ended = eval(code, namespace)  # type: ignore[arg-type]  # noqa: S307 - our docs.
                 if inspect.iscoroutine(ended):
                     runner.run(ended)
             elif page in GUIDES:
-                assert_succeeded(shell(block.code), page, block.line)
-    if tests:
-        assert_succeeded(run_tests(), page, tests[0].line)
+                shell(block.code)
+    if any(block.file and block.file.startswith("test_") for block in blocks(page)):
+        run_tests()
 
 
-def test_the_code_of_the_pages_is_typed(tmp_path: Path) -> None:
+def test_the_code_of_the_pages_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: the code of a guide failed the type checker of its reader."""
     pytest.importorskip("mypy")
     for page in [ROOT / "README.md", *PAGES]:
@@ -188,14 +171,8 @@ def test_the_code_of_the_pages_is_typed(tmp_path: Path) -> None:
     # The blocks of a page define `main` anew, and some packages have no types.
     allowed = ("no-redef", "top-level-await", "no-any-return", "no-untyped-call")
     options = [f"--disable-error-code={code}" for code in (*allowed, "untyped-decorator")]
-    ended = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", *options, tmp_path],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    monkeypatch.chdir(tmp_path)
+    succeed(sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", *options, ".")
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
@@ -203,36 +180,6 @@ def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     inside = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in inside if not (ROOT / link).exists()] == []
-
-
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_the_title_of_a_guide_does_not_repeat_its_section(page: Path) -> None:
-    title = page.read_text("utf-8").partition("\n")[0]
-    assert title.startswith("# ")
-    assert not title.startswith("# How to")
-
-
-def test_every_note_of_a_block_is_known() -> None:
-    notes = {block.note for page in PAGES for block in blocks(page)}
-    assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
-
-
-def test_the_reference_has_the_options_of_every_command() -> None:
-    text = (DOCS / "reference" / "command.md").read_text("utf-8")
-    # The site fills it in from `--help`.
-    found = re.findall(
-        r"^## `bctrl-async (\w+)`\n(?:(?!## ).*\n)*?```{cli-options} \1\n", text, re.MULTILINE
-    )
-    assert found == COMMANDS
-
-
-def test_the_reference_lists_every_public_name() -> None:
-    text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
-    listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", text, re.MULTILINE))
-    extras = ("dask", "emulator", "fastapi", "otel", "pace", "redis", "testing")
-    modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
-    names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
-    assert names - listed == {"bctrl_async.__version__"}
 
 
 def test_the_signatures_for_readers_without_a_site_are_up_to_date() -> None:

@@ -138,22 +138,17 @@ async def test_a_search_needs_no_mouse(tab: Tab, url: str) -> None:
 
 
 @needs_chromium
-async def test_a_page_opened_as_a_file_keeps_the_search_of_sphinx(tab: Tab) -> None:
-    await tab.open((SITE / "index.html").as_uri())
-    assert await tab.run("document.querySelector('.sidebar-search').name") == "q"
-    assert not await tab.run("!!document.querySelector('pagefind-modal')")
-
-
-@needs_chromium
-async def test_a_browser_without_web_assembly_keeps_the_search_of_sphinx(
-    tab: Tab, url: str
+@pytest.mark.parametrize("is_file", [True, False], ids=["as a file", "without WebAssembly"])
+async def test_where_the_search_cannot_work_that_of_sphinx_stays(
+    tab: Tab, url: str, *, is_file: bool
 ) -> None:
-    script = "delete window.WebAssembly"
-    await tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
-    await tab.open(f"{url}/index.html")
+    if not is_file:
+        script = "delete window.WebAssembly"
+        await tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+    await tab.open((SITE / "index.html").as_uri() if is_file else f"{url}/index.html")
     assert await tab.run("document.querySelector('.sidebar-search').name") == "q"
     assert not await tab.run("!!document.querySelector('pagefind-modal')")
-    assert tab.errors == []
+    assert is_file or tab.errors == []
 
 
 @needs_chromium
@@ -164,26 +159,19 @@ async def test_a_browser_without_web_assembly_keeps_the_search_of_sphinx(
         pytest.param(1320, id="a window in which both sidebars have just enough room"),
     ],
 )
-async def test_no_page_is_wider_than_its_window(tab: Tab, url: str, width: int) -> None:
+async def test_no_page_and_no_table_needs_to_be_scrolled_sideways(
+    tab: Tab, url: str, width: int
+) -> None:
     await tab.show_as(width=width)
+    page = f"document.documentElement.scrollWidth > {width}"
+    tables = "[...document.querySelectorAll('.table-wrapper')]"
+    is_wide = f"{page} || {tables}.some(each => each.scrollWidth > each.clientWidth)"
     wide = []
     for each in PAGES:
         await tab.open(f"{url}/{each}")
-        if await tab.run(f"document.documentElement.scrollWidth > {width}"):
+        if await tab.run(is_wide):
             wide.append(each)
     assert (wide, tab.errors) == ([], [])
-
-
-@needs_chromium
-async def test_each_table_can_be_read_on_a_phone_without_scrolling(tab: Tab, url: str) -> None:
-    await tab.show_as(width=390)
-    wrappers = "[...document.querySelectorAll('.table-wrapper')]"
-    wide = []
-    for each in PAGES:
-        await tab.open(f"{url}/{each}")
-        if await tab.run(f"{wrappers}.some(each => each.scrollWidth > each.clientWidth)"):
-            wide.append(each)
-    assert wide == []
 
 
 @needs_chromium
