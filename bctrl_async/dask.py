@@ -278,7 +278,7 @@ class Chunk:
         self.scope: CancelScope = CancelScope()
 
     def restart(self) -> Iterator[StopOutcome]:
-        """Count the chunk as unstarted if its only worker reported all; yield what it rejected."""
+        """Mark it unstarted if its only worker reported every target; yield rejected outcomes."""
         if self.begins == 1 and None not in self.open.values():
             self.begins = 0
             for told in filter(None, [*self.open.values()]):
@@ -430,7 +430,7 @@ class ClusterRun(Engine):
         self._told = level
         if told is CancelLevel.IN_FLIGHT:
             asyncio.get_running_loop().call_later(_GRACE, self._give_up, self._chunks.values())
-        # If a worker starts one of these chunks later, it finds the end, and sends nothing.
+        # A worker that starts one of these chunks later was told of the end, and sends nothing.
         self._give_up(chunk for chunk in self._chunks.values() if not chunk.begins)
 
     def _give_up(self, chunks: Iterable[Chunk]) -> None:

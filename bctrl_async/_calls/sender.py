@@ -186,7 +186,7 @@ class Sender:
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
         if call.wait_to_retry is not None:
             return await call.wait_to_retry(call)
-        # A single call has no sign that a retry would meet another certificate.
+        # A single call cannot know that a retry may meet another certificate, so it gives up.
         return not is_untrusted(failure) and await call.back_off(self.limiter)
 
     def _attempt(

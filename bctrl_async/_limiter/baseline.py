@@ -21,7 +21,7 @@ _UNCHANGED = 2.0
 _BURSTINESS = 0.75
 """The highest burstiness of random throttling; its mean is at most 0.58, its deviation 0.16."""
 _PLATEAU = 0.45
-"""The floor of the peak during a comparison, as a share of the rate before it."""
+"""The lowest peak after a step down, as a share of the rate when the comparison started."""
 _PLATEAU_SHARE = 0.125
 """Above this throttled share, the rate is not held at a plateau."""
 _MAX_SHARE = 0.5
@@ -150,14 +150,14 @@ class RefusalBaseline:
 
     @property
     def plateau(self) -> float:
-        """The floor of the peak after a step down, in attempts per second; 0 if there is none."""
+        """The lowest peak after a step down, in attempts per second; 0 if there is no bound."""
         recent = [*self._before, *self._after][-_EVIDENCE:]
         if len(recent) < _EVIDENCE or _PLATEAU_SHARE * _mean_distance(recent) < 1.0:
             return 0.0
         return _PLATEAU * self._rate_before
 
     def record_step(self, now: float, rate: float) -> float | None:
-        """Record a step down to this rate, or the end of a trial; return the rate to restore."""
+        """Record a step down to this rate, or end a trial; return the rate to restore, or None."""
         if isinstance(self._phase, _Trial):
             return self._end_trial(self._phase, now)
         self._rate = rate

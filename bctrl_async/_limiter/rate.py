@@ -42,8 +42,8 @@ _K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
 """Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
 curve, and at most on later curves."""
 _K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
-"""The number of Retry-Afters that K spans at least, because the next throttled response will cost
-another, and the most seconds to which this raises K."""
+"""K lasts at least this many Retry-Afters, because the next throttled response costs another pause;
+the second value is the most seconds to which this rule raises K."""
 _GONE = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
@@ -139,7 +139,7 @@ class AdaptiveRate:
             self._window += 1.0 / self._window
 
     def answers_others(self, since: float) -> bool:
-        """Return True if other calls were answered since a time, and hardly any is throttled."""
+        """Return True if other calls were answered since a time, and few are throttled."""
         return self._evidence < 1.0 and self._answered_at >= since
 
     def throttles_alone(self, last: float) -> bool:
@@ -241,8 +241,8 @@ class AdaptiveRate:
 
     def _rate_beyond_burst(self, now: float) -> float:
         """Return the rate that the server can sustain, at the end of a slow start."""
-        # A token bucket accepts its burst and its refill, both before the first throttled response
-        # and after the pause. Subtracting the earlier count from the later removes the burst.
+        # Before the first throttled response, and again after the pause, a token bucket accepts its
+        # burst and its refill. Subtracting the earlier count from the later removes the burst.
         rate = 0.0
         for count, time in enumerate(reversed(self._deliveries), 1):
             if time < self._epoch_start:

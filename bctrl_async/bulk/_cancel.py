@@ -18,7 +18,7 @@ class CancelLevel(IntEnum):
     """The extent of a cancellation. Each level includes the levels before it."""
 
     READING = 0
-    """No target is sent for the first time, and polls end. Requests in flight may be answered;
+    """No new target is sent, and polls end. Requests in flight may still be answered;
     stops that may have taken effect are retried."""
     WAITING = 1
     """No more requests are sent; requests in flight may still be answered."""

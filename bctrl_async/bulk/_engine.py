@@ -308,7 +308,7 @@ class Engine(ABC):
             if error.argument == "targets":
                 self._fail(error)
             return self._reject(index, best_effort_ref(item), error)
-        # The list of a workspace decides what is sent, never the journal.
+        # If the input is the list of a workspace, it decides what is sent, not the journal.
         if self.source.found is None and (known := self.ledger.earlier(target)) is not None:
             return self.ledger.record(msgspec.structs.replace(known, index=index))
         return target

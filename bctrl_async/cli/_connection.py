@@ -206,7 +206,7 @@ class Connection:
         return key, origin
 
     def explain(self, error: BctrlError | None, *, deadline: float | None = None) -> None:
-        """Name in an error where the API key comes from, and the deadline as it was given."""
+        """Say in an error where the API key comes from, and which deadline the user gave."""
         if isinstance(error, BctrlAuthenticationError):
             error.advice = f"Check the API key from {self.key()[1]}"
         if error is not None and deadline is not None:

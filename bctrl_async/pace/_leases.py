@@ -71,7 +71,7 @@ class Schedule(msgspec.Struct):
         passed = max(clock - self.clock, -LEASE)
         own = self.members.get(member, math.inf) + since - self.now
         if passed > own + LEASE:
-            # The clock was set ahead: believing it would lease the slots of other members again.
+            # The clock was set ahead. Counting that would lease the slots of other members again.
             passed = max(own, 0.0)
         self.clock, self.now = clock, self.now + passed
         oldest = self.now - _MEMBERSHIP
