@@ -32,7 +32,6 @@ _CASES = ("nothing else", "a bulk stop")
 class _Figures(msgspec.Struct, frozen=True):
     p50: float
     p99: float
-    longest: float
     seconds: float
 
 
@@ -87,7 +86,7 @@ async def _measure(url: str, targets: int) -> _Figures:
         seconds = time.perf_counter() - start
         await working
     p99 = quantiles(latencies, n=100)[98]
-    return _Figures(median(latencies), p99, max(latencies), seconds)
+    return _Figures(median(latencies), p99, seconds)
 
 
 def _child(url: str, targets: str) -> _Figures:
@@ -104,7 +103,7 @@ def _compare(targets: int, rounds: int) -> Report:
 
     return Report(
         f"The page of the FastAPI example, {_INTERVAL * 1000:g} ms after each response",
-        ["beside", "targets", "p50 ms", "p99 ms", "longest ms", "s"],
+        ["beside", "targets", "p50 ms", "p99 ms", "s"],
         [
             [name, sizes[name], *(middle(name, field) for field in _Figures.__struct_fields__)]
             for name in _CASES
