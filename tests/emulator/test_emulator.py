@@ -305,3 +305,23 @@ async def test_close_aborts_a_connection_that_was_just_made(iterations: int) -> 
         with suppress(ConnectionResetError):
             assert connection.recv(1) == b""
     assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("iterations", range(0, 8, 2))
+async def test_close_aborts_a_connection_that_is_made_meanwhile(iterations: int) -> None:
+    """Fault: a client that connects while its server closes is never answered."""
+    before = asyncio.all_tasks()
+    emulator = Emulator(port=0)
+    await emulator.start()
+    url = URL(emulator.url)
+    closing = asyncio.create_task(emulator.close())
+    for _ in range(iterations):
+        await asyncio.sleep(0)
+    with (
+        suppress(ConnectionError),
+        socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection,
+    ):
+        await closing
+        assert connection.recv(1) == b""
+    await closing
+    assert asyncio.all_tasks() == before
