@@ -10,12 +10,14 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from distributed import Client, LocalCluster, Scheduler, Worker
-from helpers import BOUND
+from helpers import BOUND, add_runtimes, wait_for_requests
 
-from bctrl_async import BctrlSession
+from bctrl_async import BctrlSession, StopBatch, StopReport, StopResult
+from bctrl_async.dask import ClusterRun, stop_runtimes
+from bctrl_async.emulator import Emulator, Fault
 
 # Its own handler would print each worker that comes and goes.
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -209,3 +211,48 @@ def scheduler_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
         finally:
             process.kill()
     collect_lost_connections()
+
+
+def faulty(emulator: Emulator, fault: Fault, count: int) -> list[tuple[str, str]]:
+    """Add runtimes of which each stop meets a fault; return them as targets."""
+    targets = add_runtimes(emulator, count)
+    for target in targets:
+        emulator.poison(*target, fault)
+    return targets
+
+
+class Running(NamedTuple):
+    """A bulk stop on a cluster that runs in a task."""
+
+    batch: StopBatch
+    task: asyncio.Task[StopReport]
+    emulator: Emulator
+
+    @property
+    def engine(self) -> ClusterRun:
+        return cast("ClusterRun", self.batch._run)
+
+    async def ended(self) -> StopReport:
+        """Wait for its end; check that each target has a result, and none that is not proven."""
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait_for(self.task, BOUND)
+        report = self.batch.report
+        assert report.counts.total() == report.total == self.batch.read
+        for outcome in report.failures:
+            if outcome.result is StopResult.NOT_SENT:
+                assert self.emulator.received[outcome.target] == 0
+        return report
+
+
+async def begin(
+    cluster: SmallCluster,
+    emulator: Emulator,
+    targets: Any,  # noqa: ANN401 - any input.
+    requests: int,
+    **options: Any,  # noqa: ANN401 - as of a bulk stop.
+) -> Running:
+    """Start a bulk stop; return it once there were so many requests."""
+    batch = stop_runtimes(cluster.client, targets, **options)
+    running = Running(batch, asyncio.create_task(batch), emulator)
+    await wait_for_requests(emulator, requests)
+    return running

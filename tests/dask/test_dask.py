@@ -61,23 +61,17 @@ class TestStops:
 
     async def test_an_empty_input_has_an_empty_report(self, cluster: SmallCluster) -> None:
         report = await stop_runtimes(cluster.client, [])
+        assert (report.ok, report.total) == (True, 0)
 
-        assert report.ok
-        assert report.total == 0
-
-    async def test_failures_carry_their_errors(
+    async def test_failures_carry_their_errors_and_options_apply_on_the_workers(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:
-        add_runtimes(emulator, 3)
+        emulator.inject(Fault.RATE_LIMITED, alias="r0")
         emulator.poison("ws-1", "r1", Fault.SERVER_ERROR)
-        targets: list[object] = [("ws-1", "r0"), ("ws-1", "r1"), ("ws-1", "missing"), "nonsense"]
+        targets: list[Any] = [*add_runtimes(emulator, 2), ("ws-1", "missing"), "nonsense"]
+        retry = RetryPolicy(attempts=2, base=0.001, cap=0.001)
 
-        report = await stop_runtimes(
-            cluster.client,
-            targets,  # type: ignore[arg-type]  # Items that are not targets are tried.
-            retry=RetryPolicy(attempts=2, base=0.001, cap=0.001),
-            verify=False,
-        )
+        report = await stop_runtimes(cluster.client, targets, retry=retry, verify=False)
 
         assert {outcome.index: outcome.result for outcome in report.failures} == {
             1: StopResult.UNKNOWN,
@@ -87,21 +81,8 @@ class TestStops:
         [error] = [each.error for each in report.failures if each.index == 1]
         assert isinstance(error, BctrlError)
         assert (error.status, error.attempts) == (500, 2)
-        assert report.counts[StopResult.STOPPED] == report.retries == 1
-
-    async def test_its_options_are_those_of_a_session(
-        self, cluster: SmallCluster, emulator: Emulator
-    ) -> None:
-        targets = [*add_runtimes(emulator, 2), ("ws-1", "gone")]
-        emulator.inject(Fault.RATE_LIMITED, alias="r0")
-        emulator.inject(Fault.ACCEPTED, alias="r1")
-        retry = RetryPolicy(base=0.001, cap=0.001)
-
-        report = await stop_runtimes(cluster.client, targets, retry=retry, missing_ok=True)
-
-        assert report.ok
-        assert report.counts == {StopResult.STOPPED: 2, StopResult.NOT_FOUND: 1}
-        assert report.throttled == 1
+        assert report.counts[StopResult.STOPPED] == report.throttled == 1
+        assert report.retries == 2
 
     async def test_a_target_that_takes_long_holds_up_no_chunk(self, emulator: Emulator) -> None:
         """Fault: a worker waits for the slowest target of a chunk before it begins the next."""
@@ -134,8 +115,6 @@ class TestStops:
         assert report.ok
         assert len(emulator.requests) == 60
 
-
-class TestJournal:
     async def test_a_journal_is_resumed_on_the_cluster_and_in_one_process(
         self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
     ) -> None:
@@ -155,23 +134,6 @@ class TestJournal:
         other = "https://other.example"
         with pytest.raises(BctrlConfigError, match="another server"):
             await stop_runtimes(cluster.client, [], journal=journal, base_url=other)
-
-    async def test_a_journal_that_cannot_be_written_ends_the_run(
-        self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
-    ) -> None:
-        targets = add_runtimes(emulator, 300)
-        journal = tmp_path / "night.jsonl"
-
-        def fail(*_: object, **__: object) -> None:
-            raise BctrlError("the journal cannot be written: no space left")
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bctrl_async.journal.Journal.write", fail)
-            report = await stop_runtimes(cluster.client, targets, journal=journal, chunk_size=10)
-
-        assert report.ended_early is not None
-        assert "journal" in str(report.ended_early)
-        assert report.counts.total() == 300
 
 
 class TestInput:
@@ -259,6 +221,14 @@ def fail_to_make_a_session() -> BctrlSession:
     raise LookupError("no vault")
 
 
+def make_keyless_session() -> BctrlSession:
+    return BctrlSession("")
+
+
+def fail_to_set_up(*_: object, **__: object) -> None:
+    raise ImportError("no module named 'vault'")
+
+
 class TestSession:
     async def test_each_worker_has_a_part_of_a_short_input_and_one_session_that_is_closed(
         self, cluster: SmallCluster, emulator: Emulator
@@ -281,59 +251,36 @@ class TestSession:
         assert (tmp_path / "pace").exists()
 
     @pytest.mark.parametrize(
-        ("arguments", "text"),
+        ("options", "patched", "said"),
         [
-            ({"concurrency": 101}, "expected at most the session's max_connections, 100"),
-            ({"base_url": "https://api.bctrl.ai"}, "it would send to http://127.0.0.1"),
-            ({"session": dict}, "expected a function that returns a session, not dict"),
-            ({"session": fail_to_make_a_session}, "a worker failed: LookupError: no vault"),
+            ({"concurrency": 101}, {}, "expected at most the session's max_connections, 100"),
+            # Fault: workers and coordinator mean different servers, and production is stopped.
+            ({"base_url": "https://api.bctrl.ai"}, {}, "it would send to http://127.0.0.1"),
+            ({"session": dict}, {}, "expected a function that returns a session, not dict"),
+            ({"session": fail_to_make_a_session}, {}, "a worker failed: LookupError: no vault"),
+            ({"session": make_keyless_session}, {}, r"the worker tcp://\S+: invalid API key"),
+            ({}, {"__version__": "0.0.1"}, "it has bctrl_async 0.0.1, not"),
+            ({}, {"Visit.setup": fail_to_set_up}, "'vault'.* need the same packages"),
         ],
     )
-    async def test_a_worker_without_its_session_ends_the_run_and_says_so(
-        self, cluster: SmallCluster, emulator: Emulator, arguments: dict[str, Any], text: str
+    async def test_workers_without_their_sessions_end_the_run_and_say_why(
+        self,
+        cluster: SmallCluster,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        options: dict[str, Any],
+        patched: dict[str, object],
+        said: str,
     ) -> None:
-        """Fault: workers and coordinator mean different servers, and production is stopped."""
-        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5), **arguments)
-
-        assert report.counts == {StopResult.NOT_SENT: 5}
-        assert text in str(report.ended_early)
-        assert emulator.requests == []
-
-    async def test_a_worker_without_a_key_is_named(
-        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("BCTRL_API_KEY")
-
-        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 50))
-
-        assert report.counts == {StopResult.NOT_SENT: 50}
-        addresses = "|".join(re.escape(worker.address) for worker in cluster.workers)
-        assert isinstance(report.ended_early, BctrlConfigError)
-        assert re.match(rf"the worker ({addresses}): no API key", str(report.ended_early))
-
-    async def test_a_worker_of_another_version_ends_the_run(
-        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 5))
-        monkeypatch.setattr("bctrl_async.dask.__version__", "0.0.1")
-
+        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 5), **options)
+        for name, value in patched.items():
+            monkeypatch.setattr(f"bctrl_async.dask.{name}", value)
         report = await batch
 
         assert report.counts == {StopResult.NOT_SENT: 5}
-        assert "it has bctrl_async 0.0.1, not" in str(report.ended_early)
-
-    async def test_a_worker_that_cannot_take_part_ends_the_run(
-        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def setup(*_: object, **__: object) -> None:
-            raise ImportError("no module named 'vault'")
-
-        monkeypatch.setattr("bctrl_async.dask.Visit.setup", setup)
-        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5))
-
-        assert report.counts == {StopResult.NOT_SENT: 5}
-        assert "no module named 'vault'" in str(report.ended_early)
-        assert "need the same packages" in str(report.ended_early)
+        assert re.search(said, str(report.ended_early))
+        assert emulator.requests == []
 
     async def test_the_key_is_not_in_what_is_sent(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch

@@ -26,17 +26,6 @@ async def wire(emulator: Emulator) -> AsyncIterator[Wire]:
 # Faults.
 
 
-@pytest.mark.parametrize("fault", Fault)
-async def test_a_stop_takes_effect_exactly_when_the_fault_says_so(
-    emulator: Emulator, wire: Wire, fault: Fault
-) -> None:
-    emulator.inject(fault)
-    await wire.send()
-    await until(lambda: emulator.requests)
-    assert (emulator.status("ws-1", "crm") != "active") is fault.takes_effect
-    assert emulator.requests[0].fault is fault
-
-
 @pytest.mark.parametrize(
     ("fault", "statuses", "said"),
     [
@@ -63,6 +52,7 @@ async def test_a_fault_is_answered_as_it_says(
     answers = [await ask(emulator) for _ in statuses]
 
     assert [answer.status for answer in answers] == statuses
+    assert fault.takes_effect is (statuses[-1] == 409)
     kind = HTML if fault is Fault.BAD_GATEWAY else JSON
     assert answers[0].headers["content-type"] == kind
     assert "retry-after" not in answers[0].headers
@@ -88,6 +78,7 @@ async def test_an_answer_is_cut_before_its_head_or_within_its_body(
     is_truncated = fault is Fault.TRUNCATED_JSON
     assert (cut.value.partial != b"") is is_truncated
     assert emulator.requests[0].status == (200 if is_truncated else None)
+    assert (emulator.status("ws-1", "crm") == "stopped") is fault.takes_effect
 
 
 async def test_a_kept_alive_connection_closes_after_a_whole_answer(
