@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
 from dask_cluster import (
     SmallCluster,
+    begin,
     connect,
     make_session,
     record_sessions,
     small_cluster,
 )
-from distributed import Client, WorkerPlugin
+from distributed import Client
 from helpers import BOUND, add_runtimes
 
 from bctrl_async import (
@@ -31,7 +32,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.dask import stop_runtimes
+from bctrl_async.dask import ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journals
 from bctrl_async.pace import FilePace
@@ -185,19 +186,16 @@ class TestInput:
     async def test_the_error_of_the_input_is_raised_after_all_outcomes(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:
-        targets = add_runtimes(emulator, 5)
-        outcomes: list[StopOutcome] = []
-
         def source() -> Iterator[tuple[str, str]]:
-            yield from targets
+            yield from add_runtimes(emulator, 5)
             raise LookupError("the database is gone")
 
-        batch = stop_runtimes(cluster.client, source(), on_outcome=outcomes.append)
+        running = await begin(cluster, emulator, source(), 0)
         with pytest.raises(LookupError):
-            await batch
-
-        assert len(outcomes) == 5
-        assert "LookupError" in str(batch.report.ended_early)
+            await running.ended()
+        report = running.batch.report
+        assert report.counts.total() == 5
+        assert "LookupError" in str(report.ended_early)
 
     async def test_the_error_of_a_callback_cancels_the_run(
         self, cluster: SmallCluster, emulator: Emulator
@@ -205,24 +203,20 @@ class TestInput:
         targets = add_runtimes(emulator, 200)
         # It is in flight when the first outcome comes.
         emulator.inject(Fault.HANG, alias="r199")
-
-        def on_outcome(outcome: StopOutcome) -> None:
-            raise LookupError(outcome.index)
-
-        batch = stop_runtimes(cluster.client, targets, on_outcome=on_outcome, chunk_size=10)
+        on_outcome = Mock(side_effect=LookupError)
+        running = await begin(cluster, emulator, targets, 0, on_outcome=on_outcome, chunk_size=10)
         with pytest.raises(LookupError):
-            await batch
-
-        assert batch.report.counts.total() == 200
-        assert batch.report.ended_early is not None
+            await running.ended()
+        assert running.batch.report.counts.total() == 200
+        assert running.batch.report.ended_early is not None
 
 
 def fail_to_make_a_session() -> BctrlSession:
     raise LookupError("no vault")
 
 
-def make_keyless_session() -> BctrlSession:
-    return BctrlSession("")
+def make_keyed_session() -> BctrlSession:
+    return BctrlSession("a key that is invalid, and has -key in it")
 
 
 def fail_to_set_up(*_: object, **__: object) -> None:
@@ -258,7 +252,7 @@ class TestSession:
             ({"base_url": "https://api.bctrl.ai"}, {}, "it would send to http://127.0.0.1"),
             ({"session": dict}, {}, "expected a function that returns a session, not dict"),
             ({"session": fail_to_make_a_session}, {}, "a worker failed: LookupError: no vault"),
-            ({"session": make_keyless_session}, {}, r"the worker tcp://\S+: invalid API key"),
+            ({"session": make_keyed_session}, {}, r"the worker tcp://\S+: invalid API key"),
             ({}, {"__version__": "0.0.1"}, "it has bctrl_async 0.0.1, not"),
             ({}, {"Visit.setup": fail_to_set_up}, "'vault'.* need the same packages"),
         ],
@@ -282,27 +276,13 @@ class TestSession:
         assert re.search(said, str(report.ended_early))
         assert emulator.requests == []
 
-    async def test_the_key_is_not_in_what_is_sent(
-        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        sent: list[bytes] = []
-        submit: Callable[..., object] = Client.submit
-        register_plugin: Callable[..., object] = Client.register_plugin
-
-        def record(self: Client, *args: object, **kwargs: object) -> object:
-            sent.append(pickle.dumps(args))
-            return submit(self, *args, **kwargs)
-
-        def register(self: Client, plugin: WorkerPlugin, name: str) -> object:
-            sent.append(pickle.dumps(plugin))
-            return register_plugin(self, plugin, name)
-
-        monkeypatch.setattr(Client, "submit", record)
-        monkeypatch.setattr(Client, "register_plugin", register)
-        await stop_runtimes(cluster.client, add_runtimes(emulator, 5))
-
-        assert sent
-        assert not any(b"emulator-key" in data for data in sent)
+    @pytest.mark.parametrize("session", [BctrlSession, make_keyed_session])
+    def test_the_key_is_not_in_what_is_sent(self, session: Callable[[], BctrlSession]) -> None:
+        batch = stop_runtimes(Mock(spec=Client), [], session=session)
+        batch.close()
+        sent = pickle.dumps(cast("ClusterRun", batch._run)._visit)
+        assert session.__name__.encode() in sent
+        assert b"-key" not in sent
 
 
 class TestArguments:

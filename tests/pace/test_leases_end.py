@@ -170,27 +170,6 @@ class TestWithoutStore:
 
 @in_virtual_time
 class TestMisconfigured:
-    async def test_calls_fail_with_the_error_and_the_store_is_asked_once(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Fault: each process went on with the whole rate, for ever."""
-        pace = MemoryPace(rate=100)
-        pace.error = BctrlConfigError("wrong password", argument="pace")
-        member = Member(pace)
-        waiting = [member.attempt() for _ in range(3)]
-        failures: list[object] = await asyncio.gather(*waiting, return_exceptions=True)
-        failures += await asyncio.gather(member.attempt(), return_exceptions=True)
-        await asyncio.sleep(10)
-        await member.close()
-
-        # Each has its own, for a call adds to the error what it was about.
-        assert len({id(failure) for failure in failures}) == 4
-        for failure in failures:
-            assert isinstance(failure, BctrlConfigError)
-            assert (failure.summary, failure.argument) == ("wrong password", "pace")
-        assert len(pace.calls) == 1
-        assert caplog.records == []
-
     async def test_the_error_that_caused_it_is_not_kept(self) -> None:
         """Fault: the frames of its traceback had the connection, and so the password."""
         # Once it is imported, a copy of an error has the traceback and the context as well.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BOUND, Connect, add_runtimes, until
-from pacing import Member
+from pacing import Member, MemoryPace
 from redis_server import SERVERS, RedisServer, redis_server
 
 from bctrl_async import BctrlConfigError, BctrlSession
@@ -111,21 +111,24 @@ class TestOutage:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_store_that_refuses_a_session_fails_each_call_and_nothing_is_sent(
-    emulator: Emulator, connect: Connect, file: Path, caplog: pytest.LogCaptureFixture
+async def test_a_store_that_refuses_a_session_is_asked_once_and_nothing_is_sent(
+    emulator: Emulator, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: each process went on with the whole rate, and a warning that nobody read."""
-    path = file.with_name("pace")
-    pace = FilePace(path, rate=RATE)
-    os.rename(file, path)  # noqa: PTH104 - it does not block.
+    pace = MemoryPace(rate=RATE)
+    pace.error = BctrlConfigError("wrong password", argument="pace")
     async with connect(pace=pace) as session:
-        for _ in range(2):
-            with pytest.raises(BctrlConfigError, match="is another file") as raised:
-                await session.stop_runtime("ws-1", "crm")
-            assert (raised.value.attempts, raised.value.alias) == (0, "crm")
+        calls = [session.stop_runtime("ws-1", alias) for alias in ("crm", "mail")]
+        first, second = await asyncio.gather(*calls, return_exceptions=True)
         report = await session.stop_runtimes([("ws-1", "crm")])
+    # Each has its own error, which says what it was about.
+    for error, alias in ((first, "crm"), (second, "mail")):
+        assert isinstance(error, BctrlConfigError)
+        assert (error.summary, error.argument) == ("wrong password", "pace")
+        assert (error.attempts, error.alias) == (0, alias)
     assert report.counts == {"not_sent": 1}
     assert emulator.requests == []
+    assert len(pace.calls) == 1
     assert "cannot be asked" not in caplog.text
 
 
