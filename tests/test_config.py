@@ -13,9 +13,12 @@ KEY = "sk-live-0123456789"
 
 
 class TestKey:
-    def test_a_key_of_any_visible_ascii_becomes_a_bearer_header(self) -> None:
+    def test_a_key_of_any_visible_ascii_becomes_a_bearer_header_whose_repr_hides_it(self) -> None:
         key = "".join(map(chr, range(0x21, 0x7F)))
-        assert _config.authorization(f"{key}\r\n") == f"Bearer {key}"
+        header = _config.authorization(f"{key}\r\n")
+
+        assert header == f"Bearer {key}"
+        assert repr(header) == "'***'"
 
     @pytest.mark.parametrize(
         "key",
