@@ -19,7 +19,6 @@ from bctrl_async.cli._app import app
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 """The commands of the command line, as the app has them."""
-FULL = Path("/dev/full")
 STOP_ALL = ("stop", "ws", "--all", "--yes")
 NOTICE = "Ctrl-C again to abort"
 

@@ -9,7 +9,7 @@ import sys
 
 import aiohttp
 import pytest
-from commands import Process, begin_to_end, finish, start, start_on_terminal, without_times
+from commands import Process, begin_to_end, finish, start, without_times
 from helpers import BOUND, Command, wait_for_line
 from warm_server import program
 from yarl import URL
@@ -76,16 +76,6 @@ async def test_the_emulator_injects_faults_and_prints_requests() -> None:
         # A request without an answer has no status.
         f"--- POST {RUNTIMES}/runtime-0001/stop drop_before",
     ]
-
-
-async def test_the_emulator_begins_a_new_line_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    process, terminal = await start_on_terminal("emulator", "--port", "0")
-    await terminal.until("runtime-0001\n")
-    process.send_signal(signal.SIGINT)
-    text = await terminal.rest()
-    assert text.endswith("bctrl-async stop demo runtime-0001\n\n0 requests received\n")
-    assert (await finish(process))[0] == 130
 
 
 async def test_a_port_in_use_is_reported_with_a_remedy(

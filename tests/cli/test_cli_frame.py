@@ -12,7 +12,6 @@ import pytest
 from commands import COMMANDS, Terminal, finish, start, start_on_terminal
 from helpers import Command
 from servers import http_answer, raw_server
-from warm_server import program
 
 from bctrl_async import __main__, __version__, cli
 from bctrl_async.cli import _app, _options
@@ -69,16 +68,6 @@ async def test_control_characters_in_an_error_are_escaped(command: Command, args
     assert ("31mred" in err, "\x1b" in err, err.count("\n")) == (True, False, 1)
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "out"), [("nosuch", 2, ""), ("stop ws a", 0, "a  stopped")]
-)
-@pytest.mark.usefixtures("holding")
-async def test_a_closed_stderr_gets_nothing_nor_does_stdout(args: str, code: int, out: str) -> None:
-    closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
-    ended = await finish(await start(*closing, *program(), *args.split()))
-    assert (ended[0], ended[1][:10]) == (code, out)
-
-
 # What is drawn on a terminal
 
 
@@ -86,25 +75,16 @@ def stream_to(terminal: Terminal) -> TextIOWrapper:
     return TextIOWrapper(FileIO(terminal.fd, "r+", closefd=False))
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ("list ws", "could not list workspace 'ws': "),
-        ("get ws a", "could not get 'a': "),
-        ("doctor ws --attempts 2", ""),
-        ("stop --all ws --attempts 2", ""),
-    ],
-)
+@pytest.mark.parametrize("args", ["list ws", "get ws a", "doctor ws", "stop --all ws"])
 @pytest.mark.usefixtures("emulator_environment")
-async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, said: str
+async def test_a_read_says_that_it_waits_for_an_answer(
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str
 ) -> None:
     terminal, answers = Terminal(), asyncio.Event()
 
     async def fail(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(http_answer("500 No"))
-        await writer.drain()
         await answers.wait()
+        writer.write(http_answer("404 No"))
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("bctrl_async.cli._progress._SHOW_WAITING_AFTER", 0)
@@ -116,8 +96,7 @@ async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
         await terminal.until("Waiting for an answer")
         answers.set()
         assert (await running)[0] == 1
-    text = " ".join((await terminal.rest()).split())
-    assert f"{said}the server answered 500 Internal Server Error (2 attempts)" in text
+    assert "the server answered 404" in await terminal.rest()
     assert "Waiting" not in "\n".join(terminal.screen)
 
 
@@ -187,17 +166,13 @@ async def test_zsh_completes_options_where_a_name_may_stand(command: Command) ->
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
     assert out.strip().startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
+    assert not name or out.split("\n\n")[1].startswith(_app._COMMANDS[name][2])
     assert all(len(line) <= 80 for line in out.splitlines())
     assert (code, err, set(out) & set("\x1b\\…")) == (0, "", set())
 
 
-async def test_no_arguments_show_the_help_with_the_summary_of_each_command(
-    command: Command,
-) -> None:
+async def test_no_arguments_show_the_help(command: Command) -> None:
     assert await command() == await command("--help")
-    for name, (_, _, summary) in _app._COMMANDS.items():
-        _, out, _ = await command(name, "--help")
-        assert out.split("\n\n")[1].startswith(summary)
 
 
 # Start

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from commands import STOP_ALL, finish, outcomes_of, results_of, start, start_on_terminal
+from commands import STOP_ALL, finish, outcomes_of, results_of, start_on_terminal
 from helpers import BOUND, Command
-from warm_server import program
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -206,13 +204,6 @@ async def test_a_listed_alias_that_cannot_be_sent_is_no_usage_error(
 
 
 # The question of stop --all
-
-
-async def test_a_closed_stdin_is_detected_before_anything_is_sent(emulator: Emulator) -> None:
-    line = f"exec {shlex.join(program())} stop ws --all <&-"
-    code, _, err = await finish(await start("sh", "-c", line))
-    assert "cannot ask for confirmation without a terminal: add --yes" in err
-    assert (code, emulator.requests) == (2, [])
 
 
 @pytest.mark.parametrize(

@@ -242,14 +242,6 @@ async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     assert await close_stdin(process) == (0, "", "")
 
 
-async def test_stdin_can_be_a_file(holding: HoldingEmulator, file: Path) -> None:
-    number = os.open(file, os.O_RDONLY)
-    process = await start(*program(), "stop", "-q", "--from", "-", stdin=number)
-    os.close(number)
-    assert await finish(process) == (0, "", "")
-    assert holding.received.total() == 3
-
-
 async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
     holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,26 +258,6 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
         "ws,a\nws,b\n"
         "2 of 2 no longer running after 0.0 s: 2 stopped\n"
     )
-
-
-@pytest.mark.usefixtures("holding")
-async def test_a_closed_stdin_is_a_usage_error() -> None:
-    shell = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
-    ended = await finish(await start(*shell, *program(), "stop", "--from", "-"))
-    assert ended == (2, "", "bctrl-async: error: cannot read stdin: it is closed\n")
-
-
-async def test_a_list_that_is_written_anew_while_it_is_stopped_is_stopped_as_it_was(
-    holding: HoldingEmulator, file: Path
-) -> None:
-    holding.held.add("a")
-    process = await start(*program(), "stop", "-q", "--concurrency", "1", "--from", file)
-    await until(lambda: holding.status("ws", "a") == "stopped")
-    save(file, "ws,other")
-    holding.held.clear()
-    code, _, err = await finish(process)
-    assert (code, err) == (0, "")
-    assert [request.alias for request in holding.stops] == ["a", "b", "c"]
 
 
 # Shards

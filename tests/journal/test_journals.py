@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -91,14 +91,6 @@ class TestList:
         write(path, entry("a"))
         with pytest.raises(BctrlConfigError, match="invalid targets: expected pairs"):
             list(read_journals([path], [item]))  # type: ignore[list-item]
-
-    def test_an_error_of_the_list_is_no_fault_of_the_journal(self, path: Path) -> None:
-        def broken() -> Iterator[RuntimeRef]:
-            yield RuntimeRef("ws-1", "a")
-            raise OSError("the list")
-
-        with pytest.raises(OSError, match="the list"):
-            list(read_journals([write(path, entry("a"))], broken()))
 
     def test_no_file_is_an_error(self) -> None:
         with pytest.raises(BctrlConfigError, match="there are no journals"):
