@@ -10,9 +10,11 @@ import os
 import re
 import signal
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
-from helpers import BOUND, wait_for_line
+import pytest
+from helpers import BOUND, HoldingEmulator, wait_for_line
 from warm_server import program
 
 from bctrl_async.cli._app import app
@@ -23,6 +25,41 @@ STOP_ALL = ("stop", "ws", "--all", "--yes")
 NOTICE = "Ctrl-C again to abort"
 
 Process = asyncio.subprocess.Process
+
+
+class Command:
+    """The command, run in this process, and the emulator that it uses.
+
+    Attributes:
+        api: The emulator, with the runtimes a, b and c in workspace ws.
+        folder: The current folder, in which `targets` is a file with these three.
+        patch: To patch something for the rest of the test.
+    """
+
+    def __init__(
+        self,
+        api: HoldingEmulator,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        self.api = api
+        self.folder = folder
+        self.patch = patch
+        self._capfd = capfd
+
+    async def __call__(self, *args: str | Path) -> tuple[int, str, str]:
+        """Run the command; return its exit code, stdout and stderr."""
+        main = import_module("bctrl_async.cli").main
+        # In a thread, because the emulator runs in this loop.
+        async with asyncio.timeout(BOUND):
+            code = await asyncio.to_thread(main, [str(arg) for arg in args])
+        return code, *self._capfd.readouterr()
+
+    def setenv(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self.patch.setenv(name, value)
+
 
 _started: list[Process] = []
 

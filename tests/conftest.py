@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import random
@@ -11,7 +10,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +19,8 @@ import hypothesis
 import pytest
 import warm_server
 from browser import Tab, chromium, new_tab
-from helpers import BOUND, Bulk, Command, Connect, HoldingEmulator
+from commands import Command
+from helpers import BOUND, Bulk, Connect, HoldingEmulator
 from simulated import Simulate, Simulation
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
@@ -208,24 +207,19 @@ def _no_process_stays() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs the command in this process; retries do not wait.
-
-    It returns the exit code, stdout and stderr.
-    """
+def command(
+    holding: HoldingEmulator,
+    file: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Command:
+    """The command, whose retries do not wait, in a folder of its own."""
     monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
     # On a busy machine it would show its progress.
     monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
     monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)
-
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        main = import_module("bctrl_async.cli").main
-        # In a thread, because the emulator runs in this loop.
-        async with asyncio.timeout(BOUND):
-            code = await asyncio.to_thread(main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
+    monkeypatch.chdir(file.parent)
+    return Command(holding, file.parent, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

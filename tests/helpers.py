@@ -23,9 +23,6 @@ _T = TypeVar("_T")
 Connect = Callable[..., BctrlSession]
 """The type of the fixture `connect`."""
 
-Command = Callable[..., Coroutine[object, object, tuple[int, str, str]]]
-"""The type of the fixture `command`."""
-
 BOUND = 50.0
 """Seconds after which a test is taken to hang: a busy machine needs many, and a request that is
 never answered 60."""

@@ -1,4 +1,4 @@
-"""The options of the connection `doctor`, and the option of the pace."""
+"""The options of the connection, `doctor`, and the option of the pace."""
 
 from __future__ import annotations
 
@@ -6,27 +6,17 @@ import math
 import sys
 import time
 from base64 import b64encode
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from commands import Command
 from conftest import KEY
-from helpers import Command, unused_url
+from helpers import unused_url
 from tls import forward_proxy, over_tls
 
 from bctrl_async import BctrlSession, RetryPolicy
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Fault
 from bctrl_async.pace import FilePace
-
-
-@pytest.fixture(autouse=True)
-def _environment(
-    emulator_environment: None, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    del emulator_environment
-    emulator.add_runtime("ws", "a")
-    monkeypatch.chdir(tmp_path)
-
 
 SESSION_OPTIONS: list[tuple[str, str, object]] = [
     ("stop ws a", "timeout", 60),
@@ -45,32 +35,28 @@ SESSION_OPTIONS: list[tuple[str, str, object]] = [
 
 @pytest.mark.parametrize(("args", "option", "value"), SESSION_OPTIONS)
 async def test_the_session_gets_the_options(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, option: str, value: object
+    command: Command, args: str, option: str, value: object
 ) -> None:
     made = Mock(wraps=BctrlSession)
-    monkeypatch.setattr("bctrl_async.BctrlSession", made)
+    command.patch.setattr("bctrl_async.BctrlSession", made)
     assert (await command(*args.split()))[0] == 0
     assert made.call_args.kwargs[option] == value
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)])
 @pytest.mark.parametrize("args", ["stop ws a", "list ws"])
-async def test_retries_are_shown_with_verbose_only(
-    emulator: Emulator, command: Command, args: str, option: str, shown: int
-) -> None:
-    emulator.inject(Fault.SERVER_ERROR, method="GET" if args == "list ws" else "POST")
+async def test_verbose_shows_retries(command: Command, args: str, option: str, shown: int) -> None:
+    command.api.inject(Fault.SERVER_ERROR, method="GET" if args == "list ws" else "POST")
     _, _, err = await command(*args.split(), option)
     assert err.count("bctrl-async: info: attempt 1 failed: ") == shown
     assert err.count("bctrl-async: ") == shown
 
 
-async def test_an_unexpected_error_is_one_line_without_its_text(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unexpected_error_is_one_line_without_its_text(command: Command) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("http://user:s3cret@proxy")
 
-    monkeypatch.setattr("bctrl_async.cli._list._print_table", broken)
+    command.patch.setattr("bctrl_async.cli._list._print_table", broken)
     line = broken.__code__.co_firstlineno + 1
     place = f"unexpected RuntimeError at line {line} of test_cli_connection.py"
     error = f"bctrl-async: error: {place}. This is a fault of bctrl-async: please report it\n"
@@ -86,24 +72,20 @@ def found_in(out: str) -> dict[str, str]:
     return {line[:8].rstrip(): line[10:] for line in out.splitlines()}
 
 
-async def test_doctor_lists_once_and_stops_nothing(
-    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_doctor_lists_once_and_stops_nothing(command: Command) -> None:
     # A proxy is another machine: what may go without TLS must not reach it.
-    monkeypatch.setenv("HTTPS_PROXY", "http://unused.test")
-    code, out, err = await command("doctor", "--base-url", emulator.url, "ws")
+    command.setenv(HTTPS_PROXY="http://unused.test")
+    code, out, err = await command("doctor", "--base-url", command.api.url, "ws")
     assert list(found_in(out)) == ["versions", "config", "URL", "key", "API"]
     assert (code, err) == (0, "")
-    assert [request.method for request in emulator.requests] == ["GET"]
-    assert emulator.status("ws", "a") == "active"
+    assert [request.method for request in command.api.requests] == ["GET"]
+    assert command.api.status("ws", "a") == "active"
 
 
-async def test_the_list_goes_through_the_proxy_which_is_shown_without_its_password(
-    command: Command, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with over_tls(emulator, "bctrl.test") as server, forward_proxy() as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//user:s3cret%40@"))
-        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(tmp_path)), "ws"]
+async def test_the_proxy_is_used_and_shown_without_its_password(command: Command) -> None:
+    async with over_tls(command.api, "bctrl.test") as server, forward_proxy() as proxy:
+        command.setenv(HTTPS_PROXY=proxy.url.replace("//", "//user:s3cret%40@"))
+        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(command.folder)), "ws"]
         code, out, err = await command("doctor", *args)
     assert (code, err, "s3cret" in out) == (0, "", False)
     assert found_in(out)["proxy"] == f"{proxy.url} (HTTPS_PROXY)"
@@ -111,16 +93,14 @@ async def test_the_list_goes_through_the_proxy_which_is_shown_without_its_passwo
     assert [f"Proxy-Authorization: Basic {basic}\r\n" in head for head in proxy.heads] == [True]
 
 
-async def test_no_proxy_excepts_a_host(
-    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_no_proxy_excepts_a_host(command: Command) -> None:
     # Curl accepts it without a scheme, too.
-    monkeypatch.setenv("HTTPS_PROXY", "127.0.0.1:9")
-    async with over_tls(emulator) as server:
-        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(tmp_path)), "ws"]
+    command.setenv(HTTPS_PROXY="127.0.0.1:9")
+    async with over_tls(command.api) as server:
+        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(command.folder)), "ws"]
         code, out, _ = await command("doctor", *args)
         assert (code, found_in(out)["proxy"]) == (1, "http://127.0.0.1:9 (HTTPS_PROXY)")
-        monkeypatch.setenv("NO_PROXY", "localhost")
+        command.setenv(NO_PROXY="localhost")
         code, out, _ = await command("doctor", *args)
         assert (code, "proxy" in found_in(out)) == (0, False)
 
@@ -132,12 +112,10 @@ RATE = 5
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"])
-async def test_the_pace_keeps_to_what_another_process_wrote_in_the_file(
-    args: str, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_pace_keeps_to_what_another_process_wrote(command: Command, args: str) -> None:
     """Fault: the password of a server can only be given where other users see it."""
     if "--pace" not in args:
-        monkeypatch.setenv("BCTRL_PACE", "pace")
+        command.setenv(BCTRL_PACE="pace")
     next_begins = time.monotonic() + 1 / RATE
     store = FilePace("pace", rate=RATE).open()
     await store.lease("another process", 1, math.inf)
@@ -147,30 +125,26 @@ async def test_the_pace_keeps_to_what_another_process_wrote_in_the_file(
     assert time.monotonic() >= next_begins
 
 
-async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None:
+async def test_a_dry_run_asks_no_store(command: Command) -> None:
     args = ("stop", "--dry-run", "--rate", "5", "--pace", "pace", "ws", "a")
     assert (await command(*args))[0] == 0
-    assert not (tmp_path / "pace").exists()
+    assert not (command.folder / "pace").exists()
 
 
-async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_install(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+async def test_without_the_extra_a_url_says_what_to_install(command: Command) -> None:
+    command.patch.setitem(sys.modules, "redis.asyncio", None)
     for module in ("redis", "pace._redis"):
-        monkeypatch.delitem(sys.modules, f"bctrl_async.{module}", raising=False)
+        command.patch.delitem(sys.modules, f"bctrl_async.{module}", raising=False)
     code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
     assert "cannot use --pace: bctrl_async.redis needs redis-py: python -m pip install" in err
     assert (code, err.count("\n")) == (2, 1)
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_store_that_is_away_is_a_warning_without_its_password_and_the_stops_go_on(
-    command: Command, emulator: Emulator
-) -> None:
+async def test_a_store_that_is_away_is_a_warning_without_its_password(command: Command) -> None:
     with unused_url() as url:
         place = url.replace("http://", "redis://:secret@")
         code, out, err = await command("stop", "--rate", str(RATE), "--pace", place, "ws", "a")
     warning = "bctrl-async: warning: the shared pace cannot be asked (ConnectionError): "
     assert (code, err.startswith(warning), "secret" in out + err) == (0, True, False)
-    assert emulator.status("ws", "a") == "stopped"
+    assert command.api.status("ws", "a") == "stopped"

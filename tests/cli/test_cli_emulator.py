@@ -9,8 +9,8 @@ import sys
 
 import aiohttp
 import pytest
-from commands import Process, begin_to_end, finish, start, without_times
-from helpers import BOUND, Command, wait_for_line
+from commands import Command, Process, begin_to_end, finish, start, without_times
+from helpers import BOUND, wait_for_line
 from warm_server import program
 from yarl import URL
 
@@ -37,19 +37,14 @@ async def start_emulator(*options: str) -> tuple[Process, str, list[str]]:
     [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, ("--host", "0.0.0.0"))],  # noqa: S104
 )
 async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    signal_: signal.Signals,
-    expected: int,
-    options: tuple[str, ...],
+    command: Command, *, signal_: signal.Signals, expected: int, options: tuple[str, ...]
 ) -> None:
     process, url, (_, key, first) = await start_emulator("--api-key", "it's", *options)
     assert url.startswith("http://127.0.0.1:")
     assert key == "export BCTRL_API_KEY='it'\"'\"'s'\n"
     assert first == "bctrl-async stop demo runtime-0001\n"
-    monkeypatch.setenv("BCTRL_BASE_URL", url)
-    monkeypatch.setenv("BCTRL_API_KEY", "it's")
+    command.setenv(BCTRL_BASE_URL=url)
+    command.setenv(BCTRL_API_KEY="it's")
     code, out, _ = await command(*first.split()[1:])
     assert (code, out.split()[:2]) == (0, ["runtime-0001", "stopped"])
 
@@ -78,10 +73,8 @@ async def test_the_emulator_injects_faults_and_prints_requests() -> None:
     ]
 
 
-async def test_a_port_in_use_is_reported_with_a_remedy(
-    emulator: Emulator, command: Command
-) -> None:
-    port = emulator.url.rpartition(":")[2]
+async def test_a_port_in_use_is_reported_with_a_remedy(command: Command) -> None:
+    port = command.api.url.rpartition(":")[2]
     code, out, err = await command("emulator", "--port", port)
     assert f"error: cannot listen on 127.0.0.1 port {port}: " in err
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -107,10 +100,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BCTRL_BASE_URL", "https://bctrl.test")
+async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(command: Command) -> None:
+    command.setenv(BCTRL_BASE_URL="https://bctrl.test")
     code, out, err = await command("demo", "--runtimes", "60")
     summary, requests, verdict = without_times(out).splitlines()
     assert summary.startswith("59 of 60 no longer running, 1 unconfirmed after 0.0 s: ")
@@ -123,10 +114,8 @@ async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Emulator, "status", lambda *_: "active")
+async def test_a_demo_that_the_emulator_contradicts_exits_with_1(command: Command) -> None:
+    command.patch.setattr(Emulator, "status", lambda *_: "active")
     code, out, _ = await command("demo", "--runtimes", "3")
     assert "The emulator disagrees about 3 of 3:\n" in out
     assert re.search(r"^runtime-0001: \w+, but it is active\.$", out, re.MULTILINE)

@@ -9,8 +9,7 @@ import sys
 from io import FileIO, TextIOWrapper
 
 import pytest
-from commands import COMMANDS, Terminal, finish, start, start_on_terminal
-from helpers import Command
+from commands import COMMANDS, Command, Terminal, finish, start, start_on_terminal
 from servers import http_answer, raw_server
 
 from bctrl_async import __main__, __version__, cli
@@ -50,11 +49,8 @@ def test_any_other_text_is_not_a_duration(text: str) -> None:
 # Errors, other than those in messages.txt
 
 
-@pytest.mark.usefixtures("holding")
-async def test_the_advice_stands_below_an_error_that_is_wider_than_the_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("BCTRL_API_KEY", "wrong")
+async def test_the_advice_of_a_long_error_stands_on_a_line_of_its_own(command: Command) -> None:
+    command.setenv(BCTRL_API_KEY="wrong")
     process, terminal = await start_on_terminal("list", "ws")
     text = await terminal.rest()
     assert (await finish(process))[0] == 2
@@ -76,22 +72,19 @@ def stream_to(terminal: Terminal) -> TextIOWrapper:
 
 
 @pytest.mark.parametrize("args", ["list ws", "get ws a", "doctor ws", "stop --all ws"])
-@pytest.mark.usefixtures("emulator_environment")
-async def test_a_read_says_that_it_waits_for_an_answer(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str
-) -> None:
+async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: str) -> None:
     terminal, answers = Terminal(), asyncio.Event()
 
     async def fail(_: bytes, writer: asyncio.StreamWriter) -> None:
         await answers.wait()
         writer.write(http_answer("404 No"))
 
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("bctrl_async.cli._progress._SHOW_WAITING_AFTER", 0)
+    command.setenv(TERM="xterm")
+    command.patch.setattr("bctrl_async.cli._progress._SHOW_WAITING_AFTER", 0)
     for name in ("stdin", "stdout", "stderr"):
-        monkeypatch.setattr(f"sys.{name}", stream_to(terminal))
+        command.patch.setattr(f"sys.{name}", stream_to(terminal))
     async with raw_server(fail) as url:
-        monkeypatch.setenv("BCTRL_BASE_URL", url)
+        command.setenv(BCTRL_BASE_URL=url)
         running = asyncio.create_task(command(*args.split()))
         await terminal.until("Waiting for an answer")
         answers.set()
@@ -104,18 +97,18 @@ async def test_a_read_says_that_it_waits_for_an_answer(
     ("args", "has_pipe"), [("list ws", True), ("stop ws a", True), ("stop -q ws a", False)]
 )
 @pytest.mark.usefixtures("holding")
-async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe_for_the_results(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, *, has_pipe: bool
+async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe(
+    command: Command, args: str, *, has_pipe: bool
 ) -> None:
     """Fault: what `| jq` printed on the same terminal was erased when progress was drawn anew."""
     for name in ("_SHOW_AFTER", "_SHOW_WAITING_AFTER"):
-        monkeypatch.setattr(f"bctrl_async.cli._progress.{name}", 0)
-    monkeypatch.setenv("TERM", "xterm")
+        command.patch.setattr(f"bctrl_async.cli._progress.{name}", 0)
+    command.setenv(TERM="xterm")
     terminal, (reader, writer) = Terminal(), os.pipe()
-    monkeypatch.setattr("sys.stderr", stream_to(terminal))
+    command.patch.setattr("sys.stderr", stream_to(terminal))
     with os.fdopen(writer, "w") as pipe:
         if has_pipe:
-            monkeypatch.setattr("sys.stdout", pipe)
+            command.patch.setattr("sys.stdout", pipe)
         assert (await command(*args.split()))[0] == 0
     os.close(reader)
     assert "\x1b" not in await terminal.rest()
@@ -133,7 +126,7 @@ async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe_for_the_results(
         ("stop ", set[str]()),
     ],
 )
-async def test_the_values_of_an_option_are_completed(
+async def test_values_of_options_are_completed(
     command: Command, words: str, found: set[str]
 ) -> None:
     code, out, err = await command("__complete", *words.split(" "))

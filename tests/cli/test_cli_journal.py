@@ -8,58 +8,48 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from commands import outcomes_of, save
-from helpers import Command, HoldingEmulator
+from commands import Command, outcomes_of, save
 from journal_lines import entry_line, header_line
 
 from bctrl_async.journal import Journal
 
 NOW = datetime.now(UTC)
+JOURNAL = Path("tonight.jsonl")
 
 
-@pytest.fixture(autouse=True)
-def path(holding: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The journal of the tests, which does not exist yet."""
-    del holding
-    monkeypatch.chdir(tmp_path)
-    return Path("tonight.jsonl")
+def content() -> bytes:
+    return JOURNAL.read_bytes() if JOURNAL.exists() else b""
 
 
-def content(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
-
-
-async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
-    holding: HoldingEmulator, command: Command, path: Path
-) -> None:
+async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
     """Fault: it is 2, and a supervisor gives up while a file server holds a dead client's lock."""
-    journal = Journal(path, f"{holding.url}/v1")
-    code, out, err = await command("stop", "--journal", path, "ws", "a")
-    assert err.startswith(f"bctrl-async: error: the journal '{path}' is in use by another run. ")
+    journal = Journal(JOURNAL, f"{command.api.url}/v1")
+    code, out, err = await command("stop", "--journal", JOURNAL, "ws", "a")
+    assert err.startswith(f"bctrl-async: error: the journal '{JOURNAL}' is in use by another run. ")
     assert (code, out, err.count("\n")) == (75, "", 1)
-    assert not holding.requests
-    code, _, err = await command("stop", "--dry-run", "--journal", path, "ws", "a")
+    assert not command.api.requests
+    code, _, err = await command("stop", "--dry-run", "--journal", JOURNAL, "ws", "a")
     journal.close()
     assert (code, err) == (0, "Dry run: 1 to stop, 0 invalid\n")
 
 
 @pytest.mark.parametrize("has_entry", [True, False])
 @pytest.mark.parametrize("torn", [b"", b'{"journal"'])
-async def test_a_dry_run_sends_nothing_and_leaves_a_journal_as_a_crash_left_it(
-    holding: HoldingEmulator, command: Command, path: Path, torn: bytes, *, has_entry: bool
+async def test_a_dry_run_only_reads_a_journal(
+    command: Command, torn: bytes, *, has_entry: bool
 ) -> None:
     """Fault: a dry run cut off the torn tail, or wrote a header."""
-    args = ("stop", "--dry-run", "--journal", path, "ws", "a", "b")
+    args = ("stop", "--dry-run", "--journal", JOURNAL, "ws", "a", "b")
     assert len(outcomes_of((await command(*args))[1])) == 2
-    assert not content(path)
-    lines = header_line(f"{holding.url}/v1", NOW) + entry_line(("ws", "a"), NOW)
+    assert not content()
+    lines = header_line(f"{command.api.url}/v1", NOW) + entry_line(("ws", "a"), NOW)
     before = lines * has_entry + torn
-    save(path, before)
+    save(JOURNAL, before)
     code, out, err = await command(*args)
     assert [target["alias"] for target in outcomes_of(out)] == ["a", "b"][has_entry:]
     assert f"Dry run: {2 - has_entry} to stop, " in err
     assert ("1 no longer running" in err) is has_entry
-    assert (code, content(path), holding.requests) == (0, before, [])
+    assert (code, content(), command.api.requests) == (0, before, [])
 
 
 # The command report
@@ -70,17 +60,15 @@ def write_journal() -> None:
     error = {"type": "BctrlTimeoutError", "message": "no answer"}
     unknown = entry_line(("ws", "b"), NOW, "unconfirmed", result="unknown", error=error)
     save(
-        "tonight.jsonl",
+        JOURNAL,
         header_line("https://api.test/v1", NOW) + entry_line(("ws", "a"), NOW) + unknown,
     )
 
 
-async def test_the_json_of_a_report_has_an_object_for_each_target(
-    command: Command, path: Path
-) -> None:
+async def test_the_json_of_a_report_has_a_line_for_each_target(command: Command) -> None:
     write_journal()
     save("all.csv", "ws,missing\nws,b\nws,a\n")
-    code, out, err = await command("report", "-o", "json", path, "--from", "all.csv")
+    code, out, err = await command("report", "-o", "json", JOURNAL, "--from", "all.csv")
 
     outcomes = outcomes_of(out)
     assert [(each["index"], each["alias"], each["result"], each["ok"]) for each in outcomes] == [
@@ -98,15 +86,15 @@ async def test_the_json_of_a_report_has_an_object_for_each_target(
     ("mode", "said"),
     [("r", "'ws,\"open' on line 2 is not a target"), ("w", "Bad file descriptor")],
 )
-async def test_nothing_is_printed_of_a_pipe_that_cannot_be_read_to_its_end(
-    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, mode: str, said: str
+async def test_nothing_is_printed_of_half_a_pipe(
+    command: Command, args: str, mode: str, said: str
 ) -> None:
     """Fault: a read error of stdin was reported as one of stdout."""
     write_journal()
     save("all.csv", 'ws,a\nws,"open\nws,lost\n')
-    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
+    command.patch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
     with FileIO("all.csv", mode) as file:
-        monkeypatch.setattr("sys.stdin", file)
+        command.patch.setattr("sys.stdin", file)
         code, out, err = await command(*args.split(), "--from", "-")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"bctrl-async: error: cannot read all targets: {said}")

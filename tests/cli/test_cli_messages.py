@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from commands import Command
 from conftest import KEY
-from helpers import Command
 from journal_lines import entry_line, header_line
 
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -63,7 +63,6 @@ FILES = {
 
 def add_runtimes(emulator: Emulator) -> None:
     """Add the runtimes of the transcript, each kind in a workspace of its own."""
-    emulator.add_runtime("ws", "a")
     emulator.add_runtime("ws", "forbidden")
     emulator.inject(*[FORBIDDEN] * 9, alias="forbidden", method="GET")
     for alias in ("stopped", "throttled", "paused", "日本", "failed", "dropped", "lost", "ended"):
@@ -109,13 +108,10 @@ def write_files(emulator: Emulator) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
-    add_runtimes(emulator)
-    write_files(emulator)
+def _environment(command: Command) -> None:
+    command.setenv(BCTRL_CONFIG="config.toml")
+    add_runtimes(command.api)
+    write_files(command.api)
 
 
 def plain(text: str) -> str:
@@ -134,9 +130,7 @@ def wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
-async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(command: Command) -> None:
     """Fault: messages named arguments of Python, or gave an advice twice."""
     parts: list[str] = []
     faults: list[str] = []
@@ -146,7 +140,7 @@ async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
         if mark == "#":
             parts.append(head)
             for name, value in ENVIRONMENTS.get(line, {}).items():
-                monkeypatch.setenv(name, value)
+                command.patch.setenv(name, value)
             continue
         code, *printed = await command(*shlex.split(line.partition(" ")[2]))
         out, err = map(plain, printed)

@@ -8,12 +8,11 @@ import os
 import re
 import shlex
 from datetime import UTC, datetime
-from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
 import pytest
-from commands import finish, outcomes_of, save, start, start_on_terminal, without_times
-from helpers import Command, HoldingEmulator
+from commands import Command, finish, outcomes_of, save, start, start_on_terminal, without_times
+from helpers import HoldingEmulator
 from journal_lines import header_line
 from runtimes import WIRE
 from servers import answering, http_answer, raw_server
@@ -24,15 +23,12 @@ from bctrl_async.emulator import Fault, Reply
 
 
 @pytest.fixture(autouse=True)
-def _environment(holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _runtime(holding: HoldingEmulator) -> None:
     holding.add_runtime("ws", "é")
-    monkeypatch.chdir(tmp_path)
 
 
-async def test_json_is_an_object_for_each_alias_in_ascii(
-    holding: HoldingEmulator, command: Command
-) -> None:
-    holding.inject(Fault.DROP_BEFORE, None, alias="é")
+async def test_json_is_an_object_for_each_alias_in_ascii(command: Command) -> None:
+    command.api.inject(Fault.DROP_BEFORE, None, alias="é")
     aliases = ("é", "nobody", "..", "a\udcff")
     code, out, err = await command("stop", "-o", "json", "--ignore-not-found", "ws", *aliases)
 
@@ -40,7 +36,7 @@ async def test_json_is_an_object_for_each_alias_in_ascii(
     found = sorted(outcomes_of(out), key=lambda outcome: str(outcome["index"]))
     names = ("alias", "result", "ok", "attempts", "runtime")
     assert [tuple(outcome[name] for name in names) for outcome in found] == [
-        ("é", "stopped", True, 2, holding.runtimes["ws", "é"]),
+        ("é", "stopped", True, 2, command.api.runtimes["ws", "é"]),
         ("nobody", "not_found", True, 1, None),
         ("..", "rejected", False, 0, None),
         ("a?", "rejected", False, 0, None),
@@ -49,12 +45,10 @@ async def test_json_is_an_object_for_each_alias_in_ascii(
     assert (code, err.startswith("2 of 4 no longer running, 2 invalid after ")) == (1, True)
 
 
-async def test_a_long_line_wraps_between_words_on_a_terminal(
-    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_line_wraps_between_words_on_a_terminal(command: Command) -> None:
     """Fault: the reason of a target of a list had 33 columns of 80."""
-    monkeypatch.setenv("TERM", "xterm")
-    holding.inject(Reply(403, code="workspace.forbidden"))
+    command.setenv(TERM="xterm")
+    command.api.inject(Reply(403, code="workspace.forbidden"))
     save("all.csv", "ws,a\n")
     args = ("stop", "-q", "--from", "all.csv")
     process, terminal = await start_on_terminal(*args, streams=("stdout",))
@@ -69,19 +63,17 @@ async def test_a_name_is_cut_at_a_bound(command: Command) -> None:
     assert out.startswith(f"{'a' * 100}...  not_found")
 
 
-async def test_forced_color_does_not_wrap_lines_in_a_file(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("NO_COLOR")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
+async def test_forced_color_does_not_wrap_lines_in_a_file(command: Command) -> None:
+    command.patch.delenv("NO_COLOR")
+    command.setenv(FORCE_COLOR="1")
+    command.setenv(TERM="xterm")
     code, out, _ = await command("stop", "--ignore-not-found", "ws", "a", "nobody" * 20)
     assert "\x1b[32m" in out
     assert (code, len(out.splitlines())) == (0, 3)
 
 
-async def test_an_unencodable_alias_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+async def test_an_unencodable_alias_does_not_end_the_run(command: Command) -> None:
+    command.setenv(PYTHONIOENCODING="ascii")
     code, out, _ = await finish(await start(*program(), "stop", "ws", "é"))
     assert (code, out.partition("  ")[0]) == (0, r"\xe9")
 
@@ -133,7 +125,7 @@ async def test_no_answer_reaches_the_terminal_raw(
     assert_harmless(out, err)
 
 
-async def test_no_answer_reaches_the_terminal_raw_at_the_question() -> None:
+async def test_no_answer_reaches_the_question_raw() -> None:
     listed = answer({"runtimes": [{**RUNTIME, "status": "active"}]})
     async with raw_server(answering(listed)) as url:
         args = ("stop", "--base-url", url, "ws", "--all")
@@ -145,28 +137,24 @@ async def test_no_answer_reaches_the_terminal_raw_at_the_question() -> None:
 
 
 @pytest.mark.parametrize("option", [(), ("-o", "json"), ("--dry-run",)])
-async def test_no_line_of_an_input_reaches_the_terminal_raw(
-    holding: HoldingEmulator, command: Command, option: tuple[str, ...]
-) -> None:
+async def test_no_input_reaches_the_terminal_raw(command: Command, option: tuple[str, ...]) -> None:
     save("all.csv", f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}))
     _, out, err = await command("stop", "--from", "all.csv", *option)
     assert_harmless(out, err)
-    assert holding.requests == []
+    assert command.api.requests == []
 
 
 # What cannot be written
 
 
 @pytest.mark.parametrize("form", ["json", "table"])
-async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
-    holding: HoldingEmulator, form: str
-) -> None:
+async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(command: Command, form: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = await start(*program(), "stop", "-o", form, "ws", "a", "b", "c", stdout=writer)
     os.close(writer)
     code, _, err = await finish(process)
-    assert {holding.status("ws", alias) for alias in "abc"} == {"stopped"}
+    assert {command.api.status("ws", alias) for alias in "abc"} == {"stopped"}
     summary = "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert (code, without_times(err)) == (0, summary if form == "json" else "")
 
@@ -193,22 +181,19 @@ REDIRECTED = {
 
 
 @pytest.mark.parametrize(("line", "expected"), REDIRECTED.items(), ids=REDIRECTED)
-async def test_a_stream_that_is_redirected_is_told_apart(
-    holding: HoldingEmulator, file: Path, line: str, expected: tuple[int, int, str]
+async def test_a_redirected_stream_is_no_surprise(
+    command: Command, line: str, expected: tuple[int, int, str]
 ) -> None:
-    assert file.name == "targets"
     save("journal", header_line("https://api.test/v1", datetime.now(UTC)))
     code, out, err = await finish(await start("sh", "-c", f"exec {shlex.join(program())} {line}"))
     errors = [text for text in err.splitlines() if "error" in text]
     said = [f"bctrl-async: error: {expected[2]}"] * bool(expected[2])
-    assert (code, len(holding.stops), errors) == (*expected[:2], said)
+    assert (code, len(command.api.stops), errors) == (*expected[:2], said)
     assert "error" not in out
 
 
-async def test_an_error_of_the_system_is_not_blamed_on_stdout(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_of_the_system_is_not_blamed_on_stdout(command: Command) -> None:
     failing = Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
-    monkeypatch.setattr(_app, "app", MagicMock(parse_args=failing))
+    command.patch.setattr(_app, "app", MagicMock(parse_args=failing))
     code, out, err = await command("stop", "ws", "a")
     assert (code, out, err) == (1, "", "bctrl-async: error: [Errno 24] Too many open files\n")

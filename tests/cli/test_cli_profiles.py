@@ -6,9 +6,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
-from commands import save
+from commands import Command, save
 from conftest import KEY
-from helpers import Command
 from tls import forward_proxy, over_tls
 
 from bctrl_async.emulator import Emulator, Fault
@@ -21,22 +20,20 @@ ErrorOf = Callable[..., Coroutine[object, object, str]]
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
-    emulator.add_runtime("ws", "a")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
-    monkeypatch.setenv("KEY_OF_PROFILE", KEY)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def _environment(command: Command) -> None:
+    for name in ("BCTRL_API_KEY", "BCTRL_BASE_URL"):
+        command.patch.delenv(name)
+    home = str(command.folder / "home")
+    command.setenv(BCTRL_CONFIG="config.toml", KEY_OF_PROFILE=KEY, HOME=home)
 
 
 @pytest.fixture
-def run(command: Command, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(command: Command) -> Run:
     """Return a function that runs the command with a config file and variables."""
 
     async def run(config: str, args: str = "list ws", variables: str = "") -> tuple[int, str, str]:
         save("config.toml", config, "latin-1")
-        for variable in variables.split():
-            monkeypatch.setenv(*variable.split("="))
+        command.setenv(**dict(variable.split("=") for variable in variables.split()))
         return await command(*args.split())
 
     return run
@@ -69,16 +66,14 @@ def profile_of(emulator: Emulator, more: str = "", name: str = "x") -> str:
 # The file
 
 
-async def test_its_place_is_that_of_the_platform_where_it_may_be_missing(
-    command: Command, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("BCTRL_CONFIG", "")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    file = tmp_path / "bctrl-async" / "config.toml"
+async def test_its_place_is_that_of_the_platform_where_it_may_be_missing(command: Command) -> None:
+    command.setenv(BCTRL_CONFIG="")
+    command.setenv(XDG_CONFIG_HOME=str(command.folder))
+    file = command.folder / "bctrl-async" / "config.toml"
     _, _, err = await command("list", "--profile", "x", "ws")
     assert err == f"bctrl-async: error: unknown profile 'x'. {file} has none\n"
     file.parent.mkdir()
-    save(file, profile_of(emulator, name="default"))
+    save(file, profile_of(command.api, name="default"))
     assert (await command("list", "ws"))[0] == 0
 
 
@@ -122,25 +117,23 @@ async def test_an_error_names_the_file_the_profile_and_the_key(
 # The values of a profile
 
 
-async def test_its_values_are_those_of_options(run: Run, emulator: Emulator) -> None:
-    emulator.inject(*[Fault.SERVER_ERROR] * 4)
-    config = profile_of(emulator, "attempts = 3\nrate = 100\npace = 'pace'\n")
+async def test_its_values_are_those_of_options(command: Command, run: Run) -> None:
+    command.api.inject(*[Fault.SERVER_ERROR] * 4)
+    config = profile_of(command.api, "attempts = 3\nrate = 100\npace = 'pace'\n")
     args = "stop --profile x --no-verify ws a"
     await run(config, args)
-    assert len(emulator.requests) == 3
+    assert len(command.api.requests) == 3
     await run(config, f"{args} --attempts 1")
-    assert len(emulator.requests) == 4
+    assert len(command.api.requests) == 4
 
 
-async def test_its_proxy_and_its_file_of_cas_are_used(
-    run: Run, emulator: Emulator, tmp_path: Path
-) -> None:
-    async with over_tls(emulator, "bctrl.test") as server, forward_proxy() as proxy:
-        server.write_ca(tmp_path)
+async def test_its_proxy_and_its_file_of_cas_are_used(command: Command, run: Run) -> None:
+    async with over_tls(command.api, "bctrl.test") as server, forward_proxy() as proxy:
+        server.write_ca(command.folder)
         config = f"[profiles.x]\nbase_url = '{server.url}'\n{GIVE_KEY}\n"
         config += f"proxy = '{proxy.url}'\nca_file = 'ca.pem'\n"
         code, _, err = await run(config, "list --profile x ws")
-    assert (code, err, len(proxy.heads)) == (0, "1 runtime\n", 1)
+    assert (code, err, len(proxy.heads)) == (0, "3 runtimes\n", 1)
 
 
 @pytest.mark.parametrize(
@@ -222,30 +215,30 @@ async def test_a_key_without_its_url_or_a_url_without_its_key_is_an_error(
     assert error.startswith(full(said, "default"))
 
 
-async def test_two_workspaces_are_an_error_and_the_pace_of_a_profile_precedes_a_variable(
-    run: Run, error_of: ErrorOf, emulator: Emulator, tmp_path: Path
+async def test_a_profile_precedes_variables_but_two_workspaces_are_an_error(
+    command: Command, run: Run, error_of: ErrorOf
 ) -> None:
     args = "stop --all --yes --rate 100"
-    config = profile_of(emulator, "workspace = 'ws'\npace = 'of-profile'\n", "default")
+    config = profile_of(command.api, "workspace = 'ws'\npace = 'of-profile'\n", "default")
     given = "BCTRL_WORKSPACE=nosuch BCTRL_PACE=of-variable"
-    _, _, err = await run(profile_of(emulator, name="default"), "list", given)
+    _, _, err = await run(profile_of(command.api, name="default"), "list", given)
     assert "could not list workspace 'nosuch'" in err
     title = full("{profile}", "default")
     problem = f"BCTRL_WORKSPACE is 'nosuch', and {title} has 'ws'. Unset one"
     assert await error_of(config, args) == problem
     assert (await run(config, args, "BCTRL_WORKSPACE="))[0] == 0
-    assert (tmp_path / "of-profile").exists()
-    assert not (tmp_path / "of-variable").exists()
+    assert (command.folder / "of-profile").exists()
+    assert not (command.folder / "of-variable").exists()
 
 
 @pytest.mark.parametrize(
     "args", ["list ws", "get ws a", "stop ws a", "stop -o json ws a", "stop ws --all --yes"]
 )
-async def test_a_rejected_key_is_named_with_its_place(
-    run: Run, emulator: Emulator, args: str
-) -> None:
+async def test_a_rejected_key_is_named(command: Command, run: Run, args: str) -> None:
     """Fault: the advice was to check BCTRL_API_KEY, which was not used."""
-    code, out, err = await run(profile_of(emulator), f"{args} --profile x", "KEY_OF_PROFILE=wrong")
+    code, out, err = await run(
+        profile_of(command.api), f"{args} --profile x", "KEY_OF_PROFILE=wrong"
+    )
     place = full("KEY_OF_PROFILE (api_key_env of {profile})")
     assert f"Check the API key from {place}" in out + err
     assert (code, "BCTRL_API_KEY" in out + err) == (2, False)

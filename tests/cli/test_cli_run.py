@@ -8,11 +8,11 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from commands import (
     NOTICE,
+    Command,
     begin_to_end,
     finish,
     outcomes_of,
@@ -23,7 +23,7 @@ from commands import (
     write,
 )
 from conftest import KEY
-from helpers import BOUND, Command, HoldingEmulator, until
+from helpers import BOUND, HoldingEmulator, until
 from warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
@@ -41,32 +41,29 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 # Progress
 
 
-async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
-    holding: HoldingEmulator,
-    command: Command,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+async def test_progress_is_lines_without_a_terminal(
+    command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0.05)
-    holding.held.add("b")
+    command.patch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0.05)
+    command.api.held.add("b")
     running = asyncio.create_task(command(*ONE_AT_A_TIME))
     err = ""
     async with asyncio.timeout(BOUND):
         while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
             await asyncio.sleep(0.01)
             err += capfd.readouterr().err
-    holding.held.clear()
+    command.api.held.clear()
     code, _, more = await running
     assert code == 0
     assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
 
 
-async def test_the_progress_bar_disappears_at_the_end(holding: HoldingEmulator) -> None:
-    holding.held.add("b")
+async def test_the_progress_bar_disappears_at_the_end(command: Command) -> None:
+    command.api.held.add("b")
     process, terminal = await start_on_terminal(*ONE_AT_A_TIME)
     await terminal.until_drawn("a  stopped .*\n1 of 3 ━.{72}\n1 in flight\n1 stopped")
 
-    holding.held.clear()
+    command.api.held.clear()
     await terminal.rest()
 
     assert [without_times(line) for line in terminal.screen] == [
@@ -78,9 +75,8 @@ async def test_the_progress_bar_disappears_at_the_end(holding: HoldingEmulator) 
     assert (await finish(process))[0] == 0
 
 
-@pytest.mark.usefixtures("holding")
-async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(tmp_path: Path) -> None:
-    results = tmp_path / "results"
+async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(command: Command) -> None:
+    results = command.folder / "results"
     with results.open("wb") as file:
         files = {"stdin": asyncio.subprocess.PIPE, "stdout": file.fileno()}
         args = ("stop", "--from", "-")
@@ -98,10 +94,8 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(tmp_
     assert account.startswith("1 of 2 no longer running, 1 invalid after ")
 
 
-async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(
-    holding: HoldingEmulator,
-) -> None:
-    holding.held.add("a")
+async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -> None:
+    command.api.held.add("a")
     process, terminal = await start_on_terminal("stop", "ws", "a")
     await terminal.until("1 in flight")
     process.send_signal(signal.SIGINT)
@@ -117,36 +111,29 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
 # The end
 
 
-async def test_the_deadline_aborts_the_run_and_exits_with_1(
-    holding: HoldingEmulator, command: Command, file: Path
-) -> None:
-    holding.held.update("abc")
-    code, out, err = await command("stop", "--deadline", "100ms", "--from", file)
+async def test_the_deadline_aborts_the_run_and_exits_with_1(command: Command) -> None:
+    command.api.held.update("abc")
+    code, out, err = await command("stop", "--deadline", "100ms", "--from", "targets")
     assert err == "bctrl-async: error: ended early: the deadline of 100ms has passed\n"
     assert (code, out.count("0 of 3 no longer running, 3 unconfirmed")) == (1, 1)
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-async def test_ctrl_c_waits_for_requests_in_flight_the_second_one_aborts_and_the_run_resumes(
-    holding: HoldingEmulator,
-    command: Command,
-    tmp_path: Path,
-    signal_: signal.Signals,
-    *,
-    twice: bool,
+async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
+    command: Command, signal_: signal.Signals, *, twice: bool
 ) -> None:
-    holding.held.add("b")
-    args = (*ONE_AT_A_TIME, "--journal", str(tmp_path / "journal"), "-o", "json")
+    command.api.held.add("b")
+    args = (*ONE_AT_A_TIME, "--journal", str(command.folder / "journal"), "-o", "json")
     process = await start(*program(), *args)
-    await until(lambda: len(holding.requests) == 2)
+    await until(lambda: len(command.api.requests) == 2)
 
     said = await begin_to_end(process, signal_)
     assert said == f"1 of 3 answered, 1 in flight, {NOTICE}, 1 stopped\n"
     if twice:
         process.send_signal(signal_)
     else:
-        holding.held.clear()
+        command.api.held.clear()
     code, out, err = await finish(process)
 
     results = {each["alias"]: each["result"] for each in outcomes_of(out)}
@@ -154,19 +141,19 @@ async def test_ctrl_c_waits_for_requests_in_flight_the_second_one_aborts_and_the
     account, hint = without_notices(err).splitlines()
     assert account.startswith(f"Interrupted: {1 if twice else 2} of 3 no longer running, ")
     assert hint == "Run the same command again to resume"
-    assert (code, len(holding.requests)) == (130, 2)
+    assert (code, len(command.api.requests)) == (130, 2)
 
-    holding.held.clear()
+    command.api.held.clear()
     code, _, err = await command(*args)
     assert code == 0
     assert f"; {1 if twice else 2} from an earlier run, not sent again\n" in err
-    assert [holding.received["ws", alias] for alias in "abc"] == [1, 1 + twice, 1]
+    assert [command.api.received["ws", alias] for alias in "abc"] == [1, 1 + twice, 1]
 
 
-async def test_ctrl_c_ends_the_wait_for_an_open_pipe(holding: HoldingEmulator) -> None:
+async def test_ctrl_c_ends_the_wait_for_an_open_pipe(command: Command) -> None:
     process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
     write(process, "ws,a\n")
-    await until(lambda: holding.status("ws", "a") == "stopped")
+    await until(lambda: command.api.status("ws", "a") == "stopped")
     process.send_signal(signal.SIGINT)
     code, out, err = await finish(process)
     assert without_times(out) == (
@@ -189,37 +176,37 @@ async def stopping(
         yield batch, running
 
 
-async def test_a_run_that_is_cancelled_is_interrupted(holding: HoldingEmulator) -> None:
+async def test_a_run_that_is_cancelled_is_interrupted(command: Command) -> None:
     """Without signal handlers, as on Windows, that is what Ctrl-C does."""
-    async with stopping(holding, Output()) as (batch, running):
+    async with stopping(command.api, Output()) as (batch, running):
         running.cancel()
         assert await running
     assert batch.report.counts == {StopResult.UNKNOWN: 1, StopResult.NOT_SENT: 1}
 
 
-async def test_a_hangup_that_nohup_ignores_does_not_interrupt(holding: HoldingEmulator) -> None:
+async def test_a_hangup_that_nohup_ignores_does_not_interrupt(command: Command) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        async with stopping(holding, Output()) as (batch, running):
+        async with stopping(command.api, Output()) as (batch, running):
             os.kill(os.getpid(), signal.SIGHUP)
-            holding.held.clear()
+            command.api.held.clear()
             assert not await running
     finally:
         signal.signal(signal.SIGHUP, before)
     assert batch.report.counts == {StopResult.STOPPED: 2}
 
 
-async def test_an_early_ctrl_c_on_a_terminal_announces_the_second_one_in_a_line(
-    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+async def test_an_early_ctrl_c_has_a_line_of_its_own(
+    command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Fault: the summary followed the ^C on its line."""
-    monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
+    command.patch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
     output = Output()
-    monkeypatch.setattr(output, "progress_console", lambda: (output, True))
-    async with stopping(holding, output) as (batch, running):
+    command.patch.setattr(output, "progress_console", lambda: (output, True))
+    async with stopping(command.api, output) as (batch, running):
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: batch.ended_early)
-        holding.held.clear()
+        command.api.held.clear()
         assert await running
     assert capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tables
 from commands import (
+    Command,
     close_stdin,
     finish,
     outcomes_of,
@@ -22,7 +23,7 @@ from commands import (
     without_times,
     write,
 )
-from helpers import Command, HoldingEmulator, until
+from helpers import until
 from warm_server import program
 
 from bctrl_async import BctrlError
@@ -97,10 +98,8 @@ def test_what_each_input_gives(line: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 65536])
-async def test_a_pipe_gives_the_same_in_whatever_parts_it_arrives(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(_targets, "_CHUNK", chunk)
+async def test_a_pipe_gives_the_same_in_any_parts(command: Command, chunk: int) -> None:
+    command.patch.setattr(_targets, "_CHUNK", chunk)
     for row in map(json.loads, INPUTS):
         if len(data := input_of(row)) <= chunk * 500:
             assert await gives_as_a_pipe(data) == row["gives"]
@@ -118,8 +117,8 @@ async def test_a_document_may_be_on_one_long_line() -> None:
     assert gives(data) == await gives_as_a_pipe(data) == values
 
 
-async def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lines, "MAX_DOCUMENT", 100)
+async def test_a_document_that_is_too_large_is_not_read(command: Command) -> None:
+    command.patch.setattr(_lines, "MAX_DOCUMENT", 100)
     data = b"[" + b'["ws", "a"],\n' * 100
     (bad,) = gives(data)
     assert str(bad).endswith('or ≤ 64 MiB of […] or {"runtimes": […]}; nothing after it was read')
@@ -129,16 +128,14 @@ async def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.Monk
 # Lines that are not targets
 
 
-async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
-    holding: HoldingEmulator,
-) -> None:
+async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(command: Command) -> None:
     text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
     code, out, err = await stop_piped(text, "--ignore-not-found", "-o", "json")
     assert f"""{READ_ERROR}'ws,"open' on line 121 is not a target: {BAD_QUOTES}\n""" in err
     assert "100 of 120 no longer running, 20 invalid after " in err
     assert "; the input was not read to its end\n" in err
     assert (code, len(outcomes_of(out))) == (1, 120)
-    assert {alias for _, alias in holding.received} == {f"x{number}" for number in range(100)}
+    assert {alias for _, alias in command.api.received} == {f"x{number}" for number in range(100)}
 
 
 @pytest.mark.parametrize(
@@ -149,15 +146,15 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
     ],
 )
-async def test_a_file_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
-    holding: HoldingEmulator, command: Command, file: Path, content: bytes, reason: str
+async def test_of_a_file_that_is_not_targets_nothing_is_stopped(
+    command: Command, content: bytes, reason: str
 ) -> None:
     """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
-    save(file, content)
-    code, out, err = await command("stop", "--from", file)
+    save("targets", content)
+    code, out, err = await command("stop", "--from", "targets")
     assert reason in err
     assert err.count("\n") == err.count("None of it was used") == 1
-    assert (code, out, holding.requests) == (2, "", [])
+    assert (code, out, command.api.requests) == (2, "", [])
 
 
 @pytest.mark.parametrize(
@@ -168,13 +165,13 @@ async def test_a_file_that_is_not_targets_is_reported_once_and_nothing_is_stoppe
         ("PNG\x1a\na\n", ("ws",)),
     ],
 )
-async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
-    holding: HoldingEmulator, content: str, args: tuple[str, ...]
+async def test_of_a_pipe_that_is_not_targets_nothing_is_stopped(
+    command: Command, content: str, args: tuple[str, ...]
 ) -> None:
     code, out, err = await stop_piped(content, *args)
     assert err.startswith("bctrl-async: error: stdin: '")
     assert "' on line 1 is not a target: " in err
-    assert (code, out, err.count("\n"), holding.requests) == (2, "", 1, [])
+    assert (code, out, err.count("\n"), command.api.requests) == (2, "", 1, [])
 
 
 @pytest.mark.usefixtures("holding")
@@ -200,57 +197,44 @@ async def test_an_empty_pipe_exits_with_2_unless_allowed() -> None:
     ],
 )
 async def test_a_list_of_aliases_is_of_the_workspace(
-    holding: HoldingEmulator,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    file: Path,
-    *,
-    text: str,
-    args: tuple[str, ...],
-    variable: str,
+    command: Command, *, text: str, args: tuple[str, ...], variable: str
 ) -> None:
-    monkeypatch.setenv("BCTRL_WORKSPACE", variable)
-    save(file, text)
-    assert (await command("stop", *args, "--from", file))[0] == 0
-    assert holding.received == {("ws", "a"): 1, ("ws", "b"): 1}
+    command.setenv(BCTRL_WORKSPACE=variable)
+    save("targets", text)
+    assert (await command("stop", *args, "--from", "targets"))[0] == 0
+    assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
 
 
 # Files, pipes and terminals
 
 
 @pytest.mark.parametrize("name", ["stdin", "./stdin", "./-"])
-async def test_only_a_dash_is_stdin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_text("ws,of-the-file\n")
+async def test_only_a_dash_is_stdin(command: Command, name: str) -> None:
+    command.patch.chdir(command.folder)
+    (command.folder / name).write_text("ws,of-the-file\n")
     _, out, _ = await stop_piped("ws,of-stdin\n", "--dry-run", source=name)
     assert json.loads(out)["alias"] == "of-the-file"
 
 
-async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
-    holding: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(command: Command) -> None:
     """Fault: a pipe was read to its end where a folder was named like it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "-").mkdir()
+    command.patch.chdir(command.folder)
+    (command.folder / "-").mkdir()
     process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
     for alias in "abc":
         write(process, f"ws,{alias}\n")
-        await until(lambda alias=alias: holding.status("ws", alias) == "stopped")  # type: ignore[misc]
+        await until(lambda alias=alias: command.api.status("ws", alias) == "stopped")  # type: ignore[misc]
     assert process.returncode is None
     assert await close_stdin(process) == (0, "", "")
 
 
-async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
-    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TERM", "xterm")
+async def test_targets_can_be_typed_without_a_progress_drawn_over_them(command: Command) -> None:
+    command.setenv(TERM="xterm")
     streams = ("stdin", "stdout", "stderr")
     process, terminal = await start_on_terminal("stop", "--from", "-", streams=streams)
     await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
     os.write(terminal._master, b"ws,a\n")
-    await until(lambda: holding.status("ws", "a") == "stopped")
+    await until(lambda: command.api.status("ws", "a") == "stopped")
     os.write(terminal._master, b"ws,b\n\x04")
     assert (await finish(process))[0] == 0
     assert without_times(await terminal.rest()) == (
@@ -272,15 +256,13 @@ def aliases_of(shard: str) -> list[str]:
     return [alias for alias in ALIASES if shard_of(("ws", alias), 4) == int(shard[0])]
 
 
-async def test_the_shards_of_a_file_together_give_each_line_one_outcome(
-    holding: HoldingEmulator, command: Command, file: Path
-) -> None:
+async def test_the_shards_of_a_file_together_give_each_line_one_outcome(command: Command) -> None:
     for alias in ALIASES:
-        holding.add_runtime("ws", alias)
-    save(file, f"{LIST}<p>\n")
+        command.api.add_runtime("ws", alias)
+    save("targets", f"{LIST}<p>\n")
     rejected = 0
     for shard in SHARDS:
-        code, out, _ = await command("stop", "--from", file, "--shard", shard, "-o", "json")
+        code, out, _ = await command("stop", "--from", "targets", "--shard", shard, "-o", "json")
         outcomes = outcomes_of(out)
         stopped = [str(each["alias"]) for each in outcomes if each["result"] == "stopped"]
         assert sorted(stopped) == sorted(aliases_of(shard))
@@ -288,21 +270,20 @@ async def test_the_shards_of_a_file_together_give_each_line_one_outcome(
         assert code == len(outcomes) - len(stopped)
         rejected += code
     assert rejected == 1
-    assert {holding.received["ws", alias] for alias in ALIASES} == {1}
+    assert {command.api.received["ws", alias] for alias in ALIASES} == {1}
 
 
-async def test_a_pipe_and_aliases_are_divided_as_a_file(command: Command, file: Path) -> None:
-    save(file, LIST)
+async def test_a_pipe_and_aliases_are_divided_as_a_file(command: Command) -> None:
+    save("targets", LIST)
     args = ("--shard", "2/4", "--dry-run", "-o", "json")
-    for given in (("--from", file), ("ws", *ALIASES)):
+    for given in (("--from", "targets"), ("ws", *ALIASES)):
         code, out, _ = await command("stop", *given, *args)
         assert (code, [each["alias"] for each in outcomes_of(out)]) == (0, aliases_of("2/4"))
     assert (await stop_piped(LIST, *args))[:2] == (0, out)
 
 
-@pytest.mark.usefixtures("holding")
-async def test_a_shard_without_targets_is_not_an_error(command: Command, file: Path) -> None:
-    code, out, _ = await command("stop", "--from", file, "--shard", "7/999983")
+async def test_a_shard_without_targets_is_not_an_error(command: Command) -> None:
+    code, out, _ = await command("stop", "--from", "targets", "--shard", "7/999983")
     assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
     found = await command("stop", "ws", "--all", "--yes", "--shard", "7/999983")
     assert found == (0, "", "Nothing to stop: no runtime of ws in shard 7/999983 matches\n")

@@ -124,7 +124,7 @@ class TestFile:
             f"{'é' * 1000}…": RuntimeState.INVALID,
         }
 
-    async def test_leaving_the_block_while_it_is_closed_ends_no_run_early(
+    async def test_leaving_the_block_while_it_is_closed_is_no_early_end(
         self, stops: Stops, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         closing, released = threading.Event(), threading.Event()
@@ -222,7 +222,7 @@ class TestList:
 
         assert (report.counts, report.resumed) == ({STOPPED: 1}, 0)
 
-    async def test_all_of_it_is_in_the_journal_and_on_disk_before_the_first_stop(
+    async def test_all_of_it_is_on_disk_before_the_first_stop(
         self, stops: Stops, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert (await stops.run([A, B])).ok
@@ -242,7 +242,7 @@ class TestList:
         assert "the workspace was listed, and it runs" in str(listed_again.error)
 
     @pytest.mark.parametrize("is_missing", [False, True])
-    async def test_what_is_not_sent_again_for_certain_is_written_as_well(
+    async def test_what_is_sent_again_in_any_case_is_written_as_well(
         self, stops: Stops, *, is_missing: bool
     ) -> None:
         """Fault: it was done by `report`, and by the next run once the future had come."""
