@@ -12,7 +12,7 @@ from tls import forward_proxy, over_tls
 
 from bctrl_async.emulator import Emulator, Fault
 
-SECRET = "sk-secret-0123456789"
+SECRET = "sk_secret_0123456789"
 GIVE_KEY = "api_key_env = 'KEY_OF_PROFILE'"
 
 Run = Callable[..., Coroutine[object, object, tuple[int, str, str]]]

@@ -210,7 +210,6 @@ async def test_a_list_of_aliases_is_of_the_workspace(
 
 @pytest.mark.parametrize("name", ["stdin", "./stdin", "./-"])
 async def test_only_a_dash_is_stdin(command: Command, name: str) -> None:
-    command.patch.chdir(command.folder)
     (command.folder / name).write_text("ws,of-the-file\n")
     _, out, _ = await stop_piped("ws,of-stdin\n", "--dry-run", source=name)
     assert json.loads(out)["alias"] == "of-the-file"
@@ -218,7 +217,6 @@ async def test_only_a_dash_is_stdin(command: Command, name: str) -> None:
 
 async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(command: Command) -> None:
     """Fault: a pipe was read to its end where a folder was named like it."""
-    command.patch.chdir(command.folder)
     (command.folder / "-").mkdir()
     process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
     for alias in "abc":
@@ -280,10 +278,3 @@ async def test_a_pipe_and_aliases_are_divided_as_a_file(command: Command) -> Non
         code, out, _ = await command("stop", *given, *args)
         assert (code, [each["alias"] for each in outcomes_of(out)]) == (0, aliases_of("2/4"))
     assert (await stop_piped(LIST, *args))[:2] == (0, out)
-
-
-async def test_a_shard_without_targets_is_not_an_error(command: Command) -> None:
-    code, out, _ = await command("stop", "--from", "targets", "--shard", "7/999983")
-    assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
-    found = await command("stop", "ws", "--all", "--yes", "--shard", "7/999983")
-    assert found == (0, "", "Nothing to stop: no runtime of ws in shard 7/999983 matches\n")

@@ -49,6 +49,7 @@ class Stops:
     emulator: Emulator
     session: BctrlSession
     path: Path
+    patch: pytest.MonkeyPatch
 
     def run(self, targets: Targets, **options: Any) -> StopBatch:  # noqa: ANN401
         return self.session.stop_runtimes(targets, journal=self.path, **options)
@@ -66,10 +67,12 @@ class Stops:
 
 
 @pytest.fixture
-def stops(emulator: Emulator, session: BctrlSession, tmp_path: Path) -> Stops:
+def stops(
+    emulator: Emulator, session: BctrlSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Stops:
     for target in (A, B, C):
         emulator.add_runtime(*target)
-    return Stops(emulator, session, tmp_path / "stops.jsonl")
+    return Stops(emulator, session, tmp_path / "stops.jsonl", monkeypatch)
 
 
 @contextmanager
@@ -124,9 +127,7 @@ class TestFile:
             f"{'é' * 1000}…": RuntimeState.INVALID,
         }
 
-    async def test_leaving_the_block_while_it_is_closed_is_no_early_end(
-        self, stops: Stops, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_leaving_the_block_while_it_is_closed_is_no_early_end(self, stops: Stops) -> None:
         closing, released = threading.Event(), threading.Event()
         close = Journal.close
 
@@ -135,7 +136,7 @@ class TestFile:
             released.wait(BOUND)
             close(journal)
 
-        monkeypatch.setattr(Journal, "close", close_late)
+        stops.patch.setattr(Journal, "close", close_late)
         async with stops.run([A, B]) as batch:
             await anext(batch)
             await until(closing.is_set)
@@ -222,14 +223,12 @@ class TestList:
 
         assert (report.counts, report.resumed) == ({STOPPED: 1}, 0)
 
-    async def test_all_of_it_is_on_disk_before_the_first_stop(
-        self, stops: Stops, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_all_of_it_is_on_disk_before_the_first_stop(self, stops: Stops) -> None:
         assert (await stops.run([A, B])).ok
         listed = {"runtimes": [{"alias": "a"}, dict(stops.emulator.runtimes[C], alias="b")]}
         stops.emulator.inject(Reply(200, body=listed), method="GET")
         before, flushed = len(stops.emulator.stops), list[int]()
-        monkeypatch.setattr(
+        stops.patch.setattr(
             os, "fsync", lambda _: flushed.append(len(stops.emulator.stops) - before)
         )
 
@@ -301,7 +300,7 @@ class TestOpening:
     @pytest.mark.parametrize("error", [None, BlockingIOError()])
     @pytest.mark.parametrize("times", [1, 2])
     async def test_a_run_cancelled_while_its_journal_is_opened_leaves_none(
-        self, stops: Stops, monkeypatch: pytest.MonkeyPatch, times: int, error: OSError | None
+        self, stops: Stops, times: int, error: OSError | None
     ) -> None:
         asked, go_on = threading.Event(), threading.Event()
         real = fcntl.flock
@@ -314,7 +313,7 @@ class TestOpening:
             real(file, operation)
 
         batch = stops.run([A, B])
-        with monkeypatch.context() as patch:
+        with stops.patch.context() as patch:
             patch.setattr(fcntl, "flock", slow)
             run = asyncio.create_task(await_batch(batch))
             await until(asked.is_set)
@@ -384,13 +383,11 @@ class TestFullDisk:
         assert "cannot be written" in str(report.ended_early)
         assert stops.emulator.status(*A) == "active"
 
-    async def test_a_failed_flush_is_in_the_report(
-        self, stops: Stops, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_failed_flush_is_in_the_report(self, stops: Stops) -> None:
         def fail(_: int) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-        with monkeypatch.context() as patch:
+        with stops.patch.context() as patch:
             patch.setattr(os, "fsync", fail)
             report = await stops.run([A, B])
 
