@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from uuid import UUID
 
 from bctrl_async import Runtime, RuntimeKind, RuntimeStatus
@@ -18,6 +19,13 @@ WIRE: dict[str, object] = {
     "updatedAt": "whenever",
 }
 """The required fields of a runtime."""
+
+
+class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum, str() gives the name of the member.
+    """Names of a runtime, as an app may have them."""
+
+    WORKSPACE = "ws-1"
+    ALIAS = "crm"
 
 
 def wire(**fields: object) -> bytes:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from enum import Enum
-
 import pytest
 from helpers import Connect
-from runtimes import RUNTIME
+from runtimes import RUNTIME, Name
 from servers import answering, http_answer, served
 from test_observer import Recorder
 
 from bctrl_async import (
     BctrlConflictError,
-    BctrlError,
     BctrlServerError,
     BctrlSession,
     RetryPolicy,
@@ -23,12 +19,6 @@ from bctrl_async import (
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 NOT_ACTIVE = http_answer("409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}')
-
-
-class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum, str() gives the name of the member.
-    WORKSPACE = "ws-1"
-    ALIAS = "crm"
-    GONE = "gone"
 
 
 def methods(emulator: Emulator) -> list[str]:
@@ -138,26 +128,3 @@ async def test_with_stopped_ok_any_other_conflict_is_raised_without_another_requ
     with pytest.raises(BctrlConflictError, match=r"runtime\.busy"):
         await session.stop_runtime("ws-1", "crm", stopped_ok=True)
     assert methods(emulator) == ["POST"]
-
-
-CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
-    "stop": lambda session: session.stop_runtime(Name.WORKSPACE, Name.GONE),
-    "get": lambda session: session.get_runtime(Name.WORKSPACE, Name.GONE),
-    "list": lambda session: session.list_runtimes(Name.WORKSPACE),
-    "bulk": lambda session: session.stop_workspace(Name.WORKSPACE),
-}
-
-
-@pytest.mark.parametrize("operation", CALLS)
-async def test_an_error_shows_the_value_of_a_member_of_an_enum(
-    emulator: Emulator, connect: Connect, recorder: Recorder, operation: str
-) -> None:
-    emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
-    async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlError) as caught:
-            await CALLS[operation](session)
-
-    error = caught.value
-    assert (type(error.workspace_id), error.workspace_id) == (str, "ws-1")
-    assert type(error.alias) is (str if operation in {"stop", "get"} else type(None))
-    assert not any("Name." in text for text in (str(error), repr(error), *recorder.events))

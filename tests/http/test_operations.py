@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from helpers import Connect
-from runtimes import RUNTIME
+from runtimes import RUNTIME, Name
 from servers import http_answer, served
 from test_observer import Recorder
 from test_wire import ONCE
@@ -26,7 +26,7 @@ from bctrl_async._calls.call import Call
 from bctrl_async._http import request as operations
 from bctrl_async._http.request import Operation
 from bctrl_async._http.response import decode_runtime
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Reply
 
 ALL: dict[str, Operation[Any]] = {
     found.name: found for found in vars(operations).values() if isinstance(found, Operation)
@@ -62,6 +62,7 @@ START: Operation[Any] = Operation(
 
 each = pytest.mark.parametrize("operation", [*ALL.values(), START], ids=lambda each: each.name)
 AGAIN = RetryPolicy(attempts=2, base=0.001, cap=0.001)
+BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy"}')
 
 
 def call_of(
@@ -83,11 +84,8 @@ async def failure(operation: Operation[Any], first: bytes) -> tuple[BctrlError, 
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
         nonlocal requests
         requests += 1
-        if requests > 1:
-            writer.write(http_answer("409 Conflict", b'{"code": "runtime.busy"}'))
-        elif first:
-            writer.write(first)
-        else:
+        writer.write(first if requests == 1 else BUSY)
+        if not first:
             writer.close()
 
     async with served(handle) as session:
@@ -96,32 +94,31 @@ async def failure(operation: Operation[Any], first: bytes) -> tuple[BctrlError, 
     return caught.value, requests
 
 
+FAILURES = {
+    "no answer": (b"", True),
+    "500": (http_answer("500 X"), True),
+    "the 503 of a gateway": (http_answer("503 X"), True),
+    "429": (http_answer("429 X"), False),
+    "503": (http_answer("503 X", b'{"code": "server.busy"}'), False),
+}
+"""Answers to a first request, and whether it may have taken effect."""
+
+
 @each
-@pytest.mark.parametrize("first", [b"", http_answer("500 X"), http_answer("503 X")])
-async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
-    operation: Operation[Any], first: bytes
+@pytest.mark.parametrize(("first", "in_doubt"), FAILURES.values(), ids=FAILURES)
+async def test_a_request_is_sent_again_if_it_did_nothing_or_if_that_does_no_harm(
+    operation: Operation[Any], first: bytes, *, in_doubt: bool
 ) -> None:
     error, requests = await failure(operation, first)
 
-    assert requests == 1 + operation.repeat_in_doubt
+    is_repeated = operation.repeat_in_doubt or not in_doubt
+    assert requests == 1 + is_repeated
     # aiohttp itself sends a GET again.
     assert error.attempts == requests or operation.method == "GET"
-    assert error.may_have_stopped is operation.stops
-    assert ("the runtime may have stopped" in str(error)) is operation.stops
+    assert error.may_have_stopped is (operation.stops and in_doubt)
+    assert ("the runtime may have stopped" in str(error)) is error.may_have_stopped
     advice = f"The {operation.name} may have worked: look before repeating it"
-    assert str(error).endswith(advice) is not operation.repeat_in_doubt
-
-
-@each
-@pytest.mark.parametrize(
-    "first", [http_answer("429 X"), http_answer("503 X", b'{"code": "server.busy"}')]
-)
-async def test_a_request_that_did_nothing_is_sent_again(
-    operation: Operation[Any], first: bytes
-) -> None:
-    error, requests = await failure(operation, first)
-
-    assert (requests, error.status, error.may_have_stopped) == (2, 409, False)
+    assert str(error).endswith(advice) is not is_repeated
 
 
 @each
@@ -161,11 +158,27 @@ async def test_the_error_of_an_aborted_call_advises_the_same(
     assert error.may_have_stopped is (operation.stops and connected)
 
 
-CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
-    "stop": lambda session: session.stop_runtime("ws-1", "crm"),
-    "get": lambda session: session.get_runtime("ws-1", "crm"),
-    "list": lambda session: session.list_runtimes("ws-1"),
+Make = Callable[[BctrlSession], Awaitable[object]]
+CALLS: dict[str, Make] = {
+    "stop": lambda session: session.stop_runtime(Name.WORKSPACE, Name.ALIAS),
+    "get": lambda session: session.get_runtime(Name.WORKSPACE, Name.ALIAS),
+    "list": lambda session: session.list_runtimes(Name.WORKSPACE),
 }
+
+
+@pytest.mark.parametrize(
+    "call", [*CALLS.values(), lambda session: session.stop_workspace(Name.WORKSPACE)]
+)
+async def test_an_error_shows_the_value_of_a_member_of_an_enum(
+    emulator: Emulator, session: BctrlSession, call: Make
+) -> None:
+    emulator.inject(Reply(403))
+    emulator.inject(Reply(403), method="GET")
+    with pytest.raises(BctrlError) as caught:
+        await call(session)
+
+    assert (type(caught.value.workspace_id), caught.value.workspace_id) == (str, "ws-1")
+    assert "Name." not in str(caught.value)
 
 
 class Watcher(Recorder):
@@ -190,6 +203,7 @@ async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
         await CALLS[name](session)
 
     assert watcher.events[-1].startswith("end StopOutcome" if facts.stops else "end")
+    assert not [event for event in watcher.events if "Name." in event]
     assert watcher.attempts == [
         Attempt(
             number=1,
