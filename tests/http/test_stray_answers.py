@@ -146,10 +146,15 @@ class TestAnswersAboutAnotherRuntime:
         assert KEY not in f"{caught.value}{caught.value.__notes__}{vars(caught.value)}"
         assert len(str(caught.value)) < 2000
 
-    @pytest.mark.parametrize("borrowed", [False, True])
-    async def test_the_retry_is_sent_on_another_connection(self, *, borrowed: bool) -> None:
+    @pytest.mark.parametrize(
+        ("header", "borrowed"), [("X: 1", False), ("X: 1", True), ("Connection: close", False)]
+    )
+    async def test_the_retry_is_sent_on_another_connection(
+        self, header: str, *, borrowed: bool
+    ) -> None:
         writers: list[asyncio.StreamWriter] = []
-        async with raw_server(keeping(writers, stopped("mail"))) as url, AsyncExitStack() as stack:
+        foreign = http_answer("200 OK", wire(alias="mail"), header)
+        async with raw_server(keeping(writers, foreign)) as url, AsyncExitStack() as stack:
             http = await stack.enter_async_context(aiohttp.ClientSession()) if borrowed else None
             async with BctrlSession("k", base_url=url, http=http, retry=QUICK) as session:
                 assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
