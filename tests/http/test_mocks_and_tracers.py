@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import vcr  # type: ignore[import-untyped]
 import wrapt
 from conftest import KEY
-from helpers import Connect, port_kept
+from helpers import Connect
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from ways import Ways
 
-from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, StopResult
+from bctrl_async import BctrlConfigError, BctrlSession, StopResult
 from bctrl_async.emulator import Emulator
 
 CRM, MAIL = ("ws-1", "crm"), ("ws-1", "mail")
@@ -43,24 +41,6 @@ async def _session(connect: Connect, request: pytest.FixtureRequest) -> AsyncIte
 
 
 # Tools that replace `ClientSession._request`
-
-
-async def test_vcr_records_and_replays_a_stop(
-    emulator: Emulator, session: BctrlSession, ways: Ways, tmp_path: Path
-) -> None:
-    cassette = vcr.VCR(filter_headers=["authorization"]).use_cassette
-    path = str(tmp_path / "stop.yaml")
-    with cassette(path):
-        recorded = await session.stop_runtime(*CRM)
-    assert ways.taken == (0, 1)
-    await emulator.close()
-
-    with port_kept(emulator.url):
-        with cassette(path, record_mode="none"):
-            assert await session.stop_runtime(*CRM) == recorded
-        assert ways.taken == (0, 1)
-        with pytest.raises(BctrlNetworkError, match="no connection"):
-            await session.stop_runtime(*CRM)
 
 
 def replace_request(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
