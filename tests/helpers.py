@@ -109,6 +109,12 @@ async def await_batch(batch: StopBatch) -> None:
     await batch
 
 
+async def read_all(batch: StopBatch) -> None:
+    """Enter a bulk stop and read its outcomes, as the coroutine of a task."""
+    async with batch:
+        [outcome async for outcome in batch]
+
+
 async def started(
     batch: StopBatch,
     emulator: Emulator,

@@ -1,27 +1,48 @@
-"""A bulk stop that is awaited: its report, its callbacks and its arguments."""
+"""A bulk stop that is awaited or entered: its report, outcomes, progress and backpressure."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import BOUND, Bulk, add_runtimes, await_batch, pass_time, run_of
+from helpers import (
+    BOUND,
+    Bulk,
+    Connect,
+    add_runtimes,
+    assert_conserved,
+    await_batch,
+    pass_time,
+    run_of,
+    started,
+    until,
+    wait_for_requests,
+)
+from journal_lines import read_lines
+from leaks import bulk_tasks
 
 from bctrl_async import (
     BctrlConfigError,
-    BctrlRateLimitError,
+    BctrlError,
     BctrlSession,
     RetryPolicy,
     RuntimeRef,
+    StopBatch,
     StopOutcome,
     StopResult,
 )
 from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.outcomes import outcome_of
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+CRM = [("ws-1", "crm")]
 
 
 async def async_iterable(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
@@ -40,41 +61,32 @@ class TestAwaited:
         statuses = Counter(runtime["status"] for runtime in bulk.emulator.runtimes.values())
         assert statuses == {"stopped": 300, "active": 1}
 
-    async def test_a_target_that_is_there_twice_has_two_outcomes(self, bulk: Bulk) -> None:
-        targets = add_runtimes(bulk.emulator, 1) * 2
-
-        report = await bulk.session.stop_runtimes(targets, concurrency=1)
-
-        assert report.ok
-        assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
-
     async def test_each_target_has_the_outcome_of_its_own_response(self, bulk: Bulk) -> None:
-        bulk.emulator.add_runtime("ws-1", "done", status="stopped")
+        bulk.emulator.add_runtime("ws-1", "twice")
         bulk.emulator.inject(Fault.ACCEPTED, alias="crm")
+        aliases = ["crm", "twice", "none", "..", "twice"]
         outcomes: list[StopOutcome] = []
         report = await bulk.session.stop_runtimes(
-            [("ws-1", "crm"), ("ws-1", "done"), ("ws-1", "none"), ("ws-1", "..")],
+            [("ws-1", alias) for alias in aliases],
             on_outcome=outcomes.append,
+            concurrency=1,
             verify=False,
         )
 
-        by_index = sorted(outcomes, key=lambda outcome: outcome.index)
-        assert [outcome.result for outcome in by_index] == [
-            "accepted",
-            "already_stopped",
-            "not_found",
-            "rejected",
-        ]
-        assert [outcome.attempts for outcome in by_index] == [1, 1, 1, 0]
         assert not report.ok
-        with pytest.raises(ExceptionGroup, match="3 of 4 runtimes may still be running"):
-            report.raise_for_failures()
+        assert [(each.index, each.target.alias) for each in outcomes] == [*enumerate(aliases)]
+        assert [(each.result.value, each.attempts) for each in outcomes] == [
+            ("accepted", 1),
+            ("stopped", 1),
+            ("not_found", 1),
+            ("rejected", 0),
+            ("already_stopped", 1),
+        ]
 
     @pytest.mark.parametrize(
         ("faults", "result", "throttled"),
         [
             ([Fault.RATE_LIMITED, Reply(503), Fault.SERVER_ERROR], STOPPED, 2),
-            ([Fault.RATE_LIMITED, Fault.DROP_BEFORE], STOPPED, 1),
             ([Fault.DROP_AFTER], StopResult.ALREADY_STOPPED, 0),
         ],
     )
@@ -89,50 +101,39 @@ class TestAwaited:
         bulk.emulator.inject(*faults, alias="r7")
         report = await bulk.stop(50)
 
+        assert report.ok
         assert report.counts == Counter([result, *[STOPPED] * 49])
         assert (report.retries, report.throttled) == (len(faults), throttled)
         assert len(pauses) == len(faults)
 
-    async def test_a_task_cancelled_before_it_starts_reads_nothing(self, bulk: Bulk) -> None:
-        batch = bulk.session.stop_runtimes([("ws-1", "crm")])
-        task = asyncio.create_task(batch)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
-        assert (batch.read, len(bulk.emulator.requests)) == (0, 0)
+    async def test_timeout_and_retry_apply_to_each_target(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(*[Fault.HANG] * 10)
+        policy = RetryPolicy(attempts=2, base=0.001)
+        batch = bulk.session.stop_runtimes(CRM, timeout=40, retry=policy, verify=False)
+        running = await bulk.started(batch, 1)
+        pass_time(40)
+        # A canary is sent before the next attempt, and is answered.
+        await until(lambda: len(bulk.emulator.stops) == 2)
+        pass_time(40)
+        await running
 
-    @pytest.mark.parametrize("targets", [list, async_iterable])
-    async def test_a_run_whose_workers_are_cancelled_before_they_start_is_not_a_success(
-        self,
-        emulator: Emulator,
-        session: BctrlSession,
-        targets: Callable[[list[tuple[str, str]]], Targets],
+        [failure] = batch.report.failures
+        assert (failure.result, failure.attempts) == (UNKNOWN, 2)
+
+    async def test_failures_keep_no_traceback(
+        self, session: BctrlSession, emulator: Emulator
     ) -> None:
-        batch = session.stop_runtimes(targets([("ws-1", "crm")]))
-        running = asyncio.ensure_future(batch)
-        await asyncio.sleep(0)
-        for task in run_of(batch)._tasks:
-            task.cancel()
-        report = await running
+        emulator.inject(Reply(307))
+        report = await session.stop_runtimes([*CRM, ("", "")])
 
-        assert not report.ok
-        assert report.counts == ({NOT_SENT: 1} if targets is list else {})
-        assert str(report.ended_early) == "the run was cancelled"
-        assert not emulator.requests
+        errors = [outcome.error for outcome in report.failures]
+        assert [error and error.__traceback__ for error in errors] == [None, None]
 
-    async def test_a_batch_that_is_never_awaited_warns_that_nothing_was_stopped(
-        self, session: BctrlSession
-    ) -> None:
-        batch = session.stop_runtimes([("ws-1", "crm")])
-        with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
-            del batch
-
-    async def test_a_batch_runs_only_once(self, bulk: Bulk) -> None:
-        batch = bulk.session.stop_runtimes([("ws-1", "crm")])
+    async def test_it_runs_only_once(self, bulk: Bulk) -> None:
+        batch = bulk.session.stop_runtimes(CRM)
         assert not batch.report.ok
         assert str(batch.report.ended_early) == "the bulk stop was not run"
-        assert batch.report.total == 0
-        assert batch.report.elapsed == 0
+        assert (batch.report.total, batch.report.elapsed) == (0, 0)
         await batch
 
         with pytest.raises(BctrlConfigError, match="has started already"):
@@ -141,51 +142,256 @@ class TestAwaited:
             await batch.__aenter__()
         assert bulk.emulator.received.total() == 1
 
-    async def test_failures_keep_no_traceback(
-        self, session: BctrlSession, emulator: Emulator
+    async def test_if_it_is_never_awaited_it_warns_that_nothing_was_stopped(
+        self, session: BctrlSession
     ) -> None:
-        emulator.inject(Reply(307))
-        report = await session.stop_runtimes([("ws-1", "crm"), ("", "")])
+        batch = session.stop_runtimes(CRM)
+        with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
+            del batch
 
-        errors = [outcome.error for outcome in report.failures]
-        assert [error and error.__traceback__ for error in errors] == [None, None]
+    async def test_a_task_cancelled_before_it_starts_reads_nothing(self, bulk: Bulk) -> None:
+        batch = bulk.session.stop_runtimes(CRM)
+        task = asyncio.create_task(batch)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert (batch.read, len(bulk.emulator.requests)) == (0, 0)
 
+    @pytest.mark.parametrize("targets", [list, async_iterable])
+    async def test_if_its_workers_are_cancelled_before_they_start_it_is_not_a_success(
+        self, bulk: Bulk, targets: Callable[[list[tuple[str, str]]], Targets]
+    ) -> None:
+        batch = bulk.session.stop_runtimes(targets(CRM))
+        running = asyncio.ensure_future(batch)
+        await asyncio.sleep(0)
+        for task in run_of(batch)._tasks:
+            task.cancel()
+        report = await running
 
-class TestArguments:
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [("concurrency", 0), ("deadline", 0), ("timeout", -1), ("journal_max_age", 0)],
-    )
+        assert report.counts == ({NOT_SENT: 1} if targets is list else {})
+        assert str(report.ended_early) == "the run was cancelled"
+        assert not bulk.emulator.requests
+
+    @pytest.mark.parametrize("name", ["concurrency", "deadline", "timeout", "journal_max_age"])
     async def test_an_argument_that_is_out_of_range_is_named(
-        self, session: BctrlSession, name: str, value: int
+        self, session: BctrlSession, name: str
     ) -> None:
         with pytest.raises(BctrlConfigError, match=rf"^invalid {name}[: ]"):
-            session.stop_runtimes([("ws-1", "crm")], **{name: value})  # type: ignore[arg-type]
+            session.stop_runtimes(CRM, **{name: 0})  # type: ignore[arg-type]
 
-    async def test_timeout_and_retry_apply_to_each_target(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(*[Fault.HANG] * 10)
-        batch = bulk.session.stop_runtimes(
-            [RuntimeRef("ws-1", "crm")],
-            timeout=40,
-            retry=RetryPolicy(attempts=2, base=0.001),
-            verify=False,
-        )
-        running = asyncio.create_task(await_batch(batch))
-        for attempt in (1, 2):
-            # Between them a canary is sent, which is answered.
+
+class TestIteration:
+    async def test_outcomes_are_yielded_as_soon_as_they_are_known(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(Fault.HANG, alias="r0")
+        async with bulk.stop(3) as batch:
+            assert {(await anext(batch)).index, (await anext(batch)).index} == {1, 2}
+            await wait_for_requests(bulk.emulator, 3)
+            batch.abort()
+            assert [outcome.index async for outcome in batch] == [0]
+            assert [outcome async for outcome in batch] == []
+
+        assert batch.report.counts == {STOPPED: 2, UNKNOWN: 1}
+
+    async def test_it_is_an_error_outside_the_block(self, session: BctrlSession) -> None:
+        batch = session.stop_runtimes(CRM)
+        with pytest.raises(BctrlConfigError, match="async with"):
+            await anext(batch)
+        batch.close()
+
+    async def test_several_consumers_share_the_outcomes(self, bulk: Bulk) -> None:
+        async def consume(batch: StopBatch) -> list[int]:
+            return [outcome.index async for outcome in batch]
+
+        async with bulk.stop(200) as batch:
+            parts = await asyncio.gather(*(consume(batch) for _ in range(3)))
+
+        assert sorted(index for part in parts for index in part) == list(range(200))
+
+    @pytest.mark.parametrize("is_woken", [False, True])
+    async def test_a_reader_that_is_cancelled_takes_nothing_from_the_next(
+        self, bulk: Bulk, *, is_woken: bool
+    ) -> None:
+        def cancel(_: object = None) -> None:
+            asyncio.get_running_loop().call_soon(first.cancel)
+
+        async with bulk.stop(1, on_outcome=cancel if is_woken else None) as batch:
+            first, second = (asyncio.ensure_future(anext(batch)) for _ in range(2))
+            await asyncio.sleep(0)
+            if not is_woken:
+                cancel()
             async with asyncio.timeout(BOUND):
-                while len(bulk.emulator.stops) < attempt:
-                    await asyncio.sleep(0)
-            pass_time(40)
-        await running
+                assert (await second).result is STOPPED
+        assert first.cancelled()
 
-        [failure] = batch.report.failures
-        assert (failure.result, failure.attempts) == (UNKNOWN, 2)
+    @pytest.mark.parametrize(("count", "stopped"), [(100, 100), (300, 110)])
+    async def test_outcomes_that_are_unread_at_the_end_of_the_block_are_never_read(
+        self, bulk: Bulk, count: int, stopped: int
+    ) -> None:
+        targets = iter(add_runtimes(bulk.emulator, count))
+        async with bulk.session.stop_runtimes(targets, concurrency=10) as batch:
+            await until(lambda: batch.counts.total() >= stopped)
+            await asyncio.sleep(0.01)
+        assert batch.report.counts == {STOPPED: stopped}
+        assert batch.report.ok is (stopped == count)
+        assert_conserved(batch, bulk.emulator)
+        assert [outcome async for outcome in batch] == []
 
-    async def test_the_patience_of_the_policy_applies(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(*[Fault.RATE_LIMITED] * 10)
-        report = await bulk.session.stop_runtimes([("ws-1", "crm")], retry=RetryPolicy(patience=0))
 
-        [failure] = report.failures
-        assert isinstance(failure.error, BctrlRateLimitError)
-        assert (failure.result, failure.attempts) == (StopResult.REJECTED, 1)
+class TestProgress:
+    async def test_it_counts_what_is_done_and_the_report_is_not_ok_before_the_end(
+        self, bulk: Bulk
+    ) -> None:
+        bulk.emulator.inject(Fault.HANG, alias="r4")
+        async with bulk.stop(5) as batch:
+            for _ in range(4):
+                await anext(batch)
+            await wait_for_requests(bulk.emulator, 5)
+            assert batch.counts == {STOPPED: 4}
+            assert (batch.read, batch.total, batch.in_flight) == (5, 5, 1)
+            assert (batch.retries, batch.is_throttled) == (0, False)
+            assert batch.report.elapsed > 0
+            assert not batch.report.ok
+            assert str(batch.report.ended_early) == "the bulk stop has not ended"
+            assert batch.ended_early is None
+
+    async def test_the_targets_that_wait_to_be_retried_are_counted_by_reason(
+        self, bulk: Bulk
+    ) -> None:
+        bulk.emulator.inject(Fault.SERVER_ERROR, alias="r0")
+        bulk.emulator.inject(Fault.DROP_BEFORE, alias="r1")
+        async with bulk.stop(3, retry=RetryPolicy(base=60, cap=60)) as batch:
+            assert batch.retrying == {}
+            await until(lambda: batch.retrying.total() == 2)
+            assert batch.retrying == {"500": 1, "BctrlNetworkError": 1}
+            bulk.emulator.inject(*[Fault.HANG] * 2)
+            pass_time(60)
+            await until(lambda: batch.in_flight == 2)
+            assert batch.retrying == {}
+            batch.abort()
+
+    async def test_it_has_the_time_for_which_the_server_has_asked_to_wait(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(Reply(429, headers={"Retry-After": "50"}))
+        async with bulk.session.stop_runtimes(CRM) as batch:
+            assert batch.retry_after == 0.0
+            await until(lambda: batch.retry_after)
+            assert batch.retry_after == pytest.approx(50, abs=5)
+            assert batch.retrying == {"429": 1}
+            pass_time(60)
+            assert batch.retry_after == 0.0
+            assert (await anext(batch)).result is STOPPED
+
+
+class TestBackpressure:
+    async def test_a_target_is_read_only_when_a_worker_is_free(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(*[Fault.HANG] * 100)
+        read: list[int] = []
+
+        def targets() -> Iterator[tuple[str, str]]:
+            for number, target in enumerate(add_runtimes(bulk.emulator, 100)):
+                read.append(number)
+                yield target
+
+        batch = bulk.session.stop_runtimes(targets(), concurrency=7)
+        running = await bulk.started(batch, 7)
+        await asyncio.sleep(0.01)
+
+        assert len(read) == len(bulk.emulator.requests) == batch.in_flight == 7
+        running.cancel()
+        await asyncio.wait([running])
+
+    async def test_all_stops_of_a_session_share_its_max_connections(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 3)
+        async with connect(max_connections=3) as session:
+            with pytest.raises(BctrlConfigError, match="at most the session's max_connections, 3"):
+                session.stop_runtimes([], concurrency=4)
+            batch = session.stop_runtimes(add_runtimes(emulator, 50))
+            running = await started(batch, emulator, 3)
+            single = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await asyncio.sleep(0.01)
+            assert len(emulator.requests) == 3
+            running.cancel()
+            await asyncio.wait([running])
+            assert (await single).alias == "crm"
+        assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 47}
+
+    async def test_a_slow_consumer_slows_down_the_workers(self, bulk: Bulk) -> None:
+        targets = iter(add_runtimes(bulk.emulator, 300))
+        async with bulk.session.stop_runtimes(targets, concurrency=10) as batch:
+            await anext(batch)
+            # One outcome was read, 100 are queued, and each worker holds one more.
+            await wait_for_requests(bulk.emulator, 1 + 100 + 10)
+            await asyncio.sleep(0.1)
+            assert len(bulk.emulator.requests) == batch.read == 1 + 100 + 10
+            for _ in range(10):
+                await anext(batch)
+            # They go on as soon as a hundred are left.
+            await wait_for_requests(bulk.emulator, 1 + 100 + 10 + 1)
+            assert [outcome.result async for outcome in batch] == [STOPPED] * 289
+
+    async def test_targets_that_need_no_request_do_not_block_the_event_loop(
+        self, session: BctrlSession
+    ) -> None:
+        running = asyncio.create_task(await_batch(session.stop_runtimes([("ws-1", "")] * 1000)))
+        iterations = 0
+        while not running.done():
+            await asyncio.sleep(0)
+            iterations += 1
+
+        assert iterations >= 1000 / 100
+
+
+class TestDropped:
+    async def test_it_records_every_target_and_leaves_no_task_and_no_lock(
+        self, emulator: Emulator, connect: Connect, tmp_path: Path
+    ) -> None:
+        """Fault: its task was destroyed while pending, and the journal stayed locked."""
+        reported: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        targets = add_runtimes(emulator, 300)
+        journal = tmp_path / "dropped.jsonl"
+        async with connect() as session:
+            batch = await session.stop_runtimes(targets, journal=journal).__aenter__()
+            # With a hundred outcomes unread, all workers wait.
+            await wait_for_requests(emulator, 150)
+            del batch
+            gc.collect()
+            await until(lambda: not bulk_tasks())
+            assert len(read_lines(journal.read_bytes()).entries) == len(targets)
+
+            again = await session.stop_runtimes(targets, journal=journal)
+        # Stops in flight when the run was cancelled are unknown.
+        assert again.ok
+        assert again.resumed >= 100
+        assert reported == []
+
+    def test_it_may_be_read_and_dropped_after_its_loop(self) -> None:
+        async def scenario() -> StopBatch:
+            async with Emulator(port=0) as emulator:
+                targets = add_runtimes(emulator, 300)
+                async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                    batch = await session.stop_runtimes(targets).__aenter__()
+                    await anext(batch)
+                    return batch
+
+        batch = asyncio.run(scenario())
+        assert (batch.report.total, batch.retry_after) == (300, 0.0)
+        del batch
+        gc.collect()
+
+    def test_an_error_raised_where_its_outcome_is_in_reach_is_collected(self) -> None:
+        """The traceback of the error has the frame, and the frame has the outcome."""
+
+        def reraised() -> weakref.ref[BctrlError]:
+            outcome = outcome_of(RuntimeRef("ws-1", "r0"), BctrlError("not sent"))
+            assert outcome.error is not None
+            try:
+                raise outcome.error
+            except BctrlError as error:
+                return weakref.ref(error)
+
+        error = reraised()
+        gc.collect()
+        assert error() is None

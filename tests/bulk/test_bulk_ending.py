@@ -4,44 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import anyio
 import pytest
+import pytest_asyncio
 from helpers import (
     BOUND,
     Bulk,
     Connect,
-    HoldingEmulator,
     add_runtimes,
     assert_conserved,
     await_batch,
     pass_time,
+    read_all,
     run_of,
     started,
     until,
     wait_for_requests,
 )
 from leaks import bulk_tasks
-from servers import emulator_in_a_thread
 
-from bctrl_async import (
-    BctrlConfigError,
-    BctrlError,
-    BctrlRateLimitError,
-    BctrlSession,
-    StopBatch,
-    StopOutcome,
-    StopResult,
-)
-from bctrl_async._calls.sender import Sender
+from bctrl_async import BctrlSession, RetryPolicy, StopBatch, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+REJECTED = StopResult.REJECTED
 
 
 @dataclass
@@ -64,11 +56,6 @@ class Running:
     def ask_and_abort(self) -> None:
         self.batch.stop_reading()
         self.batch.abort()
-
-
-async def read_all(batch: StopBatch) -> None:
-    async with batch:
-        [outcome async for outcome in batch]
 
 
 Run = Callable[[StopBatch], Coroutine[object, object, None]]
@@ -136,6 +123,22 @@ async def test_what_is_in_flight_becomes_unknown_and_the_rest_not_sent_if(
         assert_conserved(batch, emulator)
 
 
+@pytest.mark.parametrize("run", [await_batch, read_all])
+async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run: Run) -> None:
+    """Fault: anyio cancels at each turn of the loop, so a wait for nothing went on for ever."""
+    bulk.emulator.inject(*[Fault.HANG] * 4)
+    batch = bulk.stop(10, concurrency=4)
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, batch)
+            await wait_for_requests(bulk.emulator, 4)
+            scope.cancel()
+
+    assert batch.report.counts == {UNKNOWN: 4, NOT_SENT: 6}
+    assert_conserved(batch, bulk.emulator)
+
+
 @pytest.mark.parametrize("case", ["a worker is cancelled", "it is aborted", "its deadline passes"])
 async def test_the_wait_for_an_input_that_yields_nothing_more_ends_if(
     session: BctrlSession, case: str
@@ -159,20 +162,12 @@ async def test_the_wait_for_an_input_that_yields_nothing_more_ends_if(
 
 
 class TestBlock:
-    @pytest.mark.parametrize("error", [None, LookupError("mine")])
-    async def test_leaving_it_early_aborts_the_requests_in_flight(
-        self, bulk: Bulk, error: LookupError | None
-    ) -> None:
+    async def test_leaving_it_early_aborts_the_requests_in_flight(self, bulk: Bulk) -> None:
         bulk.emulator.inject(Fault.HANG, alias="r1")
-        batch = bulk.stop(50, concurrency=2)
-        raised = None if error is None else pytest.raises(LookupError, match="mine")
-        with raised or nullcontext():
-            async with batch:
-                async for outcome in batch:
-                    if outcome.index == 10 and error is not None:
-                        raise error
-                    if outcome.index == 10:
-                        break
+        async with bulk.stop(50, concurrency=2) as batch:
+            async for outcome in batch:
+                if outcome.index == 10:
+                    break
 
         assert_conserved(batch, bulk.emulator)
         assert batch.report.total == 50
@@ -205,13 +200,6 @@ class TestBlock:
 
 
 class TestCoroutine:
-    async def started(self, batch: StopBatch) -> None:
-        """Run the coroutine of a bulk stop until its journal is open."""
-        opened = batch.send(None)
-        assert isinstance(opened, asyncio.Future)
-        await asyncio.wait([opened])
-        batch.send(None)
-
     def test_it_can_be_closed_where_there_is_no_event_loop(self) -> None:
         batch = BctrlSession("key").stop_runtimes([("ws-1", "crm")])
         batch.stop_reading()
@@ -227,7 +215,10 @@ class TestCoroutine:
         bulk.emulator.inject(*[Fault.HANG] * 5)
         journal = tmp_path / "closed.jsonl"
         batch = bulk.session.stop_runtimes(targets, journal=journal, concurrency=5)
-        await self.started(batch)
+        opened = batch.send(None)
+        assert isinstance(opened, asyncio.Future)
+        await asyncio.wait([opened])
+        batch.send(None)
         await wait_for_requests(bulk.emulator, 5)
 
         batch.close()
@@ -237,247 +228,141 @@ class TestCoroutine:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
         assert (await bulk.session.stop_runtimes(targets, journal=journal)).ok
 
-    async def test_if_it_is_closed_its_journal_has_what_a_cancelled_poller_leaves(
-        self, bulk: Bulk, tmp_path: Path
-    ) -> None:
-        bulk.emulator.inject(Fault.ACCEPTED)
-        journal = tmp_path / "closed.jsonl"
 
-        def targets() -> Iterator[tuple[str, str]]:
-            yield from add_runtimes(bulk.emulator, 1)
-            batch.close()
-            _, poller = run_of(batch)._tasks
-            poller.cancel()
-
-        batch = bulk.session.stop_runtimes(targets(), journal=journal, concurrency=1, verify=True)
-        await self.started(batch)
-        await until(lambda: not run_of(batch)._tasks)
-
-        assert batch.report.counts == {StopResult.ACCEPTED: 1}
-        assert '"accepted"' in journal.read_text("utf-8")
-
-
-class TestCallback:
-    @pytest.mark.parametrize(
-        "error", [LookupError, asyncio.CancelledError, KeyboardInterrupt, SystemExit]
-    )
-    @pytest.mark.parametrize("run", [await_batch, read_all])
-    def test_its_exception_propagates_once_every_target_is_recorded(
-        self, error: type[BaseException], run: Run
-    ) -> None:
-        batches: list[StopBatch] = []
-        delivered: list[StopOutcome] = []
-
-        def fail(outcome: StopOutcome) -> None:
-            delivered.append(outcome)
-            raise error
-
-        async def scenario(url: str) -> None:
-            async with BctrlSession("emulator-key", base_url=url) as session:
-                targets = [("ws-1", f"r{number}") for number in range(10)]
-                batches.append(session.stop_runtimes(targets, on_outcome=fail, concurrency=2))
-                await run(batches[0])
-
-        expected = BctrlError if error is asyncio.CancelledError else error
-        with emulator_in_a_thread() as emulator, pytest.raises(expected) as caught:
-            asyncio.run(scenario(emulator.url))
-        if expected is BctrlError:
-            assert str(caught.value) == "on_outcome raised CancelledError"
-        assert len(delivered) == 1
-        assert batches[0].report.counts.total() == batches[0].read == 10
-        assert not batches[0].report.ok
-
-    async def test_its_exception_is_raised_at_the_end_of_an_unread_block(self, bulk: Bulk) -> None:
-        failed = asyncio.Event()
-
-        def fail(_: StopOutcome) -> None:
-            failed.set()
-            raise LookupError("mine")
-
-        batch = bulk.stop(1, on_outcome=fail)
-        with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
-            async with batch:
-                await failed.wait()
-                # The run ends within a few turns of the loop.
-                for _ in range(100):
-                    await asyncio.sleep(0)
-        assert_conserved(batch, bulk.emulator)
-
-    async def test_it_is_cancelled_with_the_run_if_it_hangs(self, bulk: Bulk) -> None:
-        both_hang = asyncio.Barrier(3)
-
-        async def hang(_: StopOutcome) -> None:
-            await both_hang.wait()
-            await asyncio.Event().wait()
-
-        batch = bulk.stop(10, on_outcome=hang, concurrency=2)
-        running = asyncio.create_task(await_batch(batch))
-        await both_hang.wait()
-        running.cancel()
-        await asyncio.wait([running])
-        assert batch.report.counts == {STOPPED: 2, NOT_SENT: 8}
-        assert_conserved(batch, bulk.emulator)
-
-    async def test_abort_delivers_every_outcome_after_it_swallowed_a_cancellation(
-        self, bulk: Bulk
-    ) -> None:
-        bulk.emulator.inject(Fault.HANG, alias="r1")
-        delivered: list[StopResult] = []
-
-        async def swallow(outcome: StopOutcome) -> None:
-            delivered.append(outcome.result)
-            if outcome.index == 0:
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)
-
-        batch = bulk.stop(4, concurrency=1, on_outcome=swallow)
-        running = await bulk.started(batch, 2)
-        batch.abort()
-        await running
-        assert delivered == [STOPPED, UNKNOWN, NOT_SENT, NOT_SENT]
-
-
-class TestInput:
-    @pytest.mark.parametrize("count", [1, 50])
-    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort])
-    async def test_a_list_that_grows_with_each_outcome_has_an_end_and_is_not_the_whole_input(
+class TestStopReading:
+    @pytest.mark.parametrize("make", [list, iter])
+    async def test_a_target_that_waits_for_the_limiter_is_not_sent(
         self,
         emulator: Emulator,
-        session: BctrlSession,
-        end: Callable[[StopBatch], None],
-        count: int,
+        connect: Connect,
+        make: Callable[[list[tuple[str, str]]], Iterable[tuple[str, str]]],
     ) -> None:
-        targets = add_runtimes(emulator, count)
+        async with connect(rate=20) as session:
+            targets = make(add_runtimes(emulator, 100))
+            batch = session.stop_runtimes(
+                targets, on_outcome=lambda _: batch.stop_reading(), concurrency=50
+            )
+            report = await batch
 
-        def append(outcome: StopOutcome) -> None:
-            if len(targets) < 1000:
-                targets.append(outcome.target)
-            end(batch)
+        requests = len(emulator.requests)
+        assert requests < 50
+        assert report.counts == {STOPPED: requests, NOT_SENT: report.total - requests}
+        assert (report.total == 100) is (make is list)
+        assert ASKED in str(report.ended_early)
 
-        batch = session.stop_runtimes(targets, concurrency=1, on_outcome=append)
-        report = await batch
-
-        assert (report.total, report.ok) == (count, False)
-        assert_conserved(batch, emulator)
-
-    async def test_a_list_that_shrinks_is_not_the_whole_input(self, bulk: Bulk) -> None:
-        targets = add_runtimes(bulk.emulator, 10)
-        report = await bulk.session.stop_runtimes(
-            targets,
-            concurrency=1,
-            on_outcome=lambda outcome: targets.remove((outcome.target[0], outcome.target[1])),
-        )
-
-        assert report.counts == {STOPPED: 5}
-        assert not report.ok
-        assert str(report.ended_early) == "the input ended after 5 of 10 targets"
-
-    async def test_it_aborts_nothing_if_it_calls_stop_reading(self, bulk: Bulk) -> None:
-        targets = add_runtimes(bulk.emulator, 10)
-        bulk.emulator.inject(*[Fault.LATENCY] * 3)
-
-        async def source() -> AsyncIterator[tuple[str, str]]:
-            for number, target in enumerate(targets):
-                if number == 3:
-                    await wait_for_requests(bulk.emulator, 3)
-                    batch.stop_reading()
-                yield target
-
-        batch = bulk.session.stop_runtimes(source())
-        report = await batch
-
-        assert report.counts == {STOPPED: 3, NOT_SENT: 1}
-
-    async def test_a_run_cancelled_as_its_input_raises_is_not_a_success(
-        self, session: BctrlSession
+    @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.SERVER_ERROR])
+    async def test_a_stop_that_may_have_taken_effect_is_retried(
+        self, bulk: Bulk, fault: Fault
     ) -> None:
-        async def targets() -> AsyncIterator[tuple[str, str]]:
-            if running.cancel():
-                raise LookupError
-            yield ("ws-1", "crm")
+        bulk.emulator.inject(fault)
+        batch = bulk.stop(3, concurrency=1, retry=RetryPolicy(base=0.05))
+        running = await bulk.started(batch, 1)
+        batch.stop_reading()
+        await running
 
-        batch = session.stop_runtimes(targets())
-        running = asyncio.create_task(await_batch(batch))
-        with pytest.raises(asyncio.CancelledError):
-            await running
+        assert batch.report.counts[NOT_SENT] == 2
+        assert batch.report.counts[UNKNOWN] == 0
+        assert bulk.emulator.received["ws-1", "r0"] == 2
 
-        assert not batch.report.ok
+    async def test_a_final_answer_to_the_last_target_is_no_early_end(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(Reply(307))
+        batch = bulk.stop(1)
+        running = await bulk.started(batch, 1)
+        batch.stop_reading()
+        await running
 
+        assert batch.report.counts == {REJECTED: 1}
+        assert batch.report.ended_early is None
 
-class TestError:
-    async def test_requests_in_flight_may_still_be_answered_but_are_not_retried(self) -> None:
-        keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
-        async with (
-            HoldingEmulator() as emulator,
-            BctrlSession(lambda: next(keys), base_url=emulator.url) as session,
-        ):
-            targets = add_runtimes(emulator, 3)
-            emulator.held.update(("r0", "r2"))
-            emulator.inject(Fault.HANG, alias="r1")
-            async with session.stop_runtimes(targets) as batch:
-                await wait_for_requests(emulator, 3)
-                emulator.held.remove("r2")
-                rejected = await anext(batch)
-                emulator.held.clear()
-                answered = await anext(batch)
-                pass_time(60.0)
-                unanswered = await anext(batch)
+    async def test_a_call_of_the_key_function_is_abandoned(self, emulator: Emulator) -> None:
+        asked = asyncio.Event()
 
-        outcomes = [answered, unanswered, rejected]
-        assert [outcome.index for outcome in outcomes] == [0, 1, 2]
-        assert [outcome.result for outcome in outcomes] == [STOPPED, UNKNOWN, "rejected"]
-        assert unanswered.attempts == emulator.received["ws-1", "r1"] == 1
+        async def key() -> str:
+            asked.set()
+            await asyncio.Event().wait()
+            return "emulator-key"
 
-    async def test_a_retry_after_beyond_the_patience_ends_the_run(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(Reply(429, headers={"Retry-After": "301"}))
-        targets = repeat(("ws-1", "crm"), 1000)
-        report = await bulk.session.stop_runtimes(targets, concurrency=10)
-
-        assert isinstance(report.ended_early, BctrlRateLimitError)
-        assert report.total <= 20
-
-    @pytest.mark.parametrize("closes", [False, True])
-    async def test_a_target_that_is_throttled_as_the_run_ends_is_rejected(
-        self, emulator: Emulator, *, closes: bool
-    ) -> None:
-        keys = iter(["emulator-key"] if not closes else repeat("emulator-key"))
-        emulator.inject(Fault.RATE_LIMITED)
-        async with aiohttp.ClientSession() as http:
-            session = BctrlSession(lambda: next(keys), base_url=emulator.url, http=http)
+        async with BctrlSession(key, base_url=emulator.url) as session:
             batch = session.stop_runtimes([("ws-1", "crm")])
-            running = await started(batch, emulator, 1)
-            if closes:
-                await session.close()
+            running = asyncio.create_task(await_batch(batch))
+            await asked.wait()
+            batch.stop_reading()
             await running
 
-        assert emulator.received.total() == 1
-        assert batch.report.counts == {StopResult.REJECTED: 1}
+        assert batch.report.counts == {NOT_SENT: 1}
 
-    async def test_a_closed_session_is_an_error_before_any_target_is_read(
-        self, connect: Connect
+
+@pytest.mark.parametrize(
+    ("before", "result"), [([], REJECTED), ([Fault.BAD_GATEWAY], UNKNOWN)], ids=["", "in doubt"]
+)
+@pytest.mark.parametrize("case", ["it is aborted", "its deadline passes", "its session is closed"])
+async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_if(
+    emulator: Emulator, connect: Connect, case: str, before: list[Fault], result: StopResult
+) -> None:
+    emulator.inject(*before, *[Fault.RATE_LIMITED] * 100)
+    async with connect() as session:
+        batch = session.stop_runtimes([("ws-1", "crm")], deadline=9.5)
+        running = asyncio.create_task(await_batch(batch))
+        await until(lambda: batch.is_throttled and not batch.in_flight)
+        await end_as(case, Running(batch, running, session))
+        await running
+
+    [failure] = batch.report.failures
+    assert failure.result is result
+    assert ENDS[case][2] in str(failure.error)
+
+
+class TestConnecting:
+    """An attempt that has no connection yet as the run is ended."""
+
+    @pytest_asyncio.fixture
+    async def found(self, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+        """Hold every DNS lookup of aiohttp until the event is set."""
+        found = asyncio.Event()
+        # The extra speedups replaces the resolver.
+        resolver = aiohttp.DefaultResolver
+        resolve = resolver.resolve
+
+        async def slow_resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it has.
+            await found.wait()
+            return await resolve(*args, **kwargs)
+
+        monkeypatch.setattr(resolver, "resolve", slow_resolve)
+        return found
+
+    @pytest.mark.parametrize(
+        ("is_borrowed", "end", "result"),
+        [
+            (False, StopBatch.stop_reading, NOT_SENT),
+            (False, StopBatch.abort, NOT_SENT),
+            # It cannot be known what a borrowed pool has sent.
+            (True, StopBatch.stop_reading, STOPPED),
+            (True, StopBatch.abort, UNKNOWN),
+        ],
+    )
+    async def test_it_is_not_sent_unless_the_pool_is_borrowed(
+        self,
+        emulator: Emulator,
+        found: asyncio.Event,
+        end: Callable[[StopBatch], None],
+        result: StopResult,
+        *,
+        is_borrowed: bool,
     ) -> None:
-        session = connect()
-        await session.close()
-        batch = session.stop_runtimes([("ws-1", "crm")])
-        for run in (await_batch, read_all):
-            with pytest.raises(BctrlConfigError, match="closed"):
-                await run(batch)
-        assert batch.read == 0
+        url = emulator.url.replace("127.0.0.1", "localhost")
+        async with aiohttp.ClientSession() as http:
+            borrowed = http if is_borrowed else None
+            async with BctrlSession("emulator-key", base_url=url, http=borrowed) as session:
+                batch = session.stop_runtimes(add_runtimes(emulator, 5))
+                running = asyncio.create_task(await_batch(batch))
+                await until(lambda: batch.in_flight == 5)
+                end(batch)
+                if result is STOPPED:
+                    found.set()
+                await running
+                found.set()
 
-    async def test_a_bug_is_raised_once_every_target_is_recorded(
-        self, bulk: Bulk, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(*_: object) -> None:
-            raise ZeroDivisionError
-
-        monkeypatch.setattr(Sender, "_attempt", fail)
-        batch = bulk.stop(50, concurrency=5)
-        with pytest.raises(ZeroDivisionError):
-            await batch
-
-        # It came before there was a connection.
-        assert batch.report.counts == {NOT_SENT: 50}
-        assert_conserved(batch, bulk.emulator)
+        assert batch.report.counts == {result: 5}
+        if result is NOT_SENT:
+            assert "before it had a connection" in str(batch.report.failures[0].error)
+            assert emulator.requests == []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import cast
 
@@ -14,6 +13,8 @@ from rich.console import Console
 
 from bctrl_async import StopBatch, StopResult
 from bctrl_async.cli._progress import Display
+
+STOPPED = StopResult.STOPPED
 
 
 @dataclass
@@ -31,18 +32,28 @@ class Batch:
     retrying: Counter[str] = field(default_factory=Counter)
 
 
-class Clock:
-    """A clock that stands still until it is advanced."""
+class Shown:
+    """A display of a batch on a terminal of eighty columns, whose clock stands still."""
 
-    now = 100.0
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.now = 100.0
+        console = Console(
+            file=StringIO(), width=80, height=30, force_terminal=True, get_time=lambda: self.now
+        )
+        self.display = Display(cast("StopBatch", batch), console)
 
-    def __call__(self) -> float:
-        return self.now
+    def advance(self, per_second: int) -> None:
+        """Complete stops at a constant rate for four seconds."""
+        for _ in range(4):
+            self.display.line()
+            self.now += 1.0
+            self.batch.counts[STOPPED] += per_second
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+    def drawn(self) -> list[str]:
+        console = Console(file=StringIO(), width=80, record=True)
+        console.print(self.display.view())
+        return [line.rstrip() for line in console.export_text().splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -52,128 +63,80 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-Make = Callable[[Batch], Display]
+LINES = {
+    # Each line has its batch, and the stops a second of the last four seconds.
+    "0 of 1,200 done, 7 in flight": (Batch(1200, in_flight=7), 0),
+    "1,238 done, 0 in flight, 1,234 stopped, 4 unknown": (
+        Batch(None, Counter({StopResult.UNKNOWN: 4, STOPPED: 1234})),
+        0,
+    ),
+    "80 of 10,000 done, 20/s, 0:08:16 left, 3 in flight, 1,500 retries, 80 stopped": (
+        Batch(10_000, in_flight=3, retries=1500),
+        20,
+    ),
+    "12 done, 3.0/s, 0 in flight, 1 retry, 12 stopped": (Batch(None, retries=1), 3),
+    # There is no time left: runtimes that are polled stop when they stop.
+    "80 of 1,000 done, 20/s, 0 in flight, waiting for 500 to stop, 80 stopped": (
+        Batch(1000, polling=500),
+        20,
+    ),
+    # The rate before an outage does not predict its end.
+    "12 done, 0 in flight, no answer from the server, probing, 12 stopped": (
+        Batch(None, is_unanswered=True, is_throttled=True),
+        3,
+    ),
+    # It meets a share of 429 that slowing down does not change.
+    "0 done, 0 in flight, throttled by the server": (
+        Batch(None, is_throttled=True, retrying=Counter({"429": 9})),
+        0,
+    ),
+    "0 done, 0 in flight, throttled by the server, waiting 1h": (
+        Batch(None, retry_after=3599.5),
+        0,
+    ),
+    "0 done, 0 in flight, 1,235 waiting to retry after 500": (
+        Batch(None, retrying=Counter({"500": 1234, "BctrlTimeoutError": 1})),
+        0,
+    ),
+    "0 done, 0 in flight, 7 waiting to retry after no answer": (
+        Batch(None, retrying=Counter({"BctrlTimeoutError": 7})),
+        0,
+    ),
+}
 
 
-@pytest.fixture
-def make(clock: Clock) -> Make:
-    def make(batch: Batch) -> Display:
-        console = Console(file=StringIO(), width=80, height=30, force_terminal=True, get_time=clock)
-        return Display(cast("StopBatch", batch), console)
-
-    return make
-
-
-def drawn(display: Display) -> list[str]:
-    console = Console(file=StringIO(), width=80, record=True)
-    console.print(display.view())
-    return [line.rstrip() for line in console.export_text().splitlines()]
-
-
-def advance(display: Display, batch: Batch, clock: Clock, *, per_second: int) -> None:
-    """Complete stops at a constant rate."""
-    for _ in range(4):
-        display.line()
-        clock.now += 1.0
-        batch.counts[StopResult.STOPPED] += per_second
-
-
-@pytest.mark.parametrize(
-    ("batch", "per_second", "line"),
-    [
-        (Batch(1200, in_flight=7), 0, "0 of 1,200 done, 7 in flight"),
-        (
-            Batch(None, Counter({StopResult.UNKNOWN: 4, StopResult.STOPPED: 1234})),
-            0,
-            "1,238 done, 0 in flight, 1,234 stopped, 4 unknown",
-        ),
-        (
-            Batch(10_000, in_flight=3, retries=1500),
-            20,
-            "80 of 10,000 done, 20/s, 0:08:16 left, 3 in flight, 1,500 retries, 80 stopped",
-        ),
-        # There is no time left: runtimes that are polled stop when they stop.
-        (
-            Batch(1000, in_flight=3, polling=500),
-            20,
-            "80 of 1,000 done, 20/s, 3 in flight, waiting for 500 to stop, 80 stopped",
-        ),
-        (Batch(None), 3, "12 done, 3.0/s, 0 in flight, 12 stopped"),
-        # The rate before an outage does not predict its end.
-        (
-            Batch(None, is_unanswered=True),
-            3,
-            "12 done, 0 in flight, no answer from the server, probing, 12 stopped",
-        ),
-        (Batch(100, in_flight=3, retries=1), 0, "0 of 100 done, 3 in flight, 1 retry"),
-    ],
-)
-def test_a_line_says_how_far_the_run_is(
-    make: Make, clock: Clock, batch: Batch, per_second: int, line: str
-) -> None:
-    display = make(batch)
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_says_how_far_the_run_is_and_what_it_waits_for(line: str) -> None:
+    batch, per_second = LINES[line]
+    shown = Shown(replace(batch, counts=batch.counts.copy()))
     if per_second:
-        advance(display, batch, clock, per_second=per_second)
-    assert display.line() == line
+        shown.advance(per_second)
+    assert shown.display.line() == line
 
 
-def test_a_rate_is_shown_only_while_something_is_done(make: Make, clock: Clock) -> None:
-    batch = Batch(1000, in_flight=3)
-    display = make(batch)
-    advance(display, batch, clock, per_second=20)
-    assert "20/s, 0:00:46 left" in display.line()
-    clock.now += 10.1
-    assert display.line() == "80 of 1,000 done, 3 in flight, 80 stopped"
-    advance(display, batch, clock, per_second=20)
-    assert "20/s, " in display.line()
+def test_a_rate_is_shown_only_while_something_is_done() -> None:
+    shown = Shown(Batch(1000, in_flight=3))
+    shown.advance(20)
+    assert "20/s, 0:00:46 left" in shown.display.line()
+    shown.now += 10.1
+    assert shown.display.line() == "80 of 1,000 done, 3 in flight, 80 stopped"
+    shown.advance(20)
+    assert "20/s, " in shown.display.line()
 
 
-RETRYING = Counter({"429": 9})
-
-
-@pytest.mark.parametrize(
-    ("batch", "state"),
-    [
-        # It meets a share of 429 that slowing down does not change.
-        (Batch(100, is_throttled=True, retrying=RETRYING), "throttled by the server"),
-        (Batch(100, retry_after=0.2, retrying=RETRYING), "throttled by the server, waiting 1s"),
-        (Batch(100, retry_after=3599.5), "throttled by the server, waiting 1h"),
-        (
-            Batch(100, retrying=Counter({"500": 1234, "BctrlTimeoutError": 1})),
-            "1,235 waiting to retry after 500",
-        ),
-        (
-            Batch(100, retrying=Counter({"BctrlTimeoutError": 7})),
-            "7 waiting to retry after no answer",
-        ),
-        (
-            Batch(100, is_throttled=True, is_unanswered=True),
-            "no answer from the server, probing",
-        ),
-    ],
-)
-def test_the_state_says_what_the_run_waits_for(make: Make, batch: Batch, state: str) -> None:
-    assert drawn(make(batch))[1] == f"0 in flight, {state}"
-
-
-# Live display
-
-
-def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock) -> None:
-    batch = Batch(100, in_flight=3, retries=2, is_throttled=True)
-    display = make(batch)
-    advance(display, batch, clock, per_second=10)
-
-    bar, state, results = drawn(display)
+def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
+    shown = Shown(Batch(100, in_flight=3, retries=2, is_throttled=True))
+    shown.advance(10)
+    bar, state, results = shown.drawn()
 
     assert bar.startswith("40 of 100 ━━━")
     assert bar.endswith(" 10/s, 0:00:06 left 0:00:04")
     assert state == "3 in flight, 2 retries, throttled by the server"
     assert results == "40 stopped"
 
-    batch.counts[StopResult.NOT_SENT] = 60
-    display.is_interrupted = True
-    bar, state, results = drawn(display)
+    shown.batch.counts[StopResult.NOT_SENT] = 60
+    shown.display.is_interrupted = True
+    bar, state, results = shown.drawn()
 
     assert bar.startswith("40 of 100 answered ━━━")
     # The bar has room for fifty, so two fifths are twenty.
@@ -184,25 +147,19 @@ def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock
     assert results == "40 stopped, 60 not_sent"
 
 
-def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first(make: Make) -> None:
-    display = make(Batch(None, in_flight=1))
-    first, state = drawn(display)
-    assert first.split() == ["0", "0:00:00"]
+def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first() -> None:
+    progress, state = Shown(Batch(None, in_flight=1)).drawn()
+    assert progress.split() == ["0", "0:00:00"]
     assert state == "1 in flight"
 
 
-@pytest.mark.parametrize("length", [None, 1_000_000])
 @pytest.mark.parametrize("interrupted", [True, False])
-def test_the_fullest_view_fits_eighty_columns(
-    make: Make, clock: Clock, length: int | None, *, interrupted: bool
-) -> None:
-    before = Counter(dict.fromkeys(StopResult, 12_345))
-    batch = Batch(length, before, in_flight=100, retries=123_456, is_throttled=True)
-    display = make(batch)
-    advance(display, batch, clock, per_second=1234)
-    display.is_interrupted = interrupted
-
-    lines = drawn(display)
+def test_the_fullest_view_fits_eighty_columns(*, interrupted: bool) -> None:
+    counts = Counter(dict.fromkeys(StopResult, 12_345))
+    shown = Shown(Batch(1_000_000, counts, in_flight=100, retries=123_456, is_throttled=True))
+    shown.advance(1234)
+    shown.display.is_interrupted = interrupted
+    lines = shown.drawn()
 
     assert all(cell_len(line) <= 80 for line in lines)
     assert len(lines) <= 5

@@ -1,0 +1,240 @@
+"""A bulk stop that ends by what its callback, its input or the server does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from itertools import chain, repeat
+
+import pytest
+from helpers import (
+    Bulk,
+    Connect,
+    HoldingEmulator,
+    add_runtimes,
+    assert_conserved,
+    await_batch,
+    pass_time,
+    read_all,
+    wait_for_requests,
+)
+from servers import emulator_in_a_thread
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlRateLimitError,
+    BctrlSession,
+    StopBatch,
+    StopOutcome,
+    StopResult,
+)
+from bctrl_async._calls.sender import Sender
+from bctrl_async.emulator import Fault, Reply
+
+STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+Run = Callable[[StopBatch], Coroutine[object, object, None]]
+
+
+class TestCallback:
+    @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, KeyboardInterrupt])
+    @pytest.mark.parametrize("run", [await_batch, read_all])
+    def test_its_exception_propagates_once_every_target_is_recorded(
+        self, error: type[BaseException], run: Run
+    ) -> None:
+        batches: list[StopBatch] = []
+        delivered: list[StopOutcome] = []
+
+        def fail(outcome: StopOutcome) -> None:
+            delivered.append(outcome)
+            raise error
+
+        async def scenario(url: str) -> None:
+            async with BctrlSession("emulator-key", base_url=url) as session:
+                targets = [("ws-1", f"r{number}") for number in range(10)]
+                batches.append(session.stop_runtimes(targets, on_outcome=fail, concurrency=2))
+                await run(batches[0])
+
+        expected = BctrlError if error is asyncio.CancelledError else error
+        with emulator_in_a_thread() as emulator, pytest.raises(expected) as caught:
+            asyncio.run(scenario(emulator.url))
+        if expected is BctrlError:
+            assert str(caught.value) == "on_outcome raised CancelledError"
+        assert len(delivered) == 1
+        assert batches[0].report.counts.total() == batches[0].read == 10
+        assert not batches[0].report.ok
+
+    async def test_its_exception_is_raised_at_the_end_of_an_unread_block(self, bulk: Bulk) -> None:
+        failed = asyncio.Event()
+
+        def fail(_: StopOutcome) -> None:
+            failed.set()
+            raise LookupError("mine")
+
+        batch = bulk.stop(1, on_outcome=fail)
+        with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
+            async with batch:
+                await failed.wait()
+                # The run ends within a few turns of the loop.
+                for _ in range(100):
+                    await asyncio.sleep(0)
+
+    async def test_it_is_cancelled_with_the_run_if_it_hangs(self, bulk: Bulk) -> None:
+        both_hang = asyncio.Barrier(3)
+
+        async def hang(_: StopOutcome) -> None:
+            await both_hang.wait()
+            await asyncio.Event().wait()
+
+        batch = bulk.stop(10, on_outcome=hang, concurrency=2)
+        running = asyncio.create_task(await_batch(batch))
+        await both_hang.wait()
+        running.cancel()
+        await asyncio.wait([running])
+        assert batch.report.counts == {STOPPED: 2, NOT_SENT: 8}
+        assert_conserved(batch, bulk.emulator)
+
+    async def test_abort_waits_until_it_ends(self, bulk: Bulk) -> None:
+        called, ended = asyncio.Event(), []
+
+        async def call(outcome: StopOutcome) -> None:
+            called.set()
+            await asyncio.sleep(0.01)
+            ended.append(outcome.result)
+
+        batch = bulk.stop(1, on_outcome=call)
+        running = asyncio.create_task(batch)
+        await called.wait()
+        batch.abort()
+        await running
+        assert ended == [STOPPED]
+
+    async def test_it_ends_before_its_outcome_is_read(self, bulk: Bulk) -> None:
+        called: set[int] = set()
+
+        async def call(outcome: StopOutcome) -> None:
+            await asyncio.sleep(0)
+            called.add(outcome.index)
+
+        async with bulk.stop(300, on_outcome=call) as batch:
+            async for outcome in batch:
+                assert outcome.index in called
+        assert called == set(range(300))
+
+
+class TestInput:
+    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort])
+    async def test_a_list_that_grows_with_each_outcome_has_an_end_and_is_not_the_whole_input(
+        self, bulk: Bulk, end: Callable[[StopBatch], None]
+    ) -> None:
+        targets = add_runtimes(bulk.emulator, 1)
+
+        def append(outcome: StopOutcome) -> None:
+            if len(targets) < 1000:
+                targets.append(outcome.target)
+            end(batch)
+
+        batch = bulk.session.stop_runtimes(targets, concurrency=1, on_outcome=append)
+        report = await batch
+
+        assert (report.total, report.ok) == (1, False)
+
+    async def test_a_list_that_shrinks_is_not_the_whole_input(self, bulk: Bulk) -> None:
+        targets = add_runtimes(bulk.emulator, 10)
+        report = await bulk.session.stop_runtimes(
+            targets, concurrency=1, on_outcome=lambda outcome: targets.remove((*outcome.target,))
+        )
+
+        assert report.counts == {STOPPED: 5}
+        assert not report.ok
+        assert str(report.ended_early) == "the input ended after 5 of 10 targets"
+
+    async def test_it_aborts_nothing_if_it_calls_stop_reading(self, bulk: Bulk) -> None:
+        targets = add_runtimes(bulk.emulator, 10)
+        bulk.emulator.inject(*[Fault.LATENCY] * 3)
+
+        async def source() -> AsyncIterator[tuple[str, str]]:
+            for number, target in enumerate(targets):
+                if number == 3:
+                    await wait_for_requests(bulk.emulator, 3)
+                    batch.stop_reading()
+                yield target
+
+        batch = bulk.session.stop_runtimes(source())
+        report = await batch
+
+        assert report.counts == {STOPPED: 3, NOT_SENT: 1}
+
+    async def test_a_run_cancelled_as_it_raises_is_not_a_success(
+        self, session: BctrlSession
+    ) -> None:
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            if running.cancel():
+                raise LookupError
+            yield ("ws-1", "crm")
+
+        batch = session.stop_runtimes(targets())
+        running = asyncio.create_task(await_batch(batch))
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+        assert not batch.report.ok
+
+
+class TestError:
+    async def test_after_a_401_requests_in_flight_may_be_answered_but_are_not_retried(self) -> None:
+        keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
+        async with (
+            HoldingEmulator() as emulator,
+            BctrlSession(lambda: next(keys), base_url=emulator.url) as session,
+        ):
+            targets = add_runtimes(emulator, 3)
+            emulator.held.update(("r0", "r2"))
+            emulator.inject(Fault.HANG, alias="r1")
+            async with session.stop_runtimes(targets) as batch:
+                await wait_for_requests(emulator, 3)
+                emulator.held.remove("r2")
+                rejected = await anext(batch)
+                emulator.held.clear()
+                answered = await anext(batch)
+                pass_time(60.0)
+                unanswered = await anext(batch)
+
+        outcomes = [answered, unanswered, rejected]
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2]
+        assert [outcome.result for outcome in outcomes] == [STOPPED, UNKNOWN, "rejected"]
+        assert unanswered.attempts == emulator.received["ws-1", "r1"] == 1
+
+    async def test_a_retry_after_beyond_the_patience_ends_the_run(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(Reply(429, headers={"Retry-After": "301"}))
+        targets = repeat(("ws-1", "crm"), 1000)
+        report = await bulk.session.stop_runtimes(targets, concurrency=10)
+
+        assert isinstance(report.ended_early, BctrlRateLimitError)
+        assert report.total <= 20
+
+    async def test_a_closed_session_is_raised_before_any_target_is_read(
+        self, connect: Connect
+    ) -> None:
+        session = connect()
+        await session.close()
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        for run in (await_batch, read_all):
+            with pytest.raises(BctrlConfigError, match="closed"):
+                await run(batch)
+        assert batch.read == 0
+
+    async def test_a_bug_is_raised_once_every_target_is_recorded(
+        self, bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Sender, "_attempt", fail)
+        batch = bulk.stop(50, concurrency=5)
+        with pytest.raises(ZeroDivisionError):
+            await batch
+
+        # It came before there was a connection.
+        assert batch.report.counts == {NOT_SENT: 50}
+        assert_conserved(batch, bulk.emulator)
