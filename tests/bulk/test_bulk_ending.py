@@ -30,6 +30,7 @@ from helpers import (
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, RetryPolicy, StopBatch, StopOutcome, StopResult
+from bctrl_async._http.fast.answer import Connector
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
@@ -299,11 +300,13 @@ class TestStopReading:
 async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_if(
     emulator: Emulator, connect: Connect, case: str, before: list[Fault], result: StopResult
 ) -> None:
-    emulator.inject(*before, *[Fault.RATE_LIMITED] * 100)
+    emulator.inject(*before, *[Reply(429, headers={"Retry-After": "5"})] * 2)
     async with connect() as session:
         batch = session.stop_runtimes([("ws-1", "crm")], deadline=9.5)
         running = asyncio.create_task(await_batch(batch))
         await until(lambda: batch.is_throttled and not batch.in_flight)
+        # Its back-off of a millisecond ends, and it waits for the limiter.
+        await asyncio.sleep(0.01)
         await end_as(case, Running(batch, running, session))
         await running
 
@@ -366,3 +369,8 @@ class TestConnecting:
         if result is NOT_SENT:
             assert "before it had a connection" in str(batch.report.failures[0].error)
             assert emulator.requests == []
+
+
+async def test_a_connector_serves_requests_that_belong_to_no_call(emulator: Emulator) -> None:
+    async with aiohttp.ClientSession(connector=Connector()) as http, http.get(emulator.url) as got:
+        assert got.status == 404

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from itertools import chain, repeat
 
+import aiohttp
 import pytest
 from helpers import (
     Bulk,
@@ -16,6 +17,7 @@ from helpers import (
     await_batch,
     pass_time,
     read_all,
+    started,
     wait_for_requests,
 )
 from servers import emulator_in_a_thread
@@ -30,7 +32,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._calls.sender import Sender
-from bctrl_async.emulator import Fault, Reply
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 Run = Callable[[StopBatch], Coroutine[object, object, None]]
@@ -212,6 +214,20 @@ class TestError:
 
         assert isinstance(report.ended_early, BctrlRateLimitError)
         assert report.total <= 20
+
+    async def test_closing_the_session_rejects_what_is_throttled_just_then(
+        self, emulator: Emulator
+    ) -> None:
+        emulator.inject(Fault.RATE_LIMITED)
+        async with aiohttp.ClientSession() as http:
+            session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
+            batch = session.stop_runtimes([("ws-1", "crm")])
+            running = await started(batch, emulator, 1)
+            await session.close()
+            await running
+
+        assert emulator.received.total() == 1
+        assert batch.report.counts == {StopResult.REJECTED: 1}
 
     async def test_a_closed_session_is_raised_before_any_target_is_read(
         self, connect: Connect
