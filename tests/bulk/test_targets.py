@@ -242,7 +242,9 @@ class TestInvalidTarget:
         assert bulk.emulator.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
         return outcome, str(outcome.error)
 
-    @pytest.mark.parametrize(("item", "target", "text"), NO_TARGETS, ids=lambda it: ascii(it)[:20])
+    @pytest.mark.parametrize(
+        ("item", "target", "text"), NO_TARGETS, ids=[each[2] for each in NO_TARGETS]
+    )
     async def test_it_is_rejected_and_the_others_are_stopped(
         self, bulk: Bulk, item: object, target: RuntimeRef, text: str
     ) -> None:
