@@ -5,16 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    suppress,
-)
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +16,13 @@ from typing import Any, cast
 from unittest.mock import Mock
 from uuid import UUID, uuid4
 
+import commands
 import httpx2
 import pytest
+from commands import Process, start
 from docket import Docket, Retry, Worker
 from docket.dependencies import ForcedRetry
-from helpers import BOUND, HoldingEmulator, add_runtimes, wait_for_requests
+from helpers import BOUND, HoldingEmulator, add_runtimes, until, wait_for_requests
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis_server import SERVERS, redis_server
@@ -40,6 +36,7 @@ TOKEN = "let-me-in"
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 REDELIVERY = timedelta(minutes=5)
 """Longer than any pause: a worker that is alive keeps its messages."""
+NO_STOP = f"/stops/{UUID(int=0)}"
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "docket"
 
 
@@ -80,8 +77,7 @@ class Client(httpx2.AsyncClient):
 
 
 @pytest.fixture
-def stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator) -> ModuleType:
-    """The module `stops` of the example, with a queue in memory."""
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator) -> None:
     for name, value in {
         "DOCKET_URL": "memory://",
         "STOPS_FOLDER": str(tmp_path / "stops"),
@@ -90,6 +86,11 @@ def stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator) -
         "BCTRL_API_KEY": KEY,
     }.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch, _environment: None) -> ModuleType:
+    """The module `stops` of the example, with a queue in memory."""
     monkeypatch.syspath_prepend(EXAMPLE)
     for name in ("stops", "web"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -121,30 +122,28 @@ async def redeliver(docket: Docket) -> None:
         await redis.delete(docket.redelivery_sweep_key)
 
 
-@asynccontextmanager
-async def worker(stops: ModuleType) -> AsyncIterator[Worker]:
-    """A worker in this process that looks for tasks all the time."""
+def new_worker(stops: ModuleType) -> Worker:
+    """Return a worker in this process that looks for tasks all the time."""
     often = timedelta(milliseconds=5)
-    async with Worker(
+    return Worker(
         stops.docket,
         minimum_check_interval=often,
         scheduling_resolution=often,
         redelivery_timeout=REDELIVERY,
-    ) as worker:
-        yield worker
+    )
 
 
 async def work(stops: ModuleType) -> None:
     """Run a worker until the queue is empty."""
-    async with worker(stops) as running:
+    async with new_worker(stops) as running:
         await running.run_until_finished()
 
 
 @asynccontextmanager
 async def working(stops: ModuleType) -> AsyncIterator[None]:
     """Run a worker for the duration of the block, and shut it down as the example does."""
-    async with worker(stops) as worker_:
-        running = asyncio.create_task(worker_.run_forever())
+    async with new_worker(stops) as worker:
+        running = asyncio.create_task(worker.run_forever())
         try:
             yield
         finally:
@@ -184,9 +183,8 @@ class TestInProcess:
         stop_id = uuid4()
         location = await client.enqueue(targets, stop_id)
         assert await client.enqueue(targets, stop_id) == location
-        other = await client.post(
-            "/stops", json=targets[:1], headers={"Idempotency-Key": str(stop_id)}
-        )
+        headers = {"Idempotency-Key": str(stop_id)}
+        other = await client.post("/stops", json=targets[:1], headers=headers)
         assert other.status_code == 422
         async with working(stops):
             await wait_for_requests(emulator, 1)
@@ -229,8 +227,7 @@ class TestInProcess:
     async def test_while_another_worker_has_the_journal_the_stop_waits(
         self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
-        targets = add_runtimes(emulator, 5)
-        stop_id = uuid4()
+        targets, stop_id = add_runtimes(emulator, 5), uuid4()
         location = await client.enqueue(targets, stop_id)
         other = Journal(stops.journal_file(stop_id), f"{emulator.url}/v1")
         async with working(stops):
@@ -261,8 +258,7 @@ class TestInProcess:
     async def test_a_stop_that_the_queue_has_lost_can_be_posted_again(
         self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
-        targets = add_runtimes(emulator, 5)
-        stop_id = uuid4()
+        targets, stop_id = add_runtimes(emulator, 5), uuid4()
         location = await client.enqueue(targets, stop_id)
         async with stops.docket.redis() as redis:
             await redis.delete(stops.docket.stream_key, stops.docket.runs_key(str(stop_id)))
@@ -271,118 +267,85 @@ class TestInProcess:
         await work(stops)
         assert (await client.show(location))["counts"] == {"stopped": 5}
 
+    @pytest.mark.parametrize(
+        ("path", "headers", "status"),
+        [
+            ("/stops", {"Authorization": ""}, 401),
+            ("/stops", {"Authorization": "Bearer wrong"}, 401),
+            ("/stops", {"Idempotency-Key": "../escape"}, 422),
+            (NO_STOP, {"Authorization": ""}, 401),
+            (NO_STOP, {}, 404),
+        ],
+    )
     async def test_a_request_without_the_token_or_for_no_stop_is_refused(
-        self, client: Client, stops: ModuleType
+        self, client: Client, stops: ModuleType, path: str, headers: dict[str, str], status: int
     ) -> None:
-        for method, path, headers, status in [
-            ("POST", "/stops", {"Authorization": ""}, 401),
-            ("POST", "/stops", {"Authorization": "Bearer wrong"}, 401),
-            ("POST", "/stops", {"Idempotency-Key": "../escape"}, 422),
-            ("GET", f"/stops/{uuid4()}", {"Authorization": ""}, 401),
-            ("GET", f"/stops/{uuid4()}", {"Authorization": "Bearer wrong"}, 401),
-            ("GET", f"/stops/{uuid4()}", {}, 404),
-        ]:
-            answer = await client.request(method, path, json=[["ws-1", "r0"]], headers=headers)
-            assert (answer.status_code, path) == (status, path)
+        method = "POST" if path == "/stops" else "GET"
+        answer = await client.request(method, path, json=[["ws-1", "r0"]], headers=headers)
+        assert answer.status_code == status
         assert not stops.FOLDER.exists()
 
     async def test_while_the_queue_is_away_clients_are_told_to_come_back(
         self, client: Client, stops: ModuleType
     ) -> None:
         stops.docket.get_execution = Mock(side_effect=RedisConnectionError("connection refused"))
-        answer = await client.get(f"/stops/{uuid4()}")
+        answer = await client.get(NO_STOP)
         assert answer.status_code == 503
         assert "Retry-After" in answer.headers
+
+
+WORKER = f"""
+import asyncio, datetime, worker
+worker.REDELIVERY = datetime.timedelta(seconds={REDELIVERY.total_seconds()})
+asyncio.run(worker.main())
+"""
 
 
 class Backend:
     """The processes of the example, with a queue in Redis.
 
     Args:
-        folder: The folder of the stops, and of the log.
+        folder: The folder of the stops.
         queue: The URL of the Redis server.
-        api: The URL of the emulator.
+        environment: The environment; the app has no API key.
     """
 
-    def __init__(self, folder: Path, queue: str, api: str) -> None:
+    def __init__(self, folder: Path, queue: str, environment: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.log = folder / "log"
-        self._socket = folder / "web"
-        self._environment = {
-            **{name: value for name, value in os.environ.items() if name != "BCTRL_API_KEY"},
-            "DOCKET_URL": queue,
-            "STOPS_FOLDER": str(folder / "stops"),
-            "APP_TOKEN": TOKEN,
-            "BCTRL_BASE_URL": api,
-            "PYTHONPATH": str(EXAMPLE),
-        }
+        self.queue = queue
+        self._environment = environment
+        environment.setenv("DOCKET_URL", queue)
+        environment.setenv("PYTHONPATH", str(EXAMPLE))
 
-    def web(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-        """Run the app. It has no API key."""
-        self._socket.unlink(missing_ok=True)
-        return self._run("-m", "uvicorn", "web:app", "--uds", str(self._socket))
+    async def start_web(self) -> Process:
+        self._environment.delenv("BCTRL_API_KEY", raising=False)
+        socket = self.folder / "web"
+        socket.unlink(missing_ok=True)
+        return await self._start("-m", "uvicorn", "web:app", "--uds", str(socket))
 
-    def worker(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-        """Run a worker."""
-        code = f"""
-import asyncio, datetime, logging, worker
-logging.basicConfig(level=logging.INFO)
-worker.REDELIVERY = datetime.timedelta(seconds={REDELIVERY.total_seconds()})
-asyncio.run(worker.main())
-"""
-        return self._run("-c", code, BCTRL_API_KEY=KEY)
+    async def start_worker(self) -> Process:
+        self._environment.setenv("BCTRL_API_KEY", KEY)
+        return await self._start("-c", WORKER)
 
     def client(self) -> Client:
-        """Return a client of the app."""
-        return Client(httpx2.AsyncHTTPTransport(uds=str(self._socket)))
+        """Return a client of the app, which waits until it serves."""
+        return Client(httpx2.AsyncHTTPTransport(uds=str(self.folder / "web"), retries=8))
 
-    async def up(self) -> None:
-        """Wait until the app serves."""
-        async with asyncio.timeout(BOUND):
-            while True:
-                # The socket file is there before the app listens.
-                with suppress(OSError):
-                    _, writer = await asyncio.open_unix_connection(self._socket)
-                    writer.close()
-                    return
-                await asyncio.sleep(0.02)
+    async def stored(self) -> bytes:
+        """Return all that Redis holds."""
+        async with Redis.from_url(self.queue) as redis:
+            await redis.config_set("rdbcompression", "no")
+            return b"".join([await redis.dump(name) or b"" async for name in redis.scan_iter()])
 
-    @asynccontextmanager
-    async def _run(self, *arguments: str, **more: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        with self.log.open("a") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, *arguments),
-                env={**self._environment, **more},
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-
-async def sent(emulator: Emulator, count: int) -> None:
-    """Wait until so many stops were sent, and leave the processor to the processes."""
-    async with asyncio.timeout(BOUND):
-        while len(emulator.requests) < count:
-            await asyncio.sleep(0.002)
-
-
-async def everything_in(queue: str) -> bytes:
-    """Return all that Redis holds."""
-    async with Redis.from_url(queue) as redis:
-        await redis.config_set("rdbcompression", "no")
-        return b"".join([await redis.dump(name) or b"" async for name in redis.scan_iter()])
+    async def _start(self, *arguments: str) -> Process:
+        with (self.folder / "log").open("a") as log:
+            return await start(sys.executable, *arguments, stdout=log.fileno(), stderr=log.fileno())
 
 
 def assert_one_true_outcome_each(
-    backend: Backend, location: str, targets: list[tuple[str, str]], emulator: Emulator
+    journal: Path, targets: list[tuple[str, str]], emulator: Emulator
 ) -> Counter[str]:
     """Check that a journal has one settled entry for each target; return their results."""
-    journal = backend.folder / f"{location.removeprefix('/')}.jsonl"
     assert all(each.ok for each in read_journals([journal], targets))
     entries = [json.loads(line) for line in journal.read_bytes().splitlines()[1:]]
     settled = [entry for entry in entries if entry.get("ok")]
@@ -392,20 +355,18 @@ def assert_one_true_outcome_each(
 
 
 @pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
+@pytest.mark.usefixtures("_environment")
 async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_is_killed(
-    emulator: HoldingEmulator, tmp_path: Path
+    emulator: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = add_runtimes(emulator, 900)
     emulator.held.update(alias for _, alias in targets[600:])
-    async with AsyncExitStack() as stack:
-        server = stack.enter_context(redis_server(SERVERS[0]))
-        backend = Backend(tmp_path, server.url, emulator.url)
-        docket = await stack.enter_async_context(Docket("stops", server.url))
-        shut_down = await stack.enter_async_context(backend.worker())
-        async with backend.web() as web, backend.client() as client:
-            await backend.up()
+    with redis_server(SERVERS[0]) as redis:
+        backend = Backend(tmp_path, redis.url, monkeypatch)
+        web, shut_down = await backend.start_web(), await backend.start_worker()
+        async with backend.client() as client:
             location = await client.enqueue(targets)
-            await sent(emulator, 300)
+            await until(lambda: len(emulator.requests) >= 300)
             shut_down.terminate()
             assert await asyncio.wait_for(shut_down.wait(), BOUND) == 0
             handed_over = len(emulator.requests)
@@ -414,23 +375,26 @@ async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_i
             assert waiting["state"] == "queued"
             assert waiting["counts"] == {"stopped": handed_over, "not_sent": 900 - handed_over}
 
-            killed = await stack.enter_async_context(backend.worker())
-            await sent(emulator, 600)
-            web.kill()
+            killed = await backend.start_worker()
+            await until(lambda: len(emulator.requests) >= 600)
         # So far, each target was sent once.
         assert max(emulator.received.values()) == 1
-        killed.kill()
-        await killed.wait()
+        for process in (web, killed):
+            process.kill()
+            await process.wait()
         emulator.held.clear()
-        await redeliver(docket)
-        await stack.enter_async_context(backend.worker())
-        held = await everything_in(server.url)
-        async with backend.web(), backend.client() as client:
-            await backend.up()
+        async with Docket("stops", redis.url) as docket:
+            await redeliver(docket)
+        await backend.start_worker()
+        held = await backend.stored()
+        await backend.start_web()
+        async with backend.client() as client:
             await client.wait_for_state(location, "completed")
             done = await client.show(location)
-        held += await everything_in(server.url)
-    results = assert_one_true_outcome_each(backend, location, targets, emulator)
+        held += await backend.stored()
+        commands.end_started()
+    journal = tmp_path / f"{location.removeprefix('/')}.jsonl"
+    results = assert_one_true_outcome_each(journal, targets, emulator)
     assert done["report"]["ok"]
     assert done["counts"] == done["report"]["counts"] == results
     # Only what was in flight was sent again.
