@@ -39,8 +39,7 @@ async def drain_at_shutdown(_: FastAPI) -> AsyncIterator[None]:
 async def require_token(
     given: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
 ) -> None:
-    token = os.environ.get("APP_TOKEN", "")
-    if not token:
+    if not (token := os.environ.get("APP_TOKEN")):
         raise HTTPException(403, "APP_TOKEN is not set, so nothing can be stopped.")
     if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
         raise HTTPException(401, "The token is wrong.", {"WWW-Authenticate": "Bearer"})
@@ -71,13 +70,15 @@ async def page() -> HTMLResponse:
 async def start(targets: list[RuntimeRef], session: BctrlDep) -> str:
     """Start to stop pairs of workspace and alias, and return the id of the run."""
 
-    def end(task: asyncio.Task[StopReport]) -> None:
-        logging.getLogger("uvicorn.error").info("bulk stop: %s", task.result())
-        task.get_loop().call_later(KEEP, RUNS.pop, run_id, None)
+    async def run() -> StopReport:
+        report = await batch
+        logging.getLogger("uvicorn.error").info("bulk stop: %s", report)
+        asyncio.get_running_loop().call_later(KEEP, RUNS.pop, run_id, None)
+        # A hundred thousand failures would hold up other requests.
+        return msgspec.structs.replace(report, failures=report.failures[:1000])
 
     run_id, batch = secrets.token_urlsafe(), session.stop_runtimes(targets)
-    RUNS[run_id] = (batch, task := asyncio.create_task(batch))
-    task.add_done_callback(end)
+    RUNS[run_id] = (batch, asyncio.create_task(run()))
     return run_id
 
 
@@ -93,11 +94,8 @@ RunDep = Annotated[tuple[StopBatch, asyncio.Task[StopReport]], Depends(find)]
 @app.get("/runs/{run_id}", dependencies=MAY_STOP)  # noqa: FAST003 - find has the parameter.
 async def progress(run: RunDep) -> Progress:
     batch, task = run
-    report = task.result() if task.done() else None
-    if report is not None:  # A hundred thousand failures would hold up other requests.
-        report = msgspec.structs.replace(report, failures=report.failures[:1000])
     fields = {name: getattr(batch, name) for name in Progress.model_fields}
-    return Progress(**fields | {"report": report})
+    return Progress(**fields | {"report": task.result() if task.done() else None})
 
 
 @app.post("/runs/{run_id}/cancel", dependencies=MAY_STOP)  # noqa: FAST003 - find has it.
