@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from helpers import Connect, add_runtimes, started, until, wait_for_requests
+from servers import emulator_in_a_thread
 
 from bctrl_async import (
     Attempt,
@@ -263,6 +265,29 @@ class TestCancellation:
         assert recorder.begun == 0
         assert recorder.events[-1] == "end StopReport"
         assert {outcome.index for outcome in recorder.outcomes} == {0, 1, 2, 3, 4}
+
+    # Their coroutines are closed with GeneratorExit. Without a loop, slots cannot be released.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_of_calls_whose_loop_is_closed(self) -> None:
+        recorder = Recorder()
+
+        async def begin(emulator: Emulator) -> list[object]:
+            session = BctrlSession("emulator-key", base_url=emulator.url, observer=recorder)
+            batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "r3"))
+            left = [session, stopping, asyncio.ensure_future(batch)]
+            await wait_for_requests(emulator, 4)
+            return left
+
+        with emulator_in_a_thread(*[Fault.HANG] * 4) as emulator:
+            loop = asyncio.new_event_loop()
+            loop.set_exception_handler(lambda *_: None)
+            left = loop.run_until_complete(begin(emulator))
+            loop.close()
+            del left
+            gc.collect()
+        assert recorder.begun == 0
+        assert {outcome.result for outcome in recorder.outcomes} == {StopResult.UNKNOWN}
 
 
 class TestHeaders:
