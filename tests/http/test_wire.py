@@ -11,6 +11,7 @@ from runtimes import RUNTIME
 from servers import Handler, closing, http_answer, raw_server, recording, served
 
 from bctrl_async import (
+    BctrlApiError,
     BctrlConfigError,
     BctrlResponseError,
     BctrlServerError,
@@ -30,11 +31,14 @@ async def stop_on(server: bytes | Handler) -> Runtime:
 
 
 @pytest.mark.parametrize("status", [302, 307])
-async def test_a_redirect_is_not_followed_with_the_key(status: int) -> None:
+async def test_a_redirect_is_not_followed_with_the_key_and_its_tokens_are_not_shown(
+    status: int,
+) -> None:
     """Fault: redirects are followed with the key attached (browserbase, steel)."""
     elsewhere: list[bytes] = []
     async with raw_server(recording(elsewhere, GOOD)) as other:
-        answer = http_answer(f"{status} Moved", b"", f"Location: {other}/x")
+        user = other.replace("//", "//user:secret@")
+        answer = http_answer(f"{status} Moved", b"", f"Location: {user}/x?token=secret#secret")
         with pytest.raises(BctrlResponseError) as caught:
             await stop_on(answer)
     assert elsewhere == []
@@ -46,6 +50,11 @@ async def test_a_redirect_is_not_followed_with_the_key(status: int) -> None:
         "key"
     )
     assert str(caught.value).endswith("Point the base URL at the API itself")
+
+
+async def test_a_proxy_that_wants_a_login_is_named_as_the_cause() -> None:
+    with pytest.raises(BctrlApiError, match=r"Check the user and the password of the proxy$"):
+        await stop_on(http_answer("407 No"))
 
 
 async def test_netrc_credentials_do_not_replace_the_key(
@@ -142,6 +151,7 @@ async def test_a_runtime_is_read_however_it_arrives(server: bytes | Handler) -> 
         (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", None, "invalid HTTP response"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", 204, "204"),
         (closing(GOOD[:-9]), 200, "the body was truncated"),
+        (http_answer("200 OK", RUNTIME, GZIP), 200, "or cannot be decompressed"),
         (http_answer("200 OK", b" " * 2**21), 200, "more than 1 MiB"),
         (http_answer("200 OK", gzip.compress(b" " * 2**21), GZIP), 200, "more than 1 MiB"),
     ],
