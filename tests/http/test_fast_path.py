@@ -58,10 +58,9 @@ def timers() -> list[asyncio.TimerHandle]:
 
 @asynccontextmanager
 async def on_fast_path(
-    server: bytes | Handler,
-    **options: Any,  # noqa: ANN401 - those of a session.
+    server: bytes | Handler, observer: Observer | None = None
 ) -> AsyncIterator[BctrlSession]:
-    async with served(server, "secret-key", retry=ONCE, **options) as session:
+    async with served(server, "secret-key", retry=ONCE, observer=observer) as session:
         assert is_open(session)
         yield session
 
@@ -70,16 +69,14 @@ Stopping = tuple[BctrlSession, asyncio.Task[Runtime]]
 
 
 @asynccontextmanager
-async def in_flight(
-    **options: Any,  # noqa: ANN401 - those of a session.
-) -> AsyncIterator[Stopping]:
+async def in_flight(observer: Observer | None = None) -> AsyncIterator[Stopping]:
     """Yield a session, and its stop that the server has received and does not answer."""
     received = asyncio.Event()
 
     async def receive(_: bytes, __: asyncio.StreamWriter) -> None:
         received.set()
 
-    async with on_fast_path(receive, **options) as session:
+    async with on_fast_path(receive, observer) as session:
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         await received.wait()
         yield session, stopping
@@ -120,7 +117,8 @@ async def read_a_turn_later(self: ResponseHandler) -> object:
     return await _read(self)
 
 
-CHANGES: dict[str, tuple[Any, str, object]] = {
+Change = tuple[Any, str, object]
+CHANGES: dict[str, Change] = {
     "connecting takes another argument": (aiohttp.TCPConnector, "connect", connect_with_hint),
     "headers are in another order": (aiohttp.ClientRequest, "update_headers", update_reversed),
     "the request line is another": (aiohttp, "ClientRequest", OldRequest),
@@ -137,10 +135,7 @@ class TestRehearsal:
 
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
     async def test_another_aiohttp_is_found_out(
-        self,
-        change: tuple[Any, str, object],
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+        self, change: Change, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "bctrl_async")
         with monkeypatch.context() as patch:
@@ -251,23 +246,6 @@ class TestTimeout:
             with pytest.raises(BctrlTimeoutError, match="the body took more than 60 s"):
                 await asyncio.wait_for(stopping, BOUND)
 
-    async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Fault: an attempt that connected for long had its whole time again."""
-
-        async def connect(*args: Any) -> Connection:  # noqa: ANN401
-            pass_time(50.0)
-            return await real(*args)
-
-        async with on_fast_path(OK[:-9]) as session:
-            real = fast_path_of(session)._connect
-            monkeypatch.setattr(fast_path_of(session), "_connect", connect)
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            while not exchanges_of(session):
-                await asyncio.sleep(0)
-            pass_time(10.0)
-            with pytest.raises(BctrlTimeoutError):
-                await asyncio.wait_for(stopping, BOUND)
-
     @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
     async def test_a_cancellation_in_the_same_turn_of_the_loop_prevails(
         self, order: list[int]
@@ -310,7 +288,7 @@ def frames_of(awaited: object) -> list[FrameType]:
 @pytest.mark.parametrize("observer", [None, Recorder()])
 async def test_the_key_is_in_no_frame_that_waits(observer: Observer | None) -> None:
     """Tools that show variables show the frames of tasks too."""
-    async with in_flight(observer=observer) as (_, stopping):
+    async with in_flight(observer) as (_, stopping):
         frames = frames_of(stopping.get_coro())
         stopping.cancel()
         with suppress(asyncio.CancelledError):

@@ -105,40 +105,35 @@ def parse_error(
 
 class TestErrorClass:
     @pytest.mark.parametrize(
-        ("status", "error_class", "may_have_stopped", "foreign_may_have_stopped"),
+        ("status", "error_class", "may_have_stopped"),
         [
-            (400, BctrlValidationError, False, False),
-            (401, BctrlAuthenticationError, False, False),
-            (403, BctrlPermissionError, False, False),
-            (404, BctrlNotFoundError, False, False),
-            (405, BctrlApiError, False, False),
-            (408, BctrlApiError, False, True),
-            (409, BctrlConflictError, False, True),
-            (422, BctrlValidationError, False, True),
-            (429, BctrlRateLimitError, False, False),
-            (499, BctrlApiError, False, True),
-            (500, BctrlServerError, True, True),
-            (503, BctrlServerError, False, True),
-            (999, BctrlServerError, True, True),
+            (400, BctrlValidationError, "never"),
+            (401, BctrlAuthenticationError, "never"),
+            (403, BctrlPermissionError, "never"),
+            (404, BctrlNotFoundError, "never"),
+            (405, BctrlApiError, "never"),
+            (408, BctrlApiError, "without a code of the API"),
+            (409, BctrlConflictError, "without a code of the API"),
+            (422, BctrlValidationError, "without a code of the API"),
+            (429, BctrlRateLimitError, "never"),
+            (499, BctrlApiError, "without a code of the API"),
+            (500, BctrlServerError, "always"),
+            (503, BctrlServerError, "without a code of the API"),
+            (999, BctrlServerError, "always"),
         ],
     )
     def test_the_status_and_a_code_decide_the_class_and_may_have_stopped(
-        self,
-        status: int,
-        error_class: type[BctrlError],
-        *,
-        may_have_stopped: bool,
-        foreign_may_have_stopped: bool,
+        self, status: int, error_class: type[BctrlError], may_have_stopped: str
     ) -> None:
         """Fault: a gateway's 503 for a stop that took effect was proof that nothing was done."""
         error = parse_error(status, {"code": "some.code", "error": "No."})
         assert (type(error), error.status) == (error_class, status)
-        assert error.may_have_stopped is may_have_stopped
+        assert error.may_have_stopped is (may_have_stopped == "always")
 
         for body in (b"upstream connect error", {"code": 5}, {"code": "unavailable"}):
             foreign = parse_error(status, body)
             assert type(foreign) is error_class
-            assert foreign.may_have_stopped is foreign_may_have_stopped
+            assert foreign.may_have_stopped is (may_have_stopped != "never")
 
     def test_the_text_of_a_doubtful_error_does_not_say_that_retrying_will_not_help(self) -> None:
         assert str(parse_error(422)).endswith("Check the runtime's status; retrying is safe")
