@@ -43,8 +43,7 @@ async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
     assert url.startswith("http://127.0.0.1:")
     assert key == "export BCTRL_API_KEY='it'\"'\"'s'\n"
     assert first == "bctrl-async stop demo runtime-0001\n"
-    command.setenv(BCTRL_BASE_URL=url)
-    command.setenv(BCTRL_API_KEY="it's")
+    command.setenv(BCTRL_BASE_URL=url, BCTRL_API_KEY="it's")
     code, out, _ = await command(*first.split()[1:])
     assert (code, out.split()[:2]) == (0, ["runtime-0001", "stopped"])
 

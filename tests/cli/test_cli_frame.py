@@ -96,7 +96,6 @@ async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: s
 @pytest.mark.parametrize(
     ("args", "has_pipe"), [("list ws", True), ("stop ws a", True), ("stop -q ws a", False)]
 )
-@pytest.mark.usefixtures("holding")
 async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe(
     command: Command, args: str, *, has_pipe: bool
 ) -> None:
@@ -126,9 +125,7 @@ async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe(
         ("stop ", set[str]()),
     ],
 )
-async def test_values_of_options_are_completed(
-    command: Command, words: str, found: set[str]
-) -> None:
+async def test_values_are_completed(command: Command, words: str, found: set[str]) -> None:
     code, out, err = await command("__complete", *words.split(" "))
     assert (code, err) == (0, "")
     assert set(out.splitlines()[2:]) >= found

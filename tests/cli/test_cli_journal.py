@@ -35,9 +35,7 @@ async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
 
 @pytest.mark.parametrize("has_entry", [True, False])
 @pytest.mark.parametrize("torn", [b"", b'{"journal"'])
-async def test_a_dry_run_only_reads_a_journal(
-    command: Command, torn: bytes, *, has_entry: bool
-) -> None:
+async def test_a_dry_run_only_reads(command: Command, torn: bytes, *, has_entry: bool) -> None:
     """Fault: a dry run cut off the torn tail, or wrote a header."""
     args = ("stop", "--dry-run", "--journal", JOURNAL, "ws", "a", "b")
     assert len(outcomes_of((await command(*args))[1])) == 2

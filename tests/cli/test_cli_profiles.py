@@ -205,30 +205,29 @@ async def test_a_profile_and_variables_are_not_mixed(
         ("BCTRL_API_KEY=k", "base_url = 'a'", "BCTRL_API_KEY is set, and {profile} has a base"),
         # Fault: it was taken for unset, and the requests went to the public API.
         ("BCTRL_API_KEY=k BCTRL_BASE_URL=", "", "invalid value for BCTRL_BASE_URL: must not "),
+        (
+            "BCTRL_WORKSPACE=nosuch",
+            f"{GIVE_KEY}\nworkspace = 'ws'",
+            "BCTRL_WORKSPACE is 'nosuch', and {profile} has 'ws'. Unset one",
+        ),
         (f"KEY_OF_PROFILE={SECRET}\u00e9", GIVE_KEY, "invalid API key from KEY_OF_PROFILE (api_"),
     ],
 )
-async def test_a_key_without_its_url_or_a_url_without_its_key_is_an_error(
+async def test_what_belongs_to_another_account_is_an_error(
     error_of: ErrorOf, variables: str, table: str, said: str
 ) -> None:
-    error = await error_of(f"[profiles.default]\n{table}\n", "list ws", variables)
+    error = await error_of(f"[profiles.default]\n{table}\n", "doctor", variables)
     assert error.startswith(full(said, "default"))
 
 
-async def test_a_profile_precedes_variables_but_two_workspaces_are_an_error(
-    command: Command, run: Run, error_of: ErrorOf
+async def test_the_workspace_and_the_pace_of_a_profile_precede_variables(
+    command: Command, run: Run
 ) -> None:
-    args = "stop --all --yes --rate 100"
     config = profile_of(command.api, "workspace = 'ws'\npace = 'of-profile'\n", "default")
-    given = "BCTRL_WORKSPACE=nosuch BCTRL_PACE=of-variable"
-    _, _, err = await run(profile_of(command.api, name="default"), "list", given)
-    assert "could not list workspace 'nosuch'" in err
-    title = full("{profile}", "default")
-    problem = f"BCTRL_WORKSPACE is 'nosuch', and {title} has 'ws'. Unset one"
-    assert await error_of(config, args) == problem
-    assert (await run(config, args, "BCTRL_WORKSPACE="))[0] == 0
-    assert (command.folder / "of-profile").exists()
-    assert not (command.folder / "of-variable").exists()
+    given = "BCTRL_WORKSPACE= BCTRL_PACE=of-variable"
+    code, _, _ = await run(config, "stop --all --yes --rate 100", given)
+    made = [(command.folder / name).exists() for name in ("of-profile", "of-variable")]
+    assert (code, made) == (0, [True, False])
 
 
 @pytest.mark.parametrize(
