@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -21,32 +22,26 @@ from bctrl_async.cli._app import app
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 """The commands of the command line, as the app has them."""
-STOP_ALL = ("stop", "ws", "--all", "--yes")
 NOTICE = "Ctrl-C again to abort"
 
 Process = asyncio.subprocess.Process
 
 
+@dataclass
 class Command:
     """The command, run in this process, and the emulator that it uses.
 
     Attributes:
         api: The emulator, with the runtimes a, b and c in workspace ws.
         folder: The current folder, in which `targets` is a file with these three.
-        patch: To patch something for the rest of the test.
+        patch: What it patches stays so for the rest of the test.
+        capfd: What the command has printed so far.
     """
 
-    def __init__(
-        self,
-        api: HoldingEmulator,
-        folder: Path,
-        patch: pytest.MonkeyPatch,
-        capfd: pytest.CaptureFixture[str],
-    ) -> None:
-        self.api = api
-        self.folder = folder
-        self.patch = patch
-        self._capfd = capfd
+    api: HoldingEmulator
+    folder: Path
+    patch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
 
     async def __call__(self, *args: str | Path) -> tuple[int, str, str]:
         """Run the command; return its exit code, stdout and stderr."""
@@ -54,7 +49,7 @@ class Command:
         # In a thread, because the emulator runs in this loop.
         async with asyncio.timeout(BOUND):
             code = await asyncio.to_thread(main, [str(arg) for arg in args])
-        return code, *self._capfd.readouterr()
+        return code, *self.capfd.readouterr()
 
     def setenv(self, **variables: str) -> None:
         for name, value in variables.items():

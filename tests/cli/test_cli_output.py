@@ -181,7 +181,7 @@ REDIRECTED = {
 
 
 @pytest.mark.parametrize(("line", "expected"), REDIRECTED.items(), ids=REDIRECTED)
-async def test_a_redirected_stream_is_no_surprise(
+async def test_a_redirected_stream_is_used_or_reported(
     command: Command, line: str, expected: tuple[int, int, str]
 ) -> None:
     save("journal", header_line("https://api.test/v1", datetime.now(UTC)))

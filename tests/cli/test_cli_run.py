@@ -41,9 +41,7 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 # Progress
 
 
-async def test_progress_is_lines_without_a_terminal(
-    command: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_progress_is_lines_without_a_terminal(command: Command) -> None:
     command.patch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0.05)
     command.api.held.add("b")
     running = asyncio.create_task(command(*ONE_AT_A_TIME))
@@ -51,7 +49,7 @@ async def test_progress_is_lines_without_a_terminal(
     async with asyncio.timeout(BOUND):
         while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
             await asyncio.sleep(0.01)
-            err += capfd.readouterr().err
+            err += command.capfd.readouterr().err
     command.api.held.clear()
     code, _, more = await running
     assert code == 0
@@ -196,9 +194,7 @@ async def test_a_hangup_that_nohup_ignores_does_not_interrupt(command: Command) 
     assert batch.report.counts == {StopResult.STOPPED: 2}
 
 
-async def test_an_early_ctrl_c_has_a_line_of_its_own(
-    command: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_early_ctrl_c_has_a_line_of_its_own(command: Command) -> None:
     """Fault: the summary followed the ^C on its line."""
     command.patch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
     output = Output()
@@ -208,5 +204,5 @@ async def test_an_early_ctrl_c_has_a_line_of_its_own(
         await until(lambda: batch.ended_early)
         command.api.held.clear()
         assert await running
-    assert capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
+    assert command.capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}

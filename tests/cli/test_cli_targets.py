@@ -146,7 +146,7 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(command: Co
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
     ],
 )
-async def test_of_a_file_that_is_not_targets_nothing_is_stopped(
+async def test_nothing_is_stopped_of_a_file_that_is_not_targets(
     command: Command, content: bytes, reason: str
 ) -> None:
     """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
@@ -165,7 +165,7 @@ async def test_of_a_file_that_is_not_targets_nothing_is_stopped(
         ("PNG\x1a\na\n", ("ws",)),
     ],
 )
-async def test_of_a_pipe_that_is_not_targets_nothing_is_stopped(
+async def test_nothing_is_stopped_of_a_pipe_that_is_not_targets(
     command: Command, content: str, args: tuple[str, ...]
 ) -> None:
     code, out, err = await stop_piped(content, *args)
