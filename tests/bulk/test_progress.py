@@ -147,12 +147,6 @@ def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
     assert results == "40 stopped, 60 not_sent"
 
 
-def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first() -> None:
-    progress, state = Shown(Batch(None, in_flight=1)).drawn()
-    assert progress.split() == ["0", "0:00:00"]
-    assert state == "1 in flight"
-
-
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_fullest_view_fits_eighty_columns(*, interrupted: bool) -> None:
     counts = Counter(dict.fromkeys(StopResult, 12_345))

@@ -7,7 +7,6 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -28,7 +27,6 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.journal import read_journals
 
 STOPPED, NOT_FOUND, NOT_SENT = StopResult.STOPPED, StopResult.NOT_FOUND, StopResult.NOT_SENT
 REJECTED, UNKNOWN, ACCEPTED = StopResult.REJECTED, StopResult.UNKNOWN, StopResult.ACCEPTED
@@ -248,15 +246,6 @@ class TestListedRuntime:
         # They were listed before anything was stopped.
         assert all(failure.at < min(stopped) for failure in report.failures)
 
-    async def test_a_listed_runtime_that_cannot_be_addressed_still_runs(
-        self, workspace: Emulator, session: BctrlSession
-    ) -> None:
-        listed = {"runtimes": [dict(workspace.runtimes["ws-1", "crm"], alias="..")]}
-        workspace.inject(Reply(200, body=listed), method="GET")
-        [failure] = (await session.stop_workspace("ws-1")).failures
-
-        assert (failure.result, failure.state) == (REJECTED, STILL_RUNNING)
-
     @pytest.mark.parametrize("order", [1, -1])
     async def test_an_alias_that_is_listed_twice_is_its_runtime_that_runs(
         self, workspace: Emulator, session: BctrlSession, order: int
@@ -271,23 +260,6 @@ class TestListedRuntime:
 
         report = await session.stop_workspace("ws-1", where=lambda _: True)
         assert report.counts == {STOPPED: 1}
-
-    @pytest.mark.usefixtures("workspace")
-    async def test_what_another_run_has_stopped_since_the_list_does_not_run(
-        self, session: BctrlSession, tmp_path: Path
-    ) -> None:
-        lists, stops = tmp_path / "lists", tmp_path / "stops"
-
-        async def stop_all(_: StopOutcome) -> None:
-            batch.stop_reading()
-            if not stops.exists():
-                await session.stop_workspace("ws-1", journal=stops)
-
-        batch = session.stop_workspace("ws-1", concurrency=1, journal=lists, on_outcome=stop_all)
-        assert (await batch).counts == {STOPPED: 1, NOT_SENT: 2}
-
-        outcomes = list(read_journals([lists, stops]))
-        assert [each.state for each in outcomes] == [RuntimeState.NOT_RUNNING] * 3
 
 
 class TestListing:

@@ -151,11 +151,6 @@ class TestTrial:
         assert end_trial(tried, 0.0, 0.3) is None
         assert not tried.covers(0.1)
 
-    def test_after_a_minute_a_success_ends_it(self, tried: RefusalBaseline) -> None:
-        record(tried, 58.0, 10, 0)
-        assert tried.on_success(58.9) is None
-        assert tried.on_success(59.0) == RATE
-
     @pytest.mark.parametrize(("successes", "restored"), [(20, RATE), (4, None)])
     def test_after_a_minute_a_throttled_response_ends_it_with_the_likelier_result(
         self, tried: RefusalBaseline, successes: int, restored: float | None

@@ -13,7 +13,6 @@ from throttling import answer, throttled
 from virtual_time import in_virtual_time, now
 
 from bctrl_async import (
-    BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
@@ -159,27 +158,6 @@ class TestAnswerOfAProbe:
 
         assert now() == pytest.approx(65.0)
 
-    @pytest.mark.parametrize("retry_after", [YEAR, None])
-    async def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
-        self, limiter: Limiter, retry_after: float | None
-    ) -> None:
-        await limiter.acquire(PATIENCE)
-        await wait_for_probe(limiter)
-        await answer(limiter, throttled(retry_after))
-        limiter.release("a runtime")
-        with pytest.raises(BctrlRateLimitError):
-            await limiter.acquire(PATIENCE)
-
-    async def test_after_the_pause_has_passed_it_changes_nothing(self, limiter: Limiter) -> None:
-        await answer(limiter, throttled(90.0))
-        await asyncio.sleep(PROBE_INTERVAL)
-        await limiter.acquire(PATIENCE)
-        await asyncio.sleep(31.0)
-        limiter.release("a runtime")
-        await answer(limiter, "a runtime")
-
-        assert now() == pytest.approx(91.0)
-
     async def test_a_rate_that_was_asked_for_is_kept_after_the_pause(self) -> None:
         limiter = Limiter(10, AdaptiveRate(0.1))
         await wait_for_probe(limiter)
@@ -212,16 +190,6 @@ class TestProbeWithoutAnswer:
         probe.cancel()
         with pytest.raises(BctrlRateLimitError):
             await call
-
-        assert now() == 2 * PROBE_INTERVAL
-
-    async def test_an_older_attempt_in_flight_makes_no_call_wait_for_more_than_a_minute(
-        self, limiter: Limiter
-    ) -> None:
-        await limiter.acquire(PATIENCE)  # It is never answered.
-        (call,) = await start_behind_a_probe(limiter, 0.0)
-        limiter.release(None)
-        await call
 
         assert now() == 2 * PROBE_INTERVAL
 
@@ -276,31 +244,3 @@ async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after() -> 
         for _ in range(2):
             runtime = await session.stop_runtime("ws-1", "crm")
             assert runtime.status is RuntimeStatus.STOPPED
-
-
-async def test_a_probe_without_a_key_makes_no_other_call_wait() -> None:
-    keys = iter(["k"])
-    fetching = asyncio.Event()
-
-    async def key() -> str:
-        if (found := next(keys, None)) is not None:
-            return found
-        await fetching.wait()
-        raise LookupError("the vault is sealed")
-
-    answers = answering(http_answer("429 X", b"", "Retry-After: 31536000"))
-    async with raw_server(answers) as url, BctrlSession(key, base_url=url) as session:
-        with pytest.raises(BctrlRateLimitError):
-            await session.stop_runtime("ws-1", "crm")
-        pass_time(PROBE_INTERVAL)
-        probe = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        while not session.stats.in_flight:
-            await asyncio.sleep(0)
-        behind = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
-        await asyncio.sleep(0)
-        assert not behind.done()
-        fetching.set()
-        with pytest.raises(BctrlConfigError, match="api_key function raised LookupError"):
-            await probe
-        with pytest.raises(BctrlRateLimitError, match="not sent"):
-            await behind

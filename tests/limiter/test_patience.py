@@ -34,17 +34,6 @@ class TestPatience:
 
         assert now() == pytest.approx(50.1)
 
-    async def test_after_the_pause_it_waits_for_its_turn_although_its_patience_has_ended(
-        self,
-    ) -> None:
-        limiter = Limiter(10, AdaptiveRate(0.1))
-        await answer(limiter, throttled(30.0))
-        await asyncio.sleep(40.0)
-        await limiter.acquire(60.0)
-        await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
-
-        assert now() == pytest.approx(50.0, rel=0.01)
-
     async def test_if_it_ends_no_other_waiter_fails(self) -> None:
         limiter = Limiter(10, AdaptiveRate())
         await limiter.acquire(60.0)
