@@ -21,6 +21,7 @@ from helpers import (
     wait_for_requests,
 )
 from servers import emulator_in_a_thread
+from simulated import targets
 
 from bctrl_async import (
     BctrlConfigError,
@@ -39,10 +40,19 @@ Run = Callable[[StopBatch], Coroutine[object, object, None]]
 
 
 class TestCallback:
-    @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, KeyboardInterrupt])
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [
+            (asyncio.CancelledError, (BctrlError, "on_outcome raised CancelledError")),
+            (KeyboardInterrupt, (KeyboardInterrupt, None)),
+        ],
+    )
     @pytest.mark.parametrize("run", [await_batch, read_all])
     def test_its_exception_propagates_once_every_target_is_recorded(
-        self, error: type[BaseException], run: Run
+        self,
+        error: type[BaseException],
+        raised: tuple[type[BaseException], str | None],
+        run: Run,
     ) -> None:
         batches: list[StopBatch] = []
         delivered: list[StopOutcome] = []
@@ -53,15 +63,12 @@ class TestCallback:
 
         async def scenario(url: str) -> None:
             async with BctrlSession("emulator-key", base_url=url) as session:
-                targets = [("ws-1", f"r{number}") for number in range(10)]
-                batches.append(session.stop_runtimes(targets, on_outcome=fail, concurrency=2))
+                batches.append(session.stop_runtimes(targets(10), on_outcome=fail, concurrency=2))
                 await run(batches[0])
 
-        expected = BctrlError if error is asyncio.CancelledError else error
-        with emulator_in_a_thread() as emulator, pytest.raises(expected) as caught:
+        expected, text = raised
+        with emulator_in_a_thread() as emulator, pytest.raises(expected, match=text):
             asyncio.run(scenario(emulator.url))
-        if expected is BctrlError:
-            assert str(caught.value) == "on_outcome raised CancelledError"
         assert len(delivered) == 1
         assert batches[0].report.counts.total() == batches[0].read == 10
         assert not batches[0].report.ok
@@ -166,21 +173,6 @@ class TestInput:
         report = await batch
 
         assert report.counts == {STOPPED: 3, NOT_SENT: 1}
-
-    async def test_a_run_cancelled_as_it_raises_is_not_a_success(
-        self, session: BctrlSession
-    ) -> None:
-        async def targets() -> AsyncIterator[tuple[str, str]]:
-            if running.cancel():
-                raise LookupError
-            yield ("ws-1", "crm")
-
-        batch = session.stop_runtimes(targets())
-        running = asyncio.create_task(await_batch(batch))
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-        assert not batch.report.ok
 
 
 class TestError:

@@ -84,23 +84,12 @@ def throttling_canaries(each: Request) -> Runtime | BctrlError:
     return throttled() if each.alias == CANARY else down(0, 1)(each)
 
 
-def untrusted_at_first(each: Request) -> Runtime | BctrlError:
-    return untrusted() if each.at < 5 and each.alias in {"r0", "r1", CANARY} else ANSWER
-
-
 @dataclass(frozen=True)
 class Case:
-    """A bulk stop at a server, and what it comes to.
+    """A bulk stop of so many targets at a server, and the most that it takes.
 
-    Attributes:
-        server: The server.
-        count: The targets.
-        lost: The targets that are `unknown` in the end; all others are stopped.
-        seconds: The most that the run takes.
-        requests: The most requests, if they are bounded.
-        reads: The answer to every GET and its seconds, if the server answers none.
-        slow: The seconds by which the answer to a request is late.
-        options: Options of the bulk stop.
+    `lost` targets are `unknown` in the end; all others are stopped. `reads` is the answer to every
+    GET and its seconds, if the server answers none, and `slow` makes some answers late.
     """
 
     server: Server
@@ -140,12 +129,6 @@ CASES = {
     ),
     "half of the certificates are untrusted for half a second": Case(
         at_random(0.5, 0, 0.5, untrusted), 5000, seconds=20
-    ),
-    "the certificate is untrusted while the first answers are slow": Case(
-        untrusted_at_first,
-        100,
-        slow=lambda each: 10 if untrusted_at_first(each) is ANSWER else 0,
-        seconds=60,
     ),
     "connections are refused nearly as long as the patience lasts": Case(
         down(2, 37, refused), 3000, seconds=45, options={"deadline": 45}

@@ -126,7 +126,7 @@ CASES = {
     # A runtime that is gone is not found, unless the answer to its stop described it.
     "it is gone": Case(polled(GONE), ACCEPTED, NOT_RUNNING, (0, 1), 1),
     "it is unknown, and gone": Case(
-        polled(GONE, disconnected()), NOT_FOUND, UNCONFIRMED, (0, 5), 1
+        polled(GONE, disconnected()), NOT_FOUND, UNCONFIRMED, (0, 5), options=TWICE
     ),
     # A gateway may say 200 to anything.
     "it is accepted unread, and gone": Case(
