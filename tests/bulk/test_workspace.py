@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import ClassVar
 
 import pytest
-from helpers import BOUND, Connect, add_runtimes, await_batch, pass_time, wait_for_requests
+from helpers import BOUND, Bulk, Connect, add_runtimes, await_batch, pass_time, wait_for_requests
 from servers import http_answer, served
 
 from bctrl_async import (
@@ -30,22 +30,22 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_FOUND, NOT_SENT = StopResult.STOPPED, StopResult.NOT_FOUND, StopResult.NOT_SENT
 REJECTED, UNKNOWN, ACCEPTED = StopResult.REJECTED, StopResult.UNKNOWN, StopResult.ACCEPTED
+Where = Callable[[Runtime], bool]
 STILL_RUNNING, UNCONFIRMED = RuntimeState.STILL_RUNNING, RuntimeState.UNCONFIRMED
 
 
-@pytest.fixture
-def workspace(emulator: Emulator) -> Emulator:
-    """Three active runtimes and two that have ended, and an active one in another workspace."""
+@pytest.fixture(autouse=True)
+def _runtimes(emulator: Emulator) -> None:
+    """Add three active runtimes, two that have ended, and an active runtime elsewhere."""
     emulator.add_runtime("ws-1", "table", kind="spreadsheet")
     emulator.add_runtime("ws-1", "a/b")
     emulator.add_runtime("ws-1", "done", status="stopped")
     emulator.add_runtime("ws-1", "broken", status="failed")
     emulator.add_runtime("ws-2", "crm")
-    return emulator
 
 
-def aliases_stopped(emulator: Emulator) -> set[str | None]:
-    return {request.alias for request in emulator.stops}
+def aliases_stopped(bulk: Bulk) -> set[str | None]:
+    return {request.alias for request in bulk.emulator.stops}
 
 
 class TestSelection:
@@ -60,38 +60,32 @@ class TestSelection:
             (lambda _: False, set()),
         ],
     )
-    async def test_what_has_not_ended_or_is_selected_is_stopped(
-        self,
-        workspace: Emulator,
-        session: BctrlSession,
-        where: Callable[[Runtime], bool] | None,
-        aliases: set[str],
+    async def test_what_runs_or_is_selected_is_stopped(
+        self, bulk: Bulk, where: Where | None, aliases: set[str]
     ) -> None:
-        workspace.add_runtime("ws-1", "new")
+        bulk.emulator.add_runtime("ws-1", "new")
         # A status that is unknown to this version may be of a runtime that runs.
-        workspace.runtimes["ws-1", "new"]["status"] = "starting"
-        report = await session.stop_workspace("ws-1", where=where)
+        bulk.emulator.runtimes["ws-1", "new"]["status"] = "starting"
+        report = await bulk.session.stop_workspace("ws-1", where=where)
 
         assert (report.ok, report.total) == (True, len(aliases))
-        assert aliases_stopped(workspace) == aliases
-        assert workspace.status("ws-2", "crm") == "active"
+        assert aliases_stopped(bulk) == aliases
+        assert bulk.emulator.status("ws-2", "crm") == "active"
         # All workers share one list.
-        assert [request.method for request in workspace.requests].count("GET") == 1
+        assert [request.method for request in bulk.emulator.requests].count("GET") == 1
 
-    async def test_outcomes_have_the_given_workspace_id(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
+    async def test_outcomes_have_the_given_workspace(self, bulk: Bulk) -> None:
         workspace = uuid.uuid4()
-        emulator.add_runtime(str(workspace), "crm")
-        async with session.stop_workspace(workspace) as batch:
+        bulk.emulator.add_runtime(str(workspace), "crm")
+        async with bulk.session.stop_workspace(workspace) as batch:
             outcomes = [outcome async for outcome in batch]
 
         assert [outcome.target for outcome in outcomes] == [(str(workspace), "crm")]
         assert batch.total == 1
 
     @pytest.mark.parametrize("raised", [ZeroDivisionError(), asyncio.CancelledError()])
-    async def test_an_error_of_a_function_is_raised_and_stops_nothing(
-        self, workspace: Emulator, session: BctrlSession, raised: BaseException
+    async def test_a_function_that_raises_stops_nothing(
+        self, bulk: Bulk, raised: BaseException
     ) -> None:
         calls: list[Runtime] = []
 
@@ -101,18 +95,16 @@ class TestSelection:
                 raise raised
             return True
 
-        batch = session.stop_workspace("ws-1", where=where)
+        batch = bulk.session.stop_workspace("ws-1", where=where)
         with pytest.raises((ZeroDivisionError, BctrlError)):
             await batch
 
         # No worker fetched the list again.
-        assert len(workspace.requests) == len(calls) == 1
+        assert len(bulk.emulator.requests) == len(calls) == 1
         assert f"the input raised {type(raised).__name__}" in str(batch.report.ended_early)
         assert not batch.report.ok
 
-    async def test_an_async_function_is_rejected_and_stops_nothing(
-        self, session: BctrlSession, emulator: Emulator
-    ) -> None:
+    async def test_an_async_function_stops_nothing(self, bulk: Bulk) -> None:
         async def match_none(_: Runtime) -> bool:
             return False
 
@@ -122,13 +114,11 @@ class TestSelection:
         )
         for where in conditions:
             with pytest.raises(BctrlConfigError, match="a plain function"):
-                await session.stop_workspace("ws-1", where=where)
-        assert emulator.received.total() == 0
+                await bulk.session.stop_workspace("ws-1", where=where)
+        assert bulk.emulator.received.total() == 0
 
-    async def test_other_tasks_run_while_runtimes_are_selected(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        add_runtimes(emulator, 5_000)
+    async def test_other_tasks_run_meanwhile(self, bulk: Bulk) -> None:
+        add_runtimes(bulk.emulator, 5_000)
         turns, seen = 0, set()
 
         async def count_turns() -> None:
@@ -142,17 +132,15 @@ class TestSelection:
             return False
 
         counting = asyncio.create_task(count_turns())
-        await session.stop_workspace("ws-1", where=where)
+        await bulk.session.stop_workspace("ws-1", where=where)
         counting.cancel()
 
         assert len(seen) >= 5
 
 
 class TestUnreadable:
-    async def test_an_unreadable_runtime_is_rejected_and_the_others_are_stopped(
-        self, workspace: Emulator
-    ) -> None:
-        runtime = dict(workspace.runtimes["ws-1", "crm"])
+    async def test_an_unreadable_runtime_is_rejected(self, emulator: Emulator) -> None:
+        runtime = dict(emulator.runtimes["ws-1", "crm"])
         listed = json.dumps({"runtimes": [runtime, {"alias": "odd"}, 7]}).encode()
         stopped = json.dumps(runtime | {"status": "stopped"}).encode()
 
@@ -169,12 +157,10 @@ class TestUnreadable:
             assert not outcome.error.may_have_stopped
             assert outcome.attempts == 0
 
-    async def test_a_runtime_that_may_be_old_enough_is_rejected(
-        self, workspace: Emulator, session: BctrlSession
-    ) -> None:
-        workspace.runtimes["ws-1", "table"]["createdAt"] = "2020-01-01T00:00:00"
+    async def test_a_runtime_of_unknown_age_is_rejected(self, bulk: Bulk) -> None:
+        bulk.emulator.runtimes["ws-1", "table"]["createdAt"] = "2020-01-01T00:00:00"
         where = RuntimeFilter(kind="spreadsheet", older_than=3600)
-        report = await session.stop_workspace("ws-1", where=where)
+        report = await bulk.session.stop_workspace("ws-1", where=where)
 
         [failure] = report.failures
         assert (failure.target, failure.result) == (("ws-1", "table"), REJECTED)
@@ -183,7 +169,7 @@ class TestUnreadable:
             "not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or select it "
             "without its age"
         )
-        assert "table" not in aliases_stopped(workspace)
+        assert "table" not in aliases_stopped(bulk)
 
     @pytest.mark.parametrize(
         ("where", "status"),
@@ -192,14 +178,14 @@ class TestUnreadable:
             (RuntimeFilter(older_than=3600, status="any"), "stopped"),
         ],
     )
-    async def test_it_is_left_out_if_something_else_speaks_against_it(
-        self, workspace: Emulator, session: BctrlSession, where: RuntimeFilter, status: str
+    async def test_it_is_left_out_if_it_cannot_match(
+        self, bulk: Bulk, where: RuntimeFilter, status: str
     ) -> None:
-        workspace.add_runtime(
+        bulk.emulator.add_runtime(
             "ws-1", "table", kind="spreadsheet", status=status, created_at="2020-01-01"
         )
-        assert REJECTED not in (await session.stop_workspace("ws-1", where=where)).counts
-        assert "table" not in aliases_stopped(workspace)
+        assert REJECTED not in (await bulk.session.stop_workspace("ws-1", where=where)).counts
+        assert "table" not in aliases_stopped(bulk)
 
 
 class TestListedRuntime:
@@ -214,11 +200,11 @@ class TestListedRuntime:
 
     @pytest.mark.parametrize("case", FAILURES)
     async def test_it_still_runs_only_if_its_stop_had_no_effect_for_certain(
-        self, workspace: Emulator, connect: Connect, case: str
+        self, emulator: Emulator, connect: Connect, case: str
     ) -> None:
         alias, reply, result, state = self.FAILURES[case]
-        workspace.inject(reply, alias=alias)
-        workspace.inject(Reply(403), alias=alias, method="GET")
+        emulator.inject(reply, alias=alias)
+        emulator.inject(Reply(403), alias=alias, method="GET")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
             [listed] = [it for it in await session.list_runtimes("ws-1") if it.alias == alias]
             report = await session.stop_workspace("ws-1", where=lambda each: each.alias == alias)
@@ -227,10 +213,7 @@ class TestListedRuntime:
         assert (failure.result, failure.state) == (result, state)
         assert failure.runtime == (listed if state is STILL_RUNNING else None)
 
-    @pytest.mark.usefixtures("workspace")
-    async def test_a_stop_that_was_not_sent_leaves_the_runtime_as_listed(
-        self, session: BctrlSession
-    ) -> None:
+    async def test_what_was_not_sent_is_as_listed(self, bulk: Bulk) -> None:
         stopped: list[datetime] = []
 
         def stop_reading(outcome: StopOutcome) -> None:
@@ -238,7 +221,7 @@ class TestListedRuntime:
                 stopped.append(outcome.at)
             batch.stop_reading()
 
-        batch = session.stop_workspace("ws-1", concurrency=1, on_outcome=stop_reading)
+        batch = bulk.session.stop_workspace("ws-1", concurrency=1, on_outcome=stop_reading)
         report = await batch
 
         assert report.states == {RuntimeState.NOT_RUNNING: 1, STILL_RUNNING: 2}
@@ -247,60 +230,54 @@ class TestListedRuntime:
         assert all(failure.at < min(stopped) for failure in report.failures)
 
     @pytest.mark.parametrize("order", [1, -1])
-    async def test_an_alias_that_is_listed_twice_is_its_runtime_that_runs(
-        self, workspace: Emulator, session: BctrlSession, order: int
-    ) -> None:
+    async def test_an_alias_that_is_listed_twice_is_what_runs(self, bulk: Bulk, order: int) -> None:
         """Fault: a condition for ended runtimes stopped another one, which has their alias now."""
-        new = dict(workspace.runtimes["ws-1", "crm"])
+        new = dict(bulk.emulator.runtimes["ws-1", "crm"])
         listed = [new, {**new, "status": "stopped"}][::order]
-        workspace.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")
+        bulk.emulator.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")
 
-        report = await session.stop_workspace("ws-1", where=lambda each: each.status.is_final)
-        assert (report.ok, report.total, aliases_stopped(workspace)) == (True, 0, set())
+        report = await bulk.session.stop_workspace("ws-1", where=lambda each: each.status.is_final)
+        assert (report.ok, report.total, aliases_stopped(bulk)) == (True, 0, set())
 
-        report = await session.stop_workspace("ws-1", where=lambda _: True)
+        report = await bulk.session.stop_workspace("ws-1", where=lambda _: True)
         assert report.counts == {STOPPED: 1}
 
 
 class TestListing:
-    async def test_its_error_is_raised_and_reported(
-        self, workspace: Emulator, session: BctrlSession
-    ) -> None:
-        batch = session.stop_workspace("ws-9")
+    async def test_its_error_is_raised(self, bulk: Bulk) -> None:
+        batch = bulk.session.stop_workspace("ws-9")
         with pytest.raises(BctrlNotFoundError, match="list of workspace 'ws-9': ") as caught:
             await batch
 
         assert batch.report.ended_early is caught.value
         assert (batch.report.ok, batch.report.total) == (False, 0)
-        assert aliases_stopped(workspace) == set()
+        assert aliases_stopped(bulk) == set()
 
     async def test_it_has_the_retries_and_the_timeout_of_the_run(
-        self, workspace: Emulator, connect: Connect
+        self, emulator: Emulator, connect: Connect
     ) -> None:
-        workspace.inject(Fault.SERVER_ERROR, Fault.HANG, method="GET")
+        emulator.inject(Fault.SERVER_ERROR, Fault.HANG, method="GET")
         policy = RetryPolicy(attempts=2, base=0.001)
         async with connect(timeout=1000) as session:
             batch = session.stop_workspace("ws-1", timeout=40, retry=policy)
             running = asyncio.create_task(await_batch(batch))
-            await wait_for_requests(workspace, 2)
+            await wait_for_requests(emulator, 2)
             pass_time(40)
             with pytest.raises(BctrlError, match="2 attempts"):
                 await asyncio.wait_for(running, BOUND)
 
-            workspace.inject(Fault.SERVER_ERROR, method="GET")
+            emulator.inject(Fault.SERVER_ERROR, method="GET")
             assert (await session.stop_workspace("ws-1", retry=policy)).counts == {STOPPED: 3}
 
     @pytest.mark.parametrize("end", ["stop_reading", "abort", "cancel", "deadline", "at once"])
-    async def test_it_can_be_interrupted_and_stops_nothing(
-        self, emulator: Emulator, session: BctrlSession, end: str
-    ) -> None:
-        emulator.inject(Fault.HANG, method="GET")
-        batch = session.stop_workspace("ws-1", deadline=30)
+    async def test_it_can_be_interrupted(self, bulk: Bulk, end: str) -> None:
+        bulk.emulator.inject(Fault.HANG, method="GET")
+        batch = bulk.session.stop_workspace("ws-1", deadline=30)
         if end == "at once":
             batch.stop_reading()
         running = asyncio.create_task(await_batch(batch))
         if end != "at once":
-            await wait_for_requests(emulator, 1)
+            await wait_for_requests(bulk.emulator, 1)
         ends: dict[str, Callable[[], object]] = {
             "stop_reading": batch.stop_reading,
             "abort": batch.abort,
@@ -313,9 +290,9 @@ class TestListing:
         assert running.cancelled() is (end == "cancel")
         assert isinstance(batch.report.ended_early, BctrlError)
         assert (batch.report.ok, batch.report.total) == (False, 0)
-        assert aliases_stopped(emulator) == set()
-        assert len(emulator.requests) == (end != "at once")
+        assert aliases_stopped(bulk) == set()
+        assert len(bulk.emulator.requests) == (end != "at once")
 
-    async def test_an_invalid_workspace_id_is_rejected_at_once(self, session: BctrlSession) -> None:
+    async def test_an_invalid_id_is_rejected_at_once(self, session: BctrlSession) -> None:
         with pytest.raises(BctrlConfigError, match="workspace id"):
             session.stop_workspace("..")
