@@ -120,7 +120,7 @@ class TestAwaited:
         [failure] = batch.report.failures
         assert (failure.result, failure.attempts) == (UNKNOWN, 2)
 
-    async def test_failures_keep_no_traceback(
+    async def test_failures_have_no_traceback(
         self, session: BctrlSession, emulator: Emulator
     ) -> None:
         emulator.inject(Reply(307))
@@ -142,9 +142,7 @@ class TestAwaited:
             await batch.__aenter__()
         assert bulk.emulator.received.total() == 1
 
-    async def test_if_it_is_never_awaited_it_warns_that_nothing_was_stopped(
-        self, session: BctrlSession
-    ) -> None:
+    async def test_if_it_is_never_awaited_it_warns_of_that(self, session: BctrlSession) -> None:
         batch = session.stop_runtimes(CRM)
         with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
             del batch
@@ -173,7 +171,7 @@ class TestAwaited:
         assert not bulk.emulator.requests
 
     @pytest.mark.parametrize("name", ["concurrency", "deadline", "timeout", "journal_max_age"])
-    async def test_an_argument_that_is_out_of_range_is_named(
+    async def test_an_argument_out_of_range_is_named(
         self, session: BctrlSession, name: str
     ) -> None:
         with pytest.raises(BctrlConfigError, match=rf"^invalid {name}[: ]"):
@@ -208,9 +206,7 @@ class TestIteration:
         assert sorted(index for part in parts for index in part) == list(range(200))
 
     @pytest.mark.parametrize("is_woken", [False, True])
-    async def test_a_reader_that_is_cancelled_takes_nothing_from_the_next(
-        self, bulk: Bulk, *, is_woken: bool
-    ) -> None:
+    async def test_a_cancelled_reader_takes_nothing(self, bulk: Bulk, *, is_woken: bool) -> None:
         def cancel(_: object = None) -> None:
             asyncio.get_running_loop().call_soon(first.cancel)
 
@@ -238,9 +234,7 @@ class TestIteration:
 
 
 class TestProgress:
-    async def test_it_counts_what_is_done_and_the_report_is_not_ok_before_the_end(
-        self, bulk: Bulk
-    ) -> None:
+    async def test_it_counts_what_is_done_and_is_not_ok_before_the_end(self, bulk: Bulk) -> None:
         bulk.emulator.inject(Fault.HANG, alias="r4")
         async with bulk.stop(5) as batch:
             for _ in range(4):
@@ -254,9 +248,7 @@ class TestProgress:
             assert str(batch.report.ended_early) == "the bulk stop has not ended"
             assert batch.ended_early is None
 
-    async def test_the_targets_that_wait_to_be_retried_are_counted_by_reason(
-        self, bulk: Bulk
-    ) -> None:
+    async def test_targets_that_wait_to_be_retried_are_counted_by_reason(self, bulk: Bulk) -> None:
         bulk.emulator.inject(Fault.SERVER_ERROR, alias="r0")
         bulk.emulator.inject(Fault.DROP_BEFORE, alias="r1")
         async with bulk.stop(3, retry=RetryPolicy(base=60, cap=60)) as batch:
@@ -299,7 +291,7 @@ class TestBackpressure:
         running.cancel()
         await asyncio.wait([running])
 
-    async def test_all_stops_of_a_session_share_its_max_connections(
+    async def test_all_stops_share_max_connections(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(*[Fault.HANG] * 3)
@@ -330,9 +322,7 @@ class TestBackpressure:
             await wait_for_requests(bulk.emulator, 1 + 100 + 10 + 1)
             assert [outcome.result async for outcome in batch] == [STOPPED] * 289
 
-    async def test_targets_that_need_no_request_do_not_block_the_event_loop(
-        self, session: BctrlSession
-    ) -> None:
+    async def test_invalid_targets_do_not_block_the_event_loop(self, session: BctrlSession) -> None:
         running = asyncio.create_task(await_batch(session.stop_runtimes([("ws-1", "")] * 1000)))
         iterations = 0
         while not running.done():

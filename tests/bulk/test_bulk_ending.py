@@ -141,9 +141,7 @@ async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run
 
 
 @pytest.mark.parametrize("case", ["a worker is cancelled", "it is aborted", "its deadline passes"])
-async def test_the_wait_for_an_input_that_yields_nothing_more_ends_if(
-    session: BctrlSession, case: str
-) -> None:
+async def test_the_wait_for_a_silent_input_ends_if(session: BctrlSession, case: str) -> None:
     awaited = asyncio.Event()
 
     async def one_target() -> AsyncIterator[tuple[str, str]]:
@@ -209,7 +207,7 @@ class TestCoroutine:
 
         assert batch.report.total == 0
 
-    async def test_if_it_is_closed_its_journal_is_left_to_its_tasks(
+    async def test_if_closed_it_leaves_its_journal_to_its_tasks(
         self, bulk: Bulk, tmp_path: Path
     ) -> None:
         targets = add_runtimes(bulk.emulator, 10)
@@ -252,9 +250,7 @@ class TestStopReading:
         assert ASKED in str(report.ended_early)
 
     @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.SERVER_ERROR])
-    async def test_a_stop_that_may_have_taken_effect_is_retried(
-        self, bulk: Bulk, fault: Fault
-    ) -> None:
+    async def test_a_stop_that_may_have_worked_is_retried(self, bulk: Bulk, fault: Fault) -> None:
         bulk.emulator.inject(fault)
         batch = bulk.stop(3, concurrency=1, retry=RetryPolicy(base=0.05))
         running = await bulk.started(batch, 1)

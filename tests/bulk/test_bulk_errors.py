@@ -207,7 +207,7 @@ class TestError:
         assert isinstance(report.ended_early, BctrlRateLimitError)
         assert report.total <= 20
 
-    async def test_closing_the_session_rejects_what_is_throttled_just_then(
+    async def test_a_session_closed_meanwhile_rejects_what_is_throttled(
         self, emulator: Emulator
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED)
@@ -221,7 +221,7 @@ class TestError:
         assert emulator.received.total() == 1
         assert batch.report.counts == {StopResult.REJECTED: 1}
 
-    async def test_a_closed_session_is_raised_before_any_target_is_read(
+    async def test_a_closed_session_is_raised_before_a_target_is_read(
         self, connect: Connect
     ) -> None:
         session = connect()
@@ -232,7 +232,7 @@ class TestError:
                 await run(batch)
         assert batch.read == 0
 
-    async def test_a_bug_is_raised_once_every_target_is_recorded(
+    async def test_a_bug_is_raised_after_all_outcomes(
         self, bulk: Bulk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object) -> None:

@@ -55,7 +55,7 @@ def test_an_answered_single_stop_shows_that_the_server_is_up(simulate: Simulate)
     assert report.ended_early is None
 
 
-def test_a_canary_that_is_not_sent_is_no_answer(
+def test_a_canary_not_sent_is_no_answer(
     simulate: Simulate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: the server counted as up, so that each target used up its attempts."""
@@ -116,17 +116,13 @@ class TestGateway:
         assert simulation.stop(1).counts == {STOPPED: 1}
         assert len(simulation.reads) == reads
 
-    def test_many_targets_ask_hardly_more_canaries_than_a_single_target(
-        self, simulate: Simulate
-    ) -> None:
+    def test_many_targets_ask_hardly_more_canaries_than_one_does(self, simulate: Simulate) -> None:
         simulation = simulate(failing_first(*range(100), fail=unavailable, times=2))
 
         assert simulation.stop(100).counts == {STOPPED: 100}
         assert len(simulation.reads) < 40
 
-    def test_a_canary_without_an_answer_speaks_for_all_that_were_refused(
-        self, simulate: Simulate
-    ) -> None:
+    def test_a_canary_without_an_answer_speaks_for_all_refused(self, simulate: Simulate) -> None:
         """Fault: each call asked for itself, one after the other, where GETs get no answer."""
         simulation = simulate(down(10, 15, unavailable), 0.02)
         simulation.read_answer, simulation.read_latency = bad_gateway(), 2
@@ -140,9 +136,7 @@ class TestGateway:
         assert simulation.run(stop_while_it_is_refused).counts == {STOPPED: 100}
         assert simulation.seconds < 10 + 20
 
-    def test_a_single_call_that_others_overtake_spends_its_attempts(
-        self, simulate: Simulate
-    ) -> None:
+    def test_a_single_call_that_others_pass_spends_its_attempts(self, simulate: Simulate) -> None:
         async def scenario(session: BctrlSession) -> None:
             others = asyncio.create_task(stop_others(session))
             with pytest.raises(BctrlServerError):
@@ -160,7 +154,7 @@ class TestServerErrors:
     """A server that answers 500 to everything for a while."""
 
     @pytest.mark.parametrize(("lasts", "lost"), [(2, 10), (15, 60)])
-    def test_nearly_all_targets_are_stopped_before_the_deadline(
+    def test_nearly_all_targets_are_stopped(
         self, simulate: Simulate, lasts: float, lost: int
     ) -> None:
         """Fault: once the quota was exhausted, most targets were given up after an attempt."""
@@ -172,9 +166,7 @@ class TestServerErrors:
         assert len(simulation.requests) <= 1.2 * 3000
         assert simulation.seconds <= 60
 
-    def test_a_server_that_never_recovers_is_left_with_few_requests(
-        self, simulate: Simulate
-    ) -> None:
+    def test_a_server_that_never_recovers_gets_few_requests(self, simulate: Simulate) -> None:
         simulation = simulate(lambda _: server_error())
         report = simulation.stop(3000, deadline=120)
 

@@ -196,7 +196,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_target_that_is_ever_answered_is_stopped_although(
+def test_every_target_that_has_an_answer_is_stopped_although(
     simulate: Simulate, case: Case
 ) -> None:
     simulation = simulate(case.server)
@@ -253,9 +253,7 @@ class TestNeverAnswered:
         assert len(simulation.stops) <= 1 + 100 + 5
 
     @pytest.mark.parametrize("first", [throttled, server_error])
-    def test_a_response_to_an_earlier_attempt_does_not_count(
-        self, simulate: Simulate, first: Fail
-    ) -> None:
+    def test_earlier_attempts_do_not_count(self, simulate: Simulate, first: Fail) -> None:
         """Fault: it closed the breaker, so patience started anew."""
         simulation = simulate(lambda each: first() if each.at < 0.1 else disconnected())
 
@@ -305,7 +303,7 @@ class TestNeverAnswered:
 
 class TestOutage:
     @pytest.mark.parametrize("concurrency", [2, 100])
-    def test_four_minutes_cost_two_targets_at_most(
+    def test_four_minutes_cost_at_most_two_stops(
         self, simulate: Simulate, concurrency: int
     ) -> None:
         simulation = simulate(down(2, 242))
@@ -315,7 +313,7 @@ class TestOutage:
         assert report.counts[UNKNOWN] <= (2 if concurrency < 100 else 0)
 
     @pytest.mark.parametrize("fail", [refused, disconnected])
-    def test_stop_reading_waits_only_for_stops_that_may_have_taken_effect(
+    def test_stop_reading_waits_for_stops_that_may_have_worked(
         self, simulate: Simulate, fail: Fail
     ) -> None:
         simulation = simulate(down(2, 32, fail))

@@ -56,9 +56,7 @@ async def collect(targets: Targets) -> list[Target]:
 
 
 @pytest.mark.parametrize(("target", "count", "number"), KNOWN)
-def test_the_shard_of_a_target_is_a_known_number_for_ever(
-    target: tuple[str, str], count: int, number: int
-) -> None:
+def test_it_is_a_known_number_for_ever(target: tuple[str, str], count: int, number: int) -> None:
     assert shard_of(target, count) == number
 
 
@@ -93,7 +91,7 @@ def test_an_item_that_is_not_a_target_is_in_the_first(item: object) -> None:
     st.integers(1, 5),
     st.randoms(use_true_random=False),
 )
-def test_every_item_is_in_one_shard_from_any_order(
+def test_in_any_order_every_item_is_in_one(
     items: list[object], count: int, order: random.Random
 ) -> None:
     items.insert(0, ("ws", "first"))

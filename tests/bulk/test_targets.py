@@ -140,9 +140,7 @@ class TestInvalidInput:
             (RuntimeRef("ws-1", "a"), SINGLE),
         ],
     )
-    def test_what_is_no_iterable_of_targets_is_rejected_at_once(
-        self, given: object, kind: str
-    ) -> None:
+    def test_what_is_not_iterable_is_rejected_at_once(self, given: object, kind: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             BctrlSession("key").stop_runtimes(cast("Targets", given))
 
@@ -153,7 +151,7 @@ class TestInvalidInput:
         )
 
     @pytest.mark.parametrize("first", [None, {"ws-1": "a"}, ("ws-1", "a", "b"), b"ab"])
-    async def test_a_first_item_of_another_type_is_an_error_and_nothing_is_sent(
+    async def test_a_first_item_of_another_type_is_an_error(
         self, bulk: Bulk, first: object
     ) -> None:
         batch = bulk.session.stop_runtimes(untyped(first, ("ws-1", "b")))
@@ -241,9 +239,7 @@ class TestInvalidTarget:
         ],
         ids=lambda item: type(item).__name__,
     )
-    async def test_it_is_so_although_it_is_large_or_cannot_be_read(
-        self, bulk: Bulk, item: object
-    ) -> None:
+    async def test_it_may_be_large_or_fail_when_it_is_read(self, bulk: Bulk, item: object) -> None:
         outcome, error = await self.rejected(bulk, item)
 
         assert len(error) < 200

@@ -146,9 +146,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_runtime_is_polled_until_it_has_ended_or_time_is_up_if(
-    simulate: Simulate, case: Case
-) -> None:
+def test_a_runtime_is_polled_until_it_ends_or_time_is_up_if(simulate: Simulate, case: Case) -> None:
     simulation = simulate(case.server)
     report = simulation.stop(case.count, **{"verify": True, **case.options})
 
@@ -290,9 +288,7 @@ async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
     }
 
 
-async def test_the_batch_counts_polls_and_an_outcome_has_the_time_of_its_last(
-    emulator: Emulator, connect: Connect
-) -> None:
+async def test_polls_are_counted_and_date_the_outcome(emulator: Emulator, connect: Connect) -> None:
     emulator.inject(Fault.ACCEPTED)
     active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
     emulator.inject(Reply(200, body=active), Fault.HANG, method="GET")

@@ -253,9 +253,7 @@ class TestListing:
         assert (batch.report.ok, batch.report.total) == (False, 0)
         assert aliases_stopped(bulk) == set()
 
-    async def test_it_has_the_retries_and_the_timeout_of_the_run(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
+    async def test_it_is_retried_and_timed_out(self, emulator: Emulator, connect: Connect) -> None:
         emulator.inject(Fault.SERVER_ERROR, Fault.HANG, method="GET")
         policy = RetryPolicy(attempts=2, base=0.001)
         async with connect(timeout=1000) as session:

@@ -137,7 +137,7 @@ class TestComparison:
 class TestTrial:
     # Fault: a trial that nothing was throttled in held the rate for ever.
     @pytest.mark.parametrize("share", [0.1, 0.0])
-    def test_a_share_that_does_not_grow_restores_the_rate(
+    def test_if_the_share_stays_so_does_the_rate(
         self, tried: RefusalBaseline, share: float
     ) -> None:
         record(tried, 0.0, 20, 4)
@@ -170,9 +170,7 @@ class TestTrial:
             record(tenth, now, 9, 1)
             assert not tenth.covers(now)
 
-    def test_the_next_is_ten_seconds_later_and_then_twenty_up_to_a_minute(
-        self, tried: RefusalBaseline
-    ) -> None:
+    def test_the_next_is_later_each_time_up_to_a_minute(self, tried: RefusalBaseline) -> None:
         now = 0.0
         for apart in (10.0, 20.0, 40.0, 60.0, 60.0):
             assert end_trial(tried, now, 0.3) is None

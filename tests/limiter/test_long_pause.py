@@ -66,9 +66,7 @@ class TestPause:
         assert caught.value.retry_after == YEAR - 59
         assert now() == PROBE_INTERVAL - 1
 
-    async def test_while_each_probe_is_throttled_one_call_a_minute_is_sent(
-        self, limiter: Limiter
-    ) -> None:
+    async def test_while_probes_are_throttled_one_a_minute_is_sent(self, limiter: Limiter) -> None:
         """Fault: after one Retry-After with an epoch in it, every later call failed for years."""
         await answer(limiter, throttled(YEAR))
         admitted = []
@@ -84,7 +82,7 @@ class TestPause:
         assert admitted == [60.0, 120.0, 180.0]
 
     @pytest.mark.parametrize("retry_after", [30.0, 60.0])
-    async def test_a_retry_after_of_up_to_a_minute_is_kept_exactly(
+    async def test_up_to_a_minute_is_kept_exactly(
         self, limiter: Limiter, retry_after: float
     ) -> None:
         await answer(limiter, throttled(retry_after))
@@ -95,9 +93,7 @@ class TestPause:
 
         assert now() == pytest.approx(retry_after)
 
-    async def test_calls_whose_patience_exceeds_it_wait_for_probes_of_their_own(
-        self, limiter: Limiter
-    ) -> None:
+    async def test_patient_calls_wait_for_probes_of_their_own(self, limiter: Limiter) -> None:
         await answer(limiter, throttled(600.0))
         starts = []
 
