@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import virtual_time
 from aiohttp import web
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.bulk._run import Run
 from bctrl_async.emulator import Emulator
-
-_T = TypeVar("_T")
 
 Connect = Callable[..., BctrlSession]
 """The type of the fixture `connect`."""
@@ -166,27 +163,6 @@ def port_kept(url: str) -> Iterator[None]:
         unused.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         unused.bind(("127.0.0.1", int(url.rpartition(":")[2])))
         yield
-
-
-def run_in_virtual_time(
-    main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
-) -> tuple[_T, float]:
-    """Run a scenario with a session whose attempts are simulated.
-
-    Args:
-        main: The scenario.
-        rate: The rate of the session.
-
-    Returns:
-        The result of the scenario, and the virtual seconds that it took.
-    """
-
-    async def scenario() -> tuple[_T, float]:
-        async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
-            returned = await main(session)
-        return returned, asyncio.get_running_loop().time()
-
-    return virtual_time.run(scenario())
 
 
 def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
-from helpers import run_in_virtual_time
+import virtual_time
 from runtimes import runtime
 
 from bctrl_async import (
@@ -121,8 +121,13 @@ class Simulation:
     def run(
         self, main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
     ) -> _T:
-        returned, self.seconds = run_in_virtual_time(main, rate=rate)
-        return returned
+        async def scenario() -> _T:
+            async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
+                returned = await main(session)
+            self.seconds = virtual_time.now()
+            return returned
+
+        return virtual_time.run(scenario())
 
     def stop(
         self,

@@ -196,15 +196,6 @@ class TestIteration:
             await anext(batch)
         batch.close()
 
-    async def test_several_consumers_share_the_outcomes(self, bulk: Bulk) -> None:
-        async def consume(batch: StopBatch) -> list[int]:
-            return [outcome.index async for outcome in batch]
-
-        async with bulk.stop(200) as batch:
-            parts = await asyncio.gather(*(consume(batch) for _ in range(3)))
-
-        assert sorted(index for part in parts for index in part) == list(range(200))
-
     @pytest.mark.parametrize("is_woken", [False, True])
     async def test_a_cancelled_reader_takes_nothing(self, bulk: Bulk, *, is_woken: bool) -> None:
         def cancel(_: object = None) -> None:

@@ -86,15 +86,6 @@ def test_a_target_that_dies_once_it_is_stopped_is_no_canary_again(simulate: Simu
 class TestGateway:
     """A gateway's 503, which says nothing about the server behind it."""
 
-    @pytest.mark.parametrize("calls", [1, 100])
-    def test_thirty_seconds_cost_no_single_call(self, simulate: Simulate, calls: int) -> None:
-        stopped = simulate(down(0, 30, unavailable)).run(
-            lambda session: asyncio.gather(
-                *(session.stop_runtime(*target) for target in targets(calls))
-            )
-        )
-        assert stopped == [ANSWER] * calls
-
     @pytest.mark.parametrize(
         ("times", "others_answer", "reads"), [(1, None, 0), (2, None, 6), (2, False, 12)]
     )

@@ -62,16 +62,6 @@ class TestLifting:
         assert rate.delay(1000.0, 1) == pytest.approx(0.5)
         assert rate.delay(1001.0, 100) < math.inf
 
-    @pytest.mark.parametrize("steps_down", [True, False])
-    def test_a_limit_that_is_gone_is_forgotten(self, *, steps_down: bool) -> None:
-        rate = limited()
-        rate.on_start(1.0)
-        if steps_down:
-            rate.on_throttled(2.0, None, 1)
-        assert not rate.is_unlimited
-        rate.on_start(1000.0)
-        assert rate.is_unlimited
-
     @pytest.mark.parametrize("recovered", [False, True])
     def test_a_limit_that_only_the_dead_have_shown_is_lifted(self, *, recovered: bool) -> None:
         """Fault: a cluster of dead targets kept the others at a crawl, each slower by a step."""
@@ -116,13 +106,6 @@ class TestTargetsOfTheirOwn:
         # Nobody has been answered since its next attempt, and of a first nothing is known.
         assert not rate.throttles_alone(12.0)
         assert not rate.throttles_alone(math.inf)
-
-    def test_its_retry_after_is_kept(self) -> None:
-        rate = AdaptiveRate()
-        for _ in range(10):
-            rate.on_success(0.0)
-        rate.on_throttled(0.0, 5.0, 1, 0.0)
-        assert rate.delay(0.0, 0) == 5.0
 
 
 class TestGrowthAndPauses:

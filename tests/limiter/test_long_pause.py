@@ -154,6 +154,16 @@ class TestAnswerOfAProbe:
 
         assert now() == pytest.approx(65.0)
 
+    async def test_after_the_pause_has_passed_it_changes_nothing(self, limiter: Limiter) -> None:
+        await answer(limiter, throttled(90.0))
+        await asyncio.sleep(PROBE_INTERVAL)
+        await limiter.acquire(PATIENCE)
+        await asyncio.sleep(31.0)
+        limiter.release("a runtime")
+        await answer(limiter, "a runtime")
+
+        assert now() == pytest.approx(91.0)
+
     async def test_a_rate_that_was_asked_for_is_kept_after_the_pause(self) -> None:
         limiter = Limiter(10, AdaptiveRate(0.1))
         await wait_for_probe(limiter)

@@ -34,20 +34,6 @@ class TestPatience:
 
         assert now() == pytest.approx(50.1)
 
-    async def test_if_it_ends_no_other_waiter_fails(self) -> None:
-        limiter = Limiter(10, AdaptiveRate())
-        await limiter.acquire(60.0)
-        await answer(limiter, throttled(10.0))
-        retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=11.0))
-        call = asyncio.create_task(limiter.acquire(60.0))
-        await asyncio.sleep(5.0)
-        limiter.release(throttled(30.0))
-        with pytest.raises(BctrlRateLimitError):
-            await retry
-        await call
-
-        assert now() == pytest.approx(35.0)
-
     async def test_the_sessions_own_pause_is_waited_for_without_any(self) -> None:
         """Fault: the session's own pause was reported as a Retry-After beyond the patience."""
         limiter = Limiter(10, AdaptiveRate())

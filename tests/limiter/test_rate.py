@@ -60,18 +60,10 @@ def refusing(since: float, until: float) -> Server:
 
 @dataclass(frozen=True)
 class Case:
-    """Stops at a server, and what they come to.
+    """So many stops at a new server, and the most seconds and throttled requests (a share).
 
-    Attributes:
-        server: Makes the server.
-        count: The number of stops.
-        seconds: The most that they take.
-        throttled: The most requests that are throttled, as a share.
-        latency: The seconds of an answer, or takes the number in flight and returns them.
-        at_once: The stops are single calls that start together; else a hundred workers make them.
-        limit: The most attempts in flight.
-        server_limit: The attempts in flight that the server accepts.
-        seed: The seed of the jitter.
+    A hundred workers make them, unless all start `at_once`. `latency` may depend on the number of
+    attempts in flight, of which the server accepts `server_limit`.
     """
 
     server: Callable[[], Server]
