@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -52,13 +53,9 @@ def cancel_tasks(running: Running) -> None:
 
 ENDINGS: dict[str, tuple[Callable[[Running], object], dict[StopResult, int], str]] = {
     # Two workers have two stops in flight each.
-    "the deadline": (lambda _: pass_time(10), {UNKNOWN: 4, NOT_SENT: 96}, "deadline"),
+    "the deadline": (lambda _: pass_time(20), {UNKNOWN: 4, NOT_SENT: 96}, "deadline"),
     "abort": (lambda run: run.batch.abort(), {UNKNOWN: 4, NOT_SENT: 96}, "abort"),
-    "a cancelled run": (
-        lambda running: running.task.cancel(),
-        {UNKNOWN: 4, NOT_SENT: 96},
-        "cancel",
-    ),
+    "a cancelled run": (lambda run: run.task.cancel(), {UNKNOWN: 4, NOT_SENT: 96}, "cancel"),
     # No worker can be asked any more.
     "cancelled tasks": (cancel_tasks, {UNKNOWN: 100}, "cancel"),
 }
@@ -70,16 +67,17 @@ class TestEnding:
         self,
         cluster: SmallCluster,
         emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
         *,
         end: Callable[[Running], object],
         counts: dict[StopResult, int],
         said: str,
     ) -> None:
+        monkeypatch.setattr(bctrl_async.dask, "_GRACE", BOUND)
         targets, journal = faulty(emulator, Fault.HANG, 100), tmp_path / "night.jsonl"
-        running = await begin(
-            cluster, emulator, targets, 4, deadline=10.0, journal=journal, **OPTIONS
-        )
+        options: Any = {"deadline": 20.0, "journal": journal, **OPTIONS}
+        running = await begin(cluster, emulator, targets, 4, **options)
         end(running)
         report = await running.ended()
 
@@ -222,6 +220,8 @@ async def remote(
     """A cluster with one worker whose scheduler is another process; nothing waits long for it."""
     del emulator_environment
     monkeypatch.setattr(bctrl_async.dask, "_GRACE", 0.3)
+    # An answer that was asked for before the scheduler hangs is awaited so long.
+    monkeypatch.setattr(bctrl_async.dask, "_PATIENCE", BOUND / 2)
     with scheduler_process() as (process, address):
         async with small_cluster(1, scheduler_address=address) as cluster:
             yield cluster, process

@@ -184,14 +184,18 @@ class TestLoss:
         assert report.ended_early is None
 
 
+def told(index: int, result: StopResult) -> StopOutcome:
+    """Return the outcome of a target by the word of a worker."""
+    target, state = RuntimeRef("ws-1", f"r{index}"), RuntimeState.UNCONFIRMED
+    return StopOutcome(index=index, target=target, result=result, state=state)
+
+
 def chunk_of(count: int, begins: int, *messages: StopResult) -> Chunk:
     """Make a chunk with the words of a worker about its first targets."""
     chunk = Chunk([(index, RuntimeRef("ws-1", f"r{index}")) for index in range(count)])
     chunk.begins = begins
     for index, result in enumerate(messages):
-        target, state = chunk.targets[index], RuntimeState.UNCONFIRMED
-        said = StopOutcome(index=index, target=target, result=result, state=state)
-        assert list(chunk.add(said)) == []
+        assert list(chunk.add(told(index, result))) == []
     return chunk
 
 
@@ -215,6 +219,13 @@ class TestChunk:
     ) -> None:
         [outcome] = chunk_of(1, begins, *messages).end(BctrlError("its workers died"))
         assert (outcome.index, outcome.result) == (0, result)
+
+    def test_a_target_that_is_known_to_be_gone_has_no_second_outcome(self) -> None:
+        chunk = chunk_of(1, 2)
+        gone = told(0, StopResult.NOT_FOUND)
+        assert list(chunk.add(gone)) == [gone]
+        assert list(chunk.add(told(0, UNKNOWN))) == []
+        assert list(chunk.end(BctrlError("its workers died"))) == []
 
     @pytest.mark.parametrize(
         ("begins", "is_told", "result"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -17,13 +16,6 @@ from wire import GET, KEY, LIST, STOP, Wire, ask, errors_against_contract, path_
 from yarl import URL
 
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply
-
-
-@pytest.fixture
-async def wire(emulator: Emulator) -> AsyncIterator[Wire]:
-    async with Wire(emulator) as wire:
-        yield wire
-
 
 # Answers.
 
@@ -156,15 +148,15 @@ def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:
     assert emulator.received == dict.fromkeys(targets, 1)
 
 
-async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator, wire: Wire) -> None:
+async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator) -> None:
     emulator.inject(Fault.SERVER_ERROR)
     packed = gzip.compress(b"{}")
     path = f"{path_of('ws-1', '%63rm')}?x=/1"
-    await wire.send(path, packed=packed)
-    await wire.answer()
+    async with Wire(emulator) as wire:
+        await wire.send(path, packed=packed)
+        await wire.answer()
     pass_time(40)
-    await wire.send("/v1")
-    await wire.answer()
+    await ask(emulator, "/v1")
 
     received, later = emulator.requests
     assert received == ReceivedRequest(

@@ -77,7 +77,9 @@ class TestWithoutStore:
                 raise OSError("no such device")
 
         pace = Broken(rate=100)
-        await Member(pace).bulk(250)
+        member = Member(pace)
+        await member.bulk(250)
+        await member.close()
 
         assert pace.opened == 3
         assert "(OSError: no such device)" in caplog.text
