@@ -206,20 +206,20 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("database", "command", "problem"),
         [
-            ("", "ACL SETUSER default -hset", "ACL failure"),
-            ("", "REPLICAOF 127.0.0.1 1", "ReadOnlyError"),
-            ("", "SET bctrl-async:{default}:schedule text", "WRONGTYPE"),
-            ("99", "PING", "DB index"),
-            ("", "ACL SETUSER default >s3cret resetpass", "AuthenticationError"),
+            (0, "ACL SETUSER default -hset", "ACL failure"),
+            (0, "REPLICAOF 127.0.0.1 1", "ReadOnlyError"),
+            (0, "SET bctrl-async:{default}:schedule text", "WRONGTYPE"),
+            (99, "PING", "DB index"),
+            (0, "ACL SETUSER default resetpass", "AuthenticationError"),
         ],
     )
     async def test_a_server_that_cannot_keep_the_pace_is_an_error(
-        self, server: RedisServer, database: str, command: str, problem: str
+        self, server: RedisServer, database: int, command: str, problem: str
     ) -> None:
         await execute(server.url, *command.split())
-        pace = RedisPace(server.url.replace("//", "//default:guess@") + database, rate=200)
+        url = f"redis://default:s3cret@127.0.0.1:{server.port}/{database}"
         with pytest.raises(BctrlConfigError, match=f"as configured .{problem}"):
-            await lease(pace)
+            await lease(RedisPace(url, rate=200))
 
     @pytest.mark.parametrize(
         ("scheme", "answer", "is_error"),
