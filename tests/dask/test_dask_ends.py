@@ -158,17 +158,6 @@ class TestEnding:
 
         assert (await running.ended()).counts == {UNKNOWN: 5}
 
-    async def test_a_run_whose_coroutine_is_closed_leaves_nothing_behind(
-        self, cluster: SmallCluster, emulator: Emulator
-    ) -> None:
-        batch = stop_runtimes(cluster.client, faulty(emulator, Fault.HANG, 50), chunk_size=5)
-        batch.send(None)
-        await wait_for_requests(emulator, 1)
-        batch.close()
-        await asyncio.wait(batch._run._tasks)
-
-        assert batch.report.counts.total() == 50
-
     async def test_a_slow_reader_does_not_hold_up_the_end(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:
