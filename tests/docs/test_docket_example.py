@@ -302,13 +302,7 @@ asyncio.run(worker.main())
 
 
 class Backend:
-    """The processes of the example, with a queue in Redis.
-
-    Args:
-        folder: The folder of the stops.
-        queue: The URL of the Redis server.
-        environment: The environment; the app has no API key.
-    """
+    """The processes of the example, with a queue in Redis at a URL. The app has no API key."""
 
     def __init__(self, folder: Path, queue: str, environment: pytest.MonkeyPatch) -> None:
         self.folder = folder

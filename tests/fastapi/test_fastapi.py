@@ -68,15 +68,28 @@ def answer_with(error: BctrlError) -> httpx2.Response:
 
 
 class TestLifespan:
-    def test_the_session_is_open_while_the_app_runs_and_closed_after_it(
-        self, connect: Connect
+    @pytest.mark.parametrize("state", [None, {"bctrl_session": "not one", "greeting": "hello"}])
+    def test_the_session_is_open_around_the_inner_lifespan_whose_state_is_kept(
+        self, state: dict[str, str] | None, connect: Connect
     ) -> None:
-        app = app_for(connect)
-        seen = []
+        seen: list[BctrlSession] = []
+
+        @asynccontextmanager
+        async def inner(app: FastAPI) -> AsyncIterator[Any]:
+            seen.append(app.state.bctrl_session)
+            yield state
+            assert not seen[-1].closed
+
+        app = app_for(connect, inner=inner)
+
+        @app.get("/greeting")
+        async def greeting(request: Request, session: BctrlDep) -> str | None:
+            assert session is seen[-1]
+            return getattr(request.state, "greeting", None)
+
         for _ in range(2):  # An app can start again, with a new session.
-            with TestClient(app):
-                seen.append(app.state.bctrl_session)
-                assert not seen[-1].closed
+            with TestClient(app) as client:
+                assert client.get("/greeting").json() == (state or {}).get("greeting")
             assert seen[-1].closed
         assert seen[0] is not seen[1]
 
@@ -99,29 +112,6 @@ class TestLifespan:
         with pytest.raises(BctrlConfigError, match="Pass it to the BctrlSession") as error:
             lifespan(connect, pace=FilePace(tmp_path / "pace", rate=100))
         assert error.value.argument == "pace"
-
-    @pytest.mark.parametrize("state", [None, {"bctrl_session": "not one", "greeting": "hello"}])
-    def test_the_inner_lifespan_runs_inside_and_its_state_is_kept(
-        self, state: dict[str, str] | None, connect: Connect
-    ) -> None:
-        closed: list[bool] = []
-
-        @asynccontextmanager
-        async def inner(app: FastAPI) -> AsyncIterator[Any]:
-            closed.append(app.state.bctrl_session.closed)
-            yield state
-            closed.append(app.state.bctrl_session.closed)
-
-        app = app_for(connect, inner=inner)
-
-        @app.get("/greeting")
-        async def greeting(request: Request) -> str | None:
-            return getattr(request.state, "greeting", None)
-
-        with TestClient(app) as client:
-            assert client.post(STOP).status_code == 200
-            assert client.get("/greeting").json() == (state or {}).get("greeting")
-        assert closed == [False, False]
 
     async def test_the_session_is_found_without_the_lifespan_state(self, connect: Connect) -> None:
         app = app_for(connect)
