@@ -5,13 +5,12 @@ sphinx-build docs docs/_build && BCTRL_DOCS_HTML=docs/_build pytest tests/docs/t
 
 from __future__ import annotations
 
-import html.parser
 import os
 import re
 from collections.abc import AsyncIterator
 from importlib import import_module
 from pathlib import Path
-from urllib.parse import quote, unquote, urldefrag, urlsplit
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -34,23 +33,6 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromi
 needs_pagefind = pytest.mark.skipif(
     not (SITE / "pagefind").exists(), reason="the docs were built without pagefind"
 )
-
-
-class Links(html.parser.HTMLParser):
-    """The links and the anchors of a page."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.anchors = {""}
-        self.feed(page.read_text("utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name == "id" and value:
-                self.anchors.add(value)
-            elif value and (name == "src" or (name == "href" and tag in {"a", "link"})):
-                self.links.append(value)
 
 
 @pytest.fixture
@@ -192,24 +174,9 @@ async def test_the_search_of_sphinx_finds_numbers_as_well(tab: Tab, word: str) -
     await tab.wait_for(f"{hits}.some(each => each.pathname.includes('reference/outcomes'))")
 
 
-def test_every_link_of_a_page_has_a_target() -> None:
-    pages = {SITE / page: Links(SITE / page) for page in PAGES}
-    missing = []
-    for page, parsed in pages.items():
-        for link in parsed.links:
-            path, anchor = urldefrag(link)
-            if urlsplit(path).scheme or path.startswith("//"):
-                continue
-            target = (page.parent / unquote(urlsplit(path).path)).resolve() if path else page
-            known = pages[target].anchors if target in pages else {anchor}
-            if not target.exists() or unquote(anchor) not in known:
-                missing.append(f"{page.relative_to(SITE)}: {link}")
-    assert missing == []
-
-
 def test_the_table_of_the_reference_has_every_public_name() -> None:
-    links = Links(SITE / "reference" / "index.html").links
-    listed = {urldefrag(link).fragment for link in links}
+    page = (SITE / "reference" / "index.html").read_text("utf-8")
+    listed = set(re.findall(r'href="[^"#]*#([\w.]+)"', page))
     extras = ("dask", "emulator", "fastapi", "otel", "pace", "redis", "testing")
     modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
     names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
