@@ -22,11 +22,12 @@ from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.emulator import Emulator, Fault
 
+Log = pytest.LogCaptureFixture
 PACKAGE = Path(bctrl_async.__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _capture_debug(caplog: pytest.LogCaptureFixture) -> None:
+def _capture_debug(caplog: Log) -> None:
     caplog.set_level(logging.DEBUG, "bctrl_async")
 
 
@@ -65,7 +66,7 @@ async def test_a_retry_is_logged_with_its_reason_and_delay(  # noqa: PLR0917 - a
     emulator: Emulator,
     session: BctrlSession,
     pauses: list[float],
-    caplog: pytest.LogCaptureFixture,
+    caplog: Log,
     call: Call,
     fault: Fault,
     text: str,
@@ -92,7 +93,7 @@ async def test_a_retry_is_logged_with_its_reason_and_delay(  # noqa: PLR0917 - a
     }
 
 
-async def test_each_probe_of_an_outage_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_probe_of_an_outage_is_logged(caplog: Log) -> None:
     policy = RetryPolicy(base=0.001, cap=0.001)
     with unused_url() as url:
         async with BctrlSession("key", base_url=url, retry=policy) as session:
@@ -102,9 +103,7 @@ async def test_each_probe_of_an_outage_is_logged(caplog: pytest.LogCaptureFixtur
     assert len(retries) == report.retries > 0
 
 
-async def test_successes_permanent_errors_and_complete_runs_at_a_rate_log_nothing(
-    connect: Connect, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_calls_that_settle_at_once_log_nothing(connect: Connect, caplog: Log) -> None:
     # The rate of the session is not logged as throttling.
     async with connect(rate=1000.0) as session:
         await session.stop_runtime("ws-1", "crm")
@@ -117,7 +116,7 @@ async def test_successes_permanent_errors_and_complete_runs_at_a_rate_log_nothin
 
 
 def test_the_start_and_the_end_of_throttling_are_logged_once_each(
-    caplog: pytest.LogCaptureFixture,
+    caplog: Log,
 ) -> None:
     async def throttle_then_recover() -> None:
         limiter = Limiter(10, AdaptiveRate())
@@ -146,9 +145,7 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
 
 
 class TestEarlyEnd:
-    async def test_it_is_a_warning_with_its_reason_and_counts(
-        self, emulator: Emulator, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_it_is_a_warning_with_its_counts(self, emulator: Emulator, caplog: Log) -> None:
         async with BctrlSession("wrong", base_url=emulator.url) as session:
             report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(500)])
 
@@ -165,7 +162,7 @@ class TestEarlyEnd:
 
     @pytest.mark.parametrize("how", ["stop_reading", "abort", "deadline", "cancel", "leave"])
     async def test_it_is_no_warning_if_the_caller_asked_for_it(
-        self, connect: Connect, caplog: pytest.LogCaptureFixture, how: str
+        self, connect: Connect, caplog: Log, how: str
     ) -> None:
         async with connect() as session:
             deadline = 0.001 if how == "deadline" else None
@@ -187,9 +184,7 @@ class TestEarlyEnd:
         assert record.levelno == logging.INFO
         assert record.getMessage().startswith("a bulk stop ended early, with ")
 
-    async def test_it_is_a_warning_if_the_input_failed(
-        self, session: BctrlSession, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_a_failed_input_is_a_warning(self, session: BctrlSession, caplog: Log) -> None:
         with pytest.raises(ZeroDivisionError):
             await session.stop_runtimes(("ws-1", f"r{1 // number}") for number in (1, 0))
         assert [record.levelname for record in caplog.records] == ["WARNING"]

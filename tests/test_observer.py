@@ -33,6 +33,8 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 
+Log = pytest.LogCaptureFixture
+
 
 class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserver):
     """Records every event, and observes all calls, stops, reads and attempts itself."""
@@ -304,11 +306,7 @@ class TestHeaders:
         [{"Authorization": "Bearer mine"}, {"X-Split": "a\r\nX-Other: b"}, ["no mapping"]],
     )
     async def test_invalid_headers_are_left_out_and_logged(
-        self,
-        emulator: Emulator,
-        connect: Connect,
-        caplog: pytest.LogCaptureFixture,
-        headers: Mapping[str, str],
+        self, emulator: Emulator, connect: Connect, caplog: Log, headers: Mapping[str, str]
     ) -> None:
         async with connect(observer=Recorder(headers)) as session:
             await session.stop_runtime("ws-1", "crm")
@@ -328,7 +326,7 @@ OBSERVERS = {
 
 @pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)
 async def test_an_error_of_an_observer_is_logged_and_changes_nothing(
-    emulator: Emulator, connect: Connect, caplog: pytest.LogCaptureFixture, observer: Observer
+    emulator: Emulator, connect: Connect, caplog: Log, observer: Observer
 ) -> None:
     emulator.add_runtime("ws-1", "mail")
     async with connect(observer=observer) as session:
@@ -366,9 +364,7 @@ class TestStats:
         assert before == SessionStats()
         assert msgspec.json.decode(msgspec.json.encode(stats))["failed"] == failed
 
-    async def test_calls_in_flight_and_waiting_are_counted(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
+    async def test_calls_in_flight_are_counted(self, emulator: Emulator, connect: Connect) -> None:
         emulator.inject(*[Fault.HANG] * 5)
         async with connect(max_connections=2) as session:
             calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(5)]
@@ -384,9 +380,7 @@ class TestStats:
             # Those that waited had not started an attempt.
             assert session.stats == SessionStats(attempts=2, cancelled=2)
 
-    async def test_a_call_between_two_attempts_is_waiting(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
+    async def test_a_call_that_backs_off_waits(self, emulator: Emulator, connect: Connect) -> None:
         emulator.inject(Fault.SERVER_ERROR)
         async with connect(retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
             call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))

@@ -205,7 +205,7 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
     assert (point.count, point.explicit_bounds[0]) == (1, 0.005)
 
 
-async def test_the_current_span_is_the_parent_and_each_attempt_carries_its_context(
+async def test_the_current_span_is_the_parent_and_its_context_is_sent(
     traced: Traced,
 ) -> None:
     traced.emulator.inject(Fault.SERVER_ERROR)
@@ -286,9 +286,7 @@ class TestBulk:
         counted = traced.counts("bctrl.stop.outcomes", "bctrl.result")
         assert counted == {result.value: count for result, count in report.counts.items()}
 
-    async def test_without_spans_of_its_stops_it_still_counts(
-        self, traced: Traced, connect: Connect
-    ) -> None:
+    async def test_without_spans_of_stops_it_counts(self, traced: Traced, connect: Connect) -> None:
         traced.emulator.inject(Fault.SERVER_ERROR)
         async with connect(observer=traced.observer(spans_in_bulk=False)) as session:
             await bulk(session)

@@ -19,6 +19,7 @@ from bctrl_async.otel import OpenTelemetry
 from bctrl_async.pace import FilePace
 from bctrl_async.redis import RedisPace
 
+Call = Callable[..., object]
 Types = type | tuple[type, ...]
 Arguments = dict[Types, str]
 """The arguments of a function, by the types of wrong values that they take."""
@@ -33,7 +34,7 @@ def read_all_journals(paths: Any, targets: Any = None, max_age: Any = None) -> o
     return list(read_journals(paths, targets, max_age=max_age))
 
 
-FUNCTIONS: dict[Callable[..., object], Arguments] = {
+FUNCTIONS: dict[Call, Arguments] = {
     BctrlSession: {
         NUMBER: "timeout rate",
         int: "max_connections",
@@ -93,9 +94,7 @@ def each_argument(table: Mapping[Any, Arguments]) -> list[object]:
     ]
 
 
-def wrong_calls(
-    call: Callable[..., object], name: str, accepted: Types
-) -> Iterator[dict[str, object]]:
+def wrong_calls(call: Call, name: str, accepted: Types) -> Iterator[dict[str, object]]:
     """Yield the arguments of calls in which one argument has a wrong type."""
     parameters = inspect.signature(call).parameters.values()
     needed = {each.name for each in parameters if each.default is each.empty} & VALID.keys()
@@ -108,7 +107,7 @@ def wrong_calls(
 
 @pytest.mark.parametrize(("function", "name", "accepted"), each_argument(FUNCTIONS))
 def test_a_wrong_type_is_rejected_by_name(
-    function: Callable[..., object], name: str, accepted: Types, monkeypatch: pytest.MonkeyPatch
+    function: Call, name: str, accepted: Types, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", "k")
     for arguments in wrong_calls(function, name, accepted):
@@ -144,9 +143,7 @@ def test_the_error_says_what_the_argument_takes() -> None:
         ("redis", "redis", "redis-py"),
     ],
 )
-def test_without_an_extra_the_import_says_what_to_install(
-    module: str, package: str, name: str
-) -> None:
+def test_without_an_extra_the_import_names_it(module: str, package: str, name: str) -> None:
     program = f"import sys; sys.modules['{package}'] = None; import bctrl_async.{module}"
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True

@@ -78,9 +78,7 @@ def test_process_1_of_the_image_is_the_command_and_not_root() -> None:
 
 
 class TestKubernetes:
-    def test_the_cron_job_stops_every_target_with_a_journal_that_is_kept(
-        self, capsys: Capture
-    ) -> None:
+    def test_the_cron_job_stops_all_with_a_journal_that_is_kept(self, capsys: Capture) -> None:
         claim, cron_job = yaml.safe_load_all(example("kubernetes/cronjob.yaml"))
         assert cron_job["spec"]["concurrencyPolicy"] == "Forbid"
         pod = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]

@@ -45,9 +45,7 @@ class TestBulkScript:
         del api  # It has changed the folder.
         save("clean_up.py", script("bulk-script.md", "import asyncio"))
 
-    async def test_ctrl_c_waits_for_requests_in_flight_and_the_next_run_sends_the_rest(
-        self, api: HoldingEmulator
-    ) -> None:
+    async def test_ctrl_c_waits_and_the_next_run_sends_the_rest(self, api: HoldingEmulator) -> None:
         first = await start(*BULK)
         await wait_for_requests(api, 100)
         beside, _, _ = await finish(await start(*BULK))

@@ -33,6 +33,8 @@ STOP = "/workspaces/ws-1/runtimes/r0/stop"
 SECRET = "text of the api"
 PROBLEM = "application/problem+json"
 
+Log = pytest.LogCaptureFixture
+
 once = RetryPolicy(attempts=1, patience=0)
 
 
@@ -106,9 +108,7 @@ class TestLifespan:
             assert client.post(STOP).json()["status"] == "stopped"
         assert (tmp_path / "pace").exists()
 
-    def test_a_pace_is_not_silently_lost_beside_make_session(
-        self, connect: Connect, tmp_path: Path
-    ) -> None:
+    def test_a_pace_is_not_lost_beside_make_session(self, connect: Connect, tmp_path: Path) -> None:
         with pytest.raises(BctrlConfigError, match="Pass it to the BctrlSession") as error:
             lifespan(connect, pace=FilePace(tmp_path / "pace", rate=100))
         assert error.value.argument == "pace"
@@ -131,9 +131,7 @@ class TestLifespan:
             pass
         assert app.state.bctrl_session.closed
 
-    def test_without_the_lifespan_the_log_has_advice(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_without_the_lifespan_the_log_has_advice(self, caplog: Log) -> None:
         app = app_for(BctrlSession)
         answer = TestClient(app).post(STOP)
         assert answer.status_code == 500
@@ -142,9 +140,7 @@ class TestLifespan:
 
 
 class TestDependency:
-    def test_it_works_in_routers_and_in_background_tasks(
-        self, connect: Connect, emulator: Emulator
-    ) -> None:
+    def test_it_works_in_background_tasks(self, connect: Connect, emulator: Emulator) -> None:
         router = APIRouter(prefix="/later")
 
         @router.post("/{alias}", status_code=202)
@@ -192,9 +188,7 @@ class TestDependency:
                 assert (closed.value.code, closed.value.reason) == (code, reason)
 
     @pytest.mark.parametrize("left", [WebSocketDisconnect(1006), RuntimeError("closed already")])
-    async def test_a_websocket_whose_client_has_disconnected_is_not_another_error(
-        self, left: Exception
-    ) -> None:
+    async def test_a_websocket_that_has_gone_is_no_other_error(self, left: Exception) -> None:
         app = FastAPI()
         add_exception_handlers(app)
 
@@ -259,7 +253,7 @@ ROWS = [
 class TestProblems:
     @pytest.mark.parametrize(("error", "status", "slug"), ROWS)
     def test_every_error_has_a_type_and_a_status_and_none_of_the_apis_text(
-        self, error: BctrlError, status: int, slug: str, caplog: pytest.LogCaptureFixture
+        self, error: BctrlError, status: int, slug: str, caplog: Log
     ) -> None:
         answer = answer_with(with_secrets(error))
 
@@ -297,9 +291,7 @@ class TestProblems:
             ("", False),
         ],
     )
-    def test_only_identifiers_of_the_api_are_passed_on(
-        self, text: str, *, is_passed_on: bool
-    ) -> None:
+    def test_only_identifiers_are_passed_on(self, text: str, *, is_passed_on: bool) -> None:
         body = problem(errors.BctrlNotFoundError("", code=text, request_id=text))
         assert (body.code, body.request_id) == ((text, text) if is_passed_on else (None, None))
 
@@ -310,9 +302,7 @@ class TestProblems:
             (True, "The bctrl API did not confirm that the runtime stopped."),
         ],
     )
-    def test_a_stop_that_was_sent_is_not_called_left_over(
-        self, detail: str, *, may_have_stopped: bool
-    ) -> None:
+    def test_a_sent_stop_is_not_left_over(self, detail: str, *, may_have_stopped: bool) -> None:
         assert problem(BctrlError("", may_have_stopped=may_have_stopped)).detail == detail
 
     @pytest.mark.parametrize(

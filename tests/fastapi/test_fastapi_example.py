@@ -26,6 +26,8 @@ from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
 
 from bctrl_async.emulator import Emulator, Fault, Reply
 
+Patch = pytest.MonkeyPatch
+
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 PRODUCTION = (EXAMPLE.parents[1] / "how-to" / "fastapi-production.md").read_text("utf-8")
 
@@ -38,16 +40,14 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def example(monkeypatch: Patch) -> ModuleType:
     monkeypatch.syspath_prepend(EXAMPLE)
     monkeypatch.delitem(sys.modules, "app", raising=False)
     return importlib.import_module("app")
 
 
 @pytest.fixture
-def client(
-    example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[TestClient]:
+def client(example: ModuleType, emulator: Emulator, monkeypatch: Patch) -> Iterator[TestClient]:
     """A client of the example, which sends the token."""
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
@@ -93,7 +93,7 @@ class TestRuns:
         assert (report["counts"], len(report["failures"])) == ({"rejected": 1001}, 1000)
 
     def test_a_report_is_not_kept_for_long(
-        self, client: TestClient, example: ModuleType, monkeypatch: pytest.MonkeyPatch
+        self, client: TestClient, example: ModuleType, monkeypatch: Patch
     ) -> None:
         monkeypatch.setattr(example, "KEEP", 0.0)
         run = client.post("/runs", json=[("ws-1", "r1")]).json()
@@ -111,26 +111,19 @@ class TestWhoMayStop:
             {"Authorization": "", "Cookie": f"token={TOKEN}"},
         ],
     )
-    @pytest.mark.parametrize(
-        ("method", "path"), [("POST", "/runs"), ("GET", "/runs/r"), ("POST", "/runs/r/cancel")]
-    )
+    @pytest.mark.parametrize("call", ["POST /runs", "GET /runs/r", "POST /runs/r/cancel"])
     def test_a_request_without_the_token_stops_nothing(
-        self,
-        client: TestClient,
-        emulator: Emulator,
-        method: str,
-        path: str,
-        headers: dict[str, str],
+        self, client: TestClient, emulator: Emulator, call: str, headers: dict[str, str]
     ) -> None:
         """Fault: whoever could reach the example could stop everything."""
         encoded = {name.encode(): value.encode() for name, value in headers.items()}
-        answer = client.request(method, path, json=[("ws-1", "r1")], headers=encoded)
+        answer = client.request(*call.split(), json=[("ws-1", "r1")], headers=encoded)
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert emulator.requests == []
 
     @pytest.mark.parametrize("token", ["", TOKEN])
     def test_without_a_configured_token_nobody_is_let_in(
-        self, client: TestClient, emulator: Emulator, token: str, monkeypatch: pytest.MonkeyPatch
+        self, client: TestClient, emulator: Emulator, token: str, monkeypatch: Patch
     ) -> None:
         monkeypatch.setenv("APP_TOKEN", "")
         headers = {"Authorization": f"Bearer {token}"}
@@ -248,9 +241,7 @@ class TestShutdown:
         assert (answer.status_code, body["type"]) == (504, "urn:bctrl-async:problem:timeout")
         assert (body["mayHaveStopped"], body["alias"]) == (True, "r0")
 
-    async def test_it_cancels_a_stop_that_takes_longer(
-        self, slow: Emulator, tmp_path: Path
-    ) -> None:
+    async def test_it_cancels_a_longer_stop(self, slow: Emulator, tmp_path: Path) -> None:
         slow.inject(Fault.HANG)
         answer = await self.stop_and_end(slow, tmp_path, "1", attempt=60, limit=60)
         assert (answer.status_code, answer.text) == (500, "Internal Server Error")
@@ -305,9 +296,7 @@ class TestPage:
         assert len(slow.requests) == 301
         assert tab.errors == []
 
-    async def test_a_no_to_the_question_stops_nothing(
-        self, slow: Emulator, server: Uvicorn, tab: Tab
-    ) -> None:
+    async def test_a_no_stops_nothing(self, slow: Emulator, server: Uvicorn, tab: Tab) -> None:
         await tab.open(server.url)
         await tab.run("""{
             window.confirm = text => { window.asked = text; return false }
@@ -318,9 +307,7 @@ class TestPage:
         await tab.wait_for("window.asked")
         assert slow.requests == []
 
-    async def test_a_cancelled_run_says_why_it_ended(
-        self, slow: Emulator, server: Uvicorn, tab: Tab
-    ) -> None:
+    async def test_a_cancelled_run_says_so(self, slow: Emulator, server: Uvicorn, tab: Tab) -> None:
         add_runtimes(slow, 1000)
         await begin(tab, server, 1000)
         await tab.wait_for(IS_RUNNING)
@@ -344,9 +331,7 @@ class TestPage:
         assert await tab.run("window.asked ?? ''") == ""
         assert len(slow.requests) == 1
 
-    async def test_a_lost_service_is_said_and_so_is_a_run_that_it_has_lost(
-        self, slow: Emulator, tab: Tab
-    ) -> None:
+    async def test_a_lost_service_and_a_lost_run_are_said(self, slow: Emulator, tab: Tab) -> None:
         port = str(free_port())
         add_runtimes(slow, 1000)
         async with uvicorn(slow, "--port", port) as server:

@@ -174,9 +174,7 @@ class TestBodies:
         mode = "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
         assert answer["summary"]["launchMode"] == mode
 
-    def test_lone_surrogates_of_the_api_are_replaced(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
+    def test_lone_surrogates_are_replaced(self, emulator: Emulator, connect: Connect) -> None:
         runtime = {**emulator.runtimes["ws-1", "r0"], "driver": "a\ud800", "createdAt": "b\udfff"}
         emulator.inject(Reply(200, body=json.dumps(runtime)))
         with TestClient(app_for(connect)) as client:
