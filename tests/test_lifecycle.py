@@ -270,6 +270,12 @@ ENDINGS = {
         loop.run_until_complete(stop())
         loop.close()
         """,
+    "let go after its loop was only closed": """
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(stop())
+        loop.close()
+        del session
+        """,
     "closed under a second asyncio.run": """
         asyncio.run(stop())
         asyncio.run(session.close())
