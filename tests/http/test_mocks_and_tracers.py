@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import pytest
@@ -21,18 +21,36 @@ from bctrl_async import BctrlConfigError, BctrlSession, StopResult
 from bctrl_async.emulator import Emulator
 
 CRM, MAIL = ("ws-1", "crm"), ("ws-1", "mail")
-Patch = Callable[[pytest.MonkeyPatch, list[str]], None]
-"""Patches aiohttp so that the method of each request is added to a list."""
+Function = Callable[..., object]
 
 
-@pytest.fixture(autouse=True)
-def _second_runtime(emulator: Emulator) -> None:
+def plain_wrapper(wrapped: Function, seen: list[str]) -> Function:
+    def wrapper(http: object, method: str, *args: object, **options: object) -> object:
+        seen.append(method)
+        return wrapped(http, method, *args, **options)
+
+    return wrapper
+
+
+def transparent_wrapper(wrapped: Function, seen: list[str]) -> Function:
+    """Wrap it as tracers do: the wrapper passes for what it wraps, also in its `__globals__`."""
+
+    @wrapt.decorator
+    def wrapper(
+        wrapped: Function, _: object, args: tuple[str, ...], options: dict[str, object]
+    ) -> object:
+        seen.append(args[0])
+        return wrapped(*args, **options)
+
+    return wrapper(wrapped)
+
+
+@pytest.fixture(params=[False, True], ids=["pool not open", "pool open"])
+async def maybe_open(
+    emulator: Emulator, connect: Connect, request: pytest.FixtureRequest
+) -> AsyncIterator[BctrlSession]:
+    """A session whose pool opens before or after aiohttp is patched."""
     emulator.add_runtime(*MAIL)
-
-
-@pytest.fixture(name="session", params=[False, True], ids=["pool not open", "pool open"])
-async def _session(connect: Connect, request: pytest.FixtureRequest) -> AsyncIterator[BctrlSession]:
-    """A session whose pool opens before or after the tools are used."""
     session = connect()
     if request.param:
         await session.__aenter__()
@@ -40,54 +58,27 @@ async def _session(connect: Connect, request: pytest.FixtureRequest) -> AsyncIte
     await session.close()
 
 
-# Tools that replace `ClientSession._request`
-
-
-def replace_request(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
-    original = aiohttp.ClientSession.request
-
-    def wrapper(http: aiohttp.ClientSession, method: str, *args: Any, **options: Any) -> object:  # noqa: ANN401
-        seen.append(method)
-        return original(http, method, *args, **options)
-
-    monkeypatch.setattr(aiohttp.ClientSession, "request", wrapper)
-
-
-def wrap_with_wrapt(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
-    """Wrap it as tracers do: the wrapper passes for what it wraps, also in its `__globals__`."""
-
-    @wrapt.decorator
-    def wrapper(
-        wrapped: Callable[..., object],
-        _: object,
-        args: tuple[str, ...],
-        options: dict[str, object],
-    ) -> object:
-        seen.append(args[0])
-        return wrapped(*args, **options)
-
-    monkeypatch.setattr(aiohttp.ClientSession, "_request", wrapper(aiohttp.ClientSession._request))
-
-
-@pytest.mark.parametrize("patch", [replace_request, wrap_with_wrapt])
+@pytest.mark.parametrize(
+    ("name", "wrap"), [("request", plain_wrapper), ("_request", transparent_wrapper)]
+)
 async def test_a_patch_sees_every_stop_until_it_is_taken_back(
-    session: BctrlSession, ways: Ways, patch: Patch, request: pytest.FixtureRequest
+    maybe_open: BctrlSession,
+    ways: Ways,
+    name: str,
+    wrap: Callable[[Function, list[str]], Function],
+    request: pytest.FixtureRequest,
 ) -> None:
     """Fault: a patched function passes for aiohttp's own, as it was never seen unpatched."""
     seen: list[str] = []
-    was_open = session._sender.opened
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        patch(monkeypatch, seen)
-        await session.stop_runtime(*CRM)
+    was_open = maybe_open._sender.opened
+    wrapper = wrap(getattr(aiohttp.ClientSession, name), seen)
+    with patch.object(aiohttp.ClientSession, name, wrapper):
+        await maybe_open.stop_runtime(*CRM)
         assert ways.taken == (0, 1)
-    await session.stop_runtime(*MAIL)
+    await maybe_open.stop_runtime(*MAIL)
     assert seen == ["POST"]
     # A pool that opens with a patch stays on the long way.
-    is_short = was_open and not request.config.getoption("long_way")
-    assert ways.short == is_short
-
-
-# Tools that aiohttp has a place for
+    assert ways.short == (was_open and not request.config.getoption("long_way"))
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ class Case(NamedTuple):
 
 
 CASES = {
+    # Fault: connection errors leak as the HTTP library's own exceptions (the vendor's SDK).
     "a closed port": Case("{closed}: Connection refused", CHECK, "https://{closed}"),
     "a port without TLS": Case("{plain}: it does not speak TLS", CHECK, "https://{plain}"),
     "an unknown name": Case("bctrl.invalid:443: ", CHECK, "https://bctrl.invalid"),
