@@ -37,9 +37,7 @@ class TestLostAnswer:
     def _lose_the_answer(self, emulator: Emulator) -> None:
         emulator.inject(Fault.DROP_AFTER)
 
-    async def test_the_runtime_is_returned_and_the_outcome_is_that_of_a_bulk_stop(
-        self, connect: Connect, recorder: Recorder
-    ) -> None:
+    async def test_the_runtime_is_returned(self, connect: Connect, recorder: Recorder) -> None:
         """Fault: the GET after a 409 was sent to `/workspaces/Name.WORKSPACE/`."""
         async with connect(observer=recorder) as session:
             runtime = await session.stop_runtime(Name.WORKSPACE, Name.ALIAS)
@@ -90,9 +88,7 @@ async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:
     assert runtime.status is RuntimeStatus.ACTIVE
 
 
-async def test_a_runtime_that_was_not_running_is_a_conflict_without_another_request(
-    emulator: Emulator, session: BctrlSession
-) -> None:
+async def test_what_did_not_run_is_a_conflict(emulator: Emulator, session: BctrlSession) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
     emulator.inject(Fault.RATE_LIMITED)  # Nothing was done, so there is no doubt.
 
@@ -104,9 +100,7 @@ async def test_a_runtime_that_was_not_running_is_a_conflict_without_another_requ
     assert methods(emulator) == ["POST", "POST"]
 
 
-async def test_with_stopped_ok_a_get_with_the_same_headers_returns_it(
-    emulator: Emulator, session: BctrlSession
-) -> None:
+async def test_with_stopped_ok_a_get_returns_it(emulator: Emulator, session: BctrlSession) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
 
     runtime = await session.stop_runtime(

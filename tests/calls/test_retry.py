@@ -233,7 +233,10 @@ def test_a_throttled_call_is_rejected_if_its_next_connection_fails() -> None:
     assert result_of(refused) is StopResult.REJECTED
 
 
-def failed(status: int) -> Callable[[RetryQuota], None]:
+Attempt = Callable[[RetryQuota], None]
+
+
+def failed(status: int) -> Attempt:
     """Return an attempt that is answered with a status, and not retried."""
     return lambda quota: state(quota, statuses=frozenset()).record(answered(status))
 
@@ -249,9 +252,7 @@ class TestQuota:
         ("attempt", "retries"),
         [(RetryQuota.release, 111), (failed(404), 111), (failed(408), 11), (failed(503), 11)],
     )
-    def test_success_and_permanent_errors_refill_it_up_to_a_limit(
-        self, attempt: Callable[[RetryQuota], None], retries: int
-    ) -> None:
+    def test_success_and_permanent_errors_refill_it(self, attempt: Attempt, retries: int) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             attempt(quota)

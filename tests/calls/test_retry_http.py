@@ -38,9 +38,7 @@ async def test_a_stale_keep_alive_connection_is_replaced(
     assert all(delay <= 0.001 for delay in pauses)
 
 
-async def test_a_failure_costs_an_attempt_of_the_session_or_of_the_call(
-    pauses: list[float],
-) -> None:
+async def test_a_failure_costs_an_attempt(pauses: list[float]) -> None:
     async with served(http_answer("500 X")) as session:
         with pytest.raises(BctrlApiError) as caught:
             await session.stop_runtime("ws-1", "crm")

@@ -50,9 +50,7 @@ BODIES: dict[str, tuple[str, bytes, bool]] = {
 
 
 @pytest.mark.parametrize(("content_type", "body", "is_page"), BODIES.values(), ids=BODIES)
-def test_an_unreadable_body_is_accepted_unless_it_is_a_page(
-    content_type: str, body: bytes, *, is_page: bool
-) -> None:
+def test_only_a_page_is_not_accepted(content_type: str, body: bytes, *, is_page: bool) -> None:
     """Fault: a login page counts as accepted if it has a BOM, is UTF-16, cut, long or slow."""
     error = BctrlResponseError("it is not a runtime", may_have_stopped=True, status=200)
 

@@ -103,9 +103,7 @@ async def test_after_a_tracer_fails_at_the_end_of_a_request_the_stop_is_unknown(
     assert emulator.status(*CRM) == "stopped"
 
 
-async def test_a_session_that_is_closed_while_a_trace_waits_sends_nothing(
-    emulator: Emulator,
-) -> None:
+async def test_a_session_closed_while_a_trace_waits_sends_nothing(emulator: Emulator) -> None:
     """Fault: the AssertionError of aiohttp left the call."""
 
     async def close(*_: object) -> None:

@@ -142,9 +142,7 @@ RESERVED = """
         *((name, "secret", f"the header '{name}' is set by the session") for name in RESERVED),
     ],
 )
-def test_an_invalid_header_is_rejected_and_its_value_is_not_shown(
-    name: str, value: str, problem: str
-) -> None:
+def test_an_invalid_header_is_rejected_and_not_shown(name: str, value: str, problem: str) -> None:
     with pytest.raises(BctrlConfigError, match=f"^{problem}") as caught:
         checked_headers({"X-Fine": "1", name: value})
 

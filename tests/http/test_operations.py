@@ -28,7 +28,8 @@ from bctrl_async._http.request import Operation
 from bctrl_async._http.response import decode_runtime
 from bctrl_async.emulator import Emulator, Reply
 
-ALL: dict[str, Operation[Any]] = {
+AnyOperation = Operation[Any]
+ALL: dict[str, AnyOperation] = {
     found.name: found for found in vars(operations).values() if isinstance(found, Operation)
 }
 
@@ -50,7 +51,7 @@ FACTS = {
 """A new operation needs a row here, and the contract must say so in `docs/contract/`."""
 
 
-START: Operation[Any] = Operation(
+START: AnyOperation = Operation(
     name="start",
     method="POST",
     suffix="/start",
@@ -66,13 +67,13 @@ BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy"}')
 
 
 def call_of(
-    session: BctrlSession, operation: Operation[Any], policy: RetryPolicy = ONCE
+    session: BctrlSession, operation: AnyOperation, policy: RetryPolicy = ONCE
 ) -> Call[Any]:
     alias = None if operation.suffix is None else "crm"
     return session._make_call(operation, session._timeout, "ws-1", alias, policy=policy)
 
 
-async def failure(operation: Operation[Any], first: bytes) -> tuple[BctrlError, int]:
+async def failure(operation: AnyOperation, first: bytes) -> tuple[BctrlError, int]:
     """Make a call; return its error and the number of requests.
 
     Args:
@@ -107,7 +108,7 @@ FAILURES = {
 @each
 @pytest.mark.parametrize(("first", "in_doubt"), FAILURES.values(), ids=FAILURES)
 async def test_a_request_is_sent_again_if_it_did_nothing_or_if_that_does_no_harm(
-    operation: Operation[Any], first: bytes, *, in_doubt: bool
+    operation: AnyOperation, first: bytes, *, in_doubt: bool
 ) -> None:
     error, requests = await failure(operation, first)
 
@@ -122,7 +123,7 @@ async def test_a_request_is_sent_again_if_it_did_nothing_or_if_that_does_no_harm
 
 
 @each
-async def test_an_unreadable_answer_is_not_asked_for_again(operation: Operation[Any]) -> None:
+async def test_an_unreadable_answer_is_not_asked_for_again(operation: AnyOperation) -> None:
     error, requests = await failure(operation, http_answer("200 OK"))
 
     assert (requests, error.status) == (1, 200)
@@ -132,9 +133,7 @@ async def test_an_unreadable_answer_is_not_asked_for_again(operation: Operation[
 
 
 @each
-async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
-    operation: Operation[Any], connect: Connect
-) -> None:
+async def test_only_a_stop_has_nothing_to_do(operation: AnyOperation, connect: Connect) -> None:
     error = BctrlConflictError("409", status=409, code="runtime.not_active")
     async with connect() as session:
         call_of(session, operation).on_failure(error)
@@ -144,7 +143,7 @@ async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
 @each
 @pytest.mark.parametrize("connected", [True, False])
 async def test_the_error_of_an_aborted_call_advises_the_same(
-    operation: Operation[Any], *, connected: bool, connect: Connect
+    operation: AnyOperation, *, connected: bool, connect: Connect
 ) -> None:
     """Fault: a stop that was never sent was called safe to repeat."""
     async with connect() as session:

@@ -35,6 +35,7 @@ BEARER = f"Bearer {KEY}"
 NOW = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 
 Headers = Mapping[str, str]
+Text = str | None
 
 
 def parse_invalid(body: bytes, status: int = 200) -> BctrlResponseError:
@@ -70,9 +71,7 @@ class TestParseRuntime:
         ],
         ids=lambda value: repr(value[:20]),
     )
-    def test_a_body_that_is_not_a_runtime_is_an_error_with_its_cause(
-        self, body: bytes, problem: str
-    ) -> None:
+    def test_any_other_body_is_an_error_with_its_cause(self, body: bytes, problem: str) -> None:
         error = parse_invalid(body, status=202)
 
         assert error.summary == f"the server answered 202, but the body is {problem}"
@@ -152,9 +151,7 @@ class TestErrorClass:
             (b"", False),
         ],
     )
-    def test_only_a_404_with_a_code_of_the_api_says_that_there_is_no_runtime(
-        self, body: object, *, names_runtime: bool
-    ) -> None:
+    def test_only_the_api_knows_what_is_missing(self, body: object, *, names_runtime: bool) -> None:
         """Fault: any JSON object in a 404 settles a stop, also of a gateway without a route."""
         error = parse_error(404, body)
 
@@ -164,9 +161,7 @@ class TestErrorClass:
     @pytest.mark.parametrize(
         ("status", "headers"), [(99, {}), (304, {}), (302, {}), (302, {"Location": " \t "})]
     )
-    def test_after_any_other_status_the_runtime_may_have_stopped(
-        self, status: int, headers: Headers
-    ) -> None:
+    def test_after_another_status_it_may_have_stopped(self, status: int, headers: Headers) -> None:
         error = parse_error(status, b"", headers)
 
         assert type(error) is BctrlResponseError
@@ -202,7 +197,7 @@ TEXTS = ("code", "error", "reasonClass", "requestId", "hint")
 UNPRINTABLE = "\x07\x1b\x7f\x85\x9b\u00ad\u200b\u200e\u202e\u2066\u2028\ufeff\ud800\U000e0041\ue000"
 
 
-def texts_of(error: BctrlError) -> list[str | None]:
+def texts_of(error: BctrlError) -> list[Text]:
     return [error.code, error.message, error.reason_class, error.request_id, error.hint]
 
 
@@ -252,9 +247,7 @@ class TestErrorFields:
         ],
         ids=lambda value: repr(value)[:40],
     )
-    def test_code_and_message_are_found_in_a_body_of_any_shape(
-        self, body: object, code: str | None, message: str | None
-    ) -> None:
+    def test_a_body_of_any_shape_is_read(self, body: object, code: Text, message: Text) -> None:
         error = parse_error(400, body)
 
         assert (error.code, error.message) == (code, message)
@@ -297,7 +290,7 @@ class TestErrorFields:
         ],
     )
     def test_a_request_id_in_the_body_takes_precedence(
-        self, body: object, headers: Headers, request_id: str | None
+        self, body: object, headers: Headers, request_id: Text
     ) -> None:
         assert parse_error(500, body, headers).request_id == request_id
 
@@ -312,9 +305,7 @@ class TestErrorFields:
             b"\xff" + KEY.encode(),
         ],
     )
-    def test_an_echoed_key_is_in_no_attribute_and_in_no_text(
-        self, status: int, body: object
-    ) -> None:
+    def test_an_echoed_key_is_in_no_attribute_and_no_text(self, status: int, body: object) -> None:
         headers = {"X-Request-Id": KEY, "X-Bctrl-Request-Id": KEY, "Location": f"/?key={KEY}"}
         error = parse_error(status, body, headers)
 
@@ -350,9 +341,7 @@ class TestRetryAfter:
             ({"Retry-After": SOON, "Date": "Wed, 32 Nov 2026 09:31:00 GMT"}, 60.0),
         ],
     )
-    def test_seconds_milliseconds_and_dates_are_parsed_and_capped_at_a_year(
-        self, headers: Headers, seconds: float | None
-    ) -> None:
+    def test_each_form_is_read_up_to_a_year(self, headers: Headers, seconds: float | None) -> None:
         """Fault: a date is compared with a clock that differs from the server's."""
         assert retry_after(headers) == seconds
 

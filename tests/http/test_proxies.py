@@ -181,10 +181,8 @@ async def test_a_certificate_with_another_fingerprint_is_named(emulator: Emulato
             await session.stop_runtime("ws-1", "crm")
 
 
-async def test_a_context_that_trusts_the_server_leaves_the_fast_path(
-    emulator: Emulator, ways: Ways, fast_path_only: None
-) -> None:
-    del fast_path_only
+@pytest.mark.usefixtures("fast_path_only")
+async def test_over_tls_a_stop_takes_the_fast_path(emulator: Emulator, ways: Ways) -> None:
     async with (
         over_tls(emulator) as server,
         BctrlSession(KEY, base_url=server.url, ssl=server.trusted) as session,

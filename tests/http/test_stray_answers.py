@@ -71,9 +71,7 @@ class TestIdleConnections:
     @pytest.mark.parametrize("arrived", [b"\r\n", b"HTTP/1.1 200 OK\r\n", stopped("crm"), b"\0"])
     @pytest.mark.parametrize("first", [stopped("crm"), FORBIDDEN])
     @pytest.mark.parametrize("read", [True, False])
-    async def test_any_byte_closes_it_read_by_the_loop_or_not(
-        self, arrived: bytes, first: bytes, *, read: bool
-    ) -> None:
+    async def test_any_byte_closes_it(self, arrived: bytes, first: bytes, *, read: bool) -> None:
         """Fault: the beginning of an answer vanishes in aiohttp's parser, and its end follows.
 
         A busy loop reads its sockets only now and then, and takes connections in between.
@@ -114,9 +112,7 @@ class TestIdleConnections:
         assert len(connected) == 1
 
     @pytest.mark.parametrize("transport", [None, asyncio.Transport()])
-    def test_a_transport_without_a_socket_has_nothing_unread(
-        self, transport: asyncio.Transport | None
-    ) -> None:
+    def test_without_a_socket_nothing_is_unread(self, transport: asyncio.Transport | None) -> None:
         assert not _readability(transport)()
 
 
@@ -149,9 +145,7 @@ class TestAnswersAboutAnotherRuntime:
     @pytest.mark.parametrize(
         ("header", "borrowed"), [("X: 1", False), ("X: 1", True), ("Connection: close", False)]
     )
-    async def test_the_retry_is_sent_on_another_connection(
-        self, header: str, *, borrowed: bool
-    ) -> None:
+    async def test_the_retry_has_another_connection(self, header: str, *, borrowed: bool) -> None:
         writers: list[asyncio.StreamWriter] = []
         foreign = http_answer("200 OK", wire(alias="mail"), header)
         async with raw_server(keeping(writers, foreign)) as url, AsyncExitStack() as stack:
@@ -214,15 +208,11 @@ def belongs(
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_the_alias_may_be_written_otherwise_or_be_the_id(
-    asked: str, answered: str, *, is_same: bool
-) -> None:
+def test_an_alias_has_many_forms(asked: str, answered: str, *, is_same: bool) -> None:
     assert belongs(decode_runtime(wire(alias=answered)), alias=asked) is is_same
 
 
-def test_a_long_alias_of_combining_characters_is_another_one_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_long_alias_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: an answer of 300 KB stalled the event loop for a minute: normalizing is quadratic."""
     lengths: list[int] = []
 
@@ -247,9 +237,7 @@ def test_a_long_alias_of_combining_characters_is_another_one_at_once(
         (ANOTHER.upper(), False),
     ],
 )
-def test_the_workspace_is_compared_only_if_it_is_a_uuid(
-    workspace_id: str, *, is_same: bool
-) -> None:
+def test_only_a_uuid_of_a_workspace_is_compared(workspace_id: str, *, is_same: bool) -> None:
     assert belongs(decode_runtime(wire()), workspace_id) is is_same
 
 
@@ -267,9 +255,7 @@ def test_the_workspace_is_compared_only_if_it_is_a_uuid(
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_an_answer_without_all_fields_is_compared_by_the_names_it_has(
-    body: bytes, *, is_same: bool
-) -> None:
+def test_an_invalid_answer_is_compared_by_its_names(body: bytes, *, is_same: bool) -> None:
     """Fault: an answer about another runtime that lacked one field was `accepted`."""
     assert belongs(UNREADABLE, WORKSPACE, body=body) is is_same
 

@@ -104,9 +104,7 @@ class TestHalves:
     """Half of a pair costs nothing but itself."""
 
     @pytest.mark.parametrize("name", ANSWERS)
-    async def test_outcomes_are_written_read_pickled_and_encoded(
-        self, name: str, tmp_path: Path
-    ) -> None:
+    async def test_outcomes_are_written_and_encoded(self, name: str, tmp_path: Path) -> None:
         """Fault: a report with an invalid target could not be encoded."""
         path = tmp_path / "run.jsonl"
         async with served(ANSWERS[name], retry=ONCE) as session:

@@ -31,9 +31,7 @@ async def stop_on(server: bytes | Handler) -> Runtime:
 
 
 @pytest.mark.parametrize("status", [302, 307])
-async def test_a_redirect_is_not_followed_with_the_key_and_its_tokens_are_not_shown(
-    status: int,
-) -> None:
+async def test_a_redirect_is_neither_followed_nor_shown_with_its_tokens(status: int) -> None:
     """Fault: redirects are followed with the key attached (browserbase, steel)."""
     elsewhere: list[bytes] = []
     async with raw_server(recording(elsewhere, GOOD)) as other:
@@ -98,9 +96,7 @@ GZIP = "Content-Encoding: gzip"
     ],
     ids=["compressed", "truncated", "in a false encoding"],
 )
-async def test_an_error_body_that_cannot_be_read_still_has_its_status(
-    answer: bytes, body: str | None
-) -> None:
+async def test_an_unreadable_error_body_has_its_status(answer: bytes, body: str | None) -> None:
     with pytest.raises(BctrlServerError) as caught:
         await stop_on(closing(answer))
     assert caught.value.status == 500
