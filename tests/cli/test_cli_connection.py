@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from base64 import b64encode
 from unittest.mock import Mock
 
@@ -107,22 +105,20 @@ async def test_no_proxy_excepts_a_host(command: Command) -> None:
 
 # The option --pace
 
-RATE = 5
-
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"])
-async def test_the_pace_keeps_to_what_another_process_wrote(command: Command, args: str) -> None:
+async def test_the_rate_is_of_all_processes_that_share_the_pace(
+    command: Command, args: str
+) -> None:
     """Fault: the password of a server can only be given where other users see it."""
-    if "--pace" not in args:
-        command.setenv(BCTRL_PACE="pace")
-    next_begins = time.monotonic() + 1 / RATE
-    store = FilePace("pace", rate=RATE).open()
-    await store.lease("another process", 1, math.inf)
-    await store.close()
-    code, _, err = await command("stop", "--rate", str(RATE), *args.split())
-    assert (code, err) == (0, "")
-    assert time.monotonic() >= next_begins
+    command.setenv(BCTRL_PACE="" if "--pace" in args else "pace")
+    made = Mock(wraps=BctrlSession)
+    command.patch.setattr("bctrl_async.BctrlSession", made)
+    code, _, err = await command("stop", "--rate", "5", *args.split())
+    given = made.call_args.kwargs
+    assert (code, err, given["rate"], type(given["pace"])) == (0, "", None, FilePace)
+    assert (command.folder / "pace").exists()
 
 
 async def test_a_dry_run_asks_no_store(command: Command) -> None:
@@ -144,7 +140,7 @@ async def test_without_the_extra_a_url_says_what_to_install(command: Command) ->
 async def test_a_store_that_is_away_is_a_warning_without_its_password(command: Command) -> None:
     with unused_url() as url:
         place = url.replace("http://", "redis://:secret@")
-        code, out, err = await command("stop", "--rate", str(RATE), "--pace", place, "ws", "a")
+        code, out, err = await command("stop", "--rate", "5", "--pace", place, "ws", "a")
     warning = "bctrl-async: warning: the shared pace cannot be asked (ConnectionError): "
     assert (code, err.startswith(warning), "secret" in out + err) == (0, True, False)
     assert command.api.status("ws", "a") == "stopped"
