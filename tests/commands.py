@@ -12,6 +12,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,10 @@ class Terminal:
                 rows[row] = kept[:column] + token + kept[column + len(token) :]
                 column += len(token)
         return "\n".join(line.rstrip() for line in rows).rstrip().split("\n")
+
+    def stream(self) -> TextIOWrapper:
+        """Return a stream for this process."""
+        return TextIOWrapper(FileIO(self.fd, "r+", closefd=False))
 
     async def until(self, pattern: str) -> None:
         async with asyncio.timeout(BOUND):

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import sys
-from io import FileIO, TextIOWrapper
 
 import pytest
 from commands import COMMANDS, Command, Terminal, finish, start, start_on_terminal
@@ -67,10 +66,6 @@ async def test_control_characters_in_an_error_are_escaped(command: Command, args
 # What is drawn on a terminal
 
 
-def stream_to(terminal: Terminal) -> TextIOWrapper:
-    return TextIOWrapper(FileIO(terminal.fd, "r+", closefd=False))
-
-
 @pytest.mark.parametrize("args", ["list ws", "get ws a", "doctor ws", "stop --all ws"])
 async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: str) -> None:
     terminal, answers = Terminal(), asyncio.Event()
@@ -82,7 +77,7 @@ async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: s
     command.setenv(TERM="xterm")
     command.patch.setattr("bctrl_async.cli._progress._SHOW_WAITING_AFTER", 0)
     for name in ("stdin", "stdout", "stderr"):
-        command.patch.setattr(f"sys.{name}", stream_to(terminal))
+        command.patch.setattr(f"sys.{name}", terminal.stream())
     async with raw_server(fail) as url:
         command.setenv(BCTRL_BASE_URL=url)
         running = asyncio.create_task(command(*args.split()))
@@ -104,7 +99,7 @@ async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe(
         command.patch.setattr(f"bctrl_async.cli._progress.{name}", 0)
     command.setenv(TERM="xterm")
     terminal, (reader, writer) = Terminal(), os.pipe()
-    command.patch.setattr("sys.stderr", stream_to(terminal))
+    command.patch.setattr("sys.stderr", terminal.stream())
     with os.fdopen(writer, "w") as pipe:
         if has_pipe:
             command.patch.setattr("sys.stdout", pipe)

@@ -13,12 +13,11 @@ import pytest
 import tables
 from commands import (
     Command,
+    Terminal,
     close_stdin,
-    finish,
     outcomes_of,
     save,
     start,
-    start_on_terminal,
     stop_piped,
     without_times,
     write,
@@ -228,13 +227,16 @@ async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(command:
 
 async def test_targets_can_be_typed_without_a_progress_drawn_over_them(command: Command) -> None:
     command.setenv(TERM="xterm")
-    streams = ("stdin", "stdout", "stderr")
-    process, terminal = await start_on_terminal("stop", "--from", "-", streams=streams)
+    command.patch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 0)
+    terminal = Terminal()
+    for name in ("stdin", "stdout", "stderr"):
+        command.patch.setattr(f"sys.{name}", terminal.stream())
+    running = asyncio.create_task(command("stop", "--from", "-"))
     await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
     os.write(terminal._master, b"ws,a\n")
     await until(lambda: command.api.status("ws", "a") == "stopped")
     os.write(terminal._master, b"ws,b\n\x04")
-    assert (await finish(process))[0] == 0
+    assert (await running)[0] == 0
     assert without_times(await terminal.rest()) == (
         "Reading targets from the terminal, a line each; end with Ctrl-D\n"
         "ws,a\nws,b\n"
