@@ -220,7 +220,7 @@ class TestShutdown:
             stopping = asyncio.create_task(client.post("/workspaces/ws-1/runtimes/r0/stop"))
             await until(lambda: api.received or stopping.done())
             await server.end()
-            assert server.logged("Application shutdown complete")
+            await server.wait_for("Application shutdown complete")
             return await stopping
 
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from servers import emulator_in_a_thread
 from test_fastapi import PROBLEM, ROWS, SECRET, STOP, app_for, once
 
 import bctrl_async
-from bctrl_async import BctrlConfigError
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import (
     PROBLEM_RESPONSES,
@@ -255,41 +255,52 @@ class TestBodies:
         assert SECRET not in json.dumps(body) + "".join(streams)
 
 
+@pytest.fixture(scope="module")
+def problems() -> tuple[TestClient, Document]:
+    """A client of an app that answers with each problem, and the app's OpenAPI."""
+    app = FastAPI()
+    add_exception_handlers(app)
+
+    @app.get("/{number}", responses=PROBLEM_RESPONSES)
+    async def fail(number: int) -> None:
+        error = copy(ROWS[number][0])
+        error.retry_after = 1.5
+        error.workspace_id, error.alias, error.request_id = "ws-1", "crm", "req_1"
+        raise error
+
+    return TestClient(app), valid_openapi(app)
+
+
 class TestProblems:
-    def test_each_matches_its_schema_in_the_apps_openapi(self) -> None:
-        app = FastAPI()
-        add_exception_handlers(app)
+    @pytest.mark.parametrize("number", range(len(ROWS)))
+    def test_each_matches_its_schema(
+        self, problems: tuple[TestClient, Document], number: int
+    ) -> None:
+        (client, document), (_, status, slug) = problems, ROWS[number]
+        answer = client.get(f"/{number}")
+        said = response_of(document, "/{number}", status)
+        own = {"application/json"} if status == 422 else set()
+        assert said["content"].keys() == {answer.headers["Content-Type"]} | own
+        problem = said["content"][PROBLEM]
+        validate(answer.json(), problem["schema"], document)
+        fields = document["components"]["schemas"]["Problem"]["properties"]
+        assert answer.json().keys() <= fields.keys()
+        assert problem["examples"][slug]["value"]["type"] == answer.json()["type"]
+        assert ("Retry-After" in said.get("headers", {})) is ("Retry-After" in answer.headers)
 
-        @app.get("/{number}", responses=PROBLEM_RESPONSES)
-        async def fail(number: int) -> None:
-            error, *_ = ROWS[number]
-            error.retry_after = 1.5
-            error.workspace_id, error.alias, error.request_id = "ws-1", "crm", "req_1"
-            raise error
+    def test_an_invalid_request_is_documented_beside_them(
+        self, problems: tuple[TestClient, Document]
+    ) -> None:
+        client, document = problems
+        answer = client.get("/one")
+        media_type = answer.headers["Content-Type"]
+        assert (answer.status_code, media_type) == (422, "application/json")
+        schema = response_of(document, "/{number}", 422)["content"][media_type]["schema"]
+        validate(answer.json(), schema, document)
+        with pytest.raises(ValidationError):
+            validate({"detail": [{"loc": 1}]}, schema, document)
 
-        document, client = valid_openapi(app), TestClient(app)
-        fields = document["components"]["schemas"]["Problem"]["properties"].keys()
-        for number, (_, status, slug) in enumerate(ROWS):
-            answer = client.get(f"/{number}")
-            said = response_of(document, "/{number}", status)
-            own = {"application/json"} if status == 422 else set()
-            assert said["content"].keys() == {answer.headers["Content-Type"]} | own
-            problem = said["content"][PROBLEM]
-            validate(answer.json(), problem["schema"], document)
-            assert answer.json().keys() <= fields
-            assert problem["examples"][slug]["value"]["type"] == answer.json()["type"]
-            assert ("Retry-After" in said.get("headers", {})) is ("Retry-After" in answer.headers)
-
-    def test_the_reference_explains_each_type(self) -> None:
-        page = (DOCS / "reference" / "problems.md").read_text("utf-8")
-        sections = re.findall(r"^### ([a-z-]+)\n\nStatus (\d{3}): ", page, re.MULTILINE)
-        assert sections == [(kind.slug, str(kind.status)) for kind in ProblemType]
-        members = re.findall(r'^  "(\w+)":', page.partition("## Types")[0], re.MULTILINE)
-        assert members == [field.serialization_alias for field in Problem.model_fields.values()]
-
-
-class TestTheAppsOwnErrors:
-    def test_its_answers_and_its_openapi_stay_as_they_are(self) -> None:
+    def test_the_apps_own_errors_and_their_openapi_stay_as_they_are(self) -> None:
         class Item(BaseModel):
             size: int
 
@@ -315,20 +326,9 @@ class TestTheAppsOwnErrors:
         assert said[0] == said[1]
         assert app.openapi() == plain.openapi()
 
-    def test_both_kinds_of_422_are_documented_where_the_problems_are(self) -> None:
-        app = FastAPI()
-        add_exception_handlers(app)
-
-        @app.get("/{number}", responses=PROBLEM_RESPONSES)
-        async def read(number: int) -> None:
-            raise BctrlConfigError(f"bad {number}", reason_class="invalid_input")
-
-        document = valid_openapi(app)
-        client = TestClient(app)
-        content = response_of(document, "/{number}", 422)["content"]
-        for path, media_type in (("/one", "application/json"), ("/1", PROBLEM)):
-            answer = client.get(path)
-            assert (answer.status_code, answer.headers["Content-Type"]) == (422, media_type)
-            validate(answer.json(), content[media_type]["schema"], document)
-        with pytest.raises(ValidationError):
-            validate({"detail": [{"loc": 1}]}, content["application/json"]["schema"], document)
+    def test_the_reference_explains_each_type(self) -> None:
+        page = (DOCS / "reference" / "problems.md").read_text("utf-8")
+        sections = re.findall(r"^### ([a-z-]+)\n\nStatus (\d{3}): ", page, re.MULTILINE)
+        assert sections == [(kind.slug, str(kind.status)) for kind in ProblemType]
+        members = re.findall(r'^  "(\w+)":', page.partition("## Types")[0], re.MULTILINE)
+        assert members == [field.serialization_alias for field in Problem.model_fields.values()]
