@@ -47,8 +47,6 @@ NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
 NOT_RUNNING, UNCONFIRMED = RuntimeState.NOT_RUNNING, RuntimeState.UNCONFIRMED
 STILL_RUNNING = RuntimeState.STILL_RUNNING
 ACTIVE = runtime("active")
-GONE = BctrlNotFoundError("404", status=404, code="runtime.not_found")
-UNREAD = BctrlResponseError("not JSON", status=200, accepted=True, may_have_stopped=True)
 OWN = "server.unavailable"
 """The code of the API's own 503; a gateway's has none."""
 
@@ -74,90 +72,81 @@ def down_for_half_a_minute(each: Request) -> Runtime | BctrlError:
     return disconnected() if 2 <= each.at < 32 else active_until(2)(each)
 
 
+TWICE, NO_TIME = {"retry": RetryPolicy(attempts=2)}, {"deadline": 0.05}
+IMPATIENT = {"retry": RetryPolicy(patience=10), "deadline": 200}
+
+
 @dataclass(frozen=True)
 class Case:
     """A server, the outcome of each target, the seconds of the run, and the most polls of each."""
 
     server: Server
-    result: StopResult
-    state: RuntimeState
+    outcome: tuple[StopResult, RuntimeState]
     seconds: tuple[float, float]
     polls: int = 20
     count: int = 1
+    verify: bool | float = True
     options: dict[str, Any] = field(default_factory=dict)
 
 
-TWICE = {"retry": RetryPolicy(attempts=2)}
+DONE, RUNS_ON = (STOPPED, NOT_RUNNING), (ACCEPTED, STILL_RUNNING)
+ENDED, IS_GONE, IN_DOUBT = (ACCEPTED, NOT_RUNNING), (NOT_FOUND, UNCONFIRMED), (UNKNOWN, UNCONFIRMED)
+FORBIDDEN = BctrlPermissionError("403", status=403)
+FOREIGN = BctrlNotFoundError("a proxy's 404", status=404)
+UNREADABLE = BctrlResponseError("not JSON", status=200)
+TRUNCATED = BctrlNetworkError("half", status=200)
+GONE = BctrlNotFoundError("404", status=404, code="runtime.not_found")
+UNREAD = BctrlResponseError("not JSON", status=200, accepted=True, may_have_stopped=True)
+
 CASES = {
-    "it stops in time": Case(active_until(20), STOPPED, NOT_RUNNING, (20, 26)),
-    "it fails in time": Case(active_until(20, "failed"), ACCEPTED, NOT_RUNNING, (20, 26)),
-    "a hundred stop in time": Case(active_until(20), STOPPED, NOT_RUNNING, (20, 26), 20, 100),
-    "it stops at once": Case(polled(ACTIVE, runtime()), STOPPED, NOT_RUNNING, (0, 1), 0),
-    "it runs on": Case(polled(ACTIVE), ACCEPTED, STILL_RUNNING, (30, 31)),
-    "it runs on for a minute": Case(
-        polled(ACTIVE), ACCEPTED, STILL_RUNNING, (60, 61), options={"verify": 60.0}
-    ),
-    "it runs on for a moment": Case(
-        polled(ACTIVE), ACCEPTED, STILL_RUNNING, (0, 1), 1, options={"verify": 0.001}
-    ),
-    "it runs on, and polls are truncated": Case(
-        polled(BctrlNetworkError("half", status=200)), ACCEPTED, STILL_RUNNING, (30, 120)
-    ),
+    "it stops in time": Case(active_until(20), DONE, (20, 26)),
+    "it fails in time": Case(active_until(20, "failed"), ENDED, (20, 26)),
+    "a hundred stop in time": Case(active_until(20), DONE, (20, 26), 20, 100),
+    "it stops at once": Case(polled(ACTIVE, runtime()), DONE, (0, 1), 0),
+    "it runs on": Case(polled(ACTIVE), RUNS_ON, (30, 31)),
+    "it runs on for a minute": Case(polled(ACTIVE), RUNS_ON, (60, 61), verify=60.0),
+    "it runs on for a moment": Case(polled(ACTIVE), RUNS_ON, (0, 1), 1, verify=0.001),
+    "polls are truncated": Case(polled(TRUNCATED), RUNS_ON, (30, 120)),
     # These errors will not pass.
-    "polls are forbidden": Case(
-        polled(BctrlPermissionError("403", status=403)), ACCEPTED, STILL_RUNNING, (0, 1), 1
-    ),
-    "a proxy knows no such path": Case(
-        polled(BctrlNotFoundError("404", status=404)), ACCEPTED, STILL_RUNNING, (0, 1), 1
-    ),
-    "polls are not JSON": Case(
-        polled(BctrlResponseError("not JSON", status=200)), ACCEPTED, STILL_RUNNING, (0, 1), 1
-    ),
+    "polls are forbidden": Case(polled(FORBIDDEN), RUNS_ON, (0, 1), 1),
+    "a proxy knows no such path": Case(polled(FOREIGN), RUNS_ON, (0, 1), 1),
+    "polls are not JSON": Case(polled(UNREADABLE), RUNS_ON, (0, 1), 1),
     # No answer confirms the stop.
     "it is unknown, and runs": Case(
-        polled(ACTIVE, disconnected()), UNKNOWN, STILL_RUNNING, (30, 40), options=TWICE
+        polled(ACTIVE, disconnected()), (UNKNOWN, STILL_RUNNING), (30, 40), options=TWICE
     ),
     "it is unknown, and polls fail": Case(
-        polled(server_error(), disconnected()), UNKNOWN, UNCONFIRMED, (30, 40), options=TWICE
+        polled(server_error(), disconnected()), IN_DOUBT, (30, 40), options=TWICE
     ),
     "it is unknown, and polls are throttled": Case(
-        polled(unavailable(code=OWN), disconnected()), UNKNOWN, UNCONFIRMED, (30, 40), options=TWICE
+        polled(unavailable(code=OWN), disconnected()), IN_DOUBT, (30, 40), options=TWICE
     ),
+    "time is up before an answer": Case(polled(ACTIVE), IN_DOUBT, (0, 1), 0, options=NO_TIME),
     # A runtime that is gone is not found, unless the answer to its stop described it.
-    "it is gone": Case(polled(GONE), ACCEPTED, NOT_RUNNING, (0, 1), 1),
-    "it is unknown, and gone": Case(
-        polled(GONE, disconnected()), NOT_FOUND, UNCONFIRMED, (0, 5), options=TWICE
-    ),
+    "it is gone": Case(polled(GONE), ENDED, (0, 1), 1),
+    "it is unknown, and gone": Case(polled(GONE, disconnected()), IS_GONE, (0, 5), options=TWICE),
     # A gateway may say 200 to anything.
-    "it is accepted unread, and gone": Case(
-        polled(GONE, UNREAD), NOT_FOUND, UNCONFIRMED, (0, 1), 1
-    ),
-    "it is unknown at the deadline": Case(
-        polled(ACTIVE), UNKNOWN, UNCONFIRMED, (0, 1), 0, options={"deadline": 0.05}
-    ),
-    "the policy has less patience": Case(
-        active_until(20),
-        *(STOPPED, NOT_RUNNING, (20, 26)),
-        options={"retry": RetryPolicy(patience=10), "deadline": 200},
-    ),
-    "a poll is throttled": Case(throttled_once, STOPPED, NOT_RUNNING, (20, 40), 2),
-    "there is an outage": Case(down_for_half_a_minute, STOPPED, NOT_RUNNING, (32, 45), 6, 100),
+    "it is accepted unread, and gone": Case(polled(GONE, UNREAD), IS_GONE, (0, 1), 1),
+    "the policy has less patience": Case(active_until(20), DONE, (20, 26), options=IMPATIENT),
+    "a poll is throttled": Case(throttled_once, DONE, (20, 40), 2),
+    "there is an outage": Case(down_for_half_a_minute, DONE, (32, 45), 6, 100),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_runtime_is_polled_until_it_ends_or_time_is_up_if(simulate: Simulate, case: Case) -> None:
     simulation = simulate(case.server)
-    report = simulation.stop(case.count, **{"verify": True, **case.options})
+    report = simulation.stop(case.count, verify=case.verify, **case.options)
 
-    assert report.counts == {case.result: case.count}
-    assert report.states == {case.state: case.count}
+    result, state = case.outcome
+    assert report.counts == {result: case.count}
+    assert report.states == {state: case.count}
     assert report.ended_early is None or "deadline" in case.options
     shortest, longest = case.seconds
     assert shortest <= simulation.seconds <= longest
     assert len(simulation.reads) <= case.polls * case.count
     for outcome in simulation.outcomes:
-        assert (outcome.error is None) is outcome.ok is (case.state is NOT_RUNNING)
+        assert (outcome.error is None) is outcome.ok is (state is NOT_RUNNING)
         assert outcome.runtime is None or outcome.runtime.status.is_final is outcome.ok
 
 

@@ -68,9 +68,9 @@ class Case:
 
     server: Callable[[], Server]
     count: int
-    _: KW_ONLY
     seconds: float
     throttled: float = 0.0
+    _: KW_ONLY
     latency: float | Callable[[int], float] = 0.01
     at_once: bool = False
     limit: int = 100
@@ -80,89 +80,60 @@ class Case:
 
 CASES = {
     # The start costs some tenths of a second, once.
-    "calls in a row": Case(unlimited, 100, limit=1, latency=0.02, seconds=2.02),
-    "a hundred quick calls": Case(unlimited, 100, at_once=True, latency=0.01, seconds=0.13),
-    "a hundred slow calls": Case(unlimited, 100, at_once=True, latency=1.0, seconds=1.65),
-    "many calls": Case(unlimited, 20_000, at_once=True, seconds=2.15),
-    "no limit": Case(unlimited, 10_000, latency=0.2, seconds=21),
+    "calls in a row": Case(unlimited, 100, 2.02, limit=1, latency=0.02),
+    "a hundred quick calls": Case(unlimited, 100, 0.13, at_once=True, latency=0.01),
+    "a hundred slow calls": Case(unlimited, 100, 1.65, at_once=True, latency=1.0),
+    "many calls": Case(unlimited, 20_000, 2.15, at_once=True),
+    "no limit": Case(unlimited, 10_000, 21, latency=0.2),
     "latency that grows with load": Case(
-        unlimited, 2000, latency=lambda in_flight: 0.005 * in_flight, seconds=11
+        unlimited, 2000, 11, latency=lambda in_flight: 0.005 * in_flight
     ),
     # A limit: the ideal is (count - burst) / 200.
-    "a token bucket": Case(bucket, 2000, latency=0.1, seconds=12.2, throttled=0.1),
-    "a token bucket nearby": Case(bucket, 2000, latency=0.002, seconds=12.2, throttled=0.1),
-    "a token bucket and single calls": Case(
-        bucket, 2000, at_once=True, seconds=12.2, throttled=0.1
-    ),
-    "a token bucket with Retry-After": Case(
-        partial(bucket, retry_after=1), 2000, seconds=20, throttled=0.05
-    ),
-    "a server without bursts": Case(no_burst, 2000, latency=0.002, seconds=40, throttled=0.1),
+    "a token bucket": Case(bucket, 2000, 12.2, 0.1, latency=0.1),
+    "a token bucket nearby": Case(bucket, 2000, 12.2, 0.1, latency=0.002),
+    "a token bucket and single calls": Case(bucket, 2000, 12.2, 0.1, at_once=True),
+    "a token bucket with Retry-After": Case(partial(bucket, retry_after=1), 2000, 20, 0.05),
+    "a server without bursts": Case(no_burst, 2000, 40, 0.1, latency=0.002),
     "a server without bursts that asks to wait": Case(
-        partial(no_burst, 1), 2000, latency=0.002, seconds=40, throttled=0.1
+        partial(no_burst, 1), 2000, 40, 0.1, latency=0.002
     ),
-    "a fixed window": Case(partial(fixed_window, 200), 20_000, seconds=110, throttled=0.05),
+    "a fixed window": Case(partial(fixed_window, 200), 20_000, 110, 0.05),
+    # At the full rate, it is four seconds; some eight if it is taken for that of the samples.
     "a high limit": Case(
-        partial(token_bucket, lambda _: 5000.0, burst=50),
-        20_000,
-        latency=0.005,
-        # At the full rate, it is four seconds; some eight if it is taken for that of the samples.
-        seconds=7,
-        throttled=0.1,
+        partial(token_bucket, lambda _: 5000.0, burst=50), 20_000, 7, 0.1, latency=0.005
     ),
-    "a bound on concurrency": Case(
-        unlimited, 20_000, latency=0.1, server_limit=20, seconds=125, throttled=0.05
-    ),
+    "a bound on concurrency": Case(unlimited, 20_000, 125, 0.05, latency=0.1, server_limit=20),
     "a bound on the concurrency of slow requests": Case(
-        unlimited, 1500, latency=1.0, server_limit=10, seconds=600, throttled=0.6
+        unlimited, 1500, 600, 0.6, latency=1.0, server_limit=10
     ),
     # Ten seconds at 200, thirty at 50, and the rest at 200 again.
-    "a limit that falls and rises": Case(falling_bucket, 20_000, seconds=141, throttled=0.05),
+    "a limit that falls and rises": Case(falling_bucket, 20_000, 141, 0.05),
     # A thousand per second before and after it, and some time to recover.
-    "an outage of 429s": Case(
-        partial(refusing, 5, 35), 20_000, latency=0.1, seconds=65, throttled=0.05
-    ),
+    "an outage of 429s": Case(partial(refusing, 5, 35), 20_000, 65, 0.05, latency=0.1),
     # Throttling at random. Fault: each was taken for a limit, down to a few requests a second.
-    "a hundredth throttled": Case(
-        partial(at_random, 0.01), 3000, latency=0.03, seconds=5, throttled=0.03
-    ),
-    "a fiftieth throttled": Case(
-        partial(at_random, 0.02), 10_000, latency=0.03, seconds=6, throttled=0.04
-    ),
-    "a sixteenth throttled": Case(
-        partial(at_random, 0.06), 3000, latency=0.03, seconds=30, throttled=0.1
-    ),
-    "a third throttled": Case(
-        partial(at_random, 0.3), 3000, latency=0.03, seconds=120, throttled=0.4
-    ),
+    "a hundredth throttled": Case(partial(at_random, 0.01), 3000, 5, 0.03, latency=0.03),
+    "a fiftieth throttled": Case(partial(at_random, 0.02), 10_000, 6, 0.04, latency=0.03),
+    "a sixteenth throttled": Case(partial(at_random, 0.06), 3000, 30, 0.1, latency=0.03),
+    "a third throttled": Case(partial(at_random, 0.3), 3000, 120, 0.4, latency=0.03),
     "a tenth throttled with Retry-After": Case(
-        partial(at_random, 0.1, retry_after=0.01), 3000, latency=0.03, seconds=60, throttled=0.2
+        partial(at_random, 0.1, retry_after=0.01), 3000, 60, 0.2, latency=0.03
     ),
     # Fault: a comparison that declined by bad luck started again at a tenth of the rate.
     "a twentieth throttled and a limit": Case(
-        partial(at_random, 0.05, 1, otherwise=bucket), 10_000, seconds=99, throttled=0.1, seed=1
+        partial(at_random, 0.05, 1, otherwise=bucket), 10_000, 99, 0.1, seed=1
     ),
     "a twentieth throttled and a limit, in bad luck": Case(
-        partial(at_random, 0.05, 12, otherwise=bucket), 10_000, seconds=99, throttled=0.1, seed=12
+        partial(at_random, 0.05, 12, otherwise=bucket), 10_000, 99, 0.1, seed=12
     ),
     "a fiftieth throttled and a limit": Case(
-        partial(at_random, 0.02, 13, otherwise=bucket), 10_000, seconds=99, throttled=0.04, seed=13
+        partial(at_random, 0.02, 13, otherwise=bucket), 10_000, 99, 0.04, seed=13
     ),
     # Fault: a trial that nothing was throttled in held the rate for ever.
     "throttling at random that ends": Case(
-        partial(at_random, 0.05, 1, ends=10),
-        20_000,
-        latency=0.1,
-        seconds=40,
-        throttled=0.1,
-        seed=1,
+        partial(at_random, 0.05, 1, ends=10), 20_000, 40, 0.1, latency=0.1, seed=1
     ),
     "an outage of 429s amid throttling at random": Case(
-        partial(at_random, 0.05, otherwise=partial(refusing, 20, 50)),
-        20_000,
-        latency=0.1,
-        seconds=600,
-        throttled=0.1,
+        partial(at_random, 0.05, otherwise=partial(refusing, 20, 50)), 20_000, 600, 0.1, latency=0.1
     ),
 }
 
