@@ -261,15 +261,20 @@ class TestStopReading:
         assert batch.report.counts[UNKNOWN] == 0
         assert bulk.emulator.received["ws-1", "r0"] == 2
 
-    async def test_a_final_answer_to_the_last_target_is_no_early_end(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(Reply(307))
-        batch = bulk.stop(1)
+    @pytest.mark.parametrize(("reply", "is_final"), [(Reply(429), False), (Reply(307), True)])
+    async def test_what_is_then_rejected_is_not_sent_again(
+        self, bulk: Bulk, reply: Reply, *, is_final: bool
+    ) -> None:
+        bulk.emulator.inject(*[reply] * 100)
+        batch = bulk.stop(1, retry=RetryPolicy(base=0.01))
         running = await bulk.started(batch, 1)
         batch.stop_reading()
         await running
 
         assert batch.report.counts == {REJECTED: 1}
-        assert batch.report.ended_early is None
+        assert len(bulk.emulator.requests) == 1
+        # A final answer to the last target is no early end.
+        assert (batch.report.ended_early is None) is is_final
 
     async def test_a_call_of_the_key_function_is_abandoned(self, emulator: Emulator) -> None:
         asked = asyncio.Event()
