@@ -126,7 +126,7 @@ async def test_what_is_in_flight_becomes_unknown_and_the_rest_not_sent_if(
 
 @pytest.mark.parametrize("run", [await_batch, read_all])
 async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run: Run) -> None:
-    """Fault: anyio cancels at each turn of the loop, so a wait for nothing went on for ever."""
+    """It cancels again at each turn of the loop, until the task has left the scope."""
     bulk.emulator.inject(*[Fault.HANG] * 4)
     batch = bulk.stop(10, concurrency=4)
 

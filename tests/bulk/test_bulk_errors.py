@@ -37,22 +37,18 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 Run = Callable[[StopBatch], Coroutine[object, object, None]]
+RAISED = {
+    # What a callback raises, and what the run raises then.
+    asyncio.CancelledError: (BctrlError, "on_outcome raised CancelledError"),
+    KeyboardInterrupt: (KeyboardInterrupt, "^$"),
+}
 
 
 class TestCallback:
-    @pytest.mark.parametrize(
-        ("error", "raised"),
-        [
-            (asyncio.CancelledError, (BctrlError, "on_outcome raised CancelledError")),
-            (KeyboardInterrupt, (KeyboardInterrupt, None)),
-        ],
-    )
+    @pytest.mark.parametrize("error", RAISED)
     @pytest.mark.parametrize("run", [await_batch, read_all])
-    def test_its_exception_propagates_once_every_target_is_recorded(
-        self,
-        error: type[BaseException],
-        raised: tuple[type[BaseException], str | None],
-        run: Run,
+    def test_what_it_raises_comes_after_all_outcomes(
+        self, error: type[BaseException], run: Run
     ) -> None:
         batches: list[StopBatch] = []
         delivered: list[StopOutcome] = []
@@ -66,14 +62,14 @@ class TestCallback:
                 batches.append(session.stop_runtimes(targets(10), on_outcome=fail, concurrency=2))
                 await run(batches[0])
 
-        expected, text = raised
-        with emulator_in_a_thread() as emulator, pytest.raises(expected, match=text):
+        raised, text = RAISED[error]
+        with emulator_in_a_thread() as emulator, pytest.raises(raised, match=text):
             asyncio.run(scenario(emulator.url))
         assert len(delivered) == 1
         assert batches[0].report.counts.total() == batches[0].read == 10
         assert not batches[0].report.ok
 
-    async def test_its_exception_is_raised_at_the_end_of_an_unread_block(self, bulk: Bulk) -> None:
+    async def test_what_it_raises_ends_an_unread_block(self, bulk: Bulk) -> None:
         failed = asyncio.Event()
 
         def fail(_: StopOutcome) -> None:

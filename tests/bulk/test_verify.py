@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import Bulk, Connect, run_of, wait_for_requests
 from runtimes import runtime
 from simulated import (
     Request,
@@ -238,6 +238,20 @@ class TestEnding:
         assert report.counts == {ACCEPTED: len(simulation.stops), NOT_SENT: mock.ANY}
         assert len(simulation.reads) <= 100
         assert len(simulation.stops) <= 1000
+
+
+async def test_a_poller_cancelled_before_it_starts_leaves_the_outcome(bulk: Bulk) -> None:
+    def targets_that_cancel_the_poller() -> Iterator[tuple[str, str]]:
+        yield "ws-1", "crm"
+        _, poller = run_of(batch)._tasks
+        poller.cancel()
+
+    bulk.emulator.inject(Fault.ACCEPTED)
+    batch = bulk.session.stop_runtimes(targets_that_cancel_the_poller(), concurrency=1)
+    report = await batch
+
+    assert report.counts == {ACCEPTED: 1}
+    assert not report.ok
 
 
 async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
