@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -29,17 +28,14 @@ from leaks import bulk_tasks
 
 from bctrl_async import (
     BctrlConfigError,
-    BctrlError,
     BctrlSession,
     RetryPolicy,
-    RuntimeRef,
     StopBatch,
     StopOutcome,
     StopResult,
 )
 from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.outcomes import outcome_of
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 CRM = [("ws-1", "crm")]
@@ -361,18 +357,3 @@ class TestDropped:
         assert (batch.report.total, batch.retry_after) == (300, 0.0)
         del batch
         gc.collect()
-
-    def test_an_error_raised_where_its_outcome_is_in_reach_is_collected(self) -> None:
-        """The traceback of the error has the frame, and the frame has the outcome."""
-
-        def reraised() -> weakref.ref[BctrlError]:
-            outcome = outcome_of(RuntimeRef("ws-1", "r0"), BctrlError("not sent"))
-            assert outcome.error is not None
-            try:
-                raise outcome.error
-            except BctrlError as error:
-                return weakref.ref(error)
-
-        error = reraised()
-        gc.collect()
-        assert error() is None

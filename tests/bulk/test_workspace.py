@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import ClassVar
@@ -73,15 +72,6 @@ class TestSelection:
         assert bulk.emulator.status("ws-2", "crm") == "active"
         # All workers share one list.
         assert [request.method for request in bulk.emulator.requests].count("GET") == 1
-
-    async def test_outcomes_have_the_given_workspace(self, bulk: Bulk) -> None:
-        workspace = uuid.uuid4()
-        bulk.emulator.add_runtime(str(workspace), "crm")
-        async with bulk.session.stop_workspace(workspace) as batch:
-            outcomes = [outcome async for outcome in batch]
-
-        assert [outcome.target for outcome in outcomes] == [(str(workspace), "crm")]
-        assert batch.total == 1
 
     @pytest.mark.parametrize("raised", [ZeroDivisionError(), asyncio.CancelledError()])
     async def test_a_function_that_raises_stops_nothing(

@@ -93,17 +93,6 @@ class TestPause:
 
         assert now() == pytest.approx(retry_after)
 
-    async def test_patient_calls_wait_for_probes_of_their_own(self, limiter: Limiter) -> None:
-        await answer(limiter, throttled(600.0))
-        starts = []
-
-        async def call() -> None:
-            await limiter.acquire(700.0)
-            starts.append(now())
-
-        await asyncio.gather(call(), call(), call())
-        assert starts == [60.0, 120.0, 180.0]
-
 
 @in_virtual_time
 class TestAnswerOfAProbe:
