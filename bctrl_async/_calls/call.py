@@ -144,8 +144,8 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def as_failure(raised: asyncio.CancelledError, source: str) -> BctrlError:
-    """Return an error for a CancelledError that `source` raised in a task that nobody cancelled."""
-    error = BctrlError(f"{source} raised CancelledError")
+def as_failure(raised: BaseException, source: str) -> BctrlError:
+    """Return an error for what `source` raised, such as a CancelledError that nobody asked for."""
+    error = BctrlError(f"{source} raised {type(raised).__name__}")
     error.__cause__ = raised
     return error

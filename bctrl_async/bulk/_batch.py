@@ -123,7 +123,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
     def abort(self) -> None:
         """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`).
 
-        Unlike cancellation, the run still delivers every outcome and returns its report.
+        Unlike cancellation, the run still delivers every outcome and returns its report. To call it
+        from a thread, use `loop.call_soon_threadsafe`.
         """
         self._run.state.ask_to_end("the run was aborted", CancelLevel.IN_FLIGHT)
 

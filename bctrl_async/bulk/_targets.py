@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -33,6 +34,8 @@ Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
 _PAIR = 2
+_SLOW = 0.005
+"""Seconds in which a plain generator may yield its next item while the event loop waits."""
 _WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
@@ -40,7 +43,7 @@ _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 class Input:
     """An input that any number of workers read; raises BctrlConfigError if it is unsuitable.
 
-    `is_async` is True if the next item may have to be awaited. `count` items were read; `length` is
+    `is_async` is True if the next item is to be awaited. `count` items were read; `length` is
     the number of all items, if known. `error` is the exception of the input, and `found` the list
     of a workspace once it is fetched.
     """
@@ -107,7 +110,9 @@ class Input:
         """Return the index of the next item and the item, or None at the end."""
         async with self._lock:
             if self.closed or self._awaited is None:
-                return None
+                # The event loop gets a turn before each item of a slow generator.
+                await asyncio.sleep(0)
+                return self.next_nowait()
             try:
                 item = await anext(self._awaited)
             except StopAsyncIteration:
@@ -123,8 +128,10 @@ class Input:
         """Return the next item, as `next` does, of an input that is not async."""
         if self.closed or self._plain is None:
             return None
+        began = time.monotonic()
         try:
             item = next(self._plain)
+            self.is_async = self.length is None and time.monotonic() - began > _SLOW
         except StopIteration:
             self._close()
         except BaseException as error:  # noqa: BLE001 - the run raises it.
@@ -136,14 +143,13 @@ class Input:
 
     def _close_unless_cancelled(self, error: BaseException) -> None:
         """Close the input with its error, but raise the cancellation of the reading task."""
-        is_cancellation = isinstance(error, asyncio.CancelledError) and is_cancelled()
-        if is_cancellation or isinstance(error, GeneratorExit):
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise error
         self._close(error)
 
     def _close(self, error: BaseException | None = None) -> None:
         """Read nothing more, at the end of the input or after its error."""
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
             error = as_failure(error, "the input")
         self.error, self.closed, self._at_end = error, True, error is None
         # The iterator may have a file open, which closes when the iterator is dropped.

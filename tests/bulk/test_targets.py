@@ -274,8 +274,10 @@ async def failing_async(error: BaseException) -> AsyncIterator[Target]:
 
 class TestFailedInput:
     @pytest.mark.parametrize("make", [failing, failing_async])
-    # A CancelledError is what `Task.result` of a cancelled task raises.
-    @pytest.mark.parametrize("error", [InputError("row 4"), asyncio.CancelledError()])
+    # `Task.result` of a cancelled task raises CancelledError, and `athrow` may raise GeneratorExit.
+    @pytest.mark.parametrize(
+        "error", [InputError("row 4"), asyncio.CancelledError(), GeneratorExit()]
+    )
     @pytest.mark.parametrize("run", [await_batch, read_all])
     async def test_its_error_is_raised_after_the_outcomes_of_the_targets_read(
         self,
@@ -294,8 +296,8 @@ class TestFailedInput:
         if isinstance(error, InputError):
             assert caught.value is error
         else:
-            assert isinstance(caught.value.__cause__, asyncio.CancelledError)
-            assert str(caught.value) == "the input raised CancelledError"
+            assert caught.value.__cause__ is error
+            assert str(caught.value) == f"the input raised {type(error).__name__}"
         assert str(batch.report.ended_early) == f"the input raised {type(error).__name__}"
         assert sorted(stopped) == REFS
         assert batch.report.counts == {STOPPED: 3}
@@ -322,6 +324,23 @@ class TestFailedInput:
 
         with pytest.raises(InputError, match="no cursor"):
             BctrlSession("key").stop_runtimes(Broken())
+
+
+async def test_a_slow_generator_holds_up_neither_requests_nor_an_end(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a hundred items were read before the first request, whatever the deadline."""
+    monkeypatch.setattr("bctrl_async.bulk._targets._SLOW", -1.0)
+
+    def cursor() -> Iterator[Target]:
+        while not bulk.emulator.requests:
+            yield PAIRS[0]
+        asyncio.get_running_loop().call_soon(batch.stop_reading)
+        yield PAIRS[1]
+        raise AssertionError
+
+    batch = bulk.session.stop_runtimes(cursor(), concurrency=100)
+    assert (await batch).total < 100
 
 
 async def test_a_list_that_is_read_no_further_is_let_go(session: BctrlSession) -> None:
