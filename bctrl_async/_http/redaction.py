@@ -14,6 +14,8 @@ _MIN_KEY_LENGTH = 4
 """A shorter key is a placeholder in tests, and would match ordinary words."""
 _MAX_PART = 8
 """A prefix of a key this long is redacted too, since the text may cut off the rest."""
+_MAX_EXACT = 64
+"""Text with this many characters of a key is redacted to its next space: a pattern costs time."""
 _MAX_ESCAPE = 6
 _MAX_UTF = 4
 """The most bytes of a character in UTF-8, UTF-16 or UTF-32."""
@@ -26,13 +28,12 @@ def sanitize(value: object, key: str) -> str | None:
     if not isinstance(value, str):
         return None
     text = _redact_beginning(value, key, _MAX_TEXT)
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(text.split()) or None
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or None
 
 
 def excerpt_of(body: bytes, key: str) -> str:
     """Return the start of a body, without the key."""
-    beginning = body[: _MAX_UTF * _window(key, _MAX_EXCERPT)]
+    beginning = body[: _MAX_UTF * (_MAX_EXCERPT + _MAX_ESCAPE * len(key))]
     return _redact_beginning(beginning.decode(errors="replace"), key, _MAX_EXCERPT)
 
 
@@ -50,7 +51,7 @@ def detached(error: BaseException) -> BaseException:
 
 
 def _redact_beginning(text: str, key: str, length: int) -> str:
-    window = _window(key, length)
+    window = length + _MAX_ESCAPE * len(key)
     # ASCII in UTF-16 or UTF-32 can be read as UTF-8 once its NULs are dropped.
     text = text[: _MAX_UTF * window].replace("\0", "")[:window]
     if len(key) >= _MIN_KEY_LENGTH and (key[:_MIN_KEY_LENGTH] in text or _may_be_escaped(text)):
@@ -59,16 +60,14 @@ def _redact_beginning(text: str, key: str, length: int) -> str:
     return text[:length]
 
 
-def _window(key: str, length: int) -> int:
-    return length + _MAX_ESCAPE * len(key)
-
-
 @lru_cache(maxsize=4)
 def _pattern(key: str) -> re.Pattern[str]:
     """Return a pattern for a key or a long prefix of it, plain or escaped as in JSON and URLs."""
     characters = [
         rf"(?:\\?{re.escape(character)}|(?i:\\u00{ord(character):02x}|%{ord(character):02x}))"
-        for character in key
+        for character in key[:_MAX_EXACT]
     ]
+    if len(key) > _MAX_EXACT:
+        characters[-1] += "[!-~]*"
     part = max(_MIN_KEY_LENGTH, min(_MAX_PART, len(key) // 2))
-    return re.compile("".join(characters[:part]) + "".join(f"{c}?" for c in characters[part:]))
+    return re.compile("".join(characters[:part]) + "".join(f"(?:{c})?" for c in characters[part:]))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from bctrl_async._http.redaction import excerpt_of, sanitize
+from bctrl_async._http.redaction import _pattern, excerpt_of, sanitize
 
 KEY = "sk-live/Ab+cd=<0123>&\"'x\\y%2F9"
 # Without the characters with which escapes begin: the two could not be told apart.
@@ -113,3 +113,14 @@ def test_other_text_is_unchanged(text: str, escapes: str) -> None:
 )
 def test_only_the_key_is_redacted(key: str, text: str, shown: str) -> None:
     assert excerpt_of(text.encode(), key) == shown
+
+
+@pytest.mark.parametrize("cut", [30, 63, 64, 65, 4_000])
+def test_a_long_token_is_redacted_without_a_long_pattern(cut: int) -> None:
+    """Fault: to compile the pattern of a token of 4,000 characters took half a second."""
+    key = "eyJhbGciOiJSUzI1NiIs" + "aB3-" * 995
+    assert excerpt_of(f"bad key {key[:cut]}... given".encode(), key) in {
+        "bad key *** given",
+        "bad key ***... given",
+    }
+    assert len(_pattern(key).pattern) < 5_000
