@@ -29,7 +29,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A predicate for runtimes; any function of a `Runtime` can take its place.
 
     Args:
-        status: The status to match. None, the default, matches each status but `stopped` and
+        status: The status to match; None, the default, matches each status but `stopped` and
             `failed`, including statuses unknown to this version. `any` matches all.
         kind: The kind to match; None matches any.
         older_than: The least age, above 0, in seconds or as a `timedelta`; None matches any age.
@@ -133,8 +133,8 @@ class FoundTargets:
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
     answer = where(runtime)
-    if inspect.isawaitable(answer):
-        # A coroutine is truthy, so every runtime would be stopped.
+    if inspect.isawaitable(answer) or callable(answer):
+        # A coroutine or a function is truthy, so every runtime would be stopped.
         if inspect.iscoroutine(answer):
             answer.close()
         raise _config.invalid_type("where", type(answer), f"{WHERE}, which returns a bool")

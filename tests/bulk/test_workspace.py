@@ -94,13 +94,15 @@ class TestSelection:
         assert f"the input raised {type(raised).__name__}" in str(batch.report.ended_early)
         assert not batch.report.ok
 
-    async def test_an_async_function_stops_nothing(self, bulk: Bulk) -> None:
+    async def test_a_function_that_returns_no_bool_stops_nothing(self, bulk: Bulk) -> None:
         async def match_none(_: Runtime) -> bool:
             return False
 
         conditions: tuple[Callable[[Runtime], object], ...] = (
             match_none,
             lambda _: asyncio.get_running_loop().create_future(),
+            lambda listed: listed.alias.startswith,  # The call is forgotten.
+            str,
         )
         for where in conditions:
             with pytest.raises(BctrlConfigError, match="a plain function"):
