@@ -411,9 +411,9 @@ class BctrlSession:
                 the default.
             deadline: Seconds after which the run is aborted, above 0; None sets no deadline.
                 Callbacks are still waited for.
-            on_outcome: A plain or async function, called with each outcome. If it raises, the run
-                is cancelled and raises the same error. After a cancellation it is not called;
-                `report.failures` has the failures that it missed.
+            on_outcome: A plain or async function, called with each outcome; async calls overlap. If
+                it raises, the run is cancelled and raises the same error. After a cancellation it
+                is not called; `report.failures` has the failures that it missed.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with

@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -22,10 +22,13 @@ _HEAD = "# By `python docs/reference/names.py`. The docstrings in the files that
 _DIRECTIVE = re.compile(
     r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
 )
+_DESCRIBED = re.compile(r"^\.\. py:(?:class|data|type):: ([\w.]+)\n\n((?:   .+\n)+)", re.MULTILINE)
+"""A name that its page describes itself."""
 _ALIASES = {
     "bctrl_async.bulk._targets": ("Target", "Targets"),
     "bctrl_async.bulk._delivery": ("OnOutcome",),
     "bctrl_async.fastapi._app": ("Lifespan", "PlainLifespan"),
+    "bctrl_async.models": ("_OpenEnum",),
     "bctrl_async.pace._redis": ("_Client",),
 }
 """The types in signatures that have no page."""
@@ -43,7 +46,10 @@ def text() -> str:
     index = (_FOLDER.parent / "index.md").read_text("utf-8")
     lines = [_HEAD, "", _IMPORTABLE, *_aliases(), ""]
     for page in re.findall(r"^reference/(\w+)$", index, re.MULTILINE):
-        for match in _DIRECTIVE.finditer((_FOLDER / f"{page}.md").read_text("utf-8")):
+        written = (_FOLDER / f"{page}.md").read_text("utf-8")
+        for name, description in _DESCRIBED.findall(written):
+            lines += [f"# {name}", _sentence(description), ""]
+        for match in _DIRECTIVE.finditer(written):
             name, arguments, members = match.groups()
             module, _, short = name.rpartition(".")
             found = inspect.unwrap(getattr(import_module(module), short))
@@ -91,7 +97,7 @@ def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
                 lines += [_sentence(described[name])] if name in described else []
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 if name in shown or (shows_all and (name[0] != "_" or name in _PROTOCOLS)):
-                    lines = [*_function(member)]
+                    lines = [*_function(member, described if name == "__init__" else {})]
                 if name == "__init__" and shows_all:
                     lines += [*_attributes(member)]
         yield from (f"    {line}" for line in lines)
@@ -105,7 +111,7 @@ def _attributes(node: _Function) -> Iterator[str]:
                 yield f"{name}: {ast.unparse(each.annotation)}"
 
 
-def _function(node: _Function) -> Iterator[str]:
+def _function(node: _Function, described: Mapping[str, str] = {}) -> Iterator[str]:
     yield from (
         f"@{each.id}" for each in node.decorator_list if getattr(each, "id", "") == "property"
     )
@@ -121,7 +127,12 @@ def _function(node: _Function) -> Iterator[str]:
     if len(head) + len(", ".join(parts)) + len(tail) < _WIDTH:
         yield f"{head}{', '.join(parts)}{tail}"
     else:
-        yield from [head, *(f"    {part}," for part in parts), tail]
+        yield head
+        texts = {**described, **dict(_ARGUMENT.findall(ast.get_docstring(node) or ""))}
+        for part in parts:
+            text = texts.get(part.partition(":")[0])
+            yield f"    {part},  # {_first(text)}" if text else f"    {part},"
+        yield tail
     yield f"    {_sentence(ast.get_docstring(node))}"
 
 
@@ -136,9 +147,13 @@ def _default(value: ast.expr | None) -> str:
 
 
 def _sentence(text: str | None) -> str:
-    paragraph = " ".join((text or "").partition("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.?]) (?=[A-Z`])", paragraph)[0]
-    return f'"""{sentence}"""' if sentence else "..."
+    return f'"""{_first(text)}"""' if text else "..."
+
+
+def _first(text: str) -> str:
+    """Return the first sentence of a text."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.?]) (?=[A-Z`])", paragraph)[0]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Targets = Iterable[Target] | AsyncIterable[Target]
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+class _OpenEnum(StrEnum):
+    """A `StrEnum` that accepts unknown values as comparable and picklable members."""
 class _Client(Protocol):
     """An asyncio client of redis-py or valkey-py, also for a cluster."""
 
@@ -14,23 +16,23 @@ class BctrlSession:
     """A session with the bctrl v1 workspaces API: one connection pool for any number of calls."""
     def __init__(
         self,
-        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
+        api_key: str | Callable[[], str | Awaitable[str]] | None = None,  # The key, or a plain or async function that is called for it before each attempt.
         *,
-        base_url: str | None = None,
-        timeout: float = 60.0,
-        max_connections: int = 100,
-        retry: RetryPolicy = RetryPolicy(),
-        rate: float | None = None,
-        pace: Pace | None = None,
-        http: aiohttp.ClientSession | None = None,
-        trace_configs: Iterable[aiohttp.TraceConfig] = (),
-        trust_env: bool = False,
-        proxy: str | None = None,
-        ssl: SSLContext | None = None,
-        allow_plaintext: bool = False,
-        observer: Observer | None = None,
-        headers: Mapping[str, str] | None = None,
-        check_answers: bool = True,
+        base_url: str | None = None,  # The URL of the API, with or without `/v1`.
+        timeout: float = 60.0,  # Seconds for one attempt, above 0, once `max_connections` and `rate` allow it.
+        max_connections: int = 100,  # The most attempts in flight, from 1.
+        retry: RetryPolicy = RetryPolicy(),  # The retry policy.
+        rate: float | None = None,  # The most attempts a second, above 0, evenly spaced; None sets no limit.
+        pace: Pace | None = None,  # A rate that this session shares with sessions of other processes, such as `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
+        http: aiohttp.ClientSession | None = None,  # An `aiohttp.ClientSession` to send through, instead of a pool of the session's own.
+        trace_configs: Iterable[aiohttp.TraceConfig] = (),  # `aiohttp.TraceConfig`s for the pool.
+        trust_env: bool = False,  # Use the proxies of the environment (`HTTPS_PROXY`, …).
+        proxy: str | None = None,  # The URL of a proxy for all requests of the pool, such as `http://user:password@proxy.example.com:3128`; it takes precedence over the proxies of the environment.
+        ssl: SSLContext | None = None,  # The TLS context of the pool, for a private CA or a client certificate; None uses `ssl.create_default_context()`.
+        allow_plaintext: bool = False,  # Allow sending the key over plain http to another machine.
+        observer: Observer | None = None,  # The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
+        headers: Mapping[str, str] | None = None,  # More headers for every request, except those that the session sets.
+        check_answers: bool = True,  # Accept an answer only if it has the requested alias, or id, and the requested workspace if that is a UUID.
     ) -> None:
         ...
     async def __aenter__(self) -> Self:
@@ -48,63 +50,63 @@ class BctrlSession:
         """Close the session, and its pool unless it was borrowed; a second call does nothing."""
     async def stop_runtime(
         self,
-        workspace_id: str | UUID,
-        alias: str,
+        workspace_id: str | UUID,  # The workspace's id; 1 to 1,000 characters, sent unchanged.
+        alias: str,  # The runtime's alias; 1 to 1,000 characters, sent unchanged.
         *,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        idempotency_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        stopped_ok: bool = False,
+        timeout: float | None = None,  # Seconds for one attempt, above 0; None is the session's.
+        retry: RetryPolicy | None = None,  # The retry policy; None is the session's.
+        idempotency_key: str | None = None,  # The `Idempotency-Key` of each attempt; printable ASCII, not empty.
+        headers: Mapping[str, str] | None = None,  # More headers, except those that the session sets.
+        stopped_ok: bool = False,  # Also get and return a runtime that was not running in the first place, instead of raising.
     ) -> Runtime:
         """Stop a live runtime inside a workspace (contract: `runtimes-stop`)."""
     async def get_runtime(
         self,
-        workspace_id: str | UUID,
-        alias: str,
+        workspace_id: str | UUID,  # As for `stop_runtime`.
+        alias: str,  # As for `stop_runtime`.
         *,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
+        timeout: float | None = None,  # As for `stop_runtime`.
+        retry: RetryPolicy | None = None,  # As for `stop_runtime`.
     ) -> Runtime:
         """Get a runtime of a workspace."""
     async def list_runtimes(
         self,
-        workspace_id: str | UUID,
+        workspace_id: str | UUID,  # As for `stop_runtime`.
         *,
-        on_unreadable: Callable[[BctrlResponseError], object] | None = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
+        on_unreadable: Callable[[BctrlResponseError], object] | None = None,  # Called with the error of each runtime that cannot be parsed; the others are then returned.
+        timeout: float | None = None,  # As for `stop_runtime`.
+        retry: RetryPolicy | None = None,  # As for `stop_runtime`.
     ) -> list[Runtime]:
         """List all runtimes of a workspace."""
     def stop_runtimes(
         self,
-        targets: Targets,
+        targets: Targets,  # Any iterable or async iterable of pairs (workspace id, alias), `RuntimeRef`s or `Runtime`s.
         *,
-        concurrency: int | None = None,
-        deadline: float | None = None,
-        on_outcome: OnOutcome | None = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        journal: str | os.PathLike[str] | None = None,
-        journal_max_age: float | None = None,
-        verify: bool | float = True,
-        missing_ok: bool = False,
+        concurrency: int | None = None,  # The most stops at once, from 1 to the session's `max_connections`, which is the default.
+        deadline: float | None = None,  # Seconds after which the run is aborted, above 0; None sets no deadline.
+        on_outcome: OnOutcome | None = None,  # A plain or async function, called with each outcome; async calls overlap.
+        timeout: float | None = None,  # Seconds for one attempt, above 0; None is the session's.
+        retry: RetryPolicy | None = None,  # The retry policy; None is the session's.
+        journal: str | os.PathLike[str] | None = None,  # A file to which each outcome is appended as a line of JSON.
+        journal_max_age: float | None = None,  # The greatest age of the journal in seconds, above 0; an older journal is rejected.
+        verify: bool | float = True,  # Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for 30 s after its stop was answered or given up.
+        missing_ok: bool = False,  # Count a runtime that is `not_found` as no longer running.
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any."""
     def stop_workspace(
         self,
-        workspace_id: str | UUID,
+        workspace_id: str | UUID,  # As for `stop_runtime`.
         *,
-        where: Callable[[Runtime], object] | None = None,
-        concurrency: int | None = None,
-        deadline: float | None = None,
-        on_outcome: OnOutcome | None = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        journal: str | os.PathLike[str] | None = None,
-        journal_max_age: float | None = None,
-        verify: bool | float = True,
-        missing_ok: bool = False,
+        where: Callable[[Runtime], object] | None = None,  # A `RuntimeFilter`, or a plain function that is called with each runtime.
+        concurrency: int | None = None,  # As for `stop_runtimes`.
+        deadline: float | None = None,  # As for `stop_runtimes`; it includes the list.
+        on_outcome: OnOutcome | None = None,  # As for `stop_runtimes`.
+        timeout: float | None = None,  # As for `stop_runtimes`, also for the list.
+        retry: RetryPolicy | None = None,  # As for `stop_runtimes`, also for the list.
+        journal: str | os.PathLike[str] | None = None,  # As for `stop_runtimes`, but the list decides what is sent, never the file.
+        journal_max_age: float | None = None,  # As for `stop_runtimes`.
+        verify: bool | float = True,  # As for `stop_runtimes`.
+        missing_ok: bool = False,  # As for `stop_runtimes`: accept runtimes that are gone since the list.
     ) -> StopBatch:
         """Stop the runtimes of a workspace that have not ended, or those that `where` selects."""
 
@@ -378,10 +380,10 @@ class BctrlServerError(BctrlApiError):
 
 # bctrl_async.journal.read_journals, in bctrl_async/journal.py
 def read_journals(
-    paths: Iterable[str | os.PathLike[str]],
-    targets: Iterable[RuntimeRef | Runtime | tuple[str | UUID, str]] | None = None,
+    paths: Iterable[str | os.PathLike[str]],  # The files.
+    targets: Iterable[RuntimeRef | Runtime | tuple[str | UUID, str]] | None = None,  # The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s.
     *,
-    max_age: float | None = None,
+    max_age: float | None = None,  # The greatest age of a file in seconds, above 0; an older file, such as last night's, is rejected.
 ) -> Iterator[StopOutcome]:
     """Yield the latest outcome of each target in one or more journals of one server."""
 
@@ -446,7 +448,7 @@ class LaunchMode(_OpenEnum):
 class RuntimeFilter(msgspec.Struct):
     """A predicate for runtimes; any function of a `Runtime` can take its place."""
     status: str | None = None
-    """The status to match."""
+    """The status to match; None, the default, matches each status but `stopped` and `failed`, including statuses unknown to this version."""
     kind: str | None = None
     """The kind to match; None matches any."""
     older_than: float | timedelta | None = None
@@ -555,9 +557,9 @@ class OpenTelemetry(Observer):
     def __init__(
         self,
         *,
-        tracer_provider: trace.TracerProvider | None = None,
-        meter_provider: metrics.MeterProvider | None = None,
-        spans_in_bulk: bool = True,
+        tracer_provider: trace.TracerProvider | None = None,  # The provider of the tracer; None uses the global provider.
+        meter_provider: metrics.MeterProvider | None = None,  # The provider of the meter; None uses the global provider.
+        spans_in_bulk: bool = True,  # If False, a bulk stop of any size is one span, without spans for its stops and attempts.
     ) -> None:
         ...
 
@@ -567,15 +569,15 @@ class Emulator:
     def __init__(
         self,
         *,
-        host: str = '127.0.0.1',
-        port: int = 8787,
-        api_key: str = 'emulator-key',
-        faults: Mapping[Fault, float] | None = None,
-        seed: int = 0,
-        latency: float = 0.0,
-        fault_latency: float = 0.05,
-        rate_limit: float | None = None,
-        on_request: Callable[[ReceivedRequest], object] | None = None,
+        host: str = '127.0.0.1',  # The address to listen on.
+        port: int = 8787,  # The port to listen on, 0 to 65535; 0 picks a free port.
+        api_key: str = 'emulator-key',  # The key that requests must carry, not empty.
+        faults: Mapping[Fault, float] | None = None,  # The probability of each fault of a stop, each 0 to 1, together at most 1.
+        seed: int = 0,  # The seed of the random faults.
+        latency: float = 0.0,  # Seconds before every response, up to a day.
+        fault_latency: float = 0.05,  # Seconds that `Fault.LATENCY` adds, that the body of `Fault.SLOW_DRIP` takes, and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; up to a day.
+        rate_limit: float | None = None,  # Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
+        on_request: Callable[[ReceivedRequest], object] | None = None,  # A function that is called with each request, once it has been added to `requests` and before it is answered.
     ) -> None:
         ...
     api_key: str
@@ -598,12 +600,12 @@ class Emulator:
         ...
     def add_runtime(
         self,
-        workspace_id: str,
-        alias: str,
+        workspace_id: str,  # Any non-empty text.
+        alias: str,  # Any non-empty text.
         *,
-        kind: str = 'browser',
-        status: str = 'active',
-        created_at: str = '2026-01-01T00:00:00.000Z',
+        kind: str = 'browser',  # `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
+        status: str = 'active',  # `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
+        created_at: str = '2026-01-01T00:00:00.000Z',  # The `createdAt`, any text: the contract specifies no format.
     ) -> None:
         """Add a runtime, or replace the runtime with the same workspace id and alias."""
     def status(self, workspace_id: str, alias: str) -> str | None:
@@ -615,9 +617,9 @@ class Emulator:
     def inject(
         self,
         *faults: Fault | Reply | None,
-        workspace_id: str | None = None,
-        alias: str | None = None,
-        method: str = 'POST',
+        workspace_id: str | None = None,  # Only for stops in this workspace.
+        alias: str | None = None,  # Only for stops of this alias.
+        method: str = 'POST',  # `POST` for stops, `GET` for reads; a list has no alias.
     ) -> None:
         """Queue faults and replies, one for each of the next stops of known runtimes."""
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
@@ -721,12 +723,30 @@ def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None
 def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
     """Mocked answers in place of a server; needs the package aioresponses."""
 
+# bctrl_async.fastapi.BctrlDep
+"""The app's session as a parameter: ``session: BctrlDep``."""
+
+# bctrl_async.fastapi.Problem
+"""Problem details (RFC 9457) of a failed call of the bctrl API: :doc:`its members <problems>`, in snake_case."""
+
+# bctrl_async.fastapi.PROBLEM_RESPONSES
+"""The :doc:`problems <problems>` for the app's OpenAPI: pass ``responses=PROBLEM_RESPONSES`` to routes or routers."""
+
+# bctrl_async.fastapi.Runtime
+"""The model of a :py:class:`bctrl_async.Runtime`: the API's own JSON."""
+
+# bctrl_async.fastapi.StopOutcome
+"""The model of a :py:class:`bctrl_async.StopOutcome`, with the fields of its ``to_dict``."""
+
+# bctrl_async.fastapi.StopReport
+"""The model of a :py:class:`bctrl_async.StopReport`."""
+
 # bctrl_async.fastapi.lifespan, in bctrl_async/fastapi/_app.py
 def lifespan(
-    make_session: Callable[[], BctrlSession] = BctrlSession,
+    make_session: Callable[[], BctrlSession] = BctrlSession,  # Called at each startup; by default the environment configures the session.
     *,
-    pace: Pace | None = None,
-    inner: Lifespan | PlainLifespan | None = None,
+    pace: Pace | None = None,  # A rate that all worker processes share, such as `bctrl_async.pace.FilePace`.
+    inner: Lifespan | PlainLifespan | None = None,  # The app's own lifespan.
 ) -> Lifespan:
     """Make a lifespan that opens a session at startup and closes it at shutdown."""
 
@@ -744,21 +764,21 @@ def problem(error: BctrlError) -> Problem:
 
 # bctrl_async.dask.stop_runtimes, in bctrl_async/dask.py
 def stop_runtimes(
-    client: distributed.Client,
-    targets: Targets,
+    client: distributed.Client,  # A running client of dask.distributed, made with `asynchronous=True`.
+    targets: Targets,  # As for `BctrlSession.stop_runtimes`.
     *,
-    session: Callable[..., BctrlSession] = BctrlSession,
-    base_url: str | None = None,
-    pace: Pace | None = None,
-    chunk_size: int = 1000,
-    concurrency: int | None = None,
-    deadline: float | None = None,
-    on_outcome: OnOutcome | None = None,
-    timeout: float | None = None,
-    retry: RetryPolicy | None = None,
-    journal: str | os.PathLike[str] | None = None,
-    journal_max_age: float | None = None,
-    verify: bool | float = True,
-    missing_ok: bool = False,
+    session: Callable[..., BctrlSession] = BctrlSession,  # A function that makes the session of each worker, called on it without arguments, or with `pace` if it is given.
+    base_url: str | None = None,  # The URL of the API, which all workers must have as well.
+    pace: Pace | None = None,  # A rate that all workers share, for their sessions.
+    chunk_size: int = 1000,  # The most targets of a chunk, from 1.
+    concurrency: int | None = None,  # The most stops at once of a chunk, from 1 to the `max_connections` of the session, which is the default.
+    deadline: float | None = None,  # As for `BctrlSession.stop_runtimes`.
+    on_outcome: OnOutcome | None = None,  # As for `BctrlSession.stop_runtimes`, called in this process.
+    timeout: float | None = None,  # As for `BctrlSession.stop_runtimes`.
+    retry: RetryPolicy | None = None,  # As for `BctrlSession.stop_runtimes`.
+    journal: str | os.PathLike[str] | None = None,  # As for `BctrlSession.stop_runtimes`; this process writes it.
+    journal_max_age: float | None = None,  # As for `BctrlSession.stop_runtimes`.
+    verify: bool | float = True,  # As for `BctrlSession.stop_runtimes`.
+    missing_ok: bool = False,  # As for `BctrlSession.stop_runtimes`.
 ) -> StopBatch:
     """Stop any number of runtimes on a cluster, with one outcome for each."""

@@ -35,7 +35,8 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         monkeypatch.setenv("BCTRL_API_KEY", api.api_key)
         monkeypatch.setenv("BCTRL_BASE_URL", api.url)
         lines = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets)
-        save("list.csv", lines)
+        # Excel writes a byte order mark, and an editor may leave an empty line.
+        save("list.csv", f"\ufeff{lines}\n")
         yield api
 
 
@@ -81,11 +82,10 @@ class TestBulkScript:
         [
             ("ws,r1\nws,r0,a note\nws,r2\n", "emulator-key"),
             ('ws,r1\nws,"r0\nws,r2\n', "emulator-key"),
-            ("ws,r1\n\nws,r2\n", "emulator-key"),
             ("ws,r1\n", ""),
             (None, "emulator-key"),
         ],
-        ids=["a third column", "an open quote", "an empty line", "no key", "no list"],
+        ids=["a third column", "an open quote", "no key", "no list"],
     )
     async def test_if_it_cannot_start_it_sends_nothing_and_ends_with_2(
         self, api: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, text: str | None, key: str
