@@ -38,8 +38,6 @@ BLOCK = re.compile(
 )
 FILE = "file: "
 NOT_RUN = "not run"
-# Optional packages that examples may import.
-EXTRAS = ("aioresponses", "dask", "fastapi", "httpx", "opentelemetry", "redis")
 BASH = shutil.which("bash")
 
 
@@ -69,13 +67,6 @@ def compiled(page: Path, block: Block) -> object:
     # The line numbers of a traceback are those of the page.
     code = "\n" * (block.line - 1) + block.code
     return compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-
-def skip_without_its_extras(page: Path) -> None:
-    code = "\n".join(block.code for block in blocks(page))
-    for name in EXTRAS:
-        if re.search(rf"^(?:import|from) (?:bctrl_async\.)?{name}\b", code, re.MULTILINE):
-            pytest.importorskip(name)
 
 
 def succeed(*command: str | Path) -> None:
@@ -138,7 +129,6 @@ def _same_logging() -> Iterator[None]:
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
-    skip_without_its_extras(page)
     namespace: dict[str, object] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
         for block in blocks(page):
