@@ -16,7 +16,6 @@ from typing import Any, cast
 from unittest.mock import Mock
 from uuid import UUID, uuid4
 
-import commands
 import httpx2
 import pytest
 from commands import Process, start
@@ -336,16 +335,10 @@ class Backend:
             return await start(sys.executable, *arguments, stdout=log.fileno(), stderr=log.fileno())
 
 
-def assert_one_true_outcome_each(
-    journal: Path, targets: list[tuple[str, str]], emulator: Emulator
-) -> Counter[str]:
-    """Check that a journal has one settled entry for each target; return their results."""
-    assert all(each.ok for each in read_journals([journal], targets))
-    entries = [json.loads(line) for line in journal.read_bytes().splitlines()[1:]]
-    settled = [entry for entry in entries if entry.get("ok")]
-    assert Counter((entry["workspace_id"], entry["alias"]) for entry in settled) == Counter(targets)
-    assert {emulator.status(*target) for target in targets} == {"stopped"}
-    return Counter(entry["result"] for entry in settled)
+async def kill(*processes: Process) -> None:
+    for process in processes:
+        process.kill()
+        await process.wait()
 
 
 @pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
@@ -373,22 +366,23 @@ async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_i
             await until(lambda: len(emulator.requests) >= 600)
         # So far, each target was sent once.
         assert max(emulator.received.values()) == 1
-        for process in (web, killed):
-            process.kill()
-            await process.wait()
+        await kill(web, killed)
         emulator.held.clear()
         async with Docket("stops", redis.url) as docket:
             await redeliver(docket)
-        await backend.start_worker()
+        resumes = await backend.start_worker()
         held = await backend.stored()
-        await backend.start_web()
+        web = await backend.start_web()
         async with backend.client() as client:
             await client.wait_for_state(location, "completed")
             done = await client.show(location)
         held += await backend.stored()
-        commands.end_started()
+        await kill(web, resumes)
     journal = tmp_path / f"{location.removeprefix('/')}.jsonl"
-    results = assert_one_true_outcome_each(journal, targets, emulator)
+    outcomes = list(read_journals([journal], targets))
+    assert Counter(outcome.target for outcome in outcomes if outcome.ok) == Counter(targets)
+    assert {emulator.status(*target) for target in targets} == {"stopped"}
+    results = Counter(str(outcome.result) for outcome in outcomes)
     assert done["report"]["ok"]
     assert done["counts"] == done["report"]["counts"] == results
     # Only what was in flight was sent again.
