@@ -13,14 +13,7 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
-from dask_cluster import (
-    SmallCluster,
-    begin,
-    connect,
-    make_session,
-    record_sessions,
-    small_cluster,
-)
+from dask_cluster import SmallCluster, begin, connect, make_session, record_sessions, small_cluster
 from distributed import Client
 from helpers import BOUND, add_runtimes
 

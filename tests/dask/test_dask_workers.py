@@ -8,24 +8,12 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
-from dask_cluster import (
-    SmallCluster,
-    begin,
-    faulty,
-    small_cluster,
-)
+from dask_cluster import SmallCluster, begin, faulty, small_cluster
 from distributed import Client, Future, Worker
 from helpers import BOUND, add_runtimes, until
 
 import bctrl_async.dask
-from bctrl_async import (
-    BctrlError,
-    RetryPolicy,
-    RuntimeRef,
-    RuntimeState,
-    StopOutcome,
-    StopResult,
-)
+from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
 from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault
@@ -34,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("emulator_environment")
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 REJECTED = StopResult.REJECTED
-QUICK = RetryPolicy(base=0.001, cap=0.001)
 
 
 class TestLoss:
@@ -70,13 +57,14 @@ class TestLoss:
         self, emulator: Emulator
     ) -> None:
         """Fault: targets that were perhaps stopped are reported as not sent."""
-        targets = [*faulty(emulator, Fault.HANG, 10), *[("ws-2", f"r{n}") for n in range(20)]]
-        for target in targets[10:]:
-            emulator.add_runtime(*target)
+        targets = add_runtimes(emulator, 30)
+        faulty(emulator, Fault.HANG, 10)
 
         async with small_cluster(1, allowed_failures=0) as cluster:
-            # An iterator: a short list would be cut into shorter chunks.
-            running = await begin(cluster, emulator, iter(targets), 10, chunk_size=10)
+            # An iterator: a short list would be cut into shorter chunks. All of the first chunk are
+            # in flight, and the worker does not start the next.
+            options = {"chunk_size": 10, "concurrency": 10}
+            running = await begin(cluster, emulator, iter(targets), 10, **options)
             await cluster.lose(cluster.workers[0])
             await cluster.add_worker()
             report = await running.ended()
