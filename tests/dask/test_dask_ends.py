@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -332,6 +333,19 @@ class TestSchedulers:
         monkeypatch.undo()
 
         assert running.batch.report.counts.total() == 50
+
+    async def test_a_late_message_about_a_chunk_that_has_ended_changes_nothing(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        get: Callable[..., Awaitable[list[bytes]]] = Queue.get
+
+        async def get_late(queue: Queue, **options: object) -> list[bytes]:
+            return [pickle.dumps([(99, None)]), *await get(queue, **options)]
+
+        monkeypatch.setattr(Queue, "get", get_late)
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+
+        assert report.counts == {STOPPED: 5}
 
     async def test_the_end_that_a_worker_cannot_read_does_not_end_its_chunks(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
