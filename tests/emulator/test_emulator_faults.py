@@ -286,11 +286,7 @@ async def test_each_occurs_with_its_probability() -> None:
     ],
 )
 async def test_a_bare_status_has_the_documented_error(
-    emulator: Emulator,
-    status: int,
-    code: str,
-    reason_class: str,
-    message: str,
+    emulator: Emulator, status: int, code: str, reason_class: str, message: str
 ) -> None:
     emulator.inject(Reply(status), Reply(status, code="", message="", reason_class="", hint=""))
     for answer in (await ask(emulator), await ask(emulator)):
@@ -313,23 +309,31 @@ async def test_an_error_has_the_given_fields(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "body", "kind"),
+    ("reply", "body", "kind", "takes_effect"),
     [
-        (Reply(502, body="<p>", headers={"content-type": HTML}), b"<p>", HTML),
-        (Reply(502, body="é"), "é".encode(), TEXT),
-        (Reply(200, body=b"\xff\x00"), b"\xff\x00", TEXT),
-        (Reply(200, body=""), b"", TEXT),
-        (Reply(418, body={"why": "é"}), '{"why":"é"}'.encode(), JSON),
-        (Reply(400, body=[], headers={"Content-Type": "x/json"}), b"[]", "x/json"),
+        (Reply(502, body="<p>", headers={"content-type": HTML}), b"<p>", HTML, False),
+        (Reply(502, body="é"), "é".encode(), TEXT, False),
+        (Reply(200, body=b"\xff\x00"), b"\xff\x00", TEXT, True),
+        (Reply(200, body="", takes_effect=False), b"", TEXT, False),
+        (Reply(418, body={"why": "é"}, takes_effect=True), '{"why":"é"}'.encode(), JSON, True),
+        (Reply(400, body=[], headers={"Content-Type": "x/json"}), b"[]", "x/json", False),
+        # They have no usual body.
+        (Reply(204), b"", JSON, True),
+        (Reply(205), b"", JSON, True),
+        (Reply(302), b"", JSON, False),
     ],
 )
-async def test_a_body_is_sent_as_given(
-    emulator: Emulator, reply: Reply, body: bytes, kind: str
+async def test_a_reply_has_its_body_and_its_effect_and_leaves_the_connection_usable(
+    emulator: Emulator, wire: Wire, reply: Reply, body: bytes, kind: str, *, takes_effect: bool
 ) -> None:
-    emulator.inject(reply)
-    answer = await ask(emulator)
+    emulator.inject(reply, None)
+    await wire.send()
+    answer = await wire.answer()
     assert (answer.status, answer.body) == (reply.status, body)
     assert answer.headers["content-type"] == kind
+    assert reply.takes_effect is takes_effect
+    await wire.send()
+    assert (await wire.answer()).status == (409 if takes_effect else 200)
 
 
 @pytest.mark.parametrize("status", [202, 429])
@@ -340,35 +344,3 @@ async def test_headers_replace_the_usual_ones_of_any_case(emulator: Emulator, st
     assert (answer.status, headers["retry-after"]) == (status, "7")
     assert headers["x-request-id"] == "mine"
     assert status == 429 or answer.json == emulator.runtimes["ws-1", "crm"]
-
-
-@pytest.mark.parametrize("status", [204, 205, 302])
-async def test_a_status_without_a_usual_body_has_none(
-    emulator: Emulator, wire: Wire, status: int
-) -> None:
-    emulator.inject(Reply(status), None)
-    await wire.send()
-    answer = await wire.answer()
-    assert (answer.status, answer.body) == (status, b"")
-    # The connection is still of use.
-    await wire.send()
-    assert (await wire.answer()).status == (200 if status >= 300 else 409)
-
-
-@pytest.mark.parametrize(
-    ("reply", "status"),
-    [
-        (Reply(200), "stopped"),
-        (Reply(200, takes_effect=False), "active"),
-        (Reply(302), "active"),
-        (Reply(500), "active"),
-        (Reply(500, takes_effect=True), "stopped"),
-    ],
-    ids=str,
-)
-async def test_the_stop_takes_effect_if_the_reply_says_so(
-    emulator: Emulator, reply: Reply, status: str
-) -> None:
-    emulator.inject(reply)
-    await ask(emulator)
-    assert emulator.status("ws-1", "crm") == status
