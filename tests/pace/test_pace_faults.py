@@ -59,6 +59,10 @@ def without_folder(path: Path) -> Iterator[None]:
     path.parent.mkdir()
 
 
+Outage = Callable[..., AbstractContextManager[None]]
+"""Lets a server or a file fail for as long as a block."""
+
+
 class TestOutage:
     @staticmethod
     async def assert_used_again(
@@ -83,16 +87,14 @@ class TestOutage:
         await asyncio.wait([running])
         await member.close()
         # On a slow machine there may be more.
-        events = [vars(record)["bctrl.event"] for record in caplog.records]
+        records = [vars(each) for each in caplog.records if each.name == "bctrl_async.pace"]
+        events = [record["bctrl.event"] for record in records]
         assert events == (["pace_away", "pace_back"] * len(events))[: len(events)]
 
     @pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)
     @pytest.mark.parametrize("outage", [killed, suspended])
     async def test_a_server_that_fails_for_a_while_is_used_again(
-        self,
-        program: str,
-        outage: Callable[[RedisServer], AbstractContextManager[None]],
-        caplog: pytest.LogCaptureFixture,
+        self, program: str, outage: Outage, caplog: pytest.LogCaptureFixture
     ) -> None:
         with redis_server(program) as server:
             pace = RedisPace(server.url, rate=RATE)
@@ -100,10 +102,7 @@ class TestOutage:
 
     @pytest.mark.parametrize("outage", [locked, without_folder])
     async def test_a_file_that_cannot_be_used_for_a_while_is_used_again(
-        self,
-        tmp_path: Path,
-        outage: Callable[[Path], AbstractContextManager[None]],
-        caplog: pytest.LogCaptureFixture,
+        self, tmp_path: Path, outage: Outage, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "folder" / "pace"
         path.parent.mkdir()
