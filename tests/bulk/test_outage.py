@@ -240,14 +240,14 @@ class TestNeverAnswered:
         assert simulation.stop(30).ended_early is not None
         assert simulation.seconds < 400
 
-    # Fault: the others waited for a probe that had ended with the session, for ever; and if it had
-    # one attempt, it asked for ever whether the server is back, and blocked the event loop.
+    # With one attempt, the probe asked for ever whether the server is back.
     @pytest.mark.parametrize(
         ("fail", "attempts"), [(disconnected, 4), (disconnected, 1), (server_error, 4)]
     )
     def test_closing_the_session_ends_the_run(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, fail: Fail, attempts: int
     ) -> None:
+        """Fault: the probe ended with the session, and the other targets waited for it for ever."""
         asked, ask = 0, _run._ask_canary
 
         async def ask_a_few_times(*args: Any) -> bool:  # noqa: ANN401 - what it has.
