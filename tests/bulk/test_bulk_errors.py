@@ -217,15 +217,13 @@ class TestError:
         assert emulator.received.total() == 1
         assert batch.report.counts == {StopResult.REJECTED: 1}
 
-    async def test_a_closed_session_is_raised_before_a_target_is_read(
-        self, connect: Connect
-    ) -> None:
+    @pytest.mark.parametrize("run", [await_batch, read_all])
+    async def test_a_closed_session_is_raised_at_once(self, connect: Connect, run: Run) -> None:
         session = connect()
         await session.close()
         batch = session.stop_runtimes([("ws-1", "crm")])
-        for run in (await_batch, read_all):
-            with pytest.raises(BctrlConfigError, match="closed"):
-                await run(batch)
+        with pytest.raises(BctrlConfigError, match="closed"):
+            await run(batch)
         assert batch.read == 0
 
     async def test_a_bug_is_raised_after_all_outcomes(

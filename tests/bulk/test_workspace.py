@@ -29,7 +29,7 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_FOUND, NOT_SENT = StopResult.STOPPED, StopResult.NOT_FOUND, StopResult.NOT_SENT
 REJECTED, UNKNOWN, ACCEPTED = StopResult.REJECTED, StopResult.UNKNOWN, StopResult.ACCEPTED
-Where = Callable[[Runtime], bool]
+Where = Callable[[Runtime], object]
 STILL_RUNNING, UNCONFIRMED = RuntimeState.STILL_RUNNING, RuntimeState.UNCONFIRMED
 
 
@@ -45,6 +45,10 @@ def _runtimes(emulator: Emulator) -> None:
 
 def aliases_stopped(bulk: Bulk) -> set[str | None]:
     return {request.alias for request in bulk.emulator.stops}
+
+
+async def match_none(_: Runtime) -> bool:
+    return False
 
 
 class TestSelection:
@@ -94,19 +98,20 @@ class TestSelection:
         assert f"the input raised {type(raised).__name__}" in str(batch.report.ended_early)
         assert not batch.report.ok
 
-    async def test_a_function_that_returns_no_bool_stops_nothing(self, bulk: Bulk) -> None:
-        async def match_none(_: Runtime) -> bool:
-            return False
-
-        conditions: tuple[Callable[[Runtime], object], ...] = (
+    @pytest.mark.parametrize(
+        "where",
+        [
             match_none,
             lambda _: asyncio.get_running_loop().create_future(),
             lambda listed: listed.alias.startswith,  # The call is forgotten.
             str,
-        )
-        for where in conditions:
-            with pytest.raises(BctrlConfigError, match="a plain function"):
-                await bulk.session.stop_workspace("ws-1", where=where)
+        ],
+    )
+    async def test_a_function_that_returns_no_bool_stops_nothing(
+        self, bulk: Bulk, where: Where
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match="a plain function"):
+            await bulk.session.stop_workspace("ws-1", where=where)
         assert bulk.emulator.received.total() == 0
 
     async def test_other_tasks_run_meanwhile(self, bulk: Bulk) -> None:

@@ -37,7 +37,6 @@ async def stop_at_once(session: BctrlSession) -> int:
         (stop_in_bulk, 429, None, 0.1),
         (stop_in_bulk, 503, 1, 0.05),
         (stop_at_once, 429, None, 0.1),
-        (stop_at_once, 503, 1, 0.05),
     ],
 )
 async def test_all_are_stopped_with_little_throttling(
