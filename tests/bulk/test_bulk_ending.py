@@ -264,7 +264,7 @@ class TestStopReading:
     async def test_what_is_then_rejected_is_not_sent_again(
         self, bulk: Bulk, reply: Reply, *, is_final: bool
     ) -> None:
-        bulk.emulator.inject(*[reply] * 100)
+        bulk.emulator.inject(reply)
         batch = bulk.stop(1, retry=RetryPolicy(base=0.01))
         running = await bulk.started(batch, 1)
         batch.stop_reading()
