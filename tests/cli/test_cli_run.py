@@ -6,16 +6,22 @@ import asyncio
 import os
 import re
 import signal
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from commands import (
     NOTICE,
     Command,
+    Process,
     begin_to_end,
+    close_stdin,
     finish,
     outcomes_of,
+    save,
     start,
     start_on_terminal,
     without_notices,
@@ -23,12 +29,13 @@ from commands import (
     write,
 )
 from conftest import KEY
-from helpers import BOUND, HoldingEmulator, until
+from helpers import BOUND, HoldingEmulator, add_runtimes, until, wait_for_requests
 from warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
+from bctrl_async.journal import read_journals
 
 ONE_AT_A_TIME = ("stop", "--concurrency", "1", "ws", "a", "b", "c")
 
@@ -206,3 +213,66 @@ async def test_an_early_ctrl_c_has_a_line_of_its_own(command: Command) -> None:
         assert await running
     assert command.capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}
+
+
+# In a process that lacks what Windows lacks
+
+WITHOUT = """
+import asyncio, os, select, signal, sys
+from types import SimpleNamespace
+
+def missing(*args):
+    raise NotImplementedError
+
+for name in ("add_reader", "remove_reader", "add_signal_handler", "remove_signal_handler"):
+    setattr(asyncio.SelectorEventLoop, name, missing)
+from fcntl import LOCK_EX, LOCK_NB, flock
+sys.modules["msvcrt"] = SimpleNamespace(
+    LK_NBLCK=LOCK_EX | LOCK_NB, locking=lambda file, mode, _: flock(file, mode)
+)
+sys.modules["fcntl"] = None
+del select.poll, os.register_at_fork, os.fork, os.O_NONBLOCK, signal.SIGHUP
+
+from bctrl_async.__main__ import main
+from bctrl_async.pace import _leases
+
+# A busy disk is no reason for a warning.
+_leases._PATIENCE = _leases._INTERVAL = 50.0
+sys.exit(main())
+"""
+"""A program that runs the command without file locks, poll(), fork, signal handlers and readers.
+
+This is not Windows: its event loop, its files and its console differ as well.
+"""
+
+
+async def start_like_windows(*args: str | Path) -> Process:
+    arguments = (sys.executable, "-c", WITHOUT, "stop", *args)
+    return await start(*arguments, stdin=asyncio.subprocess.PIPE)
+
+
+async def test_like_windows_a_list_is_stopped_and_its_journal_resumed(command: Command) -> None:
+    args = ("--from", "-", "--journal", "journal.jsonl", "--rate", "1000", "--pace", "pace")
+    for account in ("3 of 3 no longer running", "3 from an earlier run, not sent again"):
+        process = await start_like_windows(*args)
+        write(process, "ws,a\nws,b\nws,c\n")
+        code, out, err = await close_stdin(process)
+        assert (code, account in out, "warning" in err) == (0, True, False), err
+    assert command.api.received.total() == 3
+
+
+async def test_like_windows_the_first_ctrl_c_aborts_and_all_have_an_outcome(
+    command: Command,
+) -> None:
+    targets = add_runtimes(command.api, 150)
+    command.api.held.update(alias for _, alias in targets)
+    save("targets", "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets))
+    process = await start_like_windows("--from", "targets", "--journal", "journal.jsonl")
+    await wait_for_requests(command.api, 100)
+
+    process.send_signal(signal.SIGINT)
+    code, _, err = await finish(process)
+
+    assert code == 130, err
+    results = Counter(outcome.result for outcome in read_journals(["journal.jsonl"]))
+    assert results == {StopResult.UNKNOWN: 100, StopResult.NOT_SENT: 50}
