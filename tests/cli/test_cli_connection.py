@@ -108,9 +108,7 @@ async def test_no_proxy_excepts_a_host(command: Command) -> None:
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"])
-async def test_the_rate_is_of_all_processes_that_share_the_pace(
-    command: Command, args: str
-) -> None:
+async def test_the_rate_is_of_all_who_share_the_pace(command: Command, args: str) -> None:
     """Fault: the password of a server can only be given where other users see it."""
     command.setenv(BCTRL_PACE="" if "--pace" in args else "pace")
     made = Mock(wraps=BctrlSession)

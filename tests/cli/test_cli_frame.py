@@ -91,7 +91,7 @@ async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: s
 @pytest.mark.parametrize(
     ("args", "has_pipe"), [("list ws", True), ("stop ws a", True), ("stop -q ws a", False)]
 )
-async def test_nothing_is_drawn_if_quiet_or_beside_a_pipe(
+async def test_quiet_or_a_pipe_draws_nothing(
     command: Command, args: str, *, has_pipe: bool
 ) -> None:
     """Fault: what `| jq` printed on the same terminal was erased when progress was drawn anew."""
@@ -190,9 +190,7 @@ def test_ctrl_c_during_startup_has_no_traceback(monkeypatch: pytest.MonkeyPatch)
     assert __main__.main() == 130
 
 
-def test_another_missing_module_is_an_error_with_its_traceback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_missing_module_has_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bctrl_async.cli._app", None)
     monkeypatch.delattr("bctrl_async.cli")
     monkeypatch.delitem(sys.modules, "bctrl_async.cli")

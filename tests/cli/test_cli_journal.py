@@ -84,7 +84,7 @@ async def test_the_json_of_a_report_has_a_line_for_each_target(command: Command)
     ("mode", "said"),
     [("r", "'ws,\"open' on line 2 is not a target"), ("w", "Bad file descriptor")],
 )
-async def test_nothing_is_printed_of_half_a_pipe(
+async def test_half_a_pipe_prints_nothing(
     command: Command, args: str, mode: str, said: str
 ) -> None:
     """Fault: a read error of stdin was reported as one of stdout."""

@@ -107,9 +107,7 @@ X = f"[profiles.x]\n{GIVE_KEY}\n"
         (f"{X}pace = 'ftp://h'\nrate = 5", "invalid pace in {profile}: expected the URL "),
     ],
 )
-async def test_an_error_names_the_file_the_profile_and_the_key(
-    error_of: ErrorOf, config: str, said: str
-) -> None:
+async def test_an_error_names_its_place(error_of: ErrorOf, config: str, said: str) -> None:
     """Fault: the error of a pace without a rate named an option that was not given."""
     assert (await error_of(config, "stop --profile x ws a")).startswith(full(said))
 
@@ -173,9 +171,7 @@ TYPED = "--base-url https://typed.test"
         ("BCTRL_BASE_URL=", "--profile y", "api.bctrl.ai Y_KEY"),
     ],
 )
-async def test_a_profile_and_variables_are_not_mixed(
-    run: Run, variables: str, args: str, used: str
-) -> None:
+async def test_a_profile_is_used_whole(run: Run, variables: str, args: str, used: str) -> None:
     config = (
         "[profiles.default]\nbase_url = 'https://default.test'\napi_key_env = 'DEFAULT_KEY'\n"
         "[profiles.x]\nbase_url = 'https://x.test'\napi_key_env = 'X_KEY'\n"
@@ -220,9 +216,7 @@ async def test_what_belongs_to_another_account_is_an_error(
     assert error.startswith(full(said, "default"))
 
 
-async def test_the_workspace_and_the_pace_of_a_profile_precede_variables(
-    command: Command, run: Run
-) -> None:
+async def test_a_profile_precedes_variables(command: Command, run: Run) -> None:
     config = profile_of(command.api, "workspace = 'ws'\npace = 'of-profile'\n", "default")
     given = "BCTRL_WORKSPACE= BCTRL_PACE=of-variable"
     code, _, _ = await run(config, "stop --all --yes --rate 100", given)

@@ -261,9 +261,7 @@ async def test_like_windows_a_list_is_stopped_and_its_journal_resumed(command: C
     assert command.api.received.total() == 3
 
 
-async def test_like_windows_the_first_ctrl_c_aborts_and_all_have_an_outcome(
-    command: Command,
-) -> None:
+async def test_like_windows_ctrl_c_aborts_and_all_have_an_outcome(command: Command) -> None:
     targets = add_runtimes(command.api, 150)
     command.api.held.update(alias for _, alias in targets)
     save("targets", "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets))

@@ -68,9 +68,7 @@ async def test_a_long_cell_moves_its_row_and_no_other(command: Command) -> None:
         ("--alias *o*", [OLD, ODD]),
     ],
 )
-async def test_stop_reads_the_json_of_a_list(
-    command: Command, options: str, found: list[str]
-) -> None:
+async def test_stop_reads_json_of_a_list(command: Command, options: str, found: list[str]) -> None:
     code, out, err = await command("list", "-o", "json", "mixed", *options.split())
     assert [line["alias"] for line in outcomes_of(out)] == found
     assert (code, err) == (0, "")
@@ -135,9 +133,7 @@ async def test_the_deadline_includes_the_listing(command: Command) -> None:
 
 
 @pytest.mark.parametrize(("listing", "left"), [(10.0001, 50.0), (100.0, 0.001)])
-async def test_the_stops_get_the_rest_of_the_deadline(
-    command: Command, *, listing: float, left: float
-) -> None:
+async def test_stops_get_the_time_left(command: Command, *, listing: float, left: float) -> None:
     def stop(session: BctrlSession, items: object, *, deadline: float, **options: object) -> object:
         assert deadline == left
         return stop_runtimes(session, items, deadline=0.05, **options)  # type: ignore[arg-type]

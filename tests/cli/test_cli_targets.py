@@ -145,9 +145,7 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(command: Co
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
     ],
 )
-async def test_nothing_is_stopped_of_a_file_that_is_not_targets(
-    command: Command, content: bytes, reason: str
-) -> None:
+async def test_other_files_are_refused_whole(command: Command, content: bytes, reason: str) -> None:
     """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
     save("targets", content)
     code, out, err = await command("stop", "--from", "targets")
@@ -164,7 +162,7 @@ async def test_nothing_is_stopped_of_a_file_that_is_not_targets(
         ("PNG\x1a\na\n", ("ws",)),
     ],
 )
-async def test_nothing_is_stopped_of_a_pipe_that_is_not_targets(
+async def test_other_pipes_are_refused_at_their_first_line(
     command: Command, content: str, args: tuple[str, ...]
 ) -> None:
     code, out, err = await stop_piped(content, *args)

@@ -241,9 +241,7 @@ class TestList:
         assert "the workspace was listed, and it runs" in str(listed_again.error)
 
     @pytest.mark.parametrize("is_missing", [False, True])
-    async def test_what_is_sent_again_in_any_case_is_written_as_well(
-        self, stops: Stops, *, is_missing: bool
-    ) -> None:
+    async def test_what_is_sent_anyway_is_written(self, stops: Stops, *, is_missing: bool) -> None:
         """Fault: it was done by `report`, and by the next run once the future had come."""
         ahead = datetime.now(UTC) + timedelta(hours=1)
         if is_missing:

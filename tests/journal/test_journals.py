@@ -178,9 +178,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize(("data", "reason"), UNUSABLE.values(), ids=UNUSABLE)
-def test_a_file_that_is_damaged_old_or_foreign_is_an_error(
-    path: Path, data: bytes, reason: str
-) -> None:
+def test_a_damaged_old_or_foreign_file_is_an_error(path: Path, data: bytes, reason: str) -> None:
     unusable = write(path.with_name("2"), data, first=b"")
 
     with pytest.raises(BctrlConfigError, match=f"'{unusable}' .*{reason}"):
