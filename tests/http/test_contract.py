@@ -14,7 +14,6 @@ import pytest
 from contract import (
     CONTRACT,
     Schema,
-    operation,
     resolved,
     response_schema,
 )
@@ -281,7 +280,3 @@ class TestDocument:
 
     def test_the_default_base_url_is_the_contracts_first_server(self) -> None:
         assert CONTRACT["servers"][0]["url"] == _config.DEFAULT_BASE_URL
-
-    def test_an_unknown_operation_is_an_error(self) -> None:
-        with pytest.raises(LookupError, match="runtimes-start"):
-            operation("runtimes-start")

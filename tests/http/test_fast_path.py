@@ -241,6 +241,23 @@ class TestTimeout:
             with pytest.raises(BctrlTimeoutError, match="the body took more than 60 s"):
                 await asyncio.wait_for(stopping, BOUND)
 
+    async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Fault: an attempt that connected for long had its whole time again."""
+
+        async def connect(*args: Any) -> Connection:  # noqa: ANN401
+            pass_time(50.0)
+            return await real(*args)
+
+        async with on_fast_path(OK[:-9]) as session:
+            real = fast_path_of(session)._connect
+            monkeypatch.setattr(fast_path_of(session), "_connect", connect)
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            while not exchanges_of(session):
+                await asyncio.sleep(0)
+            pass_time(10.0)
+            with pytest.raises(BctrlTimeoutError):
+                await asyncio.wait_for(stopping, BOUND)
+
     @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
     async def test_a_cancellation_in_the_same_turn_prevails(self, order: list[int]) -> None:
         """Fault: a timeout that cancels the task can swallow a cancellation by the caller."""
