@@ -230,6 +230,15 @@ class TestEnding:
         assert (report.ok, report.ended_early) == (False, None)
         assert "the runtime was still 'active' after it" in str(report.failures[0].error)
 
+    def test_a_poll_that_raises_cancelled_error_is_named(self, simulate: Simulate) -> None:
+        def answer(each: Request) -> Runtime:
+            if each.stops:
+                return ACTIVE
+            raise asyncio.CancelledError
+
+        with pytest.raises(BctrlError, match="the call raised CancelledError"):
+            simulate(answer).stop(verify=True)
+
     def test_a_key_rejected_during_polling_ends_the_run(self, simulate: Simulate) -> None:
         simulation = simulate(polled(BctrlAuthenticationError("401", status=401)))
         report = simulation.stop(2000, verify=True)
