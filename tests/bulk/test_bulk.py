@@ -192,6 +192,14 @@ class TestIteration:
             await anext(batch)
         batch.close()
 
+    async def test_several_readers_share_the_outcomes(self, bulk: Bulk) -> None:
+        async def read(batch: StopBatch) -> list[int]:
+            return [outcome.index async for outcome in batch]
+
+        async with bulk.stop(200) as batch, asyncio.timeout(BOUND):
+            parts = await asyncio.gather(read(batch), read(batch), read(batch))
+        assert sorted(index for part in parts for index in part) == list(range(200))
+
     @pytest.mark.parametrize("is_woken", [False, True])
     async def test_a_cancelled_reader_takes_nothing(self, bulk: Bulk, *, is_woken: bool) -> None:
         def cancel(_: object = None) -> None:
