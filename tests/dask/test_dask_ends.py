@@ -79,6 +79,7 @@ class TestEnding:
         targets, journal = faulty(emulator, Fault.HANG, 100), tmp_path / "night.jsonl"
         options: Any = {"deadline": 20.0, "journal": journal, **OPTIONS}
         running = await begin(cluster, emulator, targets, 4, **options)
+        assert running.batch.in_flight == 100, "all are handed out"
         end(running)
         report = await running.ended()
 
