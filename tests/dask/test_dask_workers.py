@@ -233,11 +233,17 @@ class TestChunk:
         assert outcome.result is result
 
     @pytest.mark.parametrize(
-        ("messages", "begins", "rejected"), [([NOT_SENT], 1, []), ([NOT_SENT, REJECTED], 0, [1])]
+        ("begun", "messages", "begins", "rejected"),
+        [
+            (1, [NOT_SENT, REJECTED], 0, [1]),
+            (1, [NOT_SENT], 1, []),
+            # An earlier worker died, and may have sent both.
+            (2, [NOT_SENT, REJECTED], 2, []),
+        ],
     )
-    def test_a_worker_that_has_left_is_forgotten_only_if_it_has_told_all(
-        self, messages: list[StopResult], begins: int, rejected: list[int]
+    def test_a_worker_that_has_left_is_forgotten_only_if_it_was_alone_and_has_told_all(
+        self, begun: int, messages: list[StopResult], begins: int, rejected: list[int]
     ) -> None:
-        chunk = chunk_of(2, 1, *messages)
+        chunk = chunk_of(2, begun, *messages)
         assert [outcome.index for outcome in chunk.restart()] == rejected
         assert chunk.begins == begins
