@@ -10,7 +10,7 @@ import resource
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -364,6 +364,20 @@ class TestFullDisk:
             report = await stops.run(MANY, concurrency=1)
 
         assert (report.counts, report.resumed) == ({STOPPED: 21, NOT_SENT: 19}, 20)
+
+    async def test_it_writes_no_more_though_there_is_room_again(self, stops: Stops) -> None:
+        add_runtimes(stops.emulator, 40)
+        with ExitStack() as stack:
+            stack.enter_context(disk_of(900))
+
+            def free_some_space(_: StopOutcome) -> None:
+                if batch.ended_early is not None:
+                    stack.close()
+
+            batch = stops.run(MANY, concurrency=8, on_outcome=free_some_space)
+            await batch
+
+        assert (await stops.run(MANY)).ok
 
     async def test_no_room_for_the_header_is_an_error(self, stops: Stops) -> None:
         with disk_of(30), pytest.raises(BctrlError, match=r"cannot be written.*Free some space"):
