@@ -155,16 +155,6 @@ def unused_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-@contextmanager
-def port_kept(url: str) -> Iterator[None]:
-    """Keep the port of a server that was closed: connections to its URL are refused."""
-    with socket.socket() as unused:
-        # The server's connections may be in TIME_WAIT.
-        unused.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        unused.bind(("127.0.0.1", int(url.rpartition(":")[2])))
-        yield
-
-
 def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
     """Check that each target has one outcome, and that the run left nothing behind."""
     report = batch.report
