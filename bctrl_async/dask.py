@@ -179,8 +179,6 @@ class Visit(distributed.WorkerPlugin):
                 raise self._leave(report.ended_early)
 
     def _add(self, number: int, items: _Items, outcome: StopOutcome) -> None:
-        if outcome.error is not None:
-            _bare(outcome.error)
         self._facts.append((number, replace(outcome, index=items.indexes[outcome.index])))
 
     async def _send(self, *facts: tuple[int, _Fact]) -> None:
@@ -250,7 +248,7 @@ class Visit(distributed.WorkerPlugin):
 
 
 class _Items(list[RuntimeRef]):
-    """The targets of a chunk, with an event that is set once all of them are taken."""
+    """The targets of a chunk, with an event that is set once a free task finds no more of them."""
 
     def __init__(self, items: list[_Item]) -> None:
         super().__init__(target for _, target in items)
@@ -701,8 +699,8 @@ def stop_runtimes(
         chunk_size: The most targets of a chunk, from 1. A worker that dies costs that many repeated
             requests; each chunk costs the scheduler about a millisecond.
         concurrency: The most stops at once of a chunk, from 1 to the `max_connections` of the
-            session, which is the default. A worker starts a chunk once all targets of its previous
-            chunk are started.
+            session, which is the default. A worker starts a chunk once a stop of its previous chunk
+            has ended, and no target of that chunk waits for its start.
         deadline: As for `BctrlSession.stop_runtimes`. Waiting for workers counts.
         on_outcome: As for `BctrlSession.stop_runtimes`, called in this process.
         timeout: As for `BctrlSession.stop_runtimes`.

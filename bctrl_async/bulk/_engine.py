@@ -284,7 +284,7 @@ class Engine(ABC):
     async def _work(self, worker: Worker) -> None:
         """Take items of the input, and give them their outcomes, until it ends."""
         source = self.source
-        while item := await self._next(worker) if source.is_async else source.next_nowait():
+        while item := await self._next(worker) if source.is_awaited else source.next_nowait():
             outcome = await self._process(worker, *item)
             if outcome is not None:
                 await self._deliver_from(worker, outcome)
@@ -293,7 +293,7 @@ class Engine(ABC):
                     await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        """Wait for the next item of an async input."""
+        """Wait for the next item of an async or slow input."""
         with worker.scope():
             return await self.source.next()
         return None

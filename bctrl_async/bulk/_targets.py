@@ -43,9 +43,9 @@ _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 class Input:
     """An input that any number of workers read; raises BctrlConfigError if it is unsuitable.
 
-    `is_async` is True if the next item is to be awaited. `count` items were read; `length` is
-    the number of all items, if known. `error` is the exception of the input, and `found` the list
-    of a workspace once it is fetched.
+    `is_awaited` is True if the input is async, or a generator that took long for its last item.
+    `count` items were read; `length` is the number of all items, if known. `error` is the exception
+    of the input, and `found` the list of a workspace once it is fetched.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -61,6 +61,7 @@ class Input:
         self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
         self._is_fetched = False
         self.is_async: bool = self._awaited is not None
+        self.is_awaited: bool = self.is_async
         self.count: int = 0
         self.error: BaseException | None = None
         # This is True once nothing more is read.
@@ -131,7 +132,7 @@ class Input:
         began = time.monotonic()
         try:
             item = next(self._plain)
-            self.is_async = self.length is None and time.monotonic() - began > _SLOW
+            self.is_awaited = self.length is None and time.monotonic() - began > _SLOW
         except StopIteration:
             self._close()
         except BaseException as error:  # noqa: BLE001 - the run raises it.
@@ -146,6 +147,8 @@ class Input:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise error
         self._close(error)
+        if isinstance(error, GeneratorExit):
+            raise error
 
     def _close(self, error: BaseException | None = None) -> None:
         """Read nothing more, at the end of the input or after its error."""

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.dask import ClusterRun, stop_runtimes
+from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journals
 from bctrl_async.pace import FilePace
@@ -146,6 +146,23 @@ class TestInput:
         report = await stop_runtimes(cluster.client, targets(), on_outcome=lambda _: stopped.set())
 
         assert report.counts == {StopResult.STOPPED: 2}
+
+    async def test_a_slow_generator_is_handed_out_in_whole_chunks(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: each of its targets was a chunk, and stopping 600 took 35 times as long."""
+        monkeypatch.setattr("bctrl_async.bulk._targets._SLOW", -1.0)
+        sizes: list[int] = []
+        result_of = ClusterRun._result_of
+
+        def count(run: ClusterRun, chunk: Chunk) -> Awaitable[Exception | None]:
+            sizes.append(len(chunk.targets))
+            return result_of(run, chunk)
+
+        monkeypatch.setattr(ClusterRun, "_result_of", count)
+        targets = iter(add_runtimes(emulator, 20))
+        assert (await stop_runtimes(cluster.client, targets, chunk_size=10)).ok
+        assert sizes == [10, 10]
 
     async def test_an_endless_input_is_read_only_as_far_as_workers_and_callback_come(
         self, cluster: SmallCluster, emulator: Emulator
