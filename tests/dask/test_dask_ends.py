@@ -22,7 +22,8 @@ import bctrl_async.dask
 from bctrl_async import StopOutcome, StopResult
 from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.errors import BctrlAuthenticationError
+from bctrl_async.errors import BctrlAuthenticationError, BctrlPermissionError
+from bctrl_async.outcomes import outcome_of
 
 pytestmark = pytest.mark.usefixtures("emulator_environment")
 
@@ -180,17 +181,31 @@ class TestEnding:
 
         assert (await running.ended()).counts == {STOPPED: 2, UNKNOWN: 1}
 
-    @pytest.mark.parametrize("failure", [None, OSError("killed")])
+    @pytest.mark.parametrize(
+        ("earlier", "failure"), [(False, None), (True, None), (False, OSError("killed"))]
+    )
     async def test_a_chunk_that_ended_was_sent_even_if_its_messages_are_lost(
-        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+        self,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        failure: Exception | None,
+        *,
+        earlier: bool,
     ) -> None:
-        """Fault: if the scheduler was lost just then, its targets were `not_sent`."""
+        """Fault: if the scheduler was lost just then, its targets were `not_sent`.
+
+        They were `rejected` if an earlier worker had been refused, and had died.
+        """
         result_of = ClusterRun._result_of
 
         async def lose_the_messages(*_: object) -> None: ...
 
         async def lose_the_scheduler(run: ClusterRun, chunk: Chunk) -> Exception | None:
             ended = await result_of(run, chunk)
+            if earlier:
+                refused = BctrlPermissionError("403", status=403)
+                told = {i: outcome_of(each, refused, index=i) for i, each in chunk.targets.items()}
+                chunk.begins, chunk.open = 1, {**told}
             run._lose("it was killed")
             return failure or ended
 

@@ -143,6 +143,16 @@ class TestAnswerOfAProbe:
 
         assert now() == pytest.approx(65.0)
 
+    async def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
+        self, limiter: Limiter
+    ) -> None:
+        await limiter.acquire(PATIENCE)
+        await wait_for_probe(limiter)
+        await answer(limiter, throttled())
+        limiter.release("a runtime")
+        with pytest.raises(BctrlRateLimitError):
+            await limiter.acquire(PATIENCE)
+
     async def test_after_the_pause_has_passed_it_changes_nothing(self, limiter: Limiter) -> None:
         await answer(limiter, throttled(90.0))
         await asyncio.sleep(PROBE_INTERVAL)
