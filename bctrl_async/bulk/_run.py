@@ -83,7 +83,7 @@ class Run(Engine):
         self.breaker: CircuitBreaker = CircuitBreaker(sender, policy, patience, ask, self.state)
         self._verify_for = verify_for(options.verify) or 0.0
         patience = min(policy.max_throttle_wait, self._verify_for)
-        self._poll_policy = replace(policy, patience=patience)
+        self._poll_policy = replace(policy, attempts=1, patience=patience)
         self._unverified: set[Unverified] = set()
 
     @property

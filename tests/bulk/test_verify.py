@@ -105,7 +105,7 @@ CASES = {
     "it runs on": Case(polled(ACTIVE), RUNS_ON, (30, 31)),
     "it runs on for a minute": Case(polled(ACTIVE), RUNS_ON, (60, 61), verify=60.0),
     "it runs on for a moment": Case(polled(ACTIVE), RUNS_ON, (0, 1), 1, verify=0.001),
-    "polls are truncated": Case(polled(TRUNCATED), RUNS_ON, (30, 120)),
+    "polls are truncated": Case(polled(TRUNCATED), RUNS_ON, (30, 31)),
     # These errors will not pass.
     "polls are forbidden": Case(polled(FORBIDDEN), RUNS_ON, (0, 1), 1),
     "a proxy knows no such path": Case(polled(FOREIGN), RUNS_ON, (0, 1), 1),
