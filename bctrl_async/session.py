@@ -268,6 +268,7 @@ class BctrlSession:
             extra = _call_headers(headers, idempotency_key)
             limit = self._time_limit(timeout)
             policy = self._policy(retry)
+            _config.check_type(stopped_ok, bool, "stopped_ok", "a bool")
             http = self._sender.open_pool()
             if not self._limiter.acquire_nowait():
                 await self._limiter.acquire(policy.max_throttle_wait)

@@ -57,7 +57,12 @@ FUNCTIONS: dict[Call, Arguments] = {
     add_exception_handlers: {OTHER: "app"},
 }
 METHODS: dict[str, Arguments] = {
-    "stop_runtime": {NUMBER: "timeout", dict: "headers", OTHER: "retry"},
+    "stop_runtime": {
+        NUMBER: "timeout",
+        dict: "headers",
+        bool: "stopped_ok",
+        OTHER: "retry",
+    },
     "get_runtime": {NUMBER: "timeout", OTHER: "retry"},
     "list_runtimes": {NUMBER: "timeout", OTHER: "retry on_unreadable"},
     "stop_runtimes": {
