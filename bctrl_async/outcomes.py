@@ -353,7 +353,7 @@ def state_of(result: StopResult, runtime: Runtime | None, error: BctrlError | No
     match runtime, error:
         case Runtime(status=status), _ if status.is_final:
             return RuntimeState.NOT_RUNNING
-        # Only `active` shows that it runs; a status of a later contract confirms nothing.
+        # A status of a later contract confirms nothing; `active` alone shows that it runs.
         case Runtime(status=RuntimeStatus.ACTIVE), _:
             return RuntimeState.STILL_RUNNING
         case None, BctrlConfigError(reason_class="invalid_input"):

@@ -31,7 +31,7 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
 
     def is_in_shard(item: object) -> bool:
         if not next(places):
-            # Without this check, only shard 1 would reject a wrong input; others would be empty.
+            # This check makes each shard reject a wrong input, not shard 1 alone.
             check_first(item)
         return shard_of(item, count) == number
 

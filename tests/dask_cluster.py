@@ -247,9 +247,9 @@ class Running(NamedTuple):
 async def begin(
     cluster: SmallCluster,
     emulator: Emulator,
-    targets: Any,  # noqa: ANN401 - any input.
+    targets: Any,  # noqa: ANN401 - tests pass wrong inputs too.
     requests: int,
-    **options: Any,  # noqa: ANN401 - as of a bulk stop.
+    **options: Any,  # noqa: ANN401 - `stop_runtimes` checks them.
 ) -> Running:
     """Start a bulk stop; return it once there were so many requests."""
     batch = stop_runtimes(cluster.client, targets, **options)

@@ -61,7 +61,7 @@ class Bulk:
     emulator: Emulator
     session: BctrlSession
 
-    def stop(self, count: int, **options: Any) -> StopBatch:  # noqa: ANN401 - as of a bulk stop.
+    def stop(self, count: int, **options: Any) -> StopBatch:  # noqa: ANN401 - `stop_runtimes` has them.
         """Make a bulk stop of so many new runtimes."""
         return self.session.stop_runtimes(add_runtimes(self.emulator, count), **options)
 

@@ -135,7 +135,7 @@ class Simulation:
         *,
         verify: bool | float = False,
         rate: float | None = None,
-        **options: Any,  # noqa: ANN401 - as of a bulk stop.
+        **options: Any,  # noqa: ANN401 - `stop_runtimes` has them.
     ) -> StopReport:
         """Stop so many targets in a bulk stop."""
 

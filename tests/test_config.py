@@ -27,7 +27,7 @@ class TestKey:
             *(f"{KEY}\x7f", f"{KEY}\u2028", f"{KEY}\ud800", KEY.encode(), {"key": KEY}),
         ],
     )
-    def test_any_other_key_is_rejected_and_not_shown(self, key: Any) -> None:  # noqa: ANN401
+    def test_any_other_key_is_rejected_and_not_shown(self, key: Any) -> None:  # noqa: ANN401 - bytes.
         """Fault: a key given as bytes stood in a frame of the session's constructor."""
         with pytest.raises(BctrlConfigError, match=r"^invalid API key: ") as caught:
             BctrlSession(key)

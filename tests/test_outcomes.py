@@ -156,7 +156,7 @@ ERROR = BctrlServerError(
 AT = datetime(2026, 11, 26, 2, 30, tzinfo=UTC)
 
 
-def failed_with(error: BctrlError, **fields: Any) -> StopOutcome:  # noqa: ANN401
+def failed_with(error: BctrlError, **fields: Any) -> StopOutcome:  # noqa: ANN401 - any field.
     return StopOutcome(
         index=3,
         target=RuntimeRef("ws", "crm"),
@@ -171,7 +171,7 @@ def failed_with(error: BctrlError, **fields: Any) -> StopOutcome:  # noqa: ANN40
 def test_an_outcome_has_its_time_in_utc_and_survives_pickling_with_its_error() -> None:
     before = datetime.now(UTC)
     outcome = failed_with(ERROR, elapsed=1.5)
-    twin = pickle.loads(pickle.dumps(outcome))  # noqa: S301
+    twin = pickle.loads(pickle.dumps(outcome))  # noqa: S301 - our own.
 
     assert vars(twin.error) == vars(ERROR)
     assert msgspec.structs.replace(twin, error=ERROR) == outcome

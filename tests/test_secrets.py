@@ -115,7 +115,9 @@ async def test_an_invalid_key_of_a_function_is_not_in_a_frame_of_the_error(key: 
         ("redis://:s3cret@localhost", {"rate": 200, "name": ""}),
     ],
 )
-def test_the_password_of_a_pace_is_in_no_frame_of_an_error(url: str, options: Any) -> None:  # noqa: ANN401
+def test_the_password_of_a_pace_is_in_no_frame_of_an_error(
+    url: str, options: dict[str, Any]
+) -> None:
     """Fault: the URL was a variable, and the repr of the pace an AttributeError."""
     with pytest.raises(BctrlConfigError) as raised:
         RedisPace(url, **options)

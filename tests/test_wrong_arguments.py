@@ -29,7 +29,11 @@ OTHER: Types = ()
 """For what takes none of the wrong values, whatever their type."""
 
 
-def read_all_journals(paths: Any, targets: Any = None, max_age: Any = None) -> object:  # noqa: ANN401
+def read_all_journals(
+    paths: Any,  # noqa: ANN401 - each argument gets wrong types.
+    targets: Any = None,  # noqa: ANN401 - as `paths`.
+    max_age: Any = None,  # noqa: ANN401 - as `paths`.
+) -> object:
     # It checks its arguments when the iteration starts.
     return list(read_journals(paths, targets, max_age=max_age))
 
@@ -135,7 +139,7 @@ async def test_a_wrong_argument_of_a_call_is_rejected_unsent(
 
 def test_the_error_says_what_the_argument_takes() -> None:
     with pytest.raises(BctrlConfigError) as caught:
-        RetryPolicy(statuses=503)  # type: ignore[arg-type]
+        RetryPolicy(statuses=503)  # type: ignore[arg-type]  # the mistake.
     assert str(caught.value) == "invalid statuses: expected a set of statuses, not int"
 
 

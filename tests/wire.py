@@ -79,7 +79,7 @@ class Wire:
     @property
     def unread(self) -> bytes:
         """What has arrived and was not read."""
-        return bytes(self.reader._buffer)  # type: ignore[attr-defined]
+        return bytes(self.reader._buffer)  # type: ignore[attr-defined]  # no API has it.
 
     async def rest(self) -> bytes:
         async with asyncio.timeout(BOUND):

@@ -247,7 +247,7 @@ class CircuitBreaker:
         began, ended = self._outage
         retries = call.retries
         if call.number > ended or failed_at < began or retries.uncounted > _MAX_UNCOUNTED:
-            # Only first retries wait for the quota, so dead targets do not hold up the run.
+            # A later retry does not wait for the quota, so dead targets do not hold up the run.
             is_first = call.attempts == 1
             return await call.back_off(self._sender.limiter, waits_for_quota=is_first)
         # Jitter spreads the calls that the outage held, which are all retried now.

@@ -22,7 +22,7 @@ from bctrl_async.pace._leases import Lease, Pace, Schedule
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # pragma: no cover - Windows has no flock; msvcrt was not tried there.
+except ImportError:  # pragma: no cover - only Windows lacks it; no test runs there.
     import msvcrt
 
     def _lock(file: int) -> None:

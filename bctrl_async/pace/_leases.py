@@ -178,7 +178,7 @@ class Leases:
         """Return True if the slots are used up, or will be before the store could answer."""
         if not self._slots:
             return True
-        # Without the bound LEASE, a long round trip would lead to more than two leases at a time.
+        # The bound LEASE keeps a long round trip from leading to more than two leases at a time.
         is_low = self._slots[-1] - now <= min(self._round_trip, LEASE)
         return is_low and self._waiting() > len(self._slots)
 

@@ -171,7 +171,7 @@ class TestAwaited:
         self, session: BctrlSession, name: str
     ) -> None:
         with pytest.raises(BctrlConfigError, match=rf"^invalid {name}[: ]"):
-            session.stop_runtimes(CRM, **{name: 0})  # type: ignore[arg-type]
+            session.stop_runtimes(CRM, **{name: 0})  # type: ignore[arg-type]  # any name.
 
 
 class TestIteration:

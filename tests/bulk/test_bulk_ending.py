@@ -349,7 +349,7 @@ class TestConnecting:
         resolver = aiohttp.DefaultResolver
         resolve = resolver.resolve
 
-        async def slow_resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it has.
+        async def slow_resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on.
             await found.wait()
             return await resolve(*args, **kwargs)
 

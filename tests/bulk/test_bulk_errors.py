@@ -77,7 +77,7 @@ class TestCallback:
             raise LookupError("mine")
 
         batch = bulk.stop(1, on_outcome=fail)
-        with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
+        with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the end of the block raises.
             async with batch:
                 await failed.wait()
                 # The run ends within a few turns of the loop.

@@ -250,7 +250,7 @@ class TestNeverAnswered:
         """Fault: the probe ended with the session, and the other targets waited for it for ever."""
         asked, ask = 0, _run._ask_canary
 
-        async def ask_a_few_times(*args: Any) -> bool:  # noqa: ANN401 - what it has.
+        async def ask_a_few_times(*args: Any) -> bool:  # noqa: ANN401 - passed on.
             nonlocal asked
             asked += 1
             assert asked < 100

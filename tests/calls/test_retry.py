@@ -43,7 +43,10 @@ def answered(status: int, retry_after: float | None = None) -> BctrlServerError:
     )
 
 
-def state(quota: RetryQuota | None = None, **policy: Any) -> RetryState:  # noqa: ANN401 - of a policy.
+def state(
+    quota: RetryQuota | None = None,
+    **policy: Any,  # noqa: ANN401 - `RetryPolicy` checks them.
+) -> RetryState:
     return RetryState(RetryPolicy(**policy), quota or RetryQuota(), longest)
 
 

@@ -34,7 +34,7 @@ async def start_emulator(*options: str) -> tuple[Process, str, list[str]]:
 
 @pytest.mark.parametrize(
     ("signal_", "expected", "options"),
-    [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, ("--host", "0.0.0.0"))],  # noqa: S104
+    [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, ("--host", "0.0.0.0"))],  # noqa: S104 - shown.
 )
 async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
     command: Command, *, signal_: signal.Signals, expected: int, options: tuple[str, ...]
@@ -93,7 +93,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def quick(*, latency: float, fault_latency: float, **options: object) -> Emulator:
         assert latency < fault_latency
-        return Emulator(**options)  # type: ignore[arg-type]
+        return Emulator(**options)  # type: ignore[arg-type]  # passed on.
 
     monkeypatch.setattr("bctrl_async.cli._emulator.Emulator", quick)
 

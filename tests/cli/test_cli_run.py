@@ -222,7 +222,7 @@ import asyncio, os, select, signal, sys
 from types import SimpleNamespace
 
 def missing(*args):
-    raise NotImplementedError
+    raise NotImplementedError  # A loop of Windows does the same.
 
 for name in ("add_reader", "remove_reader", "add_signal_handler", "remove_signal_handler"):
     setattr(asyncio.SelectorEventLoop, name, missing)

@@ -136,7 +136,7 @@ async def test_the_deadline_includes_the_listing(command: Command) -> None:
 async def test_stops_get_the_time_left(command: Command, *, listing: float, left: float) -> None:
     def stop(session: BctrlSession, items: object, *, deadline: float, **options: object) -> object:
         assert deadline == left
-        return stop_runtimes(session, items, deadline=0.05, **options)  # type: ignore[arg-type]
+        return stop_runtimes(session, items, deadline=0.05, **options)  # type: ignore[arg-type]  # passed on.
 
     stop_runtimes = BctrlSession.stop_runtimes
     command.patch.setattr(BctrlSession, "stop_runtimes", stop)

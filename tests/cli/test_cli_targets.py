@@ -7,6 +7,7 @@ import io
 import json
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -213,12 +214,16 @@ async def test_only_a_dash_is_stdin(command: Command, name: str) -> None:
 
 
 async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(command: Command) -> None:
-    """Fault: a pipe was read to its end where a folder was named like it."""
+    """Fault: a pipe was read to its end if a folder was named `-`."""
     (command.folder / "-").mkdir()
+
+    def is_stopped(alias: str) -> bool:
+        return command.api.status("ws", alias) == "stopped"
+
     process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
     for alias in "abc":
         write(process, f"ws,{alias}\n")
-        await until(lambda alias=alias: command.api.status("ws", alias) == "stopped")  # type: ignore[misc]
+        await until(partial(is_stopped, alias))
     assert process.returncode is None
     assert await close_stdin(process) == (0, "", "")
 

@@ -72,7 +72,7 @@ async def test_a_stop_and_a_get_have_the_runtime_as_in_the_contract(
         ("POST", path_of("ws-1", "%FF"), KEY, 404, "route.not_found"),
     ],
 )
-async def test_a_refusal_has_the_documented_fields_and_stops_nothing(  # noqa: PLR0917
+async def test_a_refusal_has_the_documented_fields_and_stops_nothing(  # noqa: PLR0917 - a table.
     emulator: Emulator, method: str, path: str, key: str, status: int, code: str
 ) -> None:
     emulator.add_runtime("ws-1", "old", status="failed")
@@ -330,7 +330,7 @@ def make(**options: Any) -> Callable[[], object]:  # noqa: ANN401 - invalid opti
     return partial(Emulator, **options)
 
 
-def reply(status: Any = 403, **options: Any) -> Callable[[], object]:  # noqa: ANN401
+def reply(status: Any = 403, **options: Any) -> Callable[[], object]:  # noqa: ANN401 - wrong ones.
     return partial(Reply, status, **options)
 
 

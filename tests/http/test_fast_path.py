@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from types import FrameType, SimpleNamespace
+from types import CoroutineType, FrameType, SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -52,7 +52,8 @@ def exchanges_of(session: BctrlSession) -> list[Exchange]:
 
 def timers() -> list[asyncio.TimerHandle]:
     """Return the timers of the loop that are set by a session."""
-    scheduled: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    loop: Any = asyncio.get_running_loop()  # asyncio does not list its timers.
+    scheduled: list[asyncio.TimerHandle] = loop._scheduled
     return [each for each in scheduled if not each.cancelled() and "Deadlines" in repr(each)]
 
 
@@ -244,7 +245,7 @@ class TestTimeout:
     async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Fault: an attempt that connected for long had its whole time again."""
 
-        async def connect(*args: Any) -> Connection:  # noqa: ANN401
+        async def connect(*args: Any) -> Connection:  # noqa: ANN401 - passed on.
             pass_time(50.0)
             return await real(*args)
 
@@ -272,7 +273,7 @@ class TestTimeout:
 
 
 async def test_a_connection_may_close_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def take(*args: Any) -> Connection:  # noqa: ANN401
+    async def take(*args: Any) -> Connection:  # noqa: ANN401 - passed on.
         connection = await real(*args)
         assert connection.transport is not None
         connection.transport.abort()
@@ -288,9 +289,9 @@ async def test_a_connection_may_close_before_the_request(monkeypatch: pytest.Mon
 def frames_of(awaited: object) -> list[FrameType]:
     """Return the frames of a coroutine and of what it waits for."""
     frames = []
-    while isinstance(awaited, Coroutine) and awaited.cr_frame is not None:  # type: ignore[attr-defined]
-        frames.append(awaited.cr_frame)  # type: ignore[attr-defined]
-        awaited = awaited.cr_await  # type: ignore[attr-defined]
+    while isinstance(awaited, CoroutineType) and awaited.cr_frame is not None:
+        frames.append(awaited.cr_frame)
+        awaited = awaited.cr_await
     return frames
 
 
@@ -314,7 +315,7 @@ async def test_the_answers_of_common_servers_need_no_parser_with_our_protocol(
     """Without the protocol of ours, stops would be slower, and nothing else would tell."""
     taken: list[bool] = []
 
-    def begin(exchange: Exchange, message: Any, content: Any) -> None:  # noqa: ANN401
+    def begin(exchange: Exchange, message: Any, content: Any) -> None:  # noqa: ANN401 - passed on.
         taken.append(isinstance(message, PlainAnswer))
         real(exchange, message, content)
 
@@ -344,10 +345,10 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
     server = await asyncio.start_server(early, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, BctrlSession("k", base_url=url, retry=ONCE) as session:
-        connector = fast_path_of(session)._connect.__self__  # type: ignore[attr-defined]
+        connector = fast_path_of(session)._connect.__self__  # type: ignore[attr-defined]  # a method.
         real = connector._create_connection
 
-        async def slowly(*args: Any) -> Any:  # noqa: ANN401
+        async def slowly(*args: Any) -> Any:  # noqa: ANN401 - passed on.
             protocol = await real(*args)
             await until(lambda: protocol.should_close)
             return protocol

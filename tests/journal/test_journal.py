@@ -51,10 +51,10 @@ class Stops:
     path: Path
     patch: pytest.MonkeyPatch
 
-    def run(self, targets: Targets, **options: Any) -> StopBatch:  # noqa: ANN401
+    def run(self, targets: Targets, **options: Any) -> StopBatch:  # noqa: ANN401 - passed on.
         return self.session.stop_runtimes(targets, journal=self.path, **options)
 
-    def run_workspace(self, **options: Any) -> StopBatch:  # noqa: ANN401
+    def run_workspace(self, **options: Any) -> StopBatch:  # noqa: ANN401 - passed on.
         return self.session.stop_workspace("ws-1", journal=self.path, **options)
 
     def results(self) -> list[tuple[str, str]]:

@@ -200,7 +200,7 @@ class Interrupted(MemoryPace):
 
         async def interrupted(*args: object) -> Lease:
             try:
-                return await lease(*args)  # type: ignore[arg-type]
+                return await lease(*args)  # type: ignore[arg-type]  # passed on.
             except asyncio.CancelledError:
                 raise ConnectionError("the connection was closed") from None
 

@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 async def execute(url: str, *command: object) -> None:
     async with Redis.from_url(url) as admin:
-        await admin.execute_command(*command)  # type: ignore[no-untyped-call]
+        await admin.execute_command(*command)  # type: ignore[no-untyped-call]  # redis.
 
 
 async def lease(pace: RedisPace) -> Lease:

@@ -102,7 +102,7 @@ class Connector(aiohttp.TCPConnector):
     looks for unread bytes when a connection returns to the pool, but not when it leaves the pool.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - a TCPConnector's.
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - TCPConnector takes them.
         super().__init__(**options)
         # There is no public way to set a protocol, and `_factory` is typed for aiohttp's. With
         # aiohttp's protocol, the fast path would parse every answer.
