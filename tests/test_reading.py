@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from helpers import Connect, add_runtimes, pass_time, until, wait_for_requests
 from runtimes import WIRE
+from servers import answering, http_answer, served
 
 from bctrl_async import (
     BctrlConfigError,
@@ -139,8 +140,9 @@ class TestInvalidRuntimes:
             (200, b"nope", "but the body is not JSON"),
             (200, b"[" * 100_000, "is not a valid list of runtimes: Expected `object`"),
             (200, b'{"runtimes":{}}', "is not a valid list of runtimes: Expected `array`"),
-            (201, b'{"runtimes":[]}', "answered 201; only 200 is a whole list"),
-            (206, b'{"runtimes":[]}', "answered 206; only 200 is a whole list"),
+            (201, b'{"runtimes":[]}', "is not a valid list of runtimes: only 200 is a whole list"),
+            (206, b'{"runtimes":[]}', "is not a valid list of runtimes: only 200 is a whole list"),
+            (200, b'{"runtimes":[],"nextCursor":"x"}', "its nextCursor says that it is a page of"),
         ],
     )
     async def test_an_answer_that_is_not_a_whole_list_is_an_error_and_stops_nothing(
@@ -154,6 +156,19 @@ class TestInvalidRuntimes:
             await session.stop_workspace("ws-1")
         assert not caught.value.may_have_stopped
         assert emulator.stops == []
+
+    @pytest.mark.parametrize("link", ['</r?p=2>; rel="next"', "</a>; rel=prev, </b>;rel=Next"])
+    async def test_a_link_to_the_next_page_is_an_error(self, link: str) -> None:
+        listed = http_answer("200 OK", json.dumps({"runtimes": [WIRE]}).encode(), f"Link: {link}")
+        async with served(answering(listed)) as session:
+            with pytest.raises(BctrlResponseError, match="its Link header says that it is a page"):
+                await session.list_runtimes("ws-1")
+
+    async def test_the_last_page_is_a_whole_list(self) -> None:
+        body = json.dumps({"runtimes": [WIRE], "nextCursor": None}).encode()
+        listed = http_answer("200 OK", body, 'Link: </r?p=1>; rel="prev"; title="next to it"')
+        async with served(answering(listed)) as session:
+            assert len(await session.list_runtimes("ws-1")) == 1
 
 
 class TestErrors:

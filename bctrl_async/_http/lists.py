@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -12,6 +13,7 @@ from bctrl_async._http.response import (
     DECODE_ERRORS,
     MAX_TEXT,
     MIB,
+    Header,
     decode,
     decode_runtime,
     names_in,
@@ -26,12 +28,18 @@ _MAX_RUNTIME = MIB // 4
 """The most bytes of a runtime."""
 _MAX_INVALID = 100
 """The most invalid runtimes in a list; beyond them, the whole list is rejected."""
+_IS_A_PAGE = "it is a page of a longer list, the rest of which this version cannot read"
 _MAX_COMMAS = 4_000_000
 """The most commas in a list, as each may end an item; 64 MiB of runtimes have half as many."""
 
 
-class _RawList(msgspec.Struct, frozen=True):
+_has_next_page = re.compile(r"""\brel\s*=\s*["']?([^"',;]*\s)?next\b""", re.IGNORECASE).search
+"""Matches a Link header that names a next page (RFC 8288 section 3.3)."""
+
+
+class _RawList(msgspec.Struct, frozen=True, rename="camel"):
     runtimes: list[msgspec.Raw]
+    next_cursor: object = None
 
 
 _split = msgspec.json.Decoder(_RawList).decode
@@ -62,6 +70,15 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
     return runtimes
 
 
+def check_whole(status: int, header: Header) -> None:
+    """Raise one of `DECODE_ERRORS` if the head of a 2xx answer does not promise a whole list."""
+    if status != HTTPStatus.OK:
+        # 206 is a part of a list; 202 and 203 may be something else.
+        raise msgspec.ValidationError("only 200 is a whole list")
+    if _has_next_page(header("Link") or ""):
+        raise msgspec.ValidationError(f"its Link header says that {_IS_A_PAGE}")
+
+
 async def _items(body: bytes) -> Iterable[bytes]:
     """Split a list into its items, which need not be valid."""
     commas = 0
@@ -72,4 +89,7 @@ async def _items(body: bytes) -> Iterable[bytes]:
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
     # A lone surrogate stays in its item as these bytes, which `decode_runtime` replaces.
-    return map(bytes, decode(_split, body, b"\xed\xa0\x80").runtimes)
+    listed = decode(_split, body, b"\xed\xa0\x80")
+    if listed.next_cursor:
+        raise msgspec.ValidationError(f"its nextCursor says that {_IS_A_PAGE}")
+    return map(bytes, listed.runtimes)

@@ -18,6 +18,7 @@ from yarl import URL
 from bctrl_async import _config
 from bctrl_async._http import fast
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
+from bctrl_async._http.lists import check_whole
 from bctrl_async._http.redaction import detached
 from bctrl_async._http.request import Request
 from bctrl_async._http.response import (
@@ -29,7 +30,7 @@ from bctrl_async._http.response import (
     unreadable,
     unusable,
 )
-from bctrl_async.errors import BctrlError, BctrlResponseError, session_closed
+from bctrl_async.errors import BctrlError, session_closed
 
 _T = TypeVar("_T")
 
@@ -100,13 +101,9 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     try:
         if problem is not None or len(body) > max_body:
             ended = partial_response(response.status, problem, call.limit, operation)
-        elif call.alias is None and response.status != _OK:
-            # 206 is a part of a list; 202 and 203 may be something else.
-            ended = BctrlResponseError(
-                f"the server answered {response.status}; only 200 is a whole list",
-                status=response.status,
-            )
         else:
+            if call.alias is None:
+                check_whole(response.status, header)
             found = operation.parse(body)
             # An `async def` gives this type; mypy cannot know that no `_T` is a coroutine.
             ended = await found if isinstance(found, CoroutineType) else found  # type: ignore[assignment]

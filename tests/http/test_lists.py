@@ -89,6 +89,25 @@ class TestBounds:
         assert "it has more than 4,000,000 commas" in error.summary
         assert peak_of(lambda: parse_in_turns(body)) < MIB
 
+    def test_a_list_of_more_halves_of_characters_than_texts_is_one_error(self) -> None:
+        """Fault: 79 KB of gzip held the event loop for two seconds."""
+        odd, halves = wire(driver="\ud800"), b'{"driver":"%b"}' % (b"\\ud800" * 40_000)
+        few, _ = parse_in_turns(b'{"runtimes":[%b]}' % b",".join([odd, *[halves] * 2]))
+        many, _ = parse_in_turns(b'{"runtimes":[%b]}' % b",".join([odd, *[halves] * 30]))
+
+        assert isinstance(few, list)
+        assert isinstance(few[0], Runtime)
+        assert isinstance(many, BctrlResponseError)
+        assert many.summary == "the server answered 200, but the body is not JSON"
+
+    def test_a_long_list_in_another_encoding_is_one_error(self) -> None:
+        body = json.dumps({"runtimes": [WIRE] * 1_000}).encode("utf-16")
+        whole, _ = parse_in_turns(body)
+        error, _ = parse_in_turns(json.dumps({"runtimes": [WIRE] * 4_000}).encode("utf-16"))
+
+        assert isinstance(whole, list)
+        assert isinstance(error, BctrlResponseError)
+
     def test_only_the_first_mib_of_a_blank_list_is_searched_for_a_page(self) -> None:
         """Fault: a blank body of 64 MiB was searched in one turn of the event loop, for 0.2 s."""
         error = BctrlResponseError("it is not JSON", status=200)
