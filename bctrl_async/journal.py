@@ -222,6 +222,9 @@ class Journal:
             outcome = _decode(data[: data.find(b"\n") + 1], OutcomeRecord, offset).outcome()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
+        if outcome.target != target:
+            # The file was rewritten in place after it was opened.
+            raise self._unusable(ValueError(f"its entry at byte {offset} has another target now"))
         if outcome.at > datetime.now(UTC) + _MAX_AHEAD:
             raise self._unusable(ValueError(f"its entry at byte {offset} is dated in the future"))
         return outcome

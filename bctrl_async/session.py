@@ -528,11 +528,12 @@ class BctrlSession:
     ) -> FoundTargets:
         """List the runtimes to stop."""
         policy = self._policy(options.retry).for_bulk(options.deadline)
-        found = FoundTargets(workspace_id, where)
         unreadable: list[BctrlResponseError] = []
         listed = await self.list_runtimes(
             workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
         )
+        # It is as old as the answer: what another run records before that is older news.
+        found = FoundTargets(workspace_id, where)
         for start in range(0, len(listed), _SLICE):
             await asyncio.sleep(0)
             found.add(listed[start : start + _SLICE])

@@ -21,7 +21,7 @@ from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._engine import Engine, Options, Progress
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.bulk._targets import Input, best_effort_ref
+from bctrl_async.bulk._targets import Input
 from bctrl_async.bulk._verify import needs_verification, outcome_after_poll, verify_for
 from bctrl_async.errors import (
     BctrlAuthenticationError,
@@ -37,6 +37,8 @@ from bctrl_async.observer import Observer, StopObserver
 from bctrl_async.outcomes import StopOutcome, outcome_of
 
 _RUNS = BctrlError("the workspace was listed, and it runs")
+_SLICE = 100
+"""The number of journal entries that are corrected before other tasks get a turn."""
 _MAX_POLLERS = 1000
 """The most runtimes that are polled beside the stops; more would take too much memory."""
 
@@ -110,23 +112,23 @@ class Run(Engine):
 
     async def _work(self, worker: Worker) -> None:
         with worker.scope():
-            if (found := await self.source.fetch()) is not None:
-                self._write_running(found)
+            await self.source.prepare(self._write_running)
         await super()._work(worker)
 
-    def _write_running(self, found: FoundTargets) -> None:
-        """Correct the journal's entries of listed targets that run, and flush it to disk.
+    async def _write_running(self, found: FoundTargets) -> None:
+        """Correct the journal's entries of all listed runtimes that run, and flush it to disk.
 
-        This comes before any of them is sent: after a crash, none of them may count as stopped.
+        This comes before any stop is sent: after a crash, none of them may count as stopped.
         """
-        journal, known = self.ledger.journal, list[StopOutcome]()
-        entries = {} if journal is None else journal.offsets.get(found.workspace_id, {})
-        for index, item in enumerate(found):
-            target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
-            if target.alias in entries and target.alias in found.running:
-                known.append(outcome_of(target, _RUNS, index=index))
-        for outcome in known:
-            self.ledger.write(self.source.with_listed(outcome), flush=outcome is known[-1])
+        if self.ledger.journal is None:
+            return
+        entries = self.ledger.journal.offsets.get(found.workspace_id, {})
+        aliases = [alias for alias in found.running if alias in entries]
+        for start in range(0, len(aliases), _SLICE):
+            await asyncio.sleep(0)
+            for alias in aliases[start : start + _SLICE]:
+                outcome = outcome_of(RuntimeRef(found.workspace_id, alias), _RUNS)
+                self.ledger.write(self.source.with_listed(outcome), flush=alias == aliases[-1])
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         began = time.monotonic()

@@ -59,7 +59,7 @@ class Input:
         self._sized: Sized | None = targets if isinstance(targets, Sized) else None
         self.length: int | None = None if self._sized is None else len(self._sized)
         self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
-        self._is_fetched = False
+        self._is_prepared = False
         self.is_async: bool = self._awaited is not None
         self.is_awaited: bool = self.is_async
         self.count: int = 0
@@ -101,11 +101,20 @@ class Input:
         # `at` is the time of the list, because another run may have stopped the runtime since.
         return replace(outcome, runtime=runtime, state=state, at=self.found.at)
 
-    async def fetch(self) -> FoundTargets | None:
-        """Return the list of a workspace once it is fetched; only the first caller gets it."""
-        found = None if self._is_fetched else self.found
-        self._is_fetched = True
-        return found
+    async def prepare(self, check: Callable[[FoundTargets], Awaitable[None]]) -> None:
+        """Fetch the list of a workspace, if the input is a list, and check it, once.
+
+        No item is read before. If the caller is cancelled, the next one starts again.
+        """
+        async with self._lock:
+            if not self._is_prepared:
+                await self._fetch_found()
+                if self.found is not None:
+                    await check(self.found)
+                self._is_prepared = True
+
+    async def _fetch_found(self) -> None:
+        """Set `found`, unless it was given."""
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
@@ -167,17 +176,15 @@ class Listing(Input):
         self._plain = self.length = None
         self._fetch = fetch
 
-    async def fetch(self) -> FoundTargets | None:
-        """Fetch the list, unless that was done or reading has ended; return it once."""
-        async with self._lock:
-            if self.found is None and not self.closed:
-                try:
-                    self.found = self._sized = found = await self._fetch()
-                except BaseException as error:  # noqa: BLE001 - the run raises it.
-                    self._close_unless_cancelled(error)
-                else:
-                    self._plain, self.length = iter(found), len(found)
-        return await super().fetch()
+    async def _fetch_found(self) -> None:
+        """Fetch the list, unless that was done or reading has ended."""
+        if self.found is None and not self.closed:
+            try:
+                self.found = self._sized = found = await self._fetch()
+            except BaseException as error:  # noqa: BLE001 - the run raises it.
+                self._close_unless_cancelled(error)
+            else:
+                self._plain, self.length = iter(found), len(found)
 
 
 def check_targets(targets: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import ClassVar
 
 import pytest
@@ -225,6 +225,24 @@ class TestListedRuntime:
         assert [failure.result for failure in report.failures] == [NOT_SENT] * 2
         # They were listed before anything was stopped.
         assert all(failure.at < min(stopped) for failure in report.failures)
+
+    async def test_it_is_as_old_as_the_answer(self, bulk: Bulk) -> None:
+        """Fault: another run had stopped it, while the server still made the list of what runs."""
+        listed = json.dumps({"runtimes": [dict(bulk.emulator.runtimes["ws-1", "crm"])]}).encode()
+        answered: list[datetime] = []
+
+        async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+            if head.startswith(b"GET"):
+                answered.append(datetime.now(UTC))
+                writer.write(http_answer("200 OK", listed))
+            writer.write(http_answer("403 Forbidden"))
+
+        async with served(handle) as session:
+            report = await session.stop_workspace("ws-1")
+
+        [failure] = report.failures
+        assert failure.state is STILL_RUNNING
+        assert failure.at >= answered[0]
 
     @pytest.mark.parametrize("order", [1, -1])
     async def test_an_alias_that_is_listed_twice_is_what_runs(self, bulk: Bulk, order: int) -> None:

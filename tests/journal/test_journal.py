@@ -204,6 +204,18 @@ class TestResume:
 
         assert (report.ok, report.resumed) == (True, 0)
 
+    async def test_an_entry_that_has_another_target_now_is_sent_again(self, stops: Stops) -> None:
+        """Fault: a journal that was rewritten in place gave the outcome of another target."""
+        await stops.run([A, B], concurrency=1)
+
+        def swap(_: StopOutcome) -> None:
+            header, first, second, *rest = stops.path.read_bytes().splitlines(keepends=True)
+            stops.path.write_bytes(b"".join([header, second, first, *rest]))
+
+        report = await stops.run([C, A], concurrency=1, on_outcome=swap)
+
+        assert (report.ok, report.resumed) == (True, 0)
+
 
 class TestList:
     """The list of `stop_workspace` decides what is sent, never the journal."""
@@ -222,6 +234,64 @@ class TestList:
         report = await stops.run_workspace()
 
         assert (report.counts, report.resumed) == ({STOPPED: 1}, 0)
+
+    async def test_what_it_selects_not_is_corrected_too(self, stops: Stops) -> None:
+        """Fault: the next run took a listed runtime that runs for stopped."""
+        assert (await stops.run([A, B])).ok
+        for target in (A, B):
+            stops.emulator.add_runtime(*target)
+
+        assert (await stops.run_workspace(where=lambda each: each.alias == "b")).ok
+        assert stops.states() == {"a": RuntimeState.STILL_RUNNING, "b": RuntimeState.NOT_RUNNING}
+        report = await stops.run([A, B])
+
+        assert (report.ok, report.resumed) == (True, 1)
+        assert stops.emulator.status(*A) == "stopped"
+
+    async def test_other_tasks_run_while_entries_are_corrected(self, stops: Stops) -> None:
+        """Fault: correcting a hundred thousand entries took one turn of two seconds."""
+        targets = add_runtimes(stops.emulator, 1_000)
+        assert (await stops.run(targets)).ok
+        add_runtimes(stops.emulator, 1_000)
+        writes: list[int] = []
+        write = os.write
+
+        def count(descriptor: int, data: bytes) -> int:
+            writes.append(turns)
+            return write(descriptor, data)
+
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        counting = asyncio.create_task(count_turns())
+        stops.patch.setattr(os, "write", count)
+        await stops.run_workspace(where=lambda _: False)
+        counting.cancel()
+
+        assert len(writes) >= 1_000
+        assert max(Counter(writes).values()) <= 100
+
+    async def test_nothing_is_sent_before_all_of_it_is_corrected(self, stops: Stops) -> None:
+        targets = add_runtimes(stops.emulator, 500)
+        assert (await stops.run(targets)).ok
+        add_runtimes(stops.emulator, 500)
+        stops.patch.setattr(stops.emulator, "requests", [])
+        sent: list[int] = []
+        write = os.write
+
+        def count(descriptor: int, data: bytes) -> int:
+            sent.append(len(stops.emulator.stops))
+            return write(descriptor, data)
+
+        stops.patch.setattr(os, "write", count)
+        assert (await stops.run_workspace()).ok
+
+        assert sent[:500] == [0] * 500
 
     async def test_all_of_it_is_on_disk_before_the_first_stop(self, stops: Stops) -> None:
         assert (await stops.run([A, B])).ok
