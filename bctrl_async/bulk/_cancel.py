@@ -142,6 +142,9 @@ class RunState:
 
     def ask_to_end(self, why: str, level: CancelLevel) -> None:
         """End the run early at its caller's request, without logging a warning."""
+        if self.level is not None and level <= self.level:
+            # In a cancelled scope, anyio asks again at every turn of the loop.
+            return
         self.asked.append(BctrlError(why))
         self.end_early(self.asked[-1], level)
 

@@ -94,6 +94,7 @@ class Engine(ABC):
         self._base_url = base_url
         self._observer = observer
         self._tasks: dict[asyncio.Task[None], Worker] = {}
+        self._has_no_task = asyncio.Event()
         self._deliveries: tuple[OnOutcome, ...] = ()
         self._failure: BaseException | None = None
 
@@ -230,7 +231,8 @@ class Engine(ABC):
         cancelled: tuple[object, ...] | None = None
         while self._tasks or self._starts_for_rest():
             try:
-                await asyncio.wait(list(self._tasks))
+                # In a cancelled scope, anyio cancels this wait at every turn of the loop.
+                await self._has_no_task.wait()
             except asyncio.CancelledError as error:
                 cancelled = error.args
                 self.cancel()
@@ -250,13 +252,17 @@ class Engine(ABC):
         task = asyncio.create_task(self._guard(work, worker))
         self.state.workers[worker] = None
         self._tasks[task] = worker
+        self._has_no_task.clear()
         task.add_done_callback(self._on_done)
         return task
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self.state.workers[self._tasks.pop(task)]
+        if self._tasks:
+            return
+        self._has_no_task.set()
         journal = self.ledger.journal
-        if journal is not None and self.ledger.ended is not None and not self._tasks:
+        if journal is not None and self.ledger.ended is not None:
             # The task's other callback may record an outcome, and must come first.
             task.get_loop().call_soon(journal.close)
 

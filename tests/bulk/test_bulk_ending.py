@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,36 @@ async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run
 
     assert batch.report.counts == {UNKNOWN: 4, NOT_SENT: 6}
     assert_conserved(batch, bulk.emulator)
+
+
+async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(bulk: Bulk) -> None:
+    """Fault: it took 20 MB a second, as each turn of the loop asked for the end again."""
+    is_called = asyncio.Event()
+    grown: list[int] = []
+
+    async def wait_for_turns(_: StopOutcome) -> None:
+        is_called.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for turns in (100, 5_000):
+                before = tracemalloc.get_traced_memory()[0]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                grown.append(tracemalloc.get_traced_memory()[0] - before)
+
+    batch = bulk.stop(1, on_outcome=wait_for_turns)
+    tracemalloc.start()
+    try:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(await_batch, batch)
+                await is_called.wait()
+                scope.cancel()
+    finally:
+        tracemalloc.stop()
+
+    assert grown[1] < 100_000
 
 
 @pytest.mark.parametrize("case", ["a worker is cancelled", "it is aborted", "its deadline passes"])
