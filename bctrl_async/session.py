@@ -30,6 +30,7 @@ from bctrl_async.bulk import OnOutcome, StopBatch, Targets
 from bctrl_async.bulk._engine import Options
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing
+from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
 from bctrl_async.models import Runtime
@@ -542,6 +543,9 @@ class BctrlSession:
 
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)
+        poll_limit = limit
+        if (seconds := verify_for(options.verify)) is not None:
+            poll_limit = transport.shortened(limit, seconds)
         policy = self._policy(options.retry).for_bulk(options.deadline)
         workers = options.concurrency or self._limiter.limit
         if workers > self._limiter.limit:
@@ -556,7 +560,8 @@ class BctrlSession:
             options,
             self._sender,
             make_call=partial(self._make_call, STOP, limit, policy=policy, priority=Priority.BULK),
-            make_read=partial(self._make_call, GET, limit),
+            make_canary=partial(self._make_call, GET, limit, priority=Priority.RETRY),
+            make_poll=partial(self._make_call, GET, poll_limit, priority=Priority.POLL),
             policy=policy,
             concurrency=max(workers if source.length is None else min(workers, source.length), 1),
             base_url=self.base_url,

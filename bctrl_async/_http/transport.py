@@ -54,6 +54,13 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     )
 
 
+def shortened(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeout:
+    """Return aiohttp's limits for an attempt of at most this many seconds, if that is less."""
+    if limit.total is not None and limit.total <= seconds:
+        return limit
+    return time_limit(seconds)
+
+
 async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after the other.
     http: aiohttp.ClientSession,
     fast_path: fast.FastPath | None,

@@ -16,7 +16,6 @@ from bctrl_async._calls.observing import notify, observe_call
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.request import STOP
-from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._engine import Engine, Options, Progress
@@ -55,7 +54,7 @@ class Run(Engine):
     """A bulk stop in this process.
 
     `make_call` makes the call of a target, and raises BctrlConfigError if its name is invalid;
-    `make_read` makes a GET of it, with a `policy` and a `priority`.
+    `make_canary` and `make_poll` make a GET of it, with a `policy`.
     """
 
     def __init__(
@@ -65,7 +64,8 @@ class Run(Engine):
         sender: Sender,
         *,
         make_call: Callable[[str, str], Call[Runtime]],
-        make_read: Callable[..., Call[Runtime]],
+        make_canary: Callable[..., Call[Runtime]],
+        make_poll: Callable[..., Call[Runtime]],
         policy: RetryPolicy,
         concurrency: int,
         base_url: str,
@@ -74,18 +74,17 @@ class Run(Engine):
         super().__init__(source, options, base_url, observer)
         self.sender: Sender = sender
         self._make_call = make_call
-        self._make_read = make_read
         self._policy = policy
         self._concurrency = concurrency
         patience = options.deadline or BULK_PATIENCE
         # A bound method would make a reference cycle that keeps the run and all its failures.
         once = replace(policy, attempts=1, statuses=frozenset())
-        make_get = partial(make_read, policy=once, priority=Priority.RETRY)
-        ask = partial(_ask_canary, sender, make_get, self.ledger)
+        ask = partial(_ask_canary, sender, partial(make_canary, policy=once), self.ledger)
         self.breaker: CircuitBreaker = CircuitBreaker(sender, policy, patience, ask, self.state)
         self._verify_for = verify_for(options.verify) or 0.0
         patience = min(policy.max_throttle_wait, self._verify_for)
-        self._poll_policy = replace(policy, attempts=1, patience=patience)
+        poll_policy = replace(policy, attempts=1, patience=patience)
+        self._make_poll = partial(make_poll, policy=poll_policy)
         self._unverified: set[Unverified] = set()
 
     @property
@@ -209,10 +208,10 @@ class Run(Engine):
                 if polls and not left:
                     break
                 polls += 1
-                poll = self._make_read(*target, policy=self._poll_policy, priority=Priority.POLL)
+                poll = self._make_poll(*target)
                 poll.observer = unverified.observer
                 delay = min(probe_delay(self._policy, polls), left)
-                polled = await self._send(worker, poll, delay)
+                polled = await self._send(worker, poll, delay, ends)
                 unverified.outcome = outcome_after_poll(unverified.outcome, polled)
                 if isinstance(polled, BctrlError) and not is_transient(
                     polled, self._policy.statuses, reads=True
@@ -231,10 +230,16 @@ class Run(Engine):
             unverified.outcome = self.ledger.record(outcome, unverified.observer)
 
     async def _send(
-        self, worker: Worker, call: Call[Runtime], delay: float = 0.0
+        self,
+        worker: Worker,
+        call: Call[Runtime],
+        delay: float = 0.0,
+        retries_end: float | None = None,
     ) -> Runtime | BctrlError:
-        """Make a call in a cancel scope, after a delay in seconds."""
+        """Make a call in a cancel scope, after a delay in seconds; retry it up to a time."""
         call.wait_to_retry = self._wait_to_retry
+        if retries_end is not None:
+            call.wait_to_retry = partial(self._wait_to_retry, until=retries_end)
         ended: Runtime | BctrlError | None = None
         worker.call = call
         try:
@@ -260,8 +265,8 @@ class Run(Engine):
             self._end_if_all_will_fail(ended)
         return ended
 
-    async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
-        """Wait before retrying a call; return False to give up."""
+    async def _wait_to_retry(self, call: Call[Runtime], until: float | None = None) -> bool:
+        """Wait before retrying a call; return False to give up, at the latest at a time."""
         failure = call.retries.last_failure
         may_retry = self.state.goes_on() or (
             self.state.level is CancelLevel.READING and call.operation.stops and call.in_doubt
@@ -269,7 +274,11 @@ class Run(Engine):
         if not may_retry and failure is not None and is_transient(failure, self._policy.statuses):
             self.state.set_ended_early(self.state.reason)
             call.cut_off = True
-        return may_retry and await self.breaker.wait_to_retry(call)
+        try:
+            async with asyncio.timeout_at(until):
+                return may_retry and await self.breaker.wait_to_retry(call)
+        except TimeoutError:
+            return False
 
     def _end_if_all_will_fail(self, error: BctrlError) -> None:
         if isinstance(error, BctrlAuthenticationError | BctrlConfigError) or (

@@ -43,7 +43,11 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
     result = outcome.result
     match polled:
         case Runtime(status=status) if status.is_final:
-            return _replace(outcome, result_of(polled), RuntimeState.NOT_RUNNING, polled, None)
+            ending = result_of(polled)
+            if result is StopResult.UNKNOWN and ending is StopResult.ACCEPTED:
+                # Nobody accepted the stop, but another would find the runtime not running.
+                ending = StopResult.ALREADY_STOPPED
+            return _replace(outcome, ending, RuntimeState.NOT_RUNNING, polled, None)
         case Runtime():
             error = outcome.error
             if result is StopResult.ACCEPTED:

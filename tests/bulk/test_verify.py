@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from helpers import Bulk, Connect, run_of, wait_for_requests
+from helpers import BOUND, Bulk, Connect, run_of, wait_for_requests
 from runtimes import runtime
 from simulated import (
     Request,
@@ -43,6 +43,7 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
 NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
+ALREADY = StopResult.ALREADY_STOPPED
 NOT_RUNNING, UNCONFIRMED = RuntimeState.NOT_RUNNING, RuntimeState.UNCONFIRMED
 STILL_RUNNING = RuntimeState.STILL_RUNNING
 ACTIVE = runtime("active")
@@ -60,6 +61,12 @@ def polled(answer: Runtime | BctrlError, stop: Runtime | BctrlError = ACTIVE) ->
     return lambda each: stop if each.stops else answer
 
 
+def active_or_disconnected_until(until: float) -> Server:
+    """Answer no stop; report every runtime as active until this time, and as failed then."""
+    status = active_until(until, "failed")
+    return lambda each: disconnected() if each.stops else status(each)
+
+
 def throttled_once(each: Request) -> Runtime | BctrlError:
     """Throttle the first poll for twenty seconds."""
     if each.number == 2:
@@ -69,6 +76,10 @@ def throttled_once(each: Request) -> Runtime | BctrlError:
 
 def down_for_half_a_minute(each: Request) -> Runtime | BctrlError:
     return disconnected() if 2 <= each.at < 32 else active_until(2)(each)
+
+
+def down_for_ever(each: Request) -> Runtime | BctrlError:
+    return disconnected() if each.at >= 2 else ACTIVE
 
 
 TWICE, NO_TIME = {"retry": RetryPolicy(attempts=2)}, {"deadline": 0.05}
@@ -114,6 +125,9 @@ CASES = {
     "it is unknown, and runs": Case(
         polled(ACTIVE, disconnected()), (UNKNOWN, STILL_RUNNING), (30, 40), options=TWICE
     ),
+    "it is unknown, and fails in time": Case(
+        active_or_disconnected_until(20), (ALREADY, NOT_RUNNING), (20, 40), options=TWICE
+    ),
     "it is unknown, and polls fail": Case(
         polled(server_error(), disconnected()), IN_DOUBT, (30, 40), options=TWICE
     ),
@@ -128,7 +142,9 @@ CASES = {
     "it is accepted unread, and gone": Case(polled(GONE, UNREAD), IS_GONE, (0, 1), 1),
     "the policy has less patience": Case(active_until(20), DONE, (20, 26), options=IMPATIENT),
     "a poll is throttled": Case(throttled_once, DONE, (20, 40), 2),
-    "there is an outage": Case(down_for_half_a_minute, DONE, (32, 45), 6, 100),
+    "there is an outage": Case(down_for_half_a_minute, DONE, (32, 45), 6, 100, verify=60.0),
+    "the outage is longer": Case(down_for_half_a_minute, RUNS_ON, (4, 11), 8, 100, verify=5.0),
+    "a minute of polls meets an outage": Case(down_for_ever, RUNS_ON, (59, 66), 30, verify=60.0),
 }
 
 
@@ -291,6 +307,17 @@ async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
     assert [outcome.target.alias for outcome in report.failures] == ["lost"]
     assert all(outcome.attempts == 1 for outcome in outcomes.values())
     assert emulator.received.total() == 5
+
+
+async def test_a_poll_that_is_never_answered_takes_no_longer(bulk: Bulk) -> None:
+    """Fault: a server that went away kept `verify=5.0` for the minute of a timeout."""
+    bulk.emulator.inject(Fault.ACCEPTED)
+    bulk.emulator.inject(*[Fault.HANG] * 100, method="GET")
+
+    batch = bulk.session.stop_runtimes([("ws-1", "crm")], verify=0.1)
+    report = await asyncio.wait_for(batch, BOUND)
+
+    assert report.counts == {ACCEPTED: 1}
 
 
 async def test_polls_are_counted_and_time_the_outcome(emulator: Emulator, connect: Connect) -> None:
