@@ -141,6 +141,15 @@ def test_an_answer_is_ok_without_an_error_or_has_one_that_says_why(status: str) 
         )
 
 
+@pytest.mark.parametrize(("own", "expected"), [("req-2", "req-2"), (None, "req-1")])
+def test_the_request_id_of_the_last_answer_takes_precedence(own: str | None, expected: str) -> None:
+    error = BctrlServerError("500", status=500, request_id=own)
+
+    outcome = outcome_of(RuntimeRef("ws-1", "crm"), error, request_id="req-1")
+
+    assert outcome.request_id == expected
+
+
 ERROR = BctrlServerError(
     "the server answered 500",
     operation="stop",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 from helpers import Connect, add_runtimes, pass_time, until, wait_for_requests
@@ -19,6 +20,7 @@ from bctrl_async import (
     BctrlNotFoundError,
     BctrlResponseError,
     BctrlSession,
+    Observer,
     RetryPolicy,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -169,6 +171,28 @@ class TestInvalidRuntimes:
         listed = http_answer("200 OK", body, 'Link: </r?p=1>; rel="prev"; title="next to it"')
         async with served(answering(listed)) as session:
             assert len(await session.list_runtimes("ws-1")) == 1
+
+
+async def test_a_body_that_takes_too_long_is_read_again() -> None:
+    """A stop whose status was 200 is not sent again, but a GET may be."""
+    whole = http_answer("200 OK", json.dumps({"runtimes": [WIRE]}).encode())
+    requests = 0
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        writer.write(whole[:-5] if requests == 1 else whole)
+
+    observer = Mock(spec=Observer)
+    attempt = observer.begin_call.return_value.begin_attempt.return_value
+    attempt.headers.return_value = {}
+    async with served(handle, observer=observer) as session:
+        listing = asyncio.create_task(session.list_runtimes("ws-1", timeout=40))
+        await until(lambda: attempt.answered.called)
+        pass_time(40)
+        [runtime] = await listing
+
+    assert (runtime.alias, requests) == ("crm", 2)
 
 
 class TestErrors:

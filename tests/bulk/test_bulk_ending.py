@@ -147,7 +147,8 @@ async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(bulk: Bu
     is_called = asyncio.Event()
     grown: list[int] = []
 
-    async def wait_for_turns(_: StopOutcome) -> None:
+    async def wait_for_turns(outcome: StopOutcome) -> None:
+        del outcome
         is_called.set()
         try:
             await asyncio.Event().wait()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from runtimes import WIRE, wire
-from servers import http_answer, served
+from servers import answering, http_answer, served
 
 from bctrl_async import BctrlResponseError, Runtime
 from bctrl_async._http.lists import parse_runtimes
@@ -107,6 +107,17 @@ class TestBounds:
 
         assert isinstance(whole, list)
         assert isinstance(error, BctrlResponseError)
+
+    async def test_it_may_have_64_mib_and_not_a_byte_more(self) -> None:
+        longest = b'{"runtimes":[]}'.ljust(64 * MIB)
+        whole, longer = (
+            http_answer("200 OK", gzip.compress(body, 1), "Content-Encoding: gzip")
+            for body in (longest, longest + b" ")
+        )
+        async with served(answering(whole, longer)) as session:
+            assert await session.list_runtimes("ws-1") == []
+            with pytest.raises(BctrlResponseError, match="has more than 64 MiB"):
+                await session.list_runtimes("ws-1")
 
     def test_only_the_first_mib_of_a_blank_list_is_searched_for_a_page(self) -> None:
         """Fault: a blank body of 64 MiB was searched in one turn of the event loop, for 0.2 s."""

@@ -465,6 +465,14 @@ class TestFullDisk:
         assert "cannot be written" in str(report.ended_early)
         assert stops.emulator.status(*A) == "active"
 
+    async def test_no_room_for_the_last_entry_is_in_the_report(self, stops: Stops) -> None:
+        assert (await stops.run([A])).ok
+        with disk_of(stops.path.stat().st_size + 10):
+            report = await stops.run([B])
+
+        assert (report.ok, report.counts, report.failures) == (False, {STOPPED: 1}, ())
+        assert "cannot be written" in str(report.ended_early)
+
     async def test_a_failed_flush_is_in_the_report(self, stops: Stops) -> None:
         def fail(_: int) -> None:
             raise OSError(errno.EIO, "Input/output error")

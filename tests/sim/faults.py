@@ -53,9 +53,8 @@ async def _never_answered(*_: object) -> bool:
     return False
 
 
-def _release_if_answered(limiter: Limiter, answer: object) -> None:
-    if answer is not None:
-        _release(limiter, answer)
+def _release_if_answered(limiter: Limiter, answer: object, last: float = math.inf) -> bool:
+    return answer is not None and _release(limiter, answer, last)
 
 
 async def _stop_without_a_look(

@@ -1,0 +1,65 @@
+"""The account of a bulk stop: when it is complete, and what an earlier run adds to it."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from helpers import Bulk, add_runtimes
+from journal_lines import entry_line, header_line
+
+from bctrl_async import RuntimeRef, StopOutcome, StopResult
+from bctrl_async.bulk._cancel import RunState
+from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._targets import Input
+from bctrl_async.outcomes import RuntimeState
+
+OK = StopOutcome(
+    index=0,
+    target=RuntimeRef("ws-1", "crm"),
+    result=StopResult.STOPPED,
+    state=RuntimeState.NOT_RUNNING,
+)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """The ledger of a run that took a second."""
+    ledger = Ledger(RunState(Input([])), missing_ok=False)
+    ledger.began, ledger.ended = 1.0, 2.0
+    return ledger
+
+
+class TestReport:
+    def test_it_is_ok_once_each_target_that_was_read_has_an_outcome(self, ledger: Ledger) -> None:
+        ledger.record(OK)
+
+        assert ledger.report(1).ok
+        missing = ledger.report(2)
+        assert not missing.ok
+        assert "the bulk stop has not ended" in str(missing.ended_early)
+
+    def test_it_is_not_ok_before_the_run_ended(self, ledger: Ledger) -> None:
+        ledger.record(OK)
+        ledger.ended = None
+
+        assert not ledger.report(1).ok
+
+
+class TestEarlierRun:
+    async def test_an_old_journal_is_warned_of_once_and_only_if_it_counts(
+        self, bulk: Bulk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path, yesterday = tmp_path / "old", datetime.now(UTC) - timedelta(hours=25)
+        done, other = add_runtimes(bulk.emulator, 3)[:2], ("ws-1", "r2")
+        header = header_line(f"{bulk.emulator.url}/v1", yesterday)
+        path.write_bytes(header + b"".join(entry_line(target, yesterday) for target in done))
+
+        with caplog.at_level(logging.WARNING, "bctrl_async.journal"):
+            assert (await bulk.session.stop_runtimes([other], journal=path)).resumed == 0
+            assert caplog.records == []
+            assert (await bulk.session.stop_runtimes([*done, other], journal=path)).resumed == 3
+
+        assert len(caplog.records) == 1
