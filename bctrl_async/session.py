@@ -358,8 +358,9 @@ class BctrlSession:
             The runtimes in the server's order.
 
         Raises:
-            BctrlResponseError: The list cannot be parsed or is larger than 64 MiB, or a runtime in
-                it cannot be parsed (with `on_unreadable`: more than 100 of them).
+            BctrlResponseError: The list cannot be parsed, is larger than 64 MiB or a page of a
+                longer list, or a runtime in it cannot be parsed (with `on_unreadable`: more than
+                100 of them).
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id = plain_text(workspace_id)
@@ -426,8 +427,8 @@ class BctrlSession:
                 is rejected. None accepts any age.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it no longer runs or is `not_found`: at least once,
-                and for 30 s after its stop was answered or given up. A number, above 0, replaces
-                the 30 s; False polls none. `StopOutcome.state` is `unconfirmed` or `still_running`
+                and for 30 s after its stop was answered or given up, also in an outage. A number,
+                above 0, replaces the 30 s, and bounds each poll; False polls none. `StopOutcome.state` is `unconfirmed` or `still_running`
                 if the polls settled nothing. Polls have the lowest priority; up to a thousand
                 runtimes are polled beside the stops.
             missing_ok: Count a runtime that is `not_found` as no longer running. By default it is a
@@ -492,8 +493,9 @@ class BctrlSession:
             on_outcome: As for `stop_runtimes`.
             timeout: As for `stop_runtimes`, also for the list.
             retry: As for `stop_runtimes`, also for the list.
-            journal: As for `stop_runtimes`, but the list decides what is sent, never the file. A
-                resumed run lists anew: its report has only the runtimes that have not ended.
+            journal: As for `stop_runtimes`, but the list decides what is sent, never the file: each
+                entry that the list contradicts is corrected. A resumed run lists anew: its report
+                has only the runtimes that have not ended.
             journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
             missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the list.

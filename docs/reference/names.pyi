@@ -89,7 +89,7 @@ class BctrlSession:
         retry: RetryPolicy | None = None,  # The retry policy; None is the session's.
         journal: str | os.PathLike[str] | None = None,  # A file to which each outcome is appended as a line of JSON.
         journal_max_age: float | None = None,  # The greatest age of the journal in seconds, above 0; an older journal is rejected.
-        verify: bool | float = True,  # Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for 30 s after its stop was answered or given up.
+        verify: bool | float = True,  # Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for 30 s after its stop was answered or given up, also in an outage.
         missing_ok: bool = False,  # Count a runtime that is `not_found` as no longer running.
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any."""
@@ -103,7 +103,7 @@ class BctrlSession:
         on_outcome: OnOutcome | None = None,  # As for `stop_runtimes`.
         timeout: float | None = None,  # As for `stop_runtimes`, also for the list.
         retry: RetryPolicy | None = None,  # As for `stop_runtimes`, also for the list.
-        journal: str | os.PathLike[str] | None = None,  # As for `stop_runtimes`, but the list decides what is sent, never the file.
+        journal: str | os.PathLike[str] | None = None,  # As for `stop_runtimes`, but the list decides what is sent, never the file: each entry that the list contradicts is corrected.
         journal_max_age: float | None = None,  # As for `stop_runtimes`.
         verify: bool | float = True,  # As for `stop_runtimes`.
         missing_ok: bool = False,  # As for `stop_runtimes`: accept runtimes that are gone since the list.
