@@ -75,6 +75,16 @@ class StopObserver(_WithAttempts):
     These are the polls of `verify=`, and the GET of a single stop that found its runtime stopped.
     """
 
+    def raised(self, error: BaseException) -> None:
+        """Handle what a single stop is about to raise, just before its `end`.
+
+        The outcome has no error for a runtime that was not running, but `stop_runtime` raises. A
+        stop of a bulk stop raises nothing.
+
+        Args:
+            error: The error or cancellation.
+        """
+
     def end(self, outcome: StopOutcome) -> None:
         """Handle the end of the stop; the outcome of a single stop has the `index` 0."""
 

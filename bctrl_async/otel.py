@@ -184,15 +184,22 @@ class _WithSpan:
 
 
 class _Stop(_WithSpan, StopObserver):
+    _raised: BaseException | None = None
+
+    def raised(self, error: BaseException) -> None:
+        self._raised = error
+
     def end(self, outcome: StopOutcome) -> None:
-        span, error = self._span, outcome.error
+        span, error = self._span, outcome.error or self._raised
         if self._children.counts_stops:
             self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
         span.set_attribute("bctrl.attempts", outcome.attempts)
         span.set_attribute("bctrl.result", outcome.result.value)
-        if error is not None:
+        if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-        _end(span, None if outcome.result in ANSWERED else error)
+        if self._raised is None and outcome.result in ANSWERED:
+            error = None
+        _end(span, error)
 
 
 class _Call(_WithSpan, CallObserver):

@@ -283,7 +283,7 @@ class BctrlSession:
             if isinstance(error, BctrlError):
                 annotate(error, STOP.name, workspace_id, alias)
             if observed is not None:
-                observed.end(error, call)
+                observed.fail(error, call)
             raise
         if observed is not None:
             observed.end(runtime, call)

@@ -20,6 +20,7 @@ from bctrl_async import (
     AttemptObserver,
     BctrlConfigError,
     BctrlError,
+    BctrlNotFoundError,
     BctrlSession,
     BulkObserver,
     CallObserver,
@@ -63,6 +64,9 @@ class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserv
 
     def answered(self, status: int) -> None:
         self.events.append(f"answered {status}")
+
+    def raised(self, error: BaseException) -> None:
+        self.events.append(f"raised {type(error).__name__}")
 
     def outcome(self, outcome: StopOutcome) -> None:
         self.outcomes.append(outcome)
@@ -113,6 +117,12 @@ EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
         Fault.SERVER_ERROR,
         f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 500, end BctrlServerError,
         attempt 2 POST {GET}/stop, answered 200, end, end StopOutcome""",
+    ),
+    "a stop that raises": (
+        lambda session: session.stop_runtime("ws-1", "crm"),
+        Reply(409, code="runtime.not_active"),
+        f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 409, end BctrlConflictError,
+        raised BctrlConflictError, end StopOutcome""",
     ),
     "a read": (
         lambda session: session.get_runtime("ws-1", "crm"),
@@ -307,11 +317,14 @@ class TestHeaders:
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-METHODS = ("begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_call")
+METHODS = ("begin_stop", "begin_attempt", "headers", "answered", "raised", "end", "begin_bulk")
 OBSERVERS = {
     "no methods": Observer(),
     "cancelled": Faulty("end", asyncio.CancelledError()),
-    **{name: Faulty(name, LookupError("its own fault")) for name in (*METHODS, "outcome")},
+    **{
+        name: Faulty(name, LookupError("its own fault"))
+        for name in (*METHODS, "begin_call", "outcome")
+    },
 }
 
 
@@ -323,6 +336,8 @@ async def test_an_error_of_an_observer_is_logged_and_changes_nothing(
     async with connect(observer=observer) as session:
         assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
         assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
+        with pytest.raises(BctrlNotFoundError):
+            await session.stop_runtime("ws-1", "gone")
         # A canary is a read of its own.
         emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE, Fault.ACCEPTED)
         report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", ".."), ("ws-1", "no")])

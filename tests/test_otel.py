@@ -117,15 +117,30 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
         [Fault.SERVER_ERROR],
         "stop_runtime stopped (POST 500 error 500, POST 200)",
     ),
-    "an unreadable answer is no error of the stop": (
+    "an unreadable answer is an error of the stop that raises it": (
         stop,
         [Reply(202, body="what?")],
-        "stop_runtime accepted (POST 202 error BctrlResponseError)",
+        "stop_runtime accepted error BctrlResponseError (POST 202 error BctrlResponseError)",
     ),
-    "a runtime that was not running is no error of the stop": (
+    "a runtime that was not running is an error of the stop that raises it": (
         stop,
         [Reply(409, code="runtime.not_active")],
-        "stop_runtime already_stopped (POST 409 error 409)",
+        "stop_runtime already_stopped error 409 (POST 409 error 409)",
+    ),
+    "a runtime that does not exist is an error of the stop that raises it": (
+        stop,
+        [Reply(404, code="runtime.not_found")],
+        "stop_runtime not_found error 404 (POST 404 error 404)",
+    ),
+    "a runtime that was not running is no error with stopped_ok": (
+        lambda session: session.stop_runtime("ws-1", "crm", stopped_ok=True),
+        [Reply(409, code="runtime.not_active")],
+        "stop_runtime already_stopped (POST 409 error 409, GET 200)",
+    ),
+    "in a bulk stop, neither of them is an error of its stop": (
+        lambda session: session.stop_runtimes([("ws-1", "crm")], verify=False, missing_ok=True),
+        [Reply(404, code="runtime.not_found")],
+        "stop_runtimes (stop_runtime not_found (POST 404 error 404))",
     ),
     "reads have spans of the same kind": (
         list_and_get,
@@ -203,6 +218,19 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
     point = durations[0][1]
     assert 0.0 < point.sum <= ((attempts[0].end_time or 0) - (attempts[0].start_time or 0)) / 1e9
     assert (point.count, point.explicit_bounds[0]) == (1, 0.005)
+
+
+async def test_what_a_stop_raises_is_the_error_of_its_span(traced: Traced) -> None:
+    """Fault: the span of a stop that raised a 409 had no error, unlike the span of a get."""
+    traced.emulator.inject(Reply(409, code="runtime.not_active"))
+    with pytest.raises(BctrlError) as caught:
+        await stop(traced.session)
+
+    [call] = traced.spans()
+    assert call.status.description == caught.value.summary
+    has = {"error.type": "409", "bctrl.may_have_stopped": False}
+    assert attributes(call).items() >= has.items()
+    assert traced.counts("bctrl.stop.outcomes", "bctrl.result") == {"already_stopped": 1}
 
 
 async def test_the_current_span_is_the_parent_and_its_context_is_sent(

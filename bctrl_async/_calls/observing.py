@@ -68,6 +68,11 @@ class ObservedStop:
         self._began = time.monotonic()
         self.observer: StopObserver = notify(observer.begin_stop, *self._target) or StopObserver()
 
+    def fail(self, error: BaseException, call: Call[Runtime] | None) -> None:
+        """Notify the observer of what the stop raises, then of the outcome."""
+        notify(self.observer.raised, error)
+        self.end(error, call)
+
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None) -> None:
         """Notify the observer of the outcome; `call` is None if no call was made."""
         settled: Runtime | BaseException = ended

@@ -502,6 +502,8 @@ class StopObserver(_WithAttempts):
     """An observer of one stop: its attempts, and the GETs that check its effect."""
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         """Handle the start of an attempt."""
+    def raised(self, error: BaseException) -> None:
+        """Handle what a single stop is about to raise, just before its `end`."""
     def end(self, outcome: StopOutcome) -> None:
         """Handle the end of the stop; the outcome of a single stop has the `index` 0."""
 
