@@ -114,8 +114,11 @@ BctrlDep = Annotated[BctrlSession, Depends(get_session)]
 def add_exception_handlers(app: FastAPI) -> None:
     """Answer every BctrlError with a problem (RFC 9457). The app's own errors stay as they are.
 
-    The response hides the API's own text, so errors that become a 5xx are logged in full under
-    `bctrl_async.fastapi`. A WebSocket is closed with the problem's detail.
+    An ExceptionGroup of BctrlErrors alone, as a `TaskGroup` or `raise_for_failures` raises it, is
+    answered with the problem of its first error, unless the app has its own handler of groups.
+
+    The response hides the API's own text, so groups, and errors that become a 5xx, are logged in
+    full under `bctrl_async.fastapi`. A WebSocket is closed with the problem's detail.
 
     A mounted app has handlers of its own: call this for each.
 
@@ -127,12 +130,25 @@ def add_exception_handlers(app: FastAPI) -> None:
     """
     check_type(app, FastAPI, "app", "a FastAPI app")
     app.exception_handler(BctrlError)(_respond)
+    app.exception_handlers.setdefault(ExceptionGroup, _respond)  # type: ignore[arg-type]
 
 
-async def _respond(connection: HTTPConnection, error: BctrlError) -> Response | None:
+async def _respond(connection: HTTPConnection, raised: Exception) -> Response | None:
+    error = raised
+    while isinstance(error, ExceptionGroup) and error.split(BctrlError)[1] is None:
+        error = error.exceptions[0]
+    if not isinstance(error, BctrlError):
+        # The group has other errors, which the app answers itself.
+        raise raised
     kind = classify(error)
-    if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.warning("%s", error, extra={"bctrl.event": "request_failed", **log_fields(error)})
+    is_group = error is not raised
+    if is_group or kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.warning(
+            "%s",
+            error,
+            exc_info=is_group,
+            extra={"bctrl.event": "request_failed", **log_fields(error)},
+        )
     if isinstance(connection, WebSocket):
         close_code = status.WS_1011_INTERNAL_ERROR
         if kind.status in THROTTLED:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, Response, WebSocket
 from fastapi.testclient import TestClient
 from helpers import Connect
 from servers import emulator_in_a_thread
@@ -57,7 +60,7 @@ def app_for(make_session: Callable[[], BctrlSession], **options: Any) -> FastAPI
     return app
 
 
-def answer_with(error: BctrlError) -> httpx2.Response:
+def answer_with(error: Exception) -> httpx2.Response:
     """Return the response of an app whose route raises an error."""
     app = FastAPI()
     add_exception_handlers(app)
@@ -248,6 +251,82 @@ ROWS = [
     (BctrlConfigError(""), 500, "misconfigured"),
     (BctrlError(""), 503, "not-settled"),
 ]
+
+
+def group_of(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("not all stops succeeded", errors)
+
+
+class TestGroups:
+    """Fault: a failed `TaskGroup` was a bare 500, although each of its errors has a problem."""
+
+    @pytest.mark.parametrize("error", [ROWS[2][0], ROWS[8][0]])
+    def test_it_is_the_problem_of_its_first_error_and_all_are_logged(
+        self, error: BctrlError, caplog: Log
+    ) -> None:
+        first, second = (with_secrets(copy(each)) for each in (error, ROWS[0][0]))
+        answer = answer_with(group_of(group_of(first), second))
+
+        alone = answer_with(first)
+        assert (answer.status_code, answer.headers) == (alone.status_code, alone.headers)
+        assert answer.json() == alone.json() == problem(first).model_dump(exclude_none=True)
+        logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
+        assert "BctrlRateLimitError" in logging.Formatter().format(logged[0])
+
+    async def test_a_task_group_and_a_report_raise_such_groups(
+        self, connect: Connect, emulator: Emulator
+    ) -> None:
+        app = app_for(connect)
+
+        @app.post("/tasks")
+        async def tasks(session: BctrlDep) -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(session.stop_runtime("ws-1", "gone"))
+
+        @app.post("/report")
+        async def report(session: BctrlDep) -> None:
+            targets = [("ws-1", alias) for alias in ("r0", "gone", "none")]
+            (await session.stop_runtimes(targets)).raise_for_failures()
+
+        with TestClient(app) as client:
+            answers = [client.post(path) for path in ("/tasks", "/report")]
+        assert [answer.status_code for answer in answers] == [404, 404]
+        assert [answer.json()["alias"] for answer in answers] == ["gone", "gone"]
+        assert emulator.status("ws-1", "r0") == "stopped"
+
+    def test_a_group_with_another_error_is_raised_as_it_is(self) -> None:
+        group = group_of(BctrlError(""), group_of(LookupError("the app's own")))
+        with pytest.raises(ExceptionGroup) as raised:
+            answer_with(group)
+        assert raised.value is group
+
+    def test_the_apps_own_handler_of_groups_stays(self) -> None:
+        app = FastAPI()
+        app.exception_handler(ExceptionGroup)(lambda _, __: Response("own"))
+        add_exception_handlers(app)
+
+        @app.get("/")
+        async def fail() -> None:
+            raise group_of(BctrlError(""))
+
+        assert TestClient(app).get("/").text == "own"
+
+    def test_it_closes_a_websocket_with_the_detail(self) -> None:
+        app = FastAPI()
+        add_exception_handlers(app)
+
+        @app.websocket("/ws")
+        async def fail(socket: WebSocket) -> None:
+            await socket.accept()
+            raise group_of(BctrlConfigError(""), errors.BctrlRateLimitError(""))
+
+        with (
+            TestClient(app).websocket_connect("/ws") as socket,
+            pytest.raises(WebSocketDisconnect) as closed,
+        ):
+            socket.receive_text()
+        detail = "This service cannot call the bctrl API."
+        assert (closed.value.code, closed.value.reason) == (1011, detail)
 
 
 class TestProblems:
