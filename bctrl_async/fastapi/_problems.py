@@ -42,7 +42,7 @@ class ProblemType(Enum):
     NO_USABLE_RESPONSE = 502, "No usable response", "The bctrl API sent no usable response."
     REJECTED = 502, "Service rejected", "The bctrl API rejected the request of this service."
     UNAVAILABLE = 503, "bctrl API unavailable", "The bctrl API is temporarily unavailable."
-    NOT_SETTLED = 503, "Stop not settled", "The run ended before this stop was settled."
+    NOT_SETTLED = 503, "Stop not settled", "The run was ended before all its stops were settled."
     TIMEOUT = 504, "bctrl API timed out", "The bctrl API did not respond in time."
 
     def __init__(self, status: int, title: str, detail: str) -> None:

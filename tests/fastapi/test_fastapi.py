@@ -377,7 +377,7 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("may_have_stopped", "detail"),
         [
-            (False, "The run ended before this stop was settled."),
+            (False, "The run was ended before all its stops were settled."),
             (True, "The bctrl API did not confirm that the runtime stopped."),
         ],
     )

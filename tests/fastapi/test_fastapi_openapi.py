@@ -255,6 +255,22 @@ class TestBodies:
             assert runtime["status"] == "stopped"
         assert SECRET not in json.dumps(body) + "".join(streams)
 
+    def test_a_cancelled_run_and_its_stops_have_the_same_reason(self, connect: Connect) -> None:
+        """Fault: a run ended early because "the run ended before this stop was settled"."""
+        app = app_for(connect)
+
+        @app.post("/cancelled")
+        async def cancelled(session: BctrlDep) -> StopReport:
+            batch = session.stop_runtimes([("ws-1", "r0")] * 500)
+            batch.stop_reading()
+            return await batch
+
+        with TestClient(app) as client:
+            report = client.post("/cancelled").json()
+        reasons = [report["ended_early"], *(failure["error"] for failure in report["failures"])]
+        message = "The run was ended before all its stops were settled."
+        assert {reason["message"] for reason in reasons} == {message}
+
 
 @pytest.fixture(scope="module")
 def problems() -> tuple[TestClient, Document]:
