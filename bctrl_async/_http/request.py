@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import ClientTimeout
 from multidict import CIMultiDict
 
-from bctrl_async._config import check_type
+from bctrl_async._config import Secret, check_type
 from bctrl_async._http.lists import parse_runtimes
 from bctrl_async._http.response import MIB, decode_runtime
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
@@ -113,7 +113,8 @@ def checked_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
                 f"invalid value of header {quote(name)}: expected printable ASCII",
                 advice="Encode it, or strip the whitespace around it",
             )
-        checked[name] = value
+        # The value may be a secret, which a log or a traceback must not show.
+        checked[name] = Secret(value)
     return checked
 
 

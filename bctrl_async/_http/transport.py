@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import math
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import CoroutineType
@@ -19,7 +21,7 @@ from bctrl_async import _config
 from bctrl_async._http import fast
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
 from bctrl_async._http.lists import check_whole
-from bctrl_async._http.redaction import detached
+from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
 from bctrl_async._http.request import Request
 from bctrl_async._http.response import (
     DECODE_ERRORS,
@@ -30,9 +32,12 @@ from bctrl_async._http.response import (
     unreadable,
     unusable,
 )
-from bctrl_async.errors import BctrlError, session_closed
+from bctrl_async.errors import BctrlError, log_fields, session_closed
 
 _T = TypeVar("_T")
+
+_wire = logging.getLogger("bctrl_async.wire")
+"""The wire log. Only its own level counts: a level for a whole app does not ask for bodies."""
 
 _Response = aiohttp.ClientResponse | fast.Exchange
 
@@ -43,6 +48,8 @@ _CONNECT_SHARE = 0.9
 _OK, _REDIRECTS = 200, 300
 _LONG_BODY = MIB // 4
 """Past this many bytes of a body, other tasks get a turn after each chunk."""
+_MAX_LOGGED = 1024
+"""The most characters of a body in the wire log."""
 
 
 def time_limit(timeout: object) -> aiohttp.ClientTimeout:
@@ -61,7 +68,7 @@ def shortened(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTim
     return time_limit(seconds)
 
 
-async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after the other.
+async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, one after the other.
     http: aiohttp.ClientSession,
     fast_path: fast.FastPath | None,
     call: Request[_T],
@@ -73,14 +80,19 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
 ) -> _T | BctrlError:
     """Send a request with exactly these headers; return the parsed body or an error."""
     operation, authorization = call.operation, headers[hdrs.AUTHORIZATION]
+    is_logged = _wire.level == logging.DEBUG
+    started = time.monotonic()
     try:
         response: _Response
-        if fast_path is not None and fast_path.takes(operation.method):
+        if fast_path is not None and not is_logged and fast_path.takes(operation.method):
             response = await fast_path.post(call.path, headers, call.limit, call.on_connection)
         else:
             response = await _request(http, call, url, headers)
     except AIOHTTP_ERRORS as error:
-        return failed_request(error, call, authorization)
+        failure = failed_request(error, call, authorization)
+        if is_logged:
+            _log_attempt(call, url, headers, started, failure)
+        return failure
     except BaseException as error:
         # The pool may be closed while the key is fetched, or a tracer waits.
         if http.closed and isinstance(error, RuntimeError | AssertionError):
@@ -99,6 +111,9 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
         body, header, may_have_id = None, response.headers.get, True
     if body is None:
         body, problem = await _read_body(response, max_body)
+    # With the log on, every request takes the long way.
+    if is_logged and not isinstance(response, fast.Exchange):
+        _log_attempt(call, url, headers, started, response, body)
     if not is_success:
         # A truncated body does not matter if the status is an error.
         now = datetime.now(UTC)
@@ -128,6 +143,33 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     if isinstance(ended, BctrlError):
         ended.request_id = call.request_id
     return ended
+
+
+def _log_attempt(  # noqa: PLR0917 - all of an attempt.
+    call: Request[_T],
+    url: URL,
+    headers: CIMultiDict[str],
+    started: float,
+    answer: aiohttp.ClientResponse | BctrlError,
+    body: bytes = b"",
+) -> None:
+    """Log an attempt with its answer, or with its failure, without the values of secrets."""
+    elapsed = time.monotonic() - started
+    lines = [f"{call.operation.method} {url.with_path(call.path, encoded=True)} in {elapsed:.3f} s"]
+    # The key, and the headers of the caller, are `Secret`s.
+    lines += [f"> {name}: {value!r}" for name, value in headers.items()]
+    if isinstance(answer, BctrlError):
+        lines.append(f"! {answer.summary}")
+        fields = log_fields(answer)
+    else:
+        lines.append(f"< {answer.status}")
+        fields = {"http.response.status_code": answer.status}
+        key = bearer_key(headers[hdrs.AUTHORIZATION])
+        for name, value in answer.headers.items():
+            lines.append(f"< {sanitize(f'{name}: {value}', key)}")
+        lines.append(f"< {excerpt_of(body, key)[:_MAX_LOGGED]!r}")
+    fields |= {"bctrl.event": "wire", "bctrl.elapsed": elapsed}
+    _wire.debug("\n".join(lines), extra=fields)
 
 
 async def _request(

@@ -132,7 +132,16 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
 class Connection:
     """The options of the connection, how much is printed, and the session made from them."""
 
-    verbose: Annotated[bool, opt.in_output_flags(alias="-v", help="Print what is retried.")] = False
+    verbose: Annotated[
+        int,
+        opt.in_output_flags(
+            alias="-v",
+            # Otherwise the last of several flags alone would count.
+            allow_repeating=None,
+            count=True,
+            help="Print what is retried; -vv also what is sent and received.",
+        ),
+    ] = 0
     quiet: Annotated[
         bool, opt.in_output_flags(alias="-q", help="Print nothing but errors on stderr.")
     ] = False

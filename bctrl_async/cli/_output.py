@@ -44,20 +44,20 @@ is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 class _LogPrinter(logging.Handler):
     """A handler that prints log records on stderr: some warnings always, all if verbose."""
 
-    verbose = False
+    verbose = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line."""
+        """Print a record."""
         is_warning = record.levelno >= logging.WARNING
         if self.verbose or (is_warning and record.name in _ALWAYS_SHOWN and not is_quiet.get()):
-            _print_line(f"bctrl-async: {record.levelname.lower()}: {one_line(record.getMessage())}")
+            _print_line(f"bctrl-async: {record.levelname.lower()}: {record.getMessage()}")
 
 
 LOG_PRINTER = _LogPrinter()
 """The only handler: without it, Python prints warnings to stderr, into the live display."""
 
 
-def set_verbosity(*, verbose: bool, quiet: bool) -> None:
+def set_verbosity(*, verbose: int, quiet: bool) -> None:
     """Set how much is printed on stderr. This is global, as the process is the command's own."""
     if verbose and quiet:
         raise BctrlConfigError("--verbose cannot be combined with --quiet")
@@ -66,6 +66,7 @@ def set_verbosity(*, verbose: bool, quiet: bool) -> None:
     logger = logging.getLogger("bctrl_async")
     logger.addHandler(LOG_PRINTER)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.getChild("wire").setLevel(logging.DEBUG if verbose > 1 else logging.NOTSET)
 
 
 def exit_code(errors: Iterable[BctrlError | None]) -> int:

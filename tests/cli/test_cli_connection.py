@@ -50,6 +50,31 @@ async def test_verbose_shows_retries(command: Command, args: str, option: str, s
     assert err.count("bctrl-async: ") == shown
 
 
+@pytest.mark.parametrize("option", [["-vv"], ["-v", "-v"], ["--verbose", "--verbose"]])
+async def test_twice_verbose_shows_what_is_sent_and_received(
+    command: Command, option: list[str]
+) -> None:
+    """Fault: an owner of a key was asked to report what differs, and `-v` did not show it."""
+    command.api.inject(Fault.SERVER_ERROR)
+    code, _, err = await command("stop", *option, "ws", "a")
+    wire, retry = err.partition("bctrl-async: info: attempt 1 failed: ")[::2]
+    url = f"{command.api.url}/v1/workspaces/ws/runtimes/a/stop"
+    assert code == 0
+    assert wire.startswith(f"bctrl-async: debug: POST {url} in ")
+    assert {"> Authorization: '***'", "< 500", "< X-Request-ID: req_1"} <= {*wire.splitlines()}
+    assert "\n< 200\n" in retry
+    assert KEY not in err
+    # The next command in this process is not verbose.
+    assert "POST" not in (await command("stop", "ws", "b"))[2]
+
+
+async def test_the_completion_expects_no_value_after_verbose(command: Command) -> None:
+    _, script, _ = await command("--show-completion", "fish")
+    options = [line for line in script.splitlines() if " -l verbose " in line]
+    assert options
+    assert not [line for line in options if " -r " in line]
+
+
 async def test_an_unexpected_error_is_one_line_without_its_text(command: Command) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("http://user:s3cret@proxy")
