@@ -59,9 +59,7 @@ class LineParser:
         text = line.decode(errors="surrogateescape").removeprefix("\ufeff").strip(" \r\n")
         if text[:1] in {"[", "{"} and self._parse == self._begin_table:
             self._parse = lambda text: self._to_item(text, _decode(text))
-            value = _decode(text)
-            is_object = isinstance(value, dict) and "runtimes" not in value
-            if not is_object and isinstance(self._to_item("", value), BadLine):
+            if not _is_line(_decode(text)):
                 self._document = bytearray(line.removeprefix(BOM_UTF8))
                 return
         if len(line) > MAX_LINE:
@@ -154,6 +152,16 @@ class LineParser:
 
     def _bad(self, text: str, reason: str, place: str | None = None) -> BadLine:
         return BadLine(place or f"on line {self._number}", text, reason)
+
+
+def _is_line(value: object) -> bool:
+    """Return True if a JSON value can be one target of JSON Lines, be it a bad one."""
+    match value:
+        case {"runtimes": _} | [list() | dict(), _]:
+            return False
+        case {} | [_, _]:
+            return True
+    return False
 
 
 def _decode(text: str | bytearray) -> object:

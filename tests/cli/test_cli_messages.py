@@ -51,6 +51,7 @@ FILES = {
     "open.csv": "ws,a\n" * 100 + 'ws,"b\nws,c\n',
     "note.csv": 'workspace,alias,note\nws,a,"of two\nlines"\n',
     "pretty.json": '{\n"workspace": "ws",\n"alias": "a"\n}\n{\n}\n',
+    "nulls.jsonl": '[null,"a"]\n[null,"b"]\n',
     "twice.csv": "ws,a\nws,a\n",
     "table.txt": "STATUS  KIND     AGE  ALIAS\nactive  browser  5m   a\n",
     "many.csv": "".join(f"many,r{number}\n" for number in range(30)),
