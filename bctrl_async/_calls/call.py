@@ -80,12 +80,13 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             when = "before it was sent again" if self.attempts else "while it waited for a slot"
         last = self.retries.last_failure
         earlier = "" if last is None else f"; before that, {last.summary}"
-        name, advice = self.operation.name, "it: nothing was sent"
+        advice = "Try again: nothing was sent"
         if self.may_be_sent or self.in_doubt or self.retries.status is not None:
-            advice = f"it again: a {name} is safe to repeat"
+            name = self.operation.name
+            advice = f"{name.capitalize()} it again: a {name} is safe to repeat"
         error = BctrlError(
             f"aborted {when}: {reason}{earlier}",
-            advice=f"{name.capitalize()} {advice}",
+            advice=advice,
             may_have_stopped=self.may_be_sent,
         )
         self.on_failure(error)

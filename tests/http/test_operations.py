@@ -145,13 +145,13 @@ async def test_only_a_stop_has_nothing_to_do(operation: AnyOperation, connect: C
 async def test_the_error_of_an_aborted_call_advises_the_same(
     operation: AnyOperation, *, connected: bool, connect: Connect
 ) -> None:
-    """Fault: a stop that was never sent was called safe to repeat."""
+    """Fault: a stop that was never sent was called safe to repeat, or "Stop it"."""
     async with connect() as session:
         call = call_of(session, operation)
     call.attempts, call.in_flight, call.is_connected = 1, True, connected
     error = call.aborted("the run has ended")
     is_safe = operation.repeat_in_doubt or not connected
-    assert ("nothing was sent" in str(error)) is not connected
+    assert ("Try again: nothing was sent" in str(error)) is not connected
     assert (f"a {operation.name} is safe to repeat" in str(error)) is (is_safe and connected)
     assert ("may have worked" in str(error)) is not is_safe
     assert error.may_have_stopped is (operation.stops and connected)
