@@ -52,6 +52,20 @@ quote: Callable[[object], str] = _name.repr
 """Return the repr of a name, shortened in the middle if it is long."""
 
 
+def format_duration(seconds: float | None) -> str:
+    """Return seconds in their two largest units, such as 2h30m or 0.5ms; None is 0s."""
+    seconds = max(seconds or 0.0, 0.0)
+    if seconds % 1:
+        return f"{seconds:g}s" if seconds > 1 else f"{seconds * 1000:g}ms"
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, size in {"d": 86400, "h": 3600, "m": 60, "s": 1}.items():
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count}{unit}" if count else "")
+    return "".join(parts[:2]) or "0s"
+
+
 @dataclass(eq=False, repr=False)
 class BctrlError(Exception):
     """The base class of all errors of this package.

@@ -30,6 +30,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlTimeoutError,
+    format_duration,
     is_unanswered,
     session_closed,
 )
@@ -245,7 +246,7 @@ async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _co
         if timeout.expired():
             # The traceback's frames refer to the call, which keeps the error: a reference cycle.
             raise BctrlTimeoutError(
-                f"the api_key function returned no key within {limit.total:g} s",
+                f"the api_key function returned no key within {format_duration(limit.total)}",
                 argument="api_key",
             ) from detached(error)
         # The function's error may hold secrets, so only the cause shows its text.

@@ -21,6 +21,7 @@ from bctrl_async.errors import (
     BctrlNetworkError,
     BctrlResponseError,
     BctrlTimeoutError,
+    format_duration,
 )
 
 _T = TypeVar("_T")
@@ -64,7 +65,7 @@ def partial_response(
     if cause is None:
         problem = f"has more than {operation.max_body // MIB} MiB"
     elif isinstance(cause, TimeoutError):
-        kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
+        kind, problem = BctrlTimeoutError, f"took more than {format_duration(limit.total)}"
     elif not operation.stops:
         # A GET may be sent again, but not a stop: the server has accepted it.
         kind = BctrlNetworkError
@@ -103,10 +104,10 @@ def _scrub(error: Exception, key: str) -> BaseException:
 
 def _map_error(error: BaseException, call: Request[_T]) -> BctrlError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return BctrlTimeoutError(f"no connection within {call.limit.connect:g} s")
+        return BctrlTimeoutError(f"no connection within {format_duration(call.limit.connect)}")
     if isinstance(error, TimeoutError):
         return BctrlTimeoutError(
-            f"no response within {call.limit.total:g} s", may_have_stopped=True
+            f"no response within {format_duration(call.limit.total)}", may_have_stopped=True
         )
     # This comes before ValueError, since a certificate error is also a ValueError.
     if isinstance(error, _ConnectError):

@@ -14,6 +14,7 @@ from bctrl_async.errors import (
     THROTTLED,
     BctrlError,
     BctrlRateLimitError,
+    format_duration,
     is_unanswered,
     session_closed,
 )
@@ -151,7 +152,9 @@ class Limiter:
             if admitted:
                 self.release(None)
             elif loop.time() >= ends and self._throttles_for(max_wait, loop.time()):
-                raise BctrlRateLimitError(f"the server throttled everything for {max_wait:g} s")
+                raise BctrlRateLimitError(
+                    f"the server throttled everything for {format_duration(max_wait)}"
+                )
 
     def _throttles_for(self, seconds: float, now: float) -> bool:
         """Return True if the server has throttled everything for this many seconds."""

@@ -27,7 +27,7 @@ from bctrl_async.bulk._delivery import OnOutcome
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.bulk._verify import verify_for
-from bctrl_async.errors import BctrlError, log_fields
+from bctrl_async.errors import BctrlError, format_duration, log_fields
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import Observer
@@ -204,7 +204,7 @@ class Engine(ABC):
         self._start_work()
         timer: asyncio.TimerHandle | None = None
         if (deadline := self.options.deadline) is not None:
-            passed = f"the deadline of {deadline:g} s has passed"
+            passed = f"the deadline of {format_duration(deadline)} has passed"
             timer = asyncio.get_running_loop().call_later(
                 deadline, self.state.ask_to_end, passed, CancelLevel.IN_FLIGHT
             )

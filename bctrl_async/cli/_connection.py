@@ -16,6 +16,7 @@ from cyclopts.argument import ArgumentCollection
 import bctrl_async
 from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, _config
 from bctrl_async.cli import _options as opt
+from bctrl_async.errors import format_duration
 
 if TYPE_CHECKING:
     from bctrl_async.pace import Pace
@@ -220,8 +221,8 @@ class Connection:
             error.advice = f"Check the API key from {self.key()[1]}"
         if error is not None and deadline is not None:
             # The run's deadline is what a listing has left of the given deadline.
-            given = f"the deadline of {opt.format_duration(deadline)} "
-            error.summary = re.sub(r"the deadline of \S+ s ", given, error.summary)
+            given = f"the deadline of {format_duration(deadline)} "
+            error.summary = re.sub(r"the deadline of \S+ ", given, error.summary)
 
     def proxy_in_effect(self) -> str | None:
         """Return the proxy; None for a direct connection."""

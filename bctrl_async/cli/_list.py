@@ -26,6 +26,7 @@ from bctrl_async.cli import _options as opt
 from bctrl_async.cli import _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._progress import show_waiting
+from bctrl_async.errors import format_duration
 from bctrl_async.filters import FoundTargets, parse_time
 from bctrl_async.models import RuntimeKind, RuntimeStatus
 
@@ -80,7 +81,7 @@ async def find_runtimes(
     except TimeoutError as error:
         raise BctrlTimeoutError(
             f"workspace {workspace!r} was not listed within the deadline of "
-            f"{opt.format_duration(deadline or 0)}",
+            f"{format_duration(deadline)}",
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
     listed: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
@@ -216,4 +217,4 @@ def _age(runtime: Runtime) -> str:
     created = parse_time(runtime.created_at)
     if created is None:
         return "?"
-    return opt.format_duration(int((datetime.now(UTC) - created).total_seconds()))
+    return format_duration(int((datetime.now(UTC) - created).total_seconds()))

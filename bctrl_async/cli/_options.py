@@ -51,19 +51,6 @@ def duration(value: str) -> float:
     return sum(float(number) * seconds for number, seconds in numbers)
 
 
-def format_duration(seconds: float) -> str:
-    """Return seconds in their two largest units, such as 2h30m, as `duration` reads them."""
-    if seconds % 1:
-        return f"{seconds:g}s" if seconds > 1 else f"{seconds * 1000:g}ms"
-    left = int(max(seconds, 0))
-    parts: list[str] = []
-    for unit in "dhms":
-        count, left = divmod(left, int(_UNITS[unit]))
-        if count or parts:
-            parts.append(f"{count}{unit}" if count else "")
-    return "".join(parts[:2]) or "0s"
-
-
 def _whole(value: str) -> int:
     if not re.fullmatch("-?[0-9]+", value):
         raise ValueError(f"{value!r} is not a whole number")

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 from rich.text import Text
 
 from bctrl_async import StopBatch, StopResult
-from bctrl_async.cli._options import format_duration
 from bctrl_async.cli._output import Output, format_counts, print_info
+from bctrl_async.errors import format_duration
 
 _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 """Seconds until the live display, until its first notice of waiting, and between its updates."""

@@ -21,7 +21,7 @@ import msgspec
 
 from bctrl_async import _config
 from bctrl_async._lifetime import close_with_loop
-from bctrl_async.errors import BctrlConfigError
+from bctrl_async.errors import BctrlConfigError, format_duration
 
 _log = logging.getLogger("bctrl_async.pace")
 
@@ -192,7 +192,8 @@ class Leases:
 
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(_PATIENCE, self._on_store_away, f"no answer within {_PATIENCE:g} s")
+        problem = f"no answer within {format_duration(_PATIENCE)}"
+        timer = loop.call_later(_PATIENCE, self._on_store_away, problem)
         try:
             if self._store is None:
                 self._store = self._pace.open()

@@ -64,7 +64,7 @@ End = Callable[[StopBatch], None]
 Run = Callable[[StopBatch], Coroutine[object, object, None]]
 CANCELLED, ABORTED = "the run was cancelled", "the run was aborted"
 ASKED = "the run was asked to start no more stops"
-PASSED = "the deadline of 9.5 s has passed"
+PASSED = "the deadline of 9.5s has passed"
 CLOSED = "the session is closed"
 ENDS: dict[str, tuple[Callable[[Running], object], Run, str]] = {
     # They say what ends it, how it runs, and why it ended early.

@@ -13,6 +13,7 @@ from servers import http_answer, raw_server
 
 from bctrl_async import __main__, __version__, cli
 from bctrl_async.cli import _app, _options
+from bctrl_async.errors import format_duration
 
 # Durations
 
@@ -28,9 +29,11 @@ def test_a_duration_is_read_with_its_units(text: str, seconds: float) -> None:
     assert _options.duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["0s", "59s", "1m1s", "1h", "2h5m", "300d1h", "250ms", "1.5s"])
+@pytest.mark.parametrize(
+    "text", ["0s", "59s", "1m1s", "1h", "2h5m", "300d1h", "250ms", "1.5s", "0.09ms"]
+)
 def test_seconds_are_printed_as_a_duration_is_read(text: str) -> None:
-    assert _options.format_duration(_options.duration(text)) == text
+    assert format_duration(_options.duration(text)) == text
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ AWAY: dict[str, tuple[dict[str, object], str]] = {
         {"error": LibraryError("redis://:s3cret@redis.internal")},
         "LibraryError",
     ),
-    "an answer that is always late": ({"latency": 0.3}, "no answer within 0.25 s"),
+    "an answer that is always late": ({"latency": 0.3}, "no answer within 250ms"),
     # Fault: one slot in years, or a busy loop, as a store said.
     **{str(lease): ({"answer": lease}, "its answer makes no sense") for lease in NONSENSE},
 }
