@@ -30,7 +30,7 @@ Each command has its own --help."""
 _COMMANDS = {
     "stop": ("stop:stop", "[WORKSPACE] [ALIAS...]", "Stop runtimes and report the outcome of each"),
     "list": ("list:list_runtimes", "[WORKSPACE]", "List the runtimes of a workspace"),
-    "get": ("list:get_runtimes", "WORKSPACE ALIAS...", "Show runtimes"),
+    "get": ("list:get_runtimes", "[WORKSPACE] ALIAS...", "Show runtimes"),
     "report": ("report:report", "JOURNAL... [--from FILE]", "Say which targets of a list are done"),
     "doctor": ("doctor:doctor", "[WORKSPACE]", "Print what is in effect and try it with one list"),
     "emulator": ("emulator:emulator", "", "Run a local server of the API for tests, until Ctrl-C"),

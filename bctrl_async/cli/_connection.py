@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import ssl
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ _KEYS = (
 )
 
 
+_MAX_WORDS = 40
+"""The most characters of names that an error repeats."""
+
 # `Path.expanduser` would fail without a home folder.
 _expand = os.path.expanduser
 
@@ -49,6 +54,8 @@ class Profile(NamedTuple):
     values: Mapping[str, str]
     origins: dict[str, str]
     """The source of each value (an option, a variable or a key), by the name of its key."""
+    workspace: str = ""
+    """The default workspace, which is not the value of an option."""
 
 
 NO_PROFILE = Profile("", {}, {})
@@ -100,7 +107,8 @@ def _find_profile(name: str | None, *, has_url: bool) -> Profile:
     for key in _PATHS:
         if ":" not in (path := values.get(key, ":")):
             values[key] = str(file.parent / _expand(path))
-    return Profile(title, values, {})
+    workspace = values.pop("workspace", "")
+    return Profile(title, values, {}, workspace)
 
 
 def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
@@ -191,7 +199,7 @@ class Connection:
 
     def workspace(self, given: str | None, *, is_needed: bool = False) -> str:
         """Return the given workspace, or the workspace of the profile or the environment."""
-        of_profile = self.profile.values.get("workspace")
+        of_profile = self.profile.workspace
         variable = os.environ.get("BCTRL_WORKSPACE", "")
         if not given and of_profile and variable not in {"", of_profile}:
             problem = (
@@ -203,9 +211,31 @@ class Connection:
             raise BctrlConfigError("give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it")
         return workspace
 
+    def split_names(
+        self,
+        names: tuple[str, ...],
+        workspace: str | None,
+        command: str,
+        *,
+        has_aliases: bool = True,
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the workspace and the aliases of names, of which the first may be a workspace."""
+        if workspace is not None:
+            return workspace, names
+        default = self.workspace(None) if has_aliases else ""
+        if default and not names[1:]:
+            return default, names
+        if default and names[0] != default:
+            words = textwrap.shorten(shlex.join(names), _MAX_WORDS, placeholder=" …")
+            raise BctrlConfigError(
+                f"{names[0]!r} may be a workspace, or an alias of {default!r}, the default",
+                advice=f"Run {command} -w {shlex.quote(default)} {words}, or {command} -w {words}",
+            )
+        return "".join(names[:1]), names[1:]
+
     def key(self) -> tuple[str, str]:
         """Return the API key and where it comes from; raise an error if there is none."""
-        title, values, _ = self.profile
+        title, values, *_ = self.profile
         if title and "api_key_env" not in values:
             # The key of another account must not go to the URL of the profile.
             raise BctrlConfigError(f"no API key in {title}", advice="Add api_key_env")

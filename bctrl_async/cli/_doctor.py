@@ -14,7 +14,7 @@ from bctrl_async.cli._options import Workspace
 from bctrl_async.cli._output import FAILED, Output, pluralize
 
 
-def doctor(workspace: Workspace = None, /, *, connection: Connection = CONNECTION) -> int:
+def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) -> int:
     """Print what is in effect and try it with one list.
 
     It prints the versions, the URL, the proxy and where the key comes from,

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from typing import Annotated
 
 import msgspec
-from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from bctrl_async import (
@@ -98,7 +97,6 @@ async def find_runtimes(
 
 def list_runtimes(
     workspace: opt.Workspace = None,
-    /,
     *,
     status: Annotated[opt.Text | None, opt.with_status(help="Only with this status.")] = None,
     kind: opt.Kind = None,
@@ -140,31 +138,33 @@ def list_runtimes(
 
 
 def get_runtimes(
-    workspace: Annotated[opt.Text, Parameter(help="Workspace id.")],
-    /,
-    *aliases: Annotated[opt.Text, Parameter("ALIAS", help="Aliases of the runtimes.")],
+    *names: opt.Names,
+    workspace: opt.Workspace = None,
     output_format: opt.Format = "table",
     connection: Connection = CONNECTION,
 ) -> int:
     """Show runtimes.
+
+    It reads WORKSPACE and ALIAS as stop does.
 
     Exit codes: 0 all were found, 1 some were not, or the server did not answer,
     2 usage or configuration error.
 
     For example:
       bctrl-async get WORKSPACE crm mail
-      bctrl-async get WORKSPACE crm -o json | jq -r .status
+      bctrl-async get -w WORKSPACE crm -o json | jq -r .status
     """
+    place, aliases = connection.split_names(names, workspace, "get")
     if not aliases:
         raise BctrlConfigError("nothing to get: add ALIAS")
     output = out.Output()
     session = connection.session(reads=True)
-    found = asyncio.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
+    found = asyncio.run(_get_all(session, place, dict.fromkeys(aliases), output))
     runtimes = [each for each in found if isinstance(each, Runtime)]
     errors = [each for each in found if isinstance(each, BctrlError)]
     for number, runtime in enumerate(runtimes):
         if output_format == "json":
-            _print_json(output, workspace, runtime)
+            _print_json(output, place, runtime)
         else:
             output.print_result("") if number else None
             _print_table(output, _details(runtime))

@@ -123,6 +123,12 @@ Format = Annotated[
     Literal["table", "json"],
     in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
 ]
+in_workspace = partial(in_targets, ("--workspace", "-w"), metavar="ID")
 Workspace = Annotated[
-    Text | None, Parameter(help="Workspace id; by default from BCTRL_WORKSPACE or the profile.")
+    Text | None,
+    in_workspace(help="Workspace id; by default from BCTRL_WORKSPACE or the profile."),
+]
+Names = Annotated[
+    Text,
+    Parameter("WORKSPACE|ALIAS", help="Aliases, after their workspace unless -w names it."),
 ]

@@ -26,9 +26,7 @@ def report(
     ] = None,
     workspace: Annotated[
         opt.Text | None,
-        opt.in_targets(
-            metavar="ID", env_var="BCTRL_WORKSPACE", help="Workspace of a FILE of aliases only."
-        ),
+        opt.in_workspace(env_var="BCTRL_WORKSPACE", help="Workspace of a FILE of aliases only."),
     ] = None,
     allow_empty: opt.AllowEmpty = False,
     journal_max_age: opt.JournalMaxAge = None,

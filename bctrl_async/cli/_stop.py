@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
-from cyclopts import Parameter
 from msgspec.structs import replace
 
 from bctrl_async import (
@@ -41,9 +40,8 @@ _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
 
 def stop(
+    *names: opt.Names,
     workspace: opt.Workspace = None,
-    /,
-    *aliases: Annotated[opt.Text, Parameter("ALIAS", help="Aliases of the runtimes to stop.")],
     file: Annotated[
         opt.File | None, opt.in_files(help="Read targets from FILE; - is stdin.")
     ] = None,
@@ -107,6 +105,9 @@ def stop(
     after the other or in an array. With WORKSPACE, FILE may have one column,
     the aliases. Put -- before WORKSPACE if an alias starts with a dash.
 
+    With -w, every word is an ALIAS. While BCTRL_WORKSPACE or the profile has a
+    workspace, so is a single word; of more, the first must be that workspace.
+
     Every ALIAS gets a line of output. With --from or --all, targets that were
     attempted and may still be running are grouped by reason. The last line
     counts the runtimes that are no longer running, still running, and
@@ -120,10 +121,13 @@ def stop(
 
     For example:
       bctrl-async stop WORKSPACE crm mail
+      bctrl-async stop -w WORKSPACE crm mail
       bctrl-async stop WORKSPACE --all --alias 'ci-*' --older-than 2h
       bctrl-async stop --from runtimes.csv --journal tonight.jsonl
       some-program | bctrl-async stop --from - --rate 50 -o json
     """
+    is_list = bool(everything or file)
+    workspace, aliases = connection.split_names(names, workspace, "stop", has_aliases=not is_list)
     filters = status or kind or older_than or alias
     problems = {
         "--journal-max-age needs --journal": journal_max_age and not journal,
@@ -131,7 +135,7 @@ def stop(
         "--all cannot be combined with ALIAS or --from": everything and (aliases or file),
         "--from cannot be combined with ALIAS": aliases and file,
         "--status, --kind, --older-than and --alias need --all": filters and not everything,
-        _NOTHING: not (everything or aliases or file),
+        _NOTHING: not (aliases or is_list),
     }
     if problem := next(filter(problems.get, problems), None):
         raise BctrlConfigError(problem)
@@ -153,7 +157,7 @@ def stop(
     items: Iterable[object] | AsyncIterable[object]
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
-        parser = LineParser(place or None, is_only=workspace is not None)
+        parser = LineParser(place or None, is_only=bool(workspace))
         items = _targets.open_targets(file, parser, allow_empty=allow_empty, shard=shard)
     elif everything:
         began, lister = time.monotonic(), connect()
@@ -172,13 +176,13 @@ def stop(
             out.print_info("Nothing was stopped")
             return out.FAILED
     else:
-        named = dict.fromkeys(map(partial(RuntimeRef, workspace or ""), aliases))
+        named = dict.fromkeys(map(partial(RuntimeRef, place), aliases))
         items = [*filter(shard.keeps, named)]
     session, targets = connect(), cast("_Targets", items)
     if dry_run:
         # With --all, the list decides what is sent, not the journal.
         return _dry_run(session, targets, None if everything else journal, journal_max_age)
-    shown = None if file or everything else aliases
+    shown = None if is_list else aliases
     printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
     explain = partial(connection.explain, deadline=deadline)
 

@@ -146,7 +146,7 @@ async def test_the_completion_of_a_shell_is_shown(command: Command, shell: str, 
 async def test_zsh_completes_options_where_a_name_may_stand(command: Command) -> None:
     """Fault: `stop --ki` and Tab listed --kind, and did not insert it."""
     _, script, _ = await command("--show-completion", "zsh")
-    assert script.count(""":_guard "^-*" name' \\\n""") == 6
+    assert script.count(""":_guard "^-*" name' \\\n""") == 4
     assert not re.findall(r"^ +'[1*]:[^:]*\.' ", script, re.MULTILINE)
 
 

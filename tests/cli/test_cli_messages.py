@@ -27,7 +27,8 @@ MAX_LINES = 2
 FORBIDDEN = Reply(403, code="workspace.forbidden")
 
 ENVIRONMENTS = {
-    "A wrong key": {"BCTRL_API_KEY": "wrong-key"},
+    "A default workspace": {"BCTRL_WORKSPACE": "ws"},
+    "A wrong key": {"BCTRL_API_KEY": "wrong-key", "BCTRL_WORKSPACE": ""},
     "Without a key": {"BCTRL_API_KEY": ""},
     "A malformed key": {"BCTRL_API_KEY": "two words"},
     "A malformed URL": {"BCTRL_BASE_URL": "nosuch"},

@@ -203,6 +203,61 @@ async def test_a_list_of_aliases_is_of_the_workspace(
     assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
 
 
+# The workspace of aliases on the command line
+
+
+@pytest.mark.parametrize(
+    ("variable", "args"),
+    [
+        *[("", "ws a b"), ("ws", "ws a b"), ("other", "-w ws a b"), ("", "a --workspace ws b")],
+        *[("other", "-w ws --from targets"), ("other", "ws --from targets"), ("ws", "-w ws a b")],
+    ],
+)
+async def test_a_workspace_is_the_first_word_or_an_option(
+    command: Command, variable: str, args: str
+) -> None:
+    command.setenv(BCTRL_WORKSPACE=variable)
+    save("targets", "a\nb\n")
+    code, out, _ = await command("stop", *args.split())
+    assert (code, without_times(out).splitlines()[-1]) == (
+        0,
+        "2 of 2 no longer running after 0.0 s: 2 stopped",
+    )
+    assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
+
+
+@pytest.mark.parametrize("args", ["a", "ws a", "-w ws a"])
+async def test_a_single_word_is_an_alias_of_the_default_workspace(
+    command: Command, args: str
+) -> None:
+    """Fault: it was taken for a workspace, and nothing was there to stop."""
+    command.setenv(BCTRL_WORKSPACE="ws")
+    assert (await command("get", *args.split()))[0] == 0
+    assert (await command("stop", *args.split()))[0] == 0
+    assert command.api.received == {("ws", "a"): 1}
+
+
+@pytest.mark.parametrize("name", ["stop", "get"])
+async def test_names_that_may_be_of_two_workspaces_are_refused(command: Command, name: str) -> None:
+    """Fault: the first of the aliases was taken for their workspace."""
+    command.setenv(BCTRL_WORKSPACE="ws")
+    words = "a 'b c' ddddddddd ddddddddd ddddddddd …"
+    code, out, err = await command(name, "a", "b c", *["d" * 9] * 99)
+    assert err == (
+        "bctrl-async: error: 'a' may be a workspace, or an alias of 'ws', the default. "
+        f"Run {name} -w ws {words}, or {name} -w {words}\n"
+    )
+    assert (code, out, command.api.requests) == (2, "", [])
+
+
+@pytest.mark.parametrize("args", ["list", "doctor"])
+async def test_other_commands_have_the_same_option(command: Command, args: str) -> None:
+    command.setenv(BCTRL_WORKSPACE="nosuch")
+    for workspace in ("ws", "-w ws", "--workspace ws", "--workspace=ws"):
+        code, out, err = await command(args, *workspace.split())
+        assert (code, "3 runtimes" in out + err) == (0, True)
+
+
 # Files, pipes and terminals
 
 
