@@ -15,6 +15,7 @@ from bctrl_async import BctrlConfigError, BctrlError
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
 from bctrl_async.cli._options import STDIN
 from bctrl_async.cli._output import pluralize, print_info
+from bctrl_async.errors import quote
 from bctrl_async.shards import shard_of
 
 _T = TypeVar("_T")
@@ -99,6 +100,8 @@ async def _read_pipe(
             data = os.read(file, _CHUNK)
         except OSError as error:
             raise UnreadInputError(f"cannot read all targets: {error.strerror}") from error
+        if not data:
+            _warn_of_part(rest, name)
         lines = io.BytesIO(rest + data).readlines()
         is_part = data and not data.endswith(b"\n") and len(lines[-1]) <= MAX_LINE
         rest = lines.pop() if is_part else b""
@@ -115,6 +118,14 @@ async def _read_pipe(
             raise UnreadInputError(f"cannot read all targets: {problem}") from bad
     if is_empty and not allow_empty:
         raise _refusal(name)
+
+
+def _warn_of_part(line: bytes, name: str) -> None:
+    """Warn of a last line without its newline: a part of an alias may be another alias."""
+    # JSON that is cut off cannot be read.
+    if line and not line.endswith((b"]", b"}")):
+        shown = quote(line.decode(errors="replace"))
+        print_info(f"bctrl-async: warning: {name} ended within {shown}, which may be cut off")
 
 
 def _refusal(name: str, bad: BadLine | None = None) -> BctrlConfigError:

@@ -138,6 +138,32 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(command: Co
     assert {alias for _, alias in command.api.received} == {f"x{number}" for number in range(100)}
 
 
+CUT = "bctrl-async: warning: stdin ended within {!r}, which may be cut off\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "line"),
+    [
+        ("ws,a\nws,b", (), "ws,b"),
+        ("alias\na\nb", ("-w", "ws"), "b"),
+        ("ws,a\nws,b\n", (), None),
+        # JSON that is cut off cannot be read.
+        ('["ws", "a"]\n["ws", "b"]', (), None),
+        ('[\n["ws", "a"],\n{"workspace": "ws", "alias": "b"}\n]', (), None),
+    ],
+)
+async def test_a_line_that_may_be_cut_off_is_sent_with_a_warning(
+    command: Command, text: str, options: tuple[str, ...], line: str | None
+) -> None:
+    """Fault: a writer that was killed within runtime-10 had runtime-1 stopped, without a word."""
+    code, _, err = await stop_piped(text, *options)
+    assert (code, err) == (0, "" if line is None else CUT.format(line))
+    assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
+    # A file is whole, and often has no last newline.
+    save("whole", text)
+    assert (await command("stop", *options, "--from", "whole"))[2] == ""
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
