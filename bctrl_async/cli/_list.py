@@ -131,8 +131,9 @@ def list_runtimes(
         out.print_error(error)
     if (more := len(errors) - out.MAX_SHOWN) > 0:
         out.print_error(f"could not list {out.pluralize(more, 'more runtime')}")
-    if output_format == "table" and not output.write_failed:
-        # The count goes to stderr, so that each line of stdout after the header is a runtime.
+    if output_format == "table" and not (output.write_failed or output.in_pipe):
+        # The count goes to stderr, so that each line of stdout after the header is a runtime. The
+        # reader of a pipe would print its rows around it.
         out.print_info(out.pluralize(len(runtimes), "runtime"))
     return out.FAILED if errors or output.write_failed else 0
 

@@ -205,12 +205,19 @@ class Output(Console):
         """True if stdout is a terminal, whatever FORCE_COLOR says."""
         return self.file.isatty() and not self.is_dumb_terminal
 
+    @property
+    def in_pipe(self) -> bool:
+        """True if stdout is a pipe, whose reader prints later."""
+        mode = 0
+        with suppress(OSError):  # Stdout may be closed.
+            mode = os.fstat(self.file.fileno()).st_mode
+        return stat.S_ISFIFO(mode)
+
     def progress_console(self) -> tuple[Console, bool]:
         """Return the console for progress, and whether to draw on it."""
         errors = Console(stderr=True)
-        draws = errors.file.isatty() and not (errors.is_dumb_terminal or is_quiet.get())
-        with suppress(OSError):  # Stdout may be closed.
-            # Drawing progress would erase what the reader of a pipe prints on the terminal.
-            draws = draws and not stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
+        # Drawing progress would erase what the reader of a pipe prints on the terminal.
+        is_hidden = errors.is_dumb_terminal or is_quiet.get() or self.in_pipe
+        draws = errors.file.isatty() and not is_hidden
         # Two consoles on one terminal would draw over each other.
         return (self if draws and self.on_terminal else errors), draws

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
 
 import pytest
-from commands import Command, finish, outcomes_of, results_of, start_on_terminal
+from commands import Command, finish, outcomes_of, results_of, start, start_on_terminal
 from helpers import BOUND, HoldingEmulator
+from warm_server import program
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -86,6 +87,13 @@ async def test_json_keeps_the_field_names_of_the_api(command: Command, args: str
     fields = {name: runtime[name] for name in ("alias", "status", "kind")}
     given = {"workspace_id": "mixed", "created_at": runtime["createdAt"]}
     assert outcomes_of(out) == [{**fields, **given, "runtime": runtime}]
+
+
+async def test_a_pipe_has_no_count_among_its_rows(command: Command) -> None:
+    """Fault: `list | head` had the count above or between the rows, which head printed later."""
+    code, out, err = await finish(await start(*program(), "list", "mixed"))
+    assert (code, out.count("\n"), err) == (0, 5, "")
+    assert (await command("list", "mixed"))[2] == "4 runtimes\n"
 
 
 # What stop --all stops
