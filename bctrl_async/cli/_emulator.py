@@ -183,7 +183,7 @@ def demo(
             session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
             async with session:
                 batch = session.stop_runtimes(targets, on_outcome=outcomes.append)
-                interrupted = await run_with_progress(batch, output)
+                interrupted = await run_with_progress(batch, session, output)
                 return batch.report, interrupted
 
     report, interrupted = asyncio.run(stop_all())

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bctrl_async import StopBatch, StopResult
+from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._output import Output, format_counts, print_info
 from bctrl_async.errors import format_duration
 
@@ -20,6 +20,8 @@ _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 """Seconds until the live display, until its first notice of waiting, and between its updates."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
+_SILENT_AFTER = 6.0
+"""Seconds without an answer that are shown: more than between two lines, where a pause may end."""
 _RATE_PERIOD = 10.0
 """Seconds over which the rate is measured; it is hidden if they bring no outcome."""
 _DECIMALS_BELOW = 10
@@ -32,8 +34,9 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGT
 class Display:
     """The progress display of a bulk stop."""
 
-    def __init__(self, batch: StopBatch, console: Console) -> None:
+    def __init__(self, batch: StopBatch, session: BctrlSession, console: Console) -> None:
         self._batch = batch
+        self._session = session
         self._console = console
         self.is_interrupted = False
         """True after the first interrupt: show what was sent, and that Ctrl-C aborts the run."""
@@ -50,6 +53,8 @@ class Display:
         )
         self._task = self._progress.add_task("", total=batch.total, rate="")
         self.is_drawn = False
+        self._answers = 0
+        self._answered_at = console.get_time()
 
     async def run(self, *, live: bool) -> None:
         """Show progress until cancelled, redrawn in place if live, else in lines."""
@@ -101,9 +106,22 @@ class Display:
             return rate
         return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 
+    def _silence(self) -> float:
+        """Return for how many seconds requests were in flight and none was answered."""
+        stats, now = self._session.stats, self._console.get_time()
+        failed = stats.failed
+        answers = stats.succeeded + sum(failed[name] for name in failed if name.isdecimal())
+        if answers != self._answers or not stats.in_flight:
+            self._answers = answers
+            self._answered_at = now
+        return now - self._answered_at
+
     def _state_text(self) -> str:
         batch = self._batch
         parts = [f"{batch.in_flight} in flight"]
+        silence = self._silence()
+        if silence >= _SILENT_AFTER and not batch.is_unanswered:
+            parts.append(f"no answer for {format_duration(int(silence))}")
         if batch.polling:
             parts.append(f"waiting for {batch.polling:,} to stop")
         if batch.retries:
@@ -122,13 +140,13 @@ class Display:
         return ", ".join(parts)
 
 
-async def run_with_progress(batch: StopBatch, output: Output) -> bool:
+async def run_with_progress(batch: StopBatch, session: BctrlSession, output: Output) -> bool:
     """Run a bulk stop and show its progress; return True if it was interrupted.
 
     The first Ctrl-C (or SIGTERM) ends sending, the second aborts the run.
     """
     console, live = output.progress_console()
-    display = Display(batch, console)
+    display = Display(batch, session, console)
     running = asyncio.ensure_future(batch)
     shows = display.run(live=live) if output.shows_progress else asyncio.sleep(0)
     showing = asyncio.create_task(shows)

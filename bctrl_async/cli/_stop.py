@@ -229,7 +229,7 @@ def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | 
 
     async def run() -> bool:
         async with session:
-            return await run_with_progress(batch, output)
+            return await run_with_progress(batch, session, output)
 
     try:
         return asyncio.run(run())

@@ -41,7 +41,7 @@ async def main() -> None:
             batch: StopBatch = session.stop_runtimes(_TARGETS, on_outcome=draw)
             file = io.StringIO()
             console = Console(width=_WIDTH, record=True, file=file, force_terminal=True)
-            display = Display(batch, console)
+            display = Display(batch, session, console)
             await batch
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from bctrl_async import StopBatch, StopResult
+from bctrl_async import BctrlSession, SessionStats, StopBatch, StopResult
 from bctrl_async.cli._progress import Display
 
 STOPPED = StopResult.STOPPED
@@ -32,16 +32,25 @@ class Batch:
     retrying: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass
+class Session:
+    """The attribute of a session that a display reads."""
+
+    stats: SessionStats = field(default_factory=SessionStats)
+
+
 class Shown:
     """A display of a batch on a terminal of eighty columns, whose clock stands still."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+        self.stats = SessionStats(in_flight=batch.in_flight)
         self.now = 100.0
         console = Console(
             file=StringIO(), width=80, height=30, force_terminal=True, get_time=lambda: self.now
         )
-        self.display = Display(cast("StopBatch", batch), console)
+        session = cast("BctrlSession", Session(self.stats))
+        self.display = Display(cast("StopBatch", batch), session, console)
 
     def advance(self, per_second: int) -> None:
         """Complete stops at a constant rate for four seconds."""
@@ -49,6 +58,7 @@ class Shown:
             self.display.line()
             self.now += 1.0
             self.batch.counts[STOPPED] += per_second
+            self.stats.succeeded += per_second
 
     def drawn(self) -> list[str]:
         console = Console(file=StringIO(), width=80, record=True)
@@ -119,9 +129,37 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
     shown.advance(20)
     assert "20/s, 0:00:46 left" in shown.display.line()
     shown.now += 10.1
-    assert shown.display.line() == "80 of 1,000 done, 3 in flight, 80 stopped"
+    assert shown.display.line() == "80 of 1,000 done, 3 in flight, no answer for 10s, 80 stopped"
     shown.advance(20)
     assert "20/s, " in shown.display.line()
+
+
+def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
+    """Fault: it had "0 of 300 done, 100 in flight" until the first time limit, after a minute."""
+    shown = Shown(Batch(300, in_flight=100))
+    silent = "0 of 300 done, 100 in flight, no answer for "
+    shown.now += 4.9
+    assert shown.display.line() == "0 of 300 done, 100 in flight"
+    shown.now += 7.9
+    assert shown.display.line() == f"{silent}12s"
+    # A time limit is no answer.
+    shown.stats.failed["BctrlTimeoutError"] = 9
+    shown.now += 60
+    assert shown.display.line() == f"{silent}1m12s"
+    shown.batch.is_unanswered = True
+    assert shown.display.line().endswith("in flight, no answer from the server, probing")
+    shown.batch.is_unanswered = False
+    shown.stats.failed["500"] = 1
+    assert "no answer" not in shown.display.line()
+
+
+def test_a_pause_of_the_run_is_no_silence_of_the_server() -> None:
+    shown = Shown(Batch(300))
+    shown.now += 60
+    assert "no answer" not in shown.display.line()
+    shown.stats.in_flight = shown.batch.in_flight = 1
+    shown.now += 3
+    assert "no answer" not in shown.display.line()
 
 
 def test_the_view_shows_a_bar_the_state_and_the_results() -> None:

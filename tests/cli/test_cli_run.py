@@ -176,7 +176,7 @@ async def stopping(
     holding.held.add("a")
     async with BctrlSession(KEY, base_url=holding.url) as session:
         batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
-        running = asyncio.create_task(run_with_progress(batch, output))
+        running = asyncio.create_task(run_with_progress(batch, session, output))
         await until(lambda: holding.requests)
         yield batch, running
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import anyio
 
-from bctrl_async import Observer, StopBatch, StopOutcome
+from bctrl_async import BctrlSession, Observer, StopBatch, StopOutcome
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.observer import BulkObserver
@@ -136,7 +136,7 @@ class BulkStop(BulkObserver):
     async def _consume(self, batch: StopBatch) -> None:
         plan = self._plan
         if plan.kind is Kind.COMMAND:
-            self._run.interrupted = await _run_command(batch)
+            self._run.interrupted = await _run_command(batch, self._session)
         elif self._ending is Ending.MOVE_ON_AFTER:
             with anyio.move_on_after(plan.end_time):
                 await self._read(batch)
@@ -238,6 +238,6 @@ class BulkStop(BulkObserver):
             handler()
 
 
-async def _run_command(batch: StopBatch) -> bool:
+async def _run_command(batch: StopBatch, session: BctrlSession) -> bool:
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return await run_with_progress(batch, Output())
+        return await run_with_progress(batch, session, Output())
