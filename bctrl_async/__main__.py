@@ -11,9 +11,11 @@ def main() -> int:
 
         return cli.main()
     except ModuleNotFoundError as error:
-        if (name := (error.name or "").partition(".")[0]) not in {"cyclopts", "rich"}:
+        if (error.name or "").partition(".")[0] not in {"cyclopts", "rich"}:
             raise
-        problem = f"{name} is missing: install bctrl-async with the extra cli"
+        from bctrl_async._config import missing_extra  # noqa: PLC0415 - it delays the start.
+
+        problem = missing_extra(error, "cli")
         print(f"bctrl-async: error: {problem}", file=sys.stderr)  # noqa: T201 - without rich.
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Checks of a session's configuration."""
+"""Checks of a session's configuration, and the error of a missing extra."""
 
 from __future__ import annotations
 
@@ -163,3 +163,13 @@ def invalid(
 ) -> BctrlConfigError:
     """Return the error of an invalid value; `argument` names the argument if `name` does not."""
     return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument or name)
+
+
+def missing_extra(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+    """Return the error of a package that comes with an extra.
+
+    The advice names no package of an index: bctrl-async is on none, so anyone could register it.
+    """
+    advice = f"install bctrl-async with the extra {extra}"
+    clone = f"in a clone: python -m pip install '.[{extra}]'"
+    return ModuleNotFoundError(f"{error.name} is missing: {advice} ({clone})", name=error.name)

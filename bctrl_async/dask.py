@@ -44,10 +44,7 @@ from bctrl_async.session import BctrlSession
 try:
     import distributed
 except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(
-        "bctrl_async.dask needs dask.distributed: python -m pip install 'bctrl-async[dask]'",
-        name=_error.name,
-    ) from _error
+    raise _config.missing_extra(_error, "dask") from _error
 
 __all__ = ["stop_runtimes"]
 

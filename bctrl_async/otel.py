@@ -35,10 +35,7 @@ try:
     from opentelemetry import context, metrics, propagate, trace
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(
-        "bctrl_async.otel needs OpenTelemetry: python -m pip install 'bctrl-async[otel]'",
-        name=_error.name,
-    ) from _error
+    raise _config.missing_extra(_error, "otel") from _error
 
 __all__ = ["OpenTelemetry"]
 

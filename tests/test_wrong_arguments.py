@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -144,21 +145,23 @@ def test_the_error_says_what_the_argument_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "package", "name"),
+    ("module", "package"),
     [
-        ("dask", "distributed", "dask.distributed"),
-        ("fastapi", "fastapi", "FastAPI"),
-        ("otel", "opentelemetry", "OpenTelemetry"),
-        ("redis", "redis", "redis-py"),
+        ("dask", "distributed"),
+        ("fastapi", "fastapi"),
+        ("otel", "opentelemetry"),
+        ("redis", "redis"),
     ],
 )
-def test_without_an_extra_the_import_names_it(module: str, package: str, name: str) -> None:
+def test_without_an_extra_the_import_names_it(module: str, package: str) -> None:
+    """Fault: it told to install a name from an index, which anyone could register."""
     program = f"import sys; sys.modules['{package}'] = None; import bctrl_async.{module}"
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"ModuleNotFoundError: bctrl_async.{module} needs {name}: "
-        f"python -m pip install 'bctrl-async[{module}]'"
+    problem, _, advice = done.stderr.splitlines()[-1].partition(": install ")
+    assert re.fullmatch(rf"ModuleNotFoundError: {package}[.a-z]* is missing", problem)
+    assert advice == (
+        f"bctrl-async with the extra {module} (in a clone: python -m pip install '.[{module}]')"
     )

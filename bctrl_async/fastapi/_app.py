@@ -8,17 +8,15 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
+from bctrl_async._config import check_type, invalid_type, missing_extra
+
 try:
     from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
     from fastapi.requests import HTTPConnection
 except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(
-        "bctrl_async.fastapi needs FastAPI: python -m pip install 'bctrl-async[fastapi]'",
-        name=_error.name,
-    ) from _error
+    raise missing_extra(_error, "fastapi") from _error
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
-from bctrl_async._config import check_type, invalid_type
 from bctrl_async.errors import THROTTLED, log_fields
 from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
 from bctrl_async.pace import Pace

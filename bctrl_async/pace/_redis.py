@@ -17,10 +17,7 @@ try:
     from redis.backoff import NoBackoff
     from redis.exceptions import RedisError
 except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(
-        "bctrl_async.redis needs redis-py: python -m pip install 'bctrl-async[redis]'",
-        name=_error.name,
-    ) from _error
+    raise _config.missing_extra(_error, "redis") from _error
 
 _TIMEOUT = 1.0
 """Seconds for a connection or an answer; a session gives up a lease after the same time."""

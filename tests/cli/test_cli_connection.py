@@ -155,7 +155,8 @@ async def test_without_the_extra_a_url_says_what_to_install(command: Command) ->
     for module in ("redis", "pace._redis"):
         command.patch.delitem(sys.modules, f"bctrl_async.{module}", raising=False)
     code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
-    assert "cannot use --pace: bctrl_async.redis needs redis-py: python -m pip install" in err
+    advice = "install bctrl-async with the extra redis"
+    assert f"cannot use --pace: redis.asyncio is missing: {advice}" in err
     assert (code, err.count("\n")) == (2, 1)
 
 

@@ -172,6 +172,16 @@ def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
     assert [link for link in inside if not (ROOT / link).exists()] == []
 
 
+def test_no_text_tells_to_install_the_package_from_an_index() -> None:
+    """Fault: the name is on no index, so pip installed the package of whoever registered it."""
+    paths = [ROOT / "README.md", *PAGES, *(DOCS / "examples").rglob("*")]
+    paths += (ROOT / "bctrl_async").rglob("*.py")
+    tool = r"\b(pip3? install|pipx|uvx|uv (add|pip|tool))\b"
+    command = re.compile(rf"{tool}.*[\s'\"]bctrl[-_]async\b")
+    texts = {path: path.read_text("utf-8") for path in paths if path.is_file()}
+    assert [path for path, text in texts.items() if command.search(text)] == []
+
+
 def test_the_signatures_for_readers_without_a_site_are_up_to_date() -> None:
     text = runpy.run_path(str(DOCS / "reference" / "names.py"))["text"]()
     ast.parse(text)
