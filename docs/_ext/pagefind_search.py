@@ -38,7 +38,7 @@ _KEYWORDS = {
     "how-to/fastapi-runs": "progress",
     "how-to/find": "pagination. dry run",
     "how-to/journal": "crash recovery",
-    "how-to/nightly": "Windows",
+    "how-to/nightly": "Windows. mail on failure",
     "how-to/rate-limits": "429",
     "reference/command": "Ctrl-C. exit code",
     "reference/errors": "connection refused",

@@ -12,13 +12,14 @@ function runsWebAssembly() {
 async function replaceBox() {
   await import("../pagefind/pagefind-component-ui.js");
 
-  const bundle = new URL("../pagefind/", import.meta.url).href;
-  window.PagefindComponents.configureInstance("default", { bundlePath: bundle });
+  // There it finds `pagefind.js`.
+  const bundlePath = new URL("./", import.meta.url).href;
+  window.PagefindComponents.configureInstance("default", { bundlePath });
 
   // Before our own style sheet, which gives it the colours of the theme.
   const style = document.createElement("link");
   style.rel = "stylesheet";
-  style.href = `${bundle}pagefind-component-ui.css`;
+  style.href = new URL("../pagefind/pagefind-component-ui.css", import.meta.url).href;
   document.head.prepend(style);
 
   const modal = document.createElement("pagefind-modal");

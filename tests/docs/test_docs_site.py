@@ -110,6 +110,45 @@ async def test_the_search_finds_the_page(tab: Tab, url: str, word: str, expected
 
 @needs_chromium
 @needs_pagefind
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("Excel", "reference/command.html"),
+        ("NO_COLOR", "reference/command.html"),
+        ("wildcard", "reference/command.html"),
+        ("database", "how-to/bulk-script.html"),
+        ("sqlite", "how-to/bulk-script.html"),
+        ("mail", "how-to/nightly.html"),
+        ("cron", "how-to/nightly.html"),
+        ("mypy", "reference/index.html"),
+        ("stop all runtimes", "how-to/find.html"),
+        ("rate limit", "how-to/rate-limits.html"),
+        ("rate lim", "how-to/rate-limits.html"),
+        ("EventSource", "how-to/fastapi.html"),
+    ],
+)
+async def test_a_search_has_the_page_with_the_answer_first(
+    tab: Tab, url: str, words: str, expected: str
+) -> None:
+    await open_search(tab, f"{url}/how-to/find.html", "/")
+    assert (await hits(tab, words))[0] == expected
+    assert tab.errors == []
+
+
+@needs_chromium
+@needs_pagefind
+@pytest.mark.parametrize("words", ["postgres", "numpy", "rate postgres"])
+async def test_a_word_that_no_page_has_has_no_hits(tab: Tab, url: str, words: str) -> None:
+    """Fault: pagefind looked for its beginning, such as the `s` of `sqlite`."""
+    await open_search(tab, f"{url}/index.html", "/")
+    await tab.wait_for("document.activeElement.matches('pagefind-modal input')")
+    await tab.write(words)
+    summary = "document.querySelector('pagefind-modal pagefind-summary').innerText"
+    await tab.wait_for(f"{summary}.startsWith('No results')")
+
+
+@needs_chromium
+@needs_pagefind
 async def test_a_search_needs_no_mouse(tab: Tab, url: str) -> None:
     await open_search(tab, f"{url}/index.html", "k", control=True)
     first = (await hits(tab, "429"))[0]
