@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -178,6 +179,17 @@ class TestImports:
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
             for node in ast.walk(function)
             if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        assert found == []
+
+    def test_nothing_is_used_of_an_event_loop_that_only_some_have(self) -> None:
+        """Fault: a timer was asked for its time, which not all timers of uvloop know."""
+        is_special = re.compile(r".*loop(\(\))?\._\w+|.*\.when").fullmatch
+        found = [
+            (module, node.lineno, ast.unparse(node))
+            for module in MODULES
+            for node in nodes(module)
+            if isinstance(node, ast.Attribute) and is_special(ast.unparse(node))
         ]
         assert found == []
 

@@ -62,7 +62,8 @@ class Limiter:
         self._queued = 0
         self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
         self._throttled_since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._wakeup_at = math.inf
         self._end: BctrlError | None = None
         self._sleepers: set[asyncio.Future[bool]] = set()
 
@@ -258,15 +259,19 @@ class Limiter:
                 _wake(waiter)
             queue.clear()
 
-    def _admit(self) -> None:
-        """Admit all waiters that may start now; schedule a wakeup for the next."""
+    def _admit(self, due: float = -math.inf) -> None:
+        """Admit all waiters that may start now; schedule a wakeup for the next.
+
+        `due` is the time of a wakeup. uvloop rounds it to milliseconds, so it may come early, and
+        waiting for the rest would keep the loop busy.
+        """
         while self._free and (queue := self._next_queue()):
             if queue[0].done():  # The waiter was cancelled.
                 queue.popleft()
                 self._queued -= 1
                 continue
             if self._leases is not None or not self._rate.is_unlimited:
-                now = asyncio.get_running_loop().time()
+                now = max(asyncio.get_running_loop().time(), due)
                 delay = self._delay(now)
                 if delay > 0.0:
                     if self._waits_in_vain(now, self._shortest_max_wait, self._first_patience_end):
@@ -294,15 +299,17 @@ class Limiter:
 
     def _schedule_wakeup(self, when: float) -> None:
         # While the window is full, no time is known: `release` admits the next waiter.
-        if when == math.inf or (self._timer and when > self._timer.when() - _TIMER_TOLERANCE):
+        if when >= self._wakeup_at - _TIMER_TOLERANCE:
             return
         if self._timer is not None:
             self._timer.cancel()  # A pause has ended before its time.
+        self._wakeup_at = when
         self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
-        self._admit()
+        due = self._wakeup_at
+        self._wakeup_at = math.inf
+        self._admit(due)
 
     async def sleep(self, delay: float) -> None:
         """Sleep without a slot for this many seconds, or until the limiter is closed."""

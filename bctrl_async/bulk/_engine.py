@@ -202,7 +202,7 @@ class Engine(ABC):
         """Give every target its outcome; then raise the error of the input or of a delivery."""
         source = self.source
         self._start_work()
-        timer: asyncio.TimerHandle | None = None
+        timer: asyncio.Handle | None = None
         if (deadline := self.options.deadline) is not None:
             passed = f"the deadline of {format_duration(deadline)} has passed"
             timer = asyncio.get_running_loop().call_later(

@@ -39,7 +39,7 @@ class _Deadlines:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._ends: dict[Exchange, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._when = math.inf
         self.is_closed = False
 
@@ -59,7 +59,9 @@ class _Deadlines:
         self._timer, self._when = self._loop.call_at(when, self._on_timer), when
 
     def _on_timer(self) -> None:
-        now, self._timer, self._when = self._loop.time(), None, math.inf
+        # uvloop rounds to milliseconds, so a timer may fire early.
+        now = max(self._loop.time(), self._when)
+        self._when = math.inf
         for exchange in [exchange for exchange, ends in self._ends.items() if ends <= now]:
             del self._ends[exchange]
             exchange.time_out()
