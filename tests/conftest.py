@@ -21,6 +21,8 @@ import warm_server
 from browser import Tab, chromium, new_tab
 from commands import Command
 from helpers import BOUND, Bulk, Connect, HoldingEmulator
+from loops import EAGER_HELP, LoopFactory, start_eagerly
+from pytest_asyncio import is_async_test
 from simulated import Simulate, Simulation
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
@@ -65,13 +67,44 @@ _NOT_MEASURED = {
 }
 
 
+_FACTORY = pytest.StashKey[LoopFactory]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long-way", action="store_true", help=LONG_WAY_HELP)
+    parser.addoption(
+        "--loop",
+        choices=("asyncio", "uvloop"),
+        default="asyncio",
+        help="the event loop of async tests; with uvloop, no other tests run",
+    )
+    parser.addoption("--eager", action="store_true", help=EAGER_HELP)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FACTORY] = LoopFactory(config.getoption("loop"))
     if config.getoption("long_way"):
         take_long_way()
+    if config.getoption("eager"):
+        start_eagerly()
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, LoopFactory]:
+    factory = config.stash[_FACTORY]
+    return {factory.package: factory}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    factory = config.stash[_FACTORY]
+    if factory.package != "asyncio":
+        skipped = terminalreporter.getreports("skipped")
+        marked = sum("moves_clock" in report.keywords for report in skipped)
+        terminalreporter.write_line(
+            f"{factory.made} tests ran on {factory.package}; "
+            f"{marked} marked moves_clock were left out"
+        )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -87,7 +120,14 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("loop") != "asyncio":
+        others = [item for item in items if not is_async_test(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if is_async_test(item)]
+        for item in items:
+            if item.get_closest_marker("moves_clock"):
+                item.add_marker(pytest.mark.skip("the clock of uvloop cannot be moved"))
     for item in items:
         if item.path.stem in _NOT_MEASURED:
             item.add_marker("no_cover")

@@ -97,6 +97,8 @@ async def wait_for_line(stream: asyncio.StreamReader | None, text: str) -> str:
 def pass_time(seconds: float) -> None:
     """Let the clock of the running event loop jump ahead: timers that are due by then fire next."""
     loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        raise TypeError("this loop's clock cannot be moved: mark the test moves_clock")
     clock = loop.time
     loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
 

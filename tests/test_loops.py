@@ -8,7 +8,8 @@ from typing import TypeVar
 from unittest.mock import Mock
 
 import pytest
-from helpers import add_runtimes
+from helpers import add_runtimes, pass_time
+from loops import package_of
 from throttling import past_start
 
 from bctrl_async import BctrlSession, StopResult
@@ -24,6 +25,26 @@ _T = TypeVar("_T")
 def on_uvloop(main: Coroutine[object, object, _T]) -> _T:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
+
+
+async def test_the_tests_run_on_the_loop_of_the_option(pytestconfig: pytest.Config) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(asyncio.sleep(0))
+
+    assert package_of(loop) == pytestconfig.getoption("loop")
+    assert isinstance(loop, uvloop.Loop) is (pytestconfig.getoption("loop") == "uvloop")
+    assert (loop.get_task_factory() is None) is not pytestconfig.getoption("eager")
+    await task
+
+
+async def test_a_clock_that_cannot_be_moved_is_not_waited_for() -> None:
+    """Fault: on uvloop a jump of the clock did nothing, so that the test waited in real time."""
+
+    async def main() -> None:
+        pass_time(60)
+
+    with pytest.raises(TypeError, match="moves_clock"):
+        await asyncio.to_thread(on_uvloop, main())
 
 
 @pytest.mark.parametrize("rate_limit", [None, 1000], ids=["no limit", "a limit"])

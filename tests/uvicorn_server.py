@@ -1,4 +1,4 @@
-"""The FastAPI example under a real uvicorn."""
+"""The FastAPI example under a real uvicorn, on the same kind of event loop as the test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from helpers import BOUND
+from loops import package_of
 from warm_server import program
 
 from bctrl_async.emulator import Emulator
@@ -85,11 +86,13 @@ async def uvicorn(
         "BCTRL_BASE_URL": emulator.url,
         "APP_TOKEN": TOKEN,
     }
+    # By default, uvicorn takes uvloop where it is installed.
+    loop = package_of(asyncio.get_running_loop())
     # With workers or a reloader it starts processes itself, which must end with it.
     command = (sys.executable, "-m", "uvicorn") if options else program("uvicorn")
     process = await asyncio.create_subprocess_exec(
         *command,
-        *("--app-dir", str(folder), "app:app", "--port", "0"),
+        *("--app-dir", str(folder), "app:app", "--port", "0", "--loop", loop),
         *("--timeout-graceful-shutdown", str(GRACE)),
         *options,
         env=environment,

@@ -102,6 +102,7 @@ class TestAwaited:
         assert (report.retries, report.throttled) == (len(faults), throttled)
         assert len(pauses) == len(faults)
 
+    @pytest.mark.moves_clock
     async def test_timeout_and_retry_apply_to_each_target(self, bulk: Bulk) -> None:
         bulk.emulator.inject(*[Fault.HANG] * 10)
         policy = RetryPolicy(attempts=2, base=0.001)
@@ -243,6 +244,7 @@ class TestProgress:
             assert str(batch.report.ended_early) == "the bulk stop has not ended"
             assert batch.ended_early is None
 
+    @pytest.mark.moves_clock
     async def test_targets_that_wait_to_be_retried_are_counted_by_reason(self, bulk: Bulk) -> None:
         bulk.emulator.inject(Fault.SERVER_ERROR, alias="r0")
         bulk.emulator.inject(Fault.DROP_BEFORE, alias="r1")
@@ -256,6 +258,7 @@ class TestProgress:
             assert batch.retrying == {}
             batch.abort()
 
+    @pytest.mark.moves_clock
     async def test_it_has_the_time_for_which_the_server_has_asked_to_wait(self, bulk: Bulk) -> None:
         bulk.emulator.inject(Reply(429, headers={"Retry-After": "50"}))
         async with bulk.session.stop_runtimes(CRM) as batch:

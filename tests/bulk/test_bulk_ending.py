@@ -84,6 +84,15 @@ ERRORS = {ASKED: ABORTED, CLOSED: "the session was closed during the call"}
 """A part of the error of what was in flight, if that is not why the run ended."""
 
 
+def with_cases(cases: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrize a test with cases of ENDS; it moves the clock until a deadline passes."""
+    others = [case for case in cases if "deadline" not in case]
+    moving = [
+        pytest.param(case, marks=pytest.mark.moves_clock) for case in cases if "deadline" in case
+    ]
+    return pytest.mark.parametrize("case", [*others, *moving])
+
+
 async def end_as(case: str, run: Running) -> None:
     """End a bulk stop as in a case of ENDS."""
     ending = ENDS[case][0](run)
@@ -91,7 +100,7 @@ async def end_as(case: str, run: Running) -> None:
         await ending
 
 
-@pytest.mark.parametrize("case", ENDS)
+@with_cases(ENDS)
 async def test_what_is_in_flight_becomes_unknown_and_the_rest_not_sent_if(
     emulator: Emulator, connect: Connect, case: str
 ) -> None:
@@ -173,7 +182,7 @@ async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(bulk: Bu
     assert grown[1] < 100_000
 
 
-@pytest.mark.parametrize("case", ["a worker is cancelled", "it is aborted", "its deadline passes"])
+@with_cases(["a worker is cancelled", "it is aborted", "its deadline passes"])
 async def test_the_wait_for_a_silent_input_ends_if(session: BctrlSession, case: str) -> None:
     awaited = asyncio.Event()
 
@@ -351,7 +360,7 @@ class TestStopReading:
 @pytest.mark.parametrize(
     ("before", "result"), [([], REJECTED), ([Fault.BAD_GATEWAY], UNKNOWN)], ids=["", "in doubt"]
 )
-@pytest.mark.parametrize("case", ["it is aborted", "its deadline passes", "its session is closed"])
+@with_cases(["it is aborted", "its deadline passes", "its session is closed"])
 async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_if(
     emulator: Emulator, connect: Connect, case: str, before: list[Fault], result: StopResult
 ) -> None:

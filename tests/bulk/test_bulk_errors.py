@@ -172,6 +172,7 @@ class TestInput:
 
 
 class TestError:
+    @pytest.mark.moves_clock
     async def test_after_a_401_requests_in_flight_may_be_answered_but_are_not_retried(self) -> None:
         keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
         async with (

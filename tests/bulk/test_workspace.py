@@ -268,6 +268,7 @@ class TestListing:
         assert (batch.report.ok, batch.report.total) == (False, 0)
         assert aliases_stopped(bulk) == set()
 
+    @pytest.mark.moves_clock
     async def test_it_is_retried_and_timed_out(self, emulator: Emulator, connect: Connect) -> None:
         emulator.inject(Fault.SERVER_ERROR, Fault.HANG, method="GET")
         policy = RetryPolicy(attempts=2, base=0.001)
@@ -282,7 +283,16 @@ class TestListing:
             emulator.inject(Fault.SERVER_ERROR, method="GET")
             assert (await session.stop_workspace("ws-1", retry=policy)).counts == {STOPPED: 3}
 
-    @pytest.mark.parametrize("end", ["stop_reading", "abort", "cancel", "deadline", "at once"])
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "stop_reading",
+            "abort",
+            "cancel",
+            pytest.param("deadline", marks=pytest.mark.moves_clock),
+            "at once",
+        ],
+    )
     async def test_it_can_be_interrupted(self, bulk: Bulk, end: str) -> None:
         bulk.emulator.inject(Fault.HANG, method="GET")
         batch = bulk.session.stop_workspace("ws-1", deadline=30)

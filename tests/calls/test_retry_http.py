@@ -68,6 +68,7 @@ async def test_retry_after_is_a_minimum_delay(
     assert least <= delay <= least + 5.0
 
 
+@pytest.mark.moves_clock
 @pytest.mark.parametrize(("seconds", "limit"), [(60.0, "54s"), (2e6, "20d20h")])
 async def test_nothing_is_sent_if_connecting_times_out(seconds: float, limit: str) -> None:
     """Fault: the limits of a short and of a long timeout were 9e-05 s and 1.8e+06 s."""
@@ -95,6 +96,7 @@ async def test_nothing_is_sent_if_connecting_times_out(seconds: float, limit: st
     assert caught.value.may_have_stopped is False
 
 
+@pytest.mark.moves_clock
 async def test_a_timeout_error_says_that_the_runtime_may_have_stopped(
     emulator: Emulator, session: BctrlSession
 ) -> None:
@@ -111,6 +113,7 @@ async def test_a_timeout_error_says_that_the_runtime_may_have_stopped(
     assert (caught.value.attempts, caught.value.may_have_stopped) == (2, True)
 
 
+@pytest.mark.moves_clock
 async def test_a_body_that_drips_too_slowly_is_a_timeout_with_status_200(
     emulator: Emulator, connect: Connect
 ) -> None:

@@ -50,11 +50,34 @@ def exchanges_of(session: BctrlSession) -> list[Exchange]:
     return list(fast_path_of(session)._deadlines._ends)
 
 
-def timers() -> list[asyncio.TimerHandle]:
-    """Return the timers of the loop that are set by a session."""
-    loop: Any = asyncio.get_running_loop()  # asyncio does not list its timers.
-    scheduled: list[asyncio.TimerHandle] = loop._scheduled
-    return [each for each in scheduled if not each.cancelled() and "Deadlines" in repr(each)]
+Timers = Callable[[], list[asyncio.Handle]]
+
+
+@pytest.fixture
+async def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
+    """Return a function that lists the timers of time limits that are set."""
+    loop, handles = asyncio.get_running_loop(), list[asyncio.Handle]()
+    call_at = loop.call_at
+
+    def set_timer(
+        when: float,
+        callback: Callable[..., object],
+        *args: object,
+        **options: Any,  # noqa: ANN401 - as `call_at`.
+    ) -> asyncio.Handle:
+        if not isinstance(getattr(callback, "__self__", None), _Deadlines):
+            return call_at(when, callback, *args, **options)
+
+        def fire() -> None:
+            handles.remove(handle)
+            callback(*args)
+
+        handle = call_at(when, fire, **options)
+        handles.append(handle)
+        return handle
+
+    monkeypatch.setattr(loop, "call_at", set_timer)
+    return lambda: [handle for handle in handles if not handle.cancelled()]
 
 
 @asynccontextmanager
@@ -150,20 +173,22 @@ class TestRehearsal:
 class TestTimers:
     """None is left once the session is closed or dropped, not even for the rest of its timeout."""
 
-    async def test_a_failed_rehearsal_leaves_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_failed_rehearsal_leaves_none(
+        self, timers: Timers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Fault: it left a timer of a minute for each session."""
         monkeypatch.setattr(*CHANGES["no connection is kept"])
         async with BctrlSession("k", base_url="http://127.0.0.1:9"):
             pass
         assert timers() == []
 
-    async def test_a_closed_session_leaves_none(self, connect: Connect) -> None:
+    async def test_a_closed_session_leaves_none(self, timers: Timers, connect: Connect) -> None:
         async with connect() as session:
             await session.stop_runtime("ws-1", "crm")
             assert len(timers()) == 1
         assert timers() == []
 
-    async def test_a_dropped_session_leaves_none(self, connect: Connect) -> None:
+    async def test_a_dropped_session_leaves_none(self, timers: Timers, connect: Connect) -> None:
         """Fault: only `close` cancelled it, so each dropped session left one."""
         session = connect()
         await session.stop_runtime("ws-1", "crm")
@@ -173,7 +198,7 @@ class TestTimers:
         await asyncio.sleep(0)
         assert timers() == []
 
-    async def test_a_session_that_closes_while_calls_wait_leaves_none(self) -> None:
+    async def test_a_session_that_closes_while_calls_wait_leaves_none(self, timers: Timers) -> None:
         async with in_flight() as (session, stopping):
             await session.close()
             with pytest.raises(BctrlNetworkError, match="the session was closed"):
@@ -192,6 +217,7 @@ class Named(Exchange):
         self._expired.append(self._name)
 
 
+@pytest.mark.moves_clock
 async def test_each_exchange_has_its_own_time_limit() -> None:
     """Fault: with one timer for all, one that had to connect waited for a later one."""
     loop, expired = asyncio.get_running_loop(), list[str]()
@@ -222,7 +248,8 @@ class TestTimeout:
             (OK[:-9], True),
         ],
     )
-    async def test_it_covers_the_body(self, head: bytes, *, closes: bool) -> None:
+    @pytest.mark.moves_clock
+    async def test_it_covers_the_body(self, timers: Timers, head: bytes, *, closes: bool) -> None:
         """Fault: the stop never ended."""
         async with on_fast_path(head) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -242,6 +269,7 @@ class TestTimeout:
             with pytest.raises(BctrlTimeoutError, match="the body took more than 1m"):
                 await asyncio.wait_for(stopping, BOUND)
 
+    @pytest.mark.moves_clock
     async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Fault: an attempt that connected for long had its whole time again."""
 

@@ -104,7 +104,10 @@ Deliver = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
         (b'{"status": "stopped"}', JSON, StopResult.ACCEPTED),
     ],
 )
-@pytest.mark.parametrize("deliver", [complete, cut_short, held_back, in_pieces])
+@pytest.mark.parametrize(
+    "deliver",
+    [complete, cut_short, pytest.param(held_back, marks=pytest.mark.moves_clock), in_pieces],
+)
 async def test_a_page_is_known_however_it_is_delivered(
     deliver: Deliver, body: bytes, header: str, result: StopResult, size: int
 ) -> None:
