@@ -49,10 +49,10 @@ class RedisStore:
 
     Args:
         client: For the tests.
-        url: The URL for paces; they share the client if None.
+        url: The URL for paces.
     """
 
-    def __init__(self, client: Redis, url: str | None = None) -> None:
+    def __init__(self, client: Redis, url: str) -> None:
         # In redis-py the types of answers are unions.
         self._client: Any = client
         self._url = url
@@ -62,7 +62,7 @@ class RedisStore:
         self._schedule, self._members = f"{tag}:schedule", f"{tag}:members"
 
     def pace(self, rate: float, name: str = "one") -> Pace:
-        return RedisPace(self._url or self._client, rate=rate, name=f"{self._prefix}:{name}")
+        return RedisPace(self._url, rate=rate, name=f"{self._prefix}:{name}")
 
     async def read(self) -> Schedule:
         times = await self._client.hmget(self._schedule, "clock", "now", "ends_at")

@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from helpers import BOUND, free_port
 
-REDIS = shutil.which("redis-server")
-VALKEY = shutil.which("valkey-server")
-
-SERVERS = [program for program in (REDIS, VALKEY) if program is not None]
-"""The servers that are installed; a test with all of them is skipped if there are none."""
+SERVERS = ["redis-server", "valkey-server"]
+"""The programs, of which a test may use each that is installed."""
+SERVER = "valkey-server" if shutil.which("redis-server") is None else "redis-server"
+"""The program for a test that needs no more than one."""
 
 
 class RedisServer:
     """A server on a loopback port.
 
     Args:
-        program: The path of `redis-server` or `valkey-server`.
+        program: `redis-server` or `valkey-server`.
         folder: Its working directory.
         options: More of its options.
 
@@ -118,15 +118,17 @@ class RedisServer:
 
 @contextmanager
 def redis_server(program: str, *options: str) -> Generator[RedisServer]:
-    """Run a server of its own, and kill it at the end.
+    """Run a server of its own, and kill it at the end; skip the test if it is not installed.
 
     Args:
-        program: The path of `redis-server` or `valkey-server`.
+        program: `redis-server` or `valkey-server`.
         options: More of its options.
 
     Raises:
         RuntimeError: It did not start; the message is its log.
     """
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
     with TemporaryDirectory() as folder:
         server = RedisServer(program, Path(folder), *options)
         try:

@@ -8,6 +8,7 @@ They stop 2,000 targets through an nginx that accepts 200 requests a second.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Generator
@@ -22,7 +23,7 @@ from harness import Goal, Report, Row, command, measured_together, run, server, 
 
 sys.path.append(str(Path(__file__).parents[1]))
 from nginx_server import BURST, RATE, nginx
-from redis_server import REDIS, VALKEY, redis_server
+from redis_server import redis_server
 
 from bctrl_async import BctrlSession, StopResult
 from bctrl_async.pace import FilePace
@@ -31,7 +32,7 @@ from bctrl_async.redis import RedisPace
 _TARGETS = 2_000
 _SHARED_RATE = 195.0
 """Slightly below the limit."""
-_PROGRAMS = {"redis": REDIS, "valkey": VALKEY}
+_PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
 _NOTHING, _FIXED = "nothing", "a fixed share each"
 _MAX_TO_IDEAL = 1.10
 _MAX_THROTTLED = 0.5
@@ -51,7 +52,9 @@ def _store(name: str) -> Generator[str]:
         with TemporaryDirectory() as folder:
             yield f"{folder}/pace" if name == "file" else ""
         return
-    program = _PROGRAMS[name] or sys.exit(f"{name}-server is not installed")
+    program = _PROGRAMS[name]
+    if shutil.which(program) is None:
+        sys.exit(f"{program} is not installed")
     with redis_server(program) as running:
         yield running.url
 

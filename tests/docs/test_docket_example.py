@@ -24,7 +24,7 @@ from docket.dependencies import ForcedRetry
 from helpers import BOUND, HoldingEmulator, add_runtimes, until, wait_for_requests
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis_server import SERVERS, redis_server
+from redis_server import SERVER, redis_server
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
@@ -341,14 +341,13 @@ async def kill(*processes: Process) -> None:
         await process.wait()
 
 
-@pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
 @pytest.mark.usefixtures("_environment")
 async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_is_killed(
     emulator: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = add_runtimes(emulator, 900)
     emulator.held.update(alias for _, alias in targets[600:])
-    with redis_server(SERVERS[0]) as redis:
+    with redis_server(SERVER) as redis:
         backend = Backend(tmp_path, redis.url, monkeypatch)
         web, shut_down = await backend.start_web(), await backend.start_worker()
         async with backend.client() as client:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from helpers import BOUND, Connect, add_runtimes, until
 from pacing import Member, MemoryPace
-from redis_server import SERVERS, RedisServer, redis_server
+from redis_server import SERVER, SERVERS, RedisServer, redis_server
 
 from bctrl_async import BctrlConfigError, BctrlSession
 from bctrl_async.emulator import Emulator
@@ -91,7 +91,7 @@ class TestOutage:
         events = [record["bctrl.event"] for record in records]
         assert events == (["pace_away", "pace_back"] * len(events))[: len(events)]
 
-    @pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)
+    @pytest.mark.parametrize("program", SERVERS)
     @pytest.mark.parametrize("outage", [killed, suspended])
     async def test_a_server_that_fails_for_a_while_is_used_again(
         self, program: str, outage: Outage, caplog: pytest.LogCaptureFixture
@@ -150,7 +150,7 @@ class TestEnd:
         """Give up no store that is slow to close."""
         monkeypatch.setattr("bctrl_async.pace._leases._INTERVAL", BOUND)
 
-    @pytest.fixture(params=["file", *SERVERS[:1]], ids=os.path.basename)
+    @pytest.fixture(params=["file", SERVER])
     def hung(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pace]:
         if request.param == "file":
             with locked(tmp_path / "pace"):

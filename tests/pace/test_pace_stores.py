@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,11 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakeredis import FakeAsyncRedis, FakeServer
 from helpers import BOUND, Connect
 from pace_stores import FileStore, RedisStore, SharedStore
 from redis.asyncio import Redis
-from redis_server import SERVERS, redis_server
+from redis_server import SERVER, SERVERS, redis_server
 
 from bctrl_async.emulator import Emulator
 from bctrl_async.pace._leases import Lease
@@ -45,7 +43,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bctrl_async.pace._file.time", clock)
 
 
-@pytest.fixture(scope="module", params=["file", "fakeredis", *SERVERS], ids=os.path.basename)
+@pytest.fixture(scope="module", params=["file", *SERVERS])
 def place(request: pytest.FixtureRequest) -> Iterator[str]:
     """The kind of store, or the URL of a server that is started once."""
     if request.param in SERVERS:
@@ -59,9 +57,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
 async def shared(place: str, tmp_path: Path) -> AsyncIterator[SharedStore]:
     if place == "file":
         yield FileStore(tmp_path)
-    elif place == "fakeredis":
-        async with FakeAsyncRedis(server=FakeServer()) as client:
-            yield RedisStore(client)
     else:
         async with Redis.from_url(place) as client:
             yield RedisStore(client, place)
@@ -172,9 +167,7 @@ class TestState:
         assert await lease(shared, "a", name="other") == Lease(10, 0.0, 1)
         assert (await lease(shared, "c")).members == 2
 
-    @pytest.mark.parametrize(
-        "place", ["fakeredis", *SERVERS[:1]], ids=os.path.basename, indirect=True
-    )
+    @pytest.mark.parametrize("place", [SERVER], indirect=True)
     async def test_it_does_not_remain_for_ever(self, shared: RedisStore) -> None:
         await lease(shared, "a")
         # A clock that is set ahead by days must not expire it.
