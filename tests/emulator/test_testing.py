@@ -177,9 +177,21 @@ async def test_a_request_that_is_not_mocked_is_not_sent(
     assert emulator.requests == []
 
 
+# With None in `sys.modules` the submodule would be missing, and not the package. Python 3.15 cannot
+# print that error.
+WITHOUT_AIORESPONSES = """
+class Finder:
+    def find_spec(name, *_):
+        if name == "aioresponses":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
 def test_without_aioresponses_its_fixture_names_the_package(tmp_path: Path) -> None:
     tests = "def test_mocked(bctrl_aioresponses): ...\ndef test_served(bctrl_emulator): ...\n"
-    output = run_pytest(tmp_path, tests, before="sys.modules['aioresponses'] = None")
+    output = run_pytest(tmp_path, tests, before=WITHOUT_AIORESPONSES)
     assert re.search("ModuleNotFoundError: .*aioresponses", output)
     assert "1 passed, 1 error" in output
 
