@@ -1,7 +1,7 @@
-"""The crontab and the systemd units of the docs, as printed, where the docs install the command.
+"""The crontab and the systemd units of the docs, as printed.
 
-They run in a mount namespace of their own, so that `/opt/stop-runtimes`, `/etc/stop-runtimes.env`
-and `/var/lib/stop-runtimes` are there, and with as few variables as cron and systemd give.
+They run in a mount namespace, in which the command is installed as the guide says,
+and with as few variables as cron and systemd give.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
+from string import Template
 
 import pytest
 from commands import finish, start
@@ -40,7 +41,8 @@ exec "$@"
 """
 FOLDERS = ("etc", "opt/stop-runtimes", "usr/bin", "usr/sbin", "var/lib/stop-runtimes")
 
-Ended = tuple[int | None, str, str]
+Result = tuple[int | None, str, str]
+"""An exit code, stdout and stderr."""
 
 
 def in_namespace(root: Path, *command: str) -> list[str]:
@@ -55,8 +57,8 @@ def make_folders(root: Path) -> None:
 
 
 @cache
-def missing() -> str | None:
-    """Return what the tests need and this machine lacks."""
+def obstacle() -> str | None:
+    """Return why the tests cannot run on this machine, or None."""
     if not (Path(sys.prefix) / "bin" / "bctrl-async").exists():
         return "the command is not installed"
     if shutil.which("unshare") is None:
@@ -64,14 +66,17 @@ def missing() -> str | None:
     with tempfile.TemporaryDirectory() as root:
         make_folders(Path(root))
         command = in_namespace(Path(root), "env", "-i", "--chdir=/", "true")
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-    return f"no mount namespace: {done.stderr}" if done.returncode else None
+        probe = subprocess.run(command, check=False, capture_output=True, text=True)
+    if probe.returncode:
+        return f"there is no mount namespace: {probe.stderr}"
+    return None
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """The folders of a machine on which the guide was followed."""
-    if (reason := missing()) is not None:
+    reason = obstacle()
+    if reason is not None:
         pytest.skip(reason)
     make_folders(tmp_path)
     page = (DOCS / "how-to" / "nightly.md").read_text("utf-8")
@@ -96,7 +101,7 @@ async def api(root: Path) -> AsyncIterator[Emulator]:
         yield api
 
 
-async def run(root: Path, variables: dict[str, str], *command: str) -> Ended:
+async def run(root: Path, variables: dict[str, str], *command: str) -> Result:
     """Run a command in the namespace with these variables alone, in the folder `/`."""
     environment = [f"{name}={value}" for name, value in variables.items()]
     args = ("env", "-i", "--chdir=/", *environment, *command)
@@ -112,14 +117,14 @@ class TestCron:
         page = (DOCS / "how-to" / "nightly.md").read_text("utf-8")
         [crontab] = re.findall("^```text\n(PATH=.*?)^```$", page, re.DOTALL | re.MULTILINE)
         assignments = re.findall(r"^(\w+)=(.*)\n", crontab, re.MULTILINE)
-        # What cron sets, then what the crontab sets.
+        # The variables of the crontab replace cron's.
         cron = {"HOME": "/root", "LOGNAME": "root", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
         self.variables = cron | dict(assignments)
         lines = crontab.splitlines()[len(assignments) :]
-        # Five fields for the time, and the user.
+        # A line has five fields for the time, and the user.
         self.jobs = [line.split(maxsplit=6)[6] for line in lines]
 
-    async def run(self, root: Path, job: str) -> Ended:
+    async def run(self, root: Path, job: str) -> Result:
         return await run(root, self.variables, "/bin/sh", "-c", job)
 
     def test_no_job_has_a_percent_sign(self) -> None:
@@ -154,19 +159,19 @@ class TestSystemd:
         text = (UNITS / name).read_text("utf-8").replace("%i", instance).replace("%H", "host")
         return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
 
-    async def run(self, root: Path, unit: dict[str, str]) -> Ended:
+    async def run(self, root: Path, unit: dict[str, str]) -> Result:
         environment = {"PATH": "/usr/bin:/bin"}
         for assignment in shlex.split(unit.get("Environment", "")):
             name, _, value = assignment.partition("=")
             environment[name] = value
         if "EnvironmentFile" in unit:
-            lines = (root / unit["EnvironmentFile"][1:]).read_text().splitlines()
-            environment |= dict(line.split("=", 1) for line in lines)
+            text = (root / unit["EnvironmentFile"][1:]).read_text()
+            environment |= dict(line.split("=", 1) for line in text.splitlines())
         if "StateDirectory" in unit:
             environment["STATE_DIRECTORY"] = f"/var/lib/{unit['StateDirectory']}"
-        command = re.sub(r"\$\{(\w+)\}", lambda match: environment[match[1]], unit["ExecStart"])
+        command = shlex.split(Template(unit["ExecStart"]).substitute(environment))
         folder = unit.get("WorkingDirectory", "/")
-        return await run(root, environment, "env", f"--chdir={folder}", *shlex.split(command))
+        return await run(root, environment, "env", f"--chdir={folder}", *command)
 
     async def test_the_service_stops_all_and_logs_nothing(self, root: Path, api: Emulator) -> None:
         """Fault: `bctrl-async: not found`."""
@@ -188,8 +193,9 @@ class TestSystemd:
         }.items():
             (root / path).write_text(f"#!/bin/sh\n{program}\n")
             (root / path).chmod(0o755)
-        mail, _, failed = self.unit(name)["OnFailure"].replace("%n", name).partition("@")
-        unit = self.unit(f"{mail}@.service", failed.removesuffix(".service"))
+        handler = self.unit(name)["OnFailure"].replace("%n", name)
+        template, _, instance = handler.partition("@")
+        unit = self.unit(f"{template}@.service", instance.removesuffix(".service"))
         assert await self.run(root, unit) == (0, "", "")
         text = (root / "var/lib/stop-runtimes/mail to root").read_text()
         header, _, body = text.partition("\n\n")
