@@ -1,6 +1,7 @@
-// The search of pagefind without its guesses, for the box of `search.js`. Of a word that no page has,
-// pagefind takes the longest beginning that is a word: `s` of `sqlite`. Here such a query has no hits.
-// A word that some page has finds itself alone, and one that is still being typed all that start with it.
+// The search of pagefind without its guesses, for the box of `search.js`. Of a word that
+// no page has, pagefind takes the longest beginning that is a word: `s` of `sqlite`. Here
+// such a query has no hits. A word that some page has finds no longer ones, and a word
+// that is still being typed finds all that start with it.
 import { createInstance as createPagefind } from "../pagefind/pagefind.js";
 
 export function createInstance(options) {
