@@ -351,3 +351,58 @@ class TestPage:
         }""")
         assert await tab.run("window.stolen") is None
         assert "Content Security Policy" in "".join(tab.errors)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+class TestStream:
+    """The app of the guide, whose events `stream.js` reads in a browser."""
+
+    @pytest.fixture
+    async def server(self, slow: Emulator, tmp_path: Path) -> AsyncIterator[Uvicorn]:
+        guide = (EXAMPLE.parents[1] / "how-to" / "fastapi.md").read_text("utf-8")
+        app = guide.partition("<!-- file: app.py -->\n\n```python\n")[2].partition("```\n")[0]
+        # The report of a run is logged as information.
+        logging = "import logging\nlogging.basicConfig(level=logging.INFO)\n"
+        (tmp_path / "app.py").write_text(app + logging)
+        async with uvicorn(slow, folder=tmp_path) as server:
+            yield server
+
+    async def read(self, tab: Tab, server: Uvicorn, count: int, body: str) -> None:
+        """Stop runtimes in a page of the app, with this body of the loop over the events."""
+        await tab.open(f"{server.url}/openapi.json")
+        script = (EXAMPLE / "stream.js").read_text("utf-8")
+        aliases = [f"r{number}" for number in range(count)]
+        loop = f"for await (const event of stopMany('ws-1', {aliases})) {{ {body} }}"
+        start = f"window.events = []; window.hasEnded = (async () => {{ {loop}; return true }})()"
+        await tab.run(f"{script}; {start}; 0")
+
+    async def test_a_page_has_each_outcome_when_it_is_known(
+        self, slow: HoldingEmulator, server: Uvicorn, tab: Tab
+    ) -> None:
+        add_runtimes(slow, 3)
+        slow.held.add("r2")
+        await self.read(tab, server, 4, "events.push(event)")
+        await tab.wait_for("events.length === 3")
+        results = await tab.run("events.map(each => each.alias + ' ' + each.result).sort()")
+        assert results == ["r0 stopped", "r1 stopped", "r3 not_found"]
+        slow.held.clear()
+        assert await tab.run("hasEnded")
+        assert await tab.run("events.at(-1).counts") == {"stopped": 3, "not_found": 1}
+
+    async def test_a_break_ends_the_run(
+        self, slow: HoldingEmulator, server: Uvicorn, tab: Tab
+    ) -> None:
+        targets = add_runtimes(slow, 300)
+        slow.held.update(alias for _, alias in targets[1:])
+        await self.read(tab, server, 300, "break")
+        assert await tab.run("hasEnded")
+        await server.wait_for("a bulk stop ended early")
+        assert len(slow.requests) <= 101
+
+    async def test_an_error_of_the_app_is_an_error_of_the_loop(
+        self, server: Uvicorn, tab: Tab
+    ) -> None:
+        await self.read(tab, server, 0, "")
+        await tab.run("hasEnded")
+        script = "stopMany('ws-1', 'no list').next().catch(error => error.message)"
+        assert await tab.run(script) == "The app answered 422."
