@@ -284,6 +284,13 @@ def fast_path_only(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
+def lazy_only(request: pytest.FixtureRequest) -> None:
+    """Skip a test of tasks that have not started, with --eager."""
+    if request.config.getoption("eager"):
+        pytest.skip("an eager task has started before it can be cancelled")
+
+
+@pytest.fixture
 def ways() -> Iterator[Ways]:
     """The count of the requests of a test that took each way."""
     ways = Ways()

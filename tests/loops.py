@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
-EAGER_HELP = "run each task to its first wait at once, as asyncio.eager_task_factory does"
+_T = TypeVar("_T")
+
+EAGER_HELP = "run each task at once to its first wait (Python 3.12 or newer)"
 
 
 class LoopFactory:
@@ -35,19 +39,37 @@ def package_of(loop: asyncio.AbstractEventLoop) -> str:
     return package
 
 
+def eager_task_factory() -> Callable[..., Any]:
+    """Return asyncio's factory, which is new in Python 3.12."""
+    factory: Callable[..., Any] = vars(asyncio)["eager_task_factory"]
+    return factory
+
+
 def start_eagerly() -> None:
     """Let every event loop that this process makes start its tasks eagerly."""
-    for kind in (asyncio.BaseEventLoop, import_module("uvloop").Loop):
+    uvloop = import_module("uvloop")
+    for kind in (asyncio.BaseEventLoop, uvloop.Loop):
         _make_eager(kind)
+    # uvloop 0.23 passes `eager_start=None` to asyncio's factory, which then fails or is lazy.
+    uvloop.Loop.create_task = _create_eager_task
 
 
-def _make_eager(kind: Any) -> None:  # noqa: ANN401 - uvloop's loop has no base class of ours.
-    # It is new in Python 3.12.
-    eager_task_factory = getattr(asyncio, "eager_task_factory")  # noqa: B009
+def _make_eager(kind: Any) -> None:  # noqa: ANN401 - these classes have only `object` in common.
     initialize = kind.__init__
 
     def initialize_eager(loop: asyncio.AbstractEventLoop, *args: object) -> None:
         initialize(loop, *args)
-        loop.set_task_factory(eager_task_factory)
+        loop.set_task_factory(eager_task_factory())
 
     kind.__init__ = initialize_eager
+
+
+def _create_eager_task(
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, _T],
+    *,
+    name: str | None = None,
+    context: Context | None = None,
+) -> asyncio.Task[_T]:
+    task: asyncio.Task[_T] = eager_task_factory()(loop, coroutine, name=name, context=context)
+    return task

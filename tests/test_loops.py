@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import TypeVar
 from unittest.mock import Mock
 
 import pytest
 from helpers import add_runtimes, pass_time
-from loops import package_of
+from loops import eager_task_factory, package_of
+from pacing import Member, MemoryPace
 from throttling import past_start
 
-from bctrl_async import BctrlSession, StopResult
+from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopReport, StopResult
 from bctrl_async._http.fast.exchange import Exchange, _Deadlines
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.emulator import Emulator
+from bctrl_async.observer import (
+    Attempt,
+    AttemptObserver,
+    BulkObserver,
+    Observer,
+    StopObserver,
+)
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -28,12 +37,19 @@ def on_uvloop(main: Coroutine[object, object, _T]) -> _T:
 
 
 async def test_the_tests_run_on_the_loop_of_the_option(pytestconfig: pytest.Config) -> None:
+    has_run = False
+
+    async def run() -> None:
+        nonlocal has_run
+        has_run = True
+
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(asyncio.sleep(0))
+    task = asyncio.create_task(run())
 
     assert package_of(loop) == pytestconfig.getoption("loop")
-    assert isinstance(loop, uvloop.Loop) is (pytestconfig.getoption("loop") == "uvloop")
-    assert (loop.get_task_factory() is None) is not pytestconfig.getoption("eager")
+    assert isinstance(loop, uvloop.Loop) is (package_of(loop) == "uvloop")
+    assert has_run is pytestconfig.getoption("eager")
+    assert loop.get_debug() is bool(pytestconfig.getoption("asyncio_debug"))
     await task
 
 
@@ -84,12 +100,12 @@ class TestEarlyTimers:
             on_timer(limiter)
 
         async def main() -> None:
-            limiter = Limiter(100, past_start(1900))
-            await asyncio.gather(*(limiter.acquire(60.0) for _ in range(100)))
+            limiter = Limiter(100, past_start(700))
+            await asyncio.gather(*(limiter.acquire(60.0) for _ in range(30)))
 
         monkeypatch.setattr(Limiter, "_on_timer", count)
         on_uvloop(main())
-        assert 0 < wakeups < 100
+        assert wakeups < 30
 
     def test_a_time_limit_is_over_when_its_timer_fires(self) -> None:
         """Fault: the timer was set again and again until the limit had passed."""
@@ -104,3 +120,77 @@ class TestEarlyTimers:
 
         on_uvloop(main())
         exchange.time_out.assert_called_once_with()
+
+
+def eagerly(main: Coroutine[object, object, _T]) -> _T:
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_task_factory(eager_task_factory())
+        return runner.run(main)
+
+
+class Aborting(Observer, BulkObserver, StopObserver):
+    """An observer that aborts a bulk stop at its first attempt."""
+
+    batch: StopBatch
+
+    def begin_bulk(self) -> Aborting:
+        return self
+
+    def begin_stop(self, *_: str) -> Aborting:
+        return self
+
+    def begin_attempt(self, _: Attempt) -> AttemptObserver:
+        self.batch.abort()
+        return AttemptObserver()
+
+    def end(self, _: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+class TestEagerTasks:
+    """A task may have taken its first step, or have ended, before it is known to its creator."""
+
+    def test_a_block_is_entered_before_its_first_outcome(self) -> None:
+        """Fault: `on_outcome` was called before the name behind `as` had its value."""
+        counts: list[int] = []
+
+        async def main() -> StopReport:
+            async with BctrlSession("key", base_url="http://127.0.0.1:9") as session:
+
+                def on_outcome(_: StopOutcome) -> None:
+                    counts.append(batch.counts.total())
+
+                invalid = [("ws-1", "..")] * 2
+                async with session.stop_runtimes(invalid, on_outcome=on_outcome) as batch:
+                    [outcome async for outcome in batch]
+                return batch.report
+
+        assert eagerly(main()).counts == {StopResult.REJECTED: 2}
+        assert counts == [1, 2]
+
+    def test_a_stop_in_its_first_step_is_one_that_an_abort_ends(self) -> None:
+        """Fault: the run had not ended early, although it was aborted during a stop."""
+        observer = Aborting()
+
+        async def main() -> StopReport:
+            async with (
+                Emulator(port=0, api_key="key") as emulator,
+                BctrlSession("key", base_url=emulator.url, observer=observer) as session,
+            ):
+                observer.batch = session.stop_runtimes(add_runtimes(emulator, 1))
+                return await observer.batch
+
+        assert str(eagerly(main()).ended_early) == "the run was aborted"
+
+    def test_the_first_lease_is_for_all_calls_of_a_turn_of_the_loop(self) -> None:
+        """Fault: it was asked for before any of them waited, and had no slot."""
+        pace = MemoryPace(rate=1000)
+
+        async def main() -> None:
+            member = Member(pace)
+            await asyncio.gather(*(member.attempt() for _ in range(20)))
+            await member.limiter.close_pace()
+
+        eagerly(main())
+        assert pace.asked_for[0] == 20

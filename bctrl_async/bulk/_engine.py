@@ -128,6 +128,8 @@ class Engine(ABC):
     async def feed(self, deliver: OnOutcome) -> None:
         """Execute the run, and keep its error for the reader of the outcomes."""
         try:
+            # The caller enters its block first, even if tasks are eager.
+            await asyncio.sleep(0)
             await self.execute(deliver)
         except (asyncio.CancelledError, GeneratorExit):
             raise
@@ -249,8 +251,9 @@ class Engine(ABC):
 
     def _start(self, work: Callable[[Worker], Awaitable[None]]) -> asyncio.Task[None]:
         worker = Worker()
-        task = asyncio.create_task(self._guard(work, worker))
+        # An eager task takes its first step within `create_task`.
         self.state.workers[worker] = None
+        task = asyncio.create_task(self._guard(work, worker))
         self._tasks[task] = worker
         self._has_no_task.clear()
         task.add_done_callback(self._on_done)

@@ -198,7 +198,8 @@ class Leases:
             if self._store is None:
                 self._store = self._pace.open()
                 self._lifetime = close_with_loop(partial(_close, self._store))
-            # The task starts once all calls of the same turn of the loop are waiting.
+            # First, all calls of the same turn of the loop start to wait.
+            await asyncio.sleep(0)
             sent = loop.time()
             wanted, since = self._wanted(sent), sent - self._lease_ends
             async with asyncio.timeout(_INTERVAL):

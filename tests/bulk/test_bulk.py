@@ -144,6 +144,7 @@ class TestAwaited:
         with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
             del batch
 
+    @pytest.mark.usefixtures("lazy_only")
     async def test_a_task_cancelled_before_it_starts_reads_nothing(self, bulk: Bulk) -> None:
         batch = bulk.session.stop_runtimes(CRM)
         task = asyncio.create_task(batch)
@@ -152,6 +153,7 @@ class TestAwaited:
         assert task.cancelled()
         assert (batch.read, len(bulk.emulator.requests)) == (0, 0)
 
+    @pytest.mark.usefixtures("lazy_only")
     @pytest.mark.parametrize("targets", [list, async_iterable])
     async def test_if_its_workers_are_cancelled_before_they_start_it_is_not_a_success(
         self, bulk: Bulk, targets: Callable[[list[tuple[str, str]]], Targets]

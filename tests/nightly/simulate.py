@@ -1,14 +1,14 @@
 """Simulate the client against the emulator in virtual time, over a network that a seed rules.
 
 `python tests/nightly/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace] [--break FAULT]
-[--long-way]`
+[--long-way] [--eager]`
 
 Each seed is one run of the real client, aiohttp and the emulator: a bulk stop, the command's bulk
 stop, or single calls. The seed decides all that is left to chance: faults of the network and the
 server, cancellations, endings, arguments. `--first SEED --seeds 1 --trace` repeats a run exactly
 and prints what happened. `--break` puts a known fault back into the client; then the exit code is
 0 if it is found. With `--long-way` every request goes through `aiohttp.ClientSession.request`, as
-where a tracer has wrapped it.
+where a tracer has wrapped it. With `--eager` all tasks start at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
+from loops import EAGER_HELP, start_eagerly
 from sim.faults import FAULTS
 from sim.runner import Verdict, simulate
 from ways import LONG_WAY_HELP, take_long_way
@@ -52,6 +53,7 @@ def _arguments() -> Namespace:
     faults = "; ".join(f"{name}: {does}" for name, (does, *_) in FAULTS.items())
     parser.add_argument("--break", dest="fault", choices=list(FAULTS), help=faults)
     parser.add_argument("--long-way", action="store_true", help=LONG_WAY_HELP)
+    parser.add_argument("--eager", action="store_true", help=EAGER_HELP)
     return parser.parse_args()
 
 
@@ -73,6 +75,8 @@ def _main() -> int:
     args = _arguments()
     if args.long_way:
         take_long_way()
+    if args.eager:
+        start_eagerly()
     if args.trace:
         return _trace(args)
     began = time.monotonic()
@@ -108,7 +112,9 @@ def _main() -> int:
 def _command(seed: int, args: Namespace) -> str:
     broken = "" if args.fault is None else f" --break {args.fault}"
     way = " --long-way" if args.long_way else ""
-    return f"python tests/nightly/simulate.py --first {seed} --seeds 1 --trace{broken}{way}"
+    eager = " --eager" if args.eager else ""
+    options = f"--first {seed} --seeds 1 --trace{broken}{way}{eager}"
+    return f"python tests/nightly/simulate.py {options}"
 
 
 if __name__ == "__main__":
