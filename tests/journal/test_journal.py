@@ -294,7 +294,7 @@ class TestList:
         assert sent[:500] == [0] * 500
 
     async def test_all_of_it_is_on_disk_before_the_first_stop(self, stops: Stops) -> None:
-        assert (await stops.run([A, B])).ok
+        assert (await stops.run([A, B], concurrency=1)).ok
         listed = {"runtimes": [{"alias": "a"}, dict(stops.emulator.runtimes[C], alias="b")]}
         stops.emulator.inject(Reply(200, body=listed), method="GET")
         before, flushed = len(stops.emulator.stops), list[int]()
