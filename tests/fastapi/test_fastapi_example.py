@@ -29,7 +29,8 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 Patch = pytest.MonkeyPatch
 
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
-PRODUCTION = (EXAMPLE.parents[1] / "how-to" / "fastapi-production.md").read_text("utf-8")
+GUIDES = EXAMPLE.parents[1] / "how-to"
+PRODUCTION = (GUIDES / "fastapi-production.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -245,6 +246,26 @@ class TestShutdown:
         slow.inject(Fault.HANG)
         answer = await self.stop_and_end(slow, tmp_path, "1", attempt=60, limit=60)
         assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
+async def test_the_app_of_the_guide_answers_many_stops_at_once(
+    slow: Emulator, tmp_path: Path
+) -> None:
+    """Fault: under uvloop some answers were a bare 500, although all runtimes were stopped."""
+    guide = (GUIDES / "fastapi.md").read_text("utf-8")
+    (tmp_path / "app.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
+    targets = add_runtimes(slow, 400)
+    async with uvicorn(slow, folder=tmp_path) as server, server.client() as client:
+        answers = await asyncio.gather(
+            *(client.post(f"/workspaces/ws-1/runtimes/r{number}/stop") for number in range(100))
+        )
+        aliases = [alias for _, alias in targets[100:]]
+        events = await client.post("/workspaces/ws-1/stop", json=aliases)
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert '"counts":{"stopped":300}' in events.text
+    assert stopped(slow) == len(slow.requests) == 400
 
 
 STATE = "document.getElementById('state').textContent"
