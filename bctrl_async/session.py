@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
@@ -14,7 +15,7 @@ from uuid import UUID
 import aiohttp
 from multidict import CIMultiDict
 
-from bctrl_async import _config
+from bctrl_async import _config, _quick
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import ObservedStop, observe_call
 from bctrl_async._calls.retry import RetryPolicy, RetryState
@@ -587,7 +588,10 @@ class BctrlSession:
         return call
 
     def _time_limit(self, timeout: float | None) -> aiohttp.ClientTimeout:
-        return self._timeout if timeout is None else transport.time_limit(timeout)
+        limit = self._timeout if timeout is None else transport.time_limit(timeout)
+        if not _quick.is_on:
+            return limit
+        return transport.time_limit(min(limit.total or math.inf, _quick.TIME_LIMIT))
 
     def _policy(self, retry: RetryPolicy | None) -> RetryPolicy:
         if retry is None:

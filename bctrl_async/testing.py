@@ -12,8 +12,8 @@ anyio's plugin, and in tests without an event loop.
 
 The marker `bctrl_emulator` gives the emulator of a test, a class or a module other arguments:
 
-    @pytest.mark.bctrl_emulator(rate_limit=50)
-    async def test_a_slow_server(bctrl_emulator, bctrl_session): ...
+    @pytest.mark.bctrl_emulator(faults={Fault.SERVER_ERROR: 0.2}, seed=7)
+    async def test_a_bad_day(bctrl_emulator, bctrl_session): ...
 """
 
 from __future__ import annotations
@@ -23,27 +23,58 @@ import importlib
 import threading
 from collections import ChainMap
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
 
-from bctrl_async import BctrlSession, RetryPolicy
+from bctrl_async import BctrlSession, _quick
+from bctrl_async._config import check_type
 from bctrl_async.emulator import Emulator
 
 if TYPE_CHECKING:
     from aioresponses import aioresponses
 
-__all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_env", "bctrl_session"]
+__all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_env", "bctrl_session", "set_testing"]
 
 _MARKER = "bctrl_emulator(**arguments): arguments of the fixture's Emulator, such as rate_limit=50"
-_QUICK = RetryPolicy(base=0.001, cap=0.01)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line("markers", _MARKER)
+
+
+def set_testing(testing: bool) -> AbstractContextManager[object]:  # noqa: FBT001 - as in stamina.
+    """Make failures quick in this process, or stop that.
+
+    All sessions and threads then make their retries without the waits, whatever their retry policy,
+    `timeout` and `verify` are: there is no backoff, no Retry-After and no retry quota. The time
+    limit of an attempt is at most 0.4 seconds. A call gives up after 10 throttled attempts, or 2
+    that were not answered in time. A bulk stop polls a runtime at most 10 times, and gives up a
+    server after 10 unanswered canaries. A `rate` and a `pace` hold.
+
+    The fixtures `bctrl_session` and `bctrl_env` turn it on. A test of the waits turns it off:
+
+        with set_testing(False):
+            report = await session.stop_runtimes(targets)
+
+    Args:
+        testing: True for quick failures.
+
+    Returns:
+        A context manager; its end restores what was set before.
+
+    Raises:
+        BctrlConfigError: `testing` is not a bool.
+    """
+    check_type(testing, bool, "testing", "a bool")
+    restore = ExitStack()
+    restore.callback(setattr, _quick, "is_on", _quick.is_on)
+    _quick.is_on = testing
+    return restore
 
 
 @pytest.fixture
@@ -71,23 +102,27 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment of the emulator, for code under test that makes its own session.
 
-    `BCTRL_API_KEY` and `BCTRL_BASE_URL` point to it, and `BCTRL_PROFILE` is not set.
+    `BCTRL_API_KEY` and `BCTRL_BASE_URL` point to it, and `BCTRL_PROFILE` is not set. Failures are
+    quick, as `set_testing` says.
     """
     monkeypatch.setenv("BCTRL_API_KEY", bctrl_emulator.api_key)
     monkeypatch.setenv("BCTRL_BASE_URL", bctrl_emulator.url)
     monkeypatch.delenv("BCTRL_PROFILE", raising=False)
+    with set_testing(True):
+        yield
 
 
 @pytest.fixture
-def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
+def bctrl_session(bctrl_emulator: Emulator) -> Iterator[BctrlSession]:
     """A session connected to the emulator; it opens in the event loop that first uses it.
 
-    Its delays between attempts and between polls are at most 10 milliseconds.
+    Failures are quick, as `set_testing` says.
     """
-    return BctrlSession(bctrl_emulator.api_key, base_url=bctrl_emulator.url, retry=_QUICK)
+    with set_testing(True):
+        yield BctrlSession(bctrl_emulator.api_key, base_url=bctrl_emulator.url)
 
 
 @pytest.fixture

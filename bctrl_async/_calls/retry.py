@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import msgspec
 
-from bctrl_async import _config
+from bctrl_async import _config, _quick
 from bctrl_async._limiter.rate import PROBE_INTERVAL
 from bctrl_async.errors import (
     THROTTLED,
@@ -115,6 +115,9 @@ class RetryQuota:
     def acquire(self) -> bool:
         """Take a token for a retry; return False if the quota is exhausted."""
         self._tokens += self._PER_FAILURE
+        if _quick.is_on:
+            # Retries come at once, so that no answer could refill the bucket between them.
+            return True
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
@@ -132,6 +135,8 @@ class RetryState(msgspec.Struct):
     failures: int = 0
     """Failed attempts that cost an attempt of the policy."""
     throttled: int = 0
+    hung: int = 0
+    """Attempts that were not answered in the time limit of a test."""
     busy: int = 0
     """Throttled attempts that cost patience."""
     throttled_at: float = math.inf
@@ -151,6 +156,7 @@ class RetryState(msgspec.Struct):
         self.status = error.status or self.status
         self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
         self.throttled += error.status in THROTTLED
+        self.hung += _quick.hangs(error)
         self.is_its_own = is_its_own
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self.quota.release()
@@ -172,7 +178,7 @@ class RetryState(msgspec.Struct):
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
-        if gives_up:
+        if gives_up or _quick.is_enough(self.busy) or self.hung > 1:
             return None
         if (error.retry_after or 0.0) > left:
             # The patience ends before the Retry-After, and an earlier retry would only add load.

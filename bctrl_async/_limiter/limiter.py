@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import replace
 from enum import IntEnum
 
+from bctrl_async import _quick
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
 from bctrl_async.errors import (
     THROTTLED,
@@ -206,6 +207,10 @@ class Limiter:
                 self._rate.on_success(now, last)
             return False
         is_its_own = by_gateway and self._rate.throttles_alone(last)
+        if _quick.is_on:
+            # The rate learns nothing from the answer: its limits would make calls wait.
+            self._rate.is_starting = False
+            return is_its_own
         # A gateway's 503 may be about a dead target: its Retry-After counts if all are throttled.
         holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
         retry_after = error.retry_after if holds_all else None
@@ -315,6 +320,8 @@ class Limiter:
         """Sleep without a slot for this many seconds, or until the limiter is closed."""
         if self._end is not None:
             return
+        if _quick.is_on:
+            delay = 0.0
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(delay, _wake, waiter)

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 
+from bctrl_async import _quick
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
@@ -208,16 +209,21 @@ class CircuitBreaker:
 
     def _gives_up(self, failure: BctrlError) -> bool:
         """Return True if the probe gives up after this failure, alone or with the whole run."""
+        hangs = _quick.hangs(failure)
         if self.has_answered:
-            self.gave_up = _now() - (self._opened_at or 0.0) > self._patience
+            waited = _now() - (self._opened_at or 0.0)
+            if waited > self._patience or hangs or _quick.is_enough(self._unanswered):
+                self.gave_up = True
             return self.gave_up
         # Waiting does not change a certificate, unless other calls are answered: then it belongs to
         # one of several machines, or to a proxy that reloads.
-        failed = self._failures >= self._policy.attempts or is_untrusted(failure)
+        if self._failures < self._policy.attempts and not (is_untrusted(failure) or hangs):
+            return False
         # While requests are in flight, the server may be slow rather than dead.
-        enough = failed and not self._state.in_flight
-        self.gave_up = enough and self._probers > 1
-        return enough
+        if self._state.in_flight:
+            return False
+        self.gave_up = self._probers > 1
+        return True
 
     async def _gives_up_target(self) -> bool:
         """Let another call be the probe; return True to give up the target of this call.

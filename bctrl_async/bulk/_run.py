@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
+from bctrl_async import _quick
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import notify, observe_call
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient, probe_delay
@@ -205,7 +206,7 @@ class Run(Engine):
         try:
             while needs_verification(unverified.outcome) and self.state.goes_on():
                 left = max(ends - loop.time(), 0.0)
-                if polls and not left:
+                if polls and (not left or _quick.is_enough(polls)):
                     break
                 polls += 1
                 poll = self._make_poll(*target)
@@ -213,8 +214,9 @@ class Run(Engine):
                 delay = min(probe_delay(self._policy, polls), left)
                 polled = await self._send(worker, poll, delay, ends)
                 unverified.outcome = outcome_after_poll(unverified.outcome, polled)
-                if isinstance(polled, BctrlError) and not is_transient(
-                    polled, self._policy.statuses, reads=True
+                if isinstance(polled, BctrlError) and (
+                    _quick.hangs(polled)
+                    or not is_transient(polled, self._policy.statuses, reads=True)
                 ):
                     break
         finally:

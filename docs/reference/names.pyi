@@ -714,12 +714,16 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """A running emulator: add runtimes, inject faults, then inspect the requests it received."""
 
 # bctrl_async.testing.bctrl_session, in bctrl_async/testing.py
-def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
+def bctrl_session(bctrl_emulator: Emulator) -> Iterator[BctrlSession]:
     """A session connected to the emulator; it opens in the event loop that first uses it."""
 
 # bctrl_async.testing.bctrl_env, in bctrl_async/testing.py
-def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment of the emulator, for code under test that makes its own session."""
+
+# bctrl_async.testing.set_testing, in bctrl_async/testing.py
+def set_testing(testing: bool) -> AbstractContextManager[object]:
+    """Make failures quick in this process, or stop that."""
 
 # bctrl_async.testing.bctrl_aioresponses, in bctrl_async/testing.py
 def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:

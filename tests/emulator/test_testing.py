@@ -134,21 +134,6 @@ def test_the_fixtures_work_without_an_event_loop(
     assert bctrl_emulator.url.startswith("http://127.0.0.1:")
 
 
-async def test_retries_and_polls_of_the_session_are_quick(
-    bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
-    bctrl_session: BctrlSession,  # noqa: F811 - the fixture.
-    pauses: list[float],
-) -> None:
-    bctrl_emulator.add_runtime("ws-1", "crm")
-    bctrl_emulator.inject(*[Fault.DROP_BEFORE] * 3, Fault.MALFORMED_JSON)
-    bctrl_emulator.inject(*[Fault.SERVER_ERROR] * 3, Fault.ACCEPTED, Fault.ACCEPTED, method="GET")
-    async with bctrl_session as session:
-        assert (await session.stop_runtimes([("ws-1", "crm")])).ok
-    # Six retries, and two polls at least.
-    assert len(pauses) >= 8
-    assert max(pauses) <= 0.01
-
-
 # Mocks.
 
 API = "https://api.bctrl.ai"

@@ -1,0 +1,21 @@
+"""The switch that makes failures quick in tests, and the limits of such a test."""
+
+from __future__ import annotations
+
+from bctrl_async.errors import BctrlTimeoutError
+
+is_on: bool = False
+"""True while no call waits between its attempts; `testing.set_testing` sets it."""
+TIME_LIMIT = 0.4
+"""The most seconds for one attempt; a runtime that hangs costs a bulk stop three attempts."""
+_TRIES = 10
+
+
+def is_enough(tries: int) -> bool:
+    """Return True if a test has made as many tries as stand for a patience that has ended."""
+    return is_on and tries >= _TRIES
+
+
+def hangs(error: object) -> bool:
+    """Return True for the error of an attempt that was not answered in a test's time limit."""
+    return is_on and isinstance(error, BctrlTimeoutError)
