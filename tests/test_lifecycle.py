@@ -25,6 +25,10 @@ from bctrl_async import (
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 KEY = "emulator-key"
+CLOSED_LOOP = (
+    r"event loop, which is closed\. Make one session per event loop: one in each asyncio\.run; "
+    r"in a test, use `with TestClient\(app\)`$"
+)
 
 
 async def enter(session: BctrlSession) -> None:
@@ -42,7 +46,7 @@ class TestLoop:
             # A later loop may have the `id` of the first one.
             for _ in range(20):
                 for use in (session.stop_runtime("ws-1", "r1"), enter(session)):
-                    with pytest.raises(BctrlConfigError, match="event loop, which is closed"):
+                    with pytest.raises(BctrlConfigError, match=CLOSED_LOOP):
                         asyncio.run(use)
             asyncio.run(session.close())
             assert " closed" in repr(session)

@@ -78,11 +78,12 @@ class Pool:
                 "the session was opened before a fork", advice="Make one session per process"
             )
         if self._loop is not asyncio.get_running_loop():
-            closed = ", which is closed" if self._loop and self._loop.is_closed() else ""
-            raise BctrlConfigError(
-                f"the session belongs to another event loop{closed}",
-                advice="Make one session per event loop",
-            )
+            problem = "the session belongs to another event loop"
+            advice = "Make one session per event loop"
+            if self.gone:
+                problem += ", which is closed"
+                advice += ": one in each asyncio.run; in a test, use `with TestClient(app)`"
+            raise BctrlConfigError(problem, advice=advice)
 
     @property
     def gone(self) -> bool:

@@ -142,6 +142,34 @@ class TestLifespan:
         assert "FastAPI(lifespan=lifespan())" in caplog.text
 
 
+class TestOverride:
+    """The session of a test in place of the session of the lifespan."""
+
+    @pytest.fixture
+    def app(self, connect: Connect) -> FastAPI:
+        app = app_for(connect)
+        session = connect()
+        app.dependency_overrides[get_session] = lambda: session
+        return app
+
+    def test_a_client_keeps_its_loop_only_while_it_is_entered(
+        self, app: FastAPI, caplog: Log
+    ) -> None:
+        """Fault: the second request found the loop of the first closed, and had no advice."""
+        client = TestClient(app)
+        assert [client.post(STOP).status_code for _ in range(2)] == [200, 500]
+        assert "one in each asyncio.run; in a test, use `with TestClient(app)`" in caplog.text
+
+    def test_an_entered_client_serves_any_number_of_requests(self, app: FastAPI) -> None:
+        with TestClient(app) as client:
+            assert [client.post(STOP).status_code for _ in range(2)] == [200, 409]
+
+    async def test_a_transport_serves_any_number_of_requests(self, app: FastAPI) -> None:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+            assert [(await client.post(STOP)).status_code for _ in range(2)] == [200, 409]
+
+
 class TestDependency:
     def test_it_works_in_background_tasks(self, connect: Connect, emulator: Emulator) -> None:
         router = APIRouter(prefix="/later")
