@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from ssl import SSLContext
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 from uuid import UUID
 
 import aiohttp
@@ -184,6 +184,12 @@ class BctrlSession:
         opened = "open" if self._sender.opened else "not opened yet"
         state = "closed" if self.closed else opened
         return f"<BctrlSession {str(self._url)!r} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse `copy`, `deepcopy` and `pickle`: the pool belongs to one loop and process."""
+        raise TypeError(
+            "cannot copy or pickle a BctrlSession: share it, or make one in each process and loop"
+        )
 
     async def __aenter__(self) -> Self:
         self._sender.open_pool()

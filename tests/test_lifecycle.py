@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable
 
 import aiohttp
 import pytest
@@ -34,6 +37,19 @@ CLOSED_LOOP = (
 async def enter(session: BctrlSession) -> None:
     async with session:
         pass
+
+
+class TestCopy:
+    """Faults: a copy of a new session was silent, and of an open session had ignored errors."""
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+    async def test_a_session_cannot_be_copied(
+        self, copied: Callable[[BctrlSession], object], session: BctrlSession, connect: Connect
+    ) -> None:
+        await session.stop_runtime("ws-1", "crm")
+        for original in (session, connect()):
+            with pytest.raises(TypeError, match=r"share it, or make one in each process and loop$"):
+                copied(original)
 
 
 class TestLoop:
