@@ -435,9 +435,10 @@ class BctrlSession:
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it no longer runs or is `not_found`: at least once,
                 and for 30 s after its stop was answered or given up, also in an outage. A number,
-                above 0, replaces the 30 s, and bounds each poll; False polls none. `StopOutcome.state` is `unconfirmed` or `still_running`
-                if the polls settled nothing. Polls have the lowest priority; up to a thousand
-                runtimes are polled beside the stops.
+                above 0, replaces the 30 s, and bounds each poll; False polls none.
+                `StopOutcome.state` is `unconfirmed` or `still_running` if the polls settled
+                nothing. Polls have the lowest priority; up to a thousand runtimes are polled beside
+                the stops.
             missing_ok: Count a runtime that is `not_found` as no longer running. By default it is a
                 failure, because every target of a mistyped workspace is `not_found`.
 
