@@ -1,5 +1,6 @@
 """The lines of an input, each of which is a target: CSV or JSON, parsed without I/O."""
 
+import logging
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ MAX_LINE = 2**20
 """The most bytes of a line."""
 MAX_DOCUMENT = 2**26
 """The most bytes of a JSON document, which is read whole."""
+
+_log = logging.getLogger("bctrl_async.cli")
 
 _MAX_SHOWN = 60
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
@@ -116,7 +119,16 @@ class LineParser:
         if cells is None:
             raise self._bad(text, _BAD_QUOTES)
         # Joined files have a header each, and a spreadsheet has rows of empty cells.
-        if cells == self._header or not any(cells):
+        if cells == self._header:
+            if len(cells) == 1:
+                # An alias may have the name of the column.
+                _log.warning(
+                    "line %d is skipped: it repeats the header",
+                    self._number,
+                    extra={"bctrl.event": "header_repeated"},
+                )
+            return None
+        if not any(cells):
             return None
         if len(cells) != len(self._columns):
             few = "fewer" if len(cells) < len(self._columns) else "more"

@@ -37,7 +37,7 @@ MAX_WIDTH = 28
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
-_ALWAYS_SHOWN = ("bctrl_async.filters", "bctrl_async.journal", "bctrl_async.pace")
+_ALWAYS_SHOWN = {f"bctrl_async.{name}" for name in ("cli", "filters", "journal", "pace")}
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 

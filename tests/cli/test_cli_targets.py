@@ -164,6 +164,16 @@ async def test_a_line_that_may_be_cut_off_is_sent_with_a_warning(
     assert (await command("stop", *options, "--from", "whole"))[2] == ""
 
 
+async def test_a_skipped_line_that_may_be_an_alias_is_warned_of(command: Command) -> None:
+    """Fault: the runtime named like the column was left out of a list, without a word."""
+    save("names", "name\na\nname\nb\n")
+    save("pairs", "workspace,name\nws,a\nworkspace,name\nws,b\n")
+
+    warning = "bctrl-async: warning: line 3 is skipped: it repeats the header\n"
+    assert (await command("stop", "-w", "ws", "--from", "names"))[2] == warning
+    assert (await command("stop", "--from", "pairs", "--ignore-not-found"))[2] == ""
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
