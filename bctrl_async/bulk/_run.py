@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import msgspec
@@ -18,7 +18,7 @@ from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient, p
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.request import STOP
 from bctrl_async.bulk._breaker import CircuitBreaker
-from bctrl_async.bulk._cancel import CancelLevel, Worker
+from bctrl_async.bulk._cancel import CancelLevel, Worker, wait_shielded
 from bctrl_async.bulk._engine import Engine, Options, Progress
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input
@@ -118,11 +118,14 @@ class Run(Engine):
     async def _write_running(self, found: FoundTargets) -> None:
         """Correct the journal's entries of all listed runtimes that run, and flush it to disk.
 
-        This comes before any stop is sent: after a crash, none of them may count as stopped.
+        This comes before any stop is sent: after a crash, none of them may count as stopped. An end
+        of the run waits for it.
         """
-        if self.ledger.journal is None:
-            return
-        entries = self.ledger.journal.offsets.get(found.workspace_id, {})
+        if self.ledger.journal is not None:
+            entries = self.ledger.journal.offsets.get(found.workspace_id, {})
+            await wait_shielded(asyncio.create_task(self._correct(found, entries)))
+
+    async def _correct(self, found: FoundTargets, entries: Collection[str]) -> None:
         aliases = [alias for alias in found.running if alias in entries]
         for start in range(0, len(aliases), _SLICE):
             await asyncio.sleep(0)

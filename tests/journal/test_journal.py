@@ -276,6 +276,26 @@ class TestList:
         assert len(writes) >= 1_000
         assert max(Counter(writes).values()) <= 100
 
+    async def test_a_run_that_is_aborted_meanwhile_corrects_all_of_them(self, stops: Stops) -> None:
+        """Fault: the next run skipped what the list has as running."""
+        targets = add_runtimes(stops.emulator, 300)
+        assert (await stops.run(targets)).ok
+        add_runtimes(stops.emulator, 300)
+        batch = stops.run_workspace(where=lambda each: each.alias == "a")
+        write = os.write
+
+        def write_and_abort(descriptor: int, data: bytes) -> int:
+            asyncio.get_running_loop().call_soon(batch.abort)
+            return write(descriptor, data)
+
+        with stops.patch.context() as patch:
+            patch.setattr(os, "write", write_and_abort)
+            await batch
+
+        assert batch.report.ended_early is not None
+        assert set(stops.states().values()) == {RuntimeState.STILL_RUNNING}
+        assert (await stops.run(targets)).resumed == 0
+
     async def test_nothing_is_sent_before_all_of_it_is_corrected(self, stops: Stops) -> None:
         targets = add_runtimes(stops.emulator, 500)
         assert (await stops.run(targets)).ok
