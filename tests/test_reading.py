@@ -159,16 +159,24 @@ class TestInvalidRuntimes:
         assert not caught.value.may_have_stopped
         assert emulator.stops == []
 
-    @pytest.mark.parametrize("link", ['</r?p=2>; rel="next"', "</a>; rel=prev, </b>;rel=Next"])
-    async def test_a_link_to_the_next_page_is_an_error(self, link: str) -> None:
-        listed = http_answer("200 OK", json.dumps({"runtimes": [WIRE]}).encode(), f"Link: {link}")
+    @pytest.mark.parametrize(
+        "links",
+        [
+            ['Link: </r?p=2>; rel="next"'],
+            ["Link: </a>; rel=prev, </b>;rel=Next"],
+            ['Link: </a>; rel="prev"', 'Link: </b>; rel="last next"'],
+        ],
+    )
+    async def test_a_link_to_the_next_page_is_an_error(self, links: list[str]) -> None:
+        listed = http_answer("200 OK", json.dumps({"runtimes": [WIRE]}).encode(), *links)
         async with served(answering(listed)) as session:
             with pytest.raises(BctrlResponseError, match="its Link header says that it is a page"):
                 await session.list_runtimes("ws-1")
 
     async def test_the_last_page_is_a_whole_list(self) -> None:
         body = json.dumps({"runtimes": [WIRE], "nextCursor": None}).encode()
-        listed = http_answer("200 OK", body, 'Link: </r?p=1>; rel="prev"; title="next to it"')
+        links = 'Link: </r?rel=next>; rel="prev"; title="next to it", </next>; rel=x-next'
+        listed = http_answer("200 OK", body, links)
         async with served(answering(listed)) as session:
             assert len(await session.list_runtimes("ws-1")) == 1
 

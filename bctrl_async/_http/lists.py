@@ -13,7 +13,6 @@ from bctrl_async._http.response import (
     DECODE_ERRORS,
     MAX_TEXT,
     MIB,
-    Header,
     decode,
     decode_runtime,
     names_in,
@@ -33,8 +32,8 @@ _MAX_COMMAS = 4_000_000
 """The most commas in a list, as each may end an item; 64 MiB of runtimes have half as many."""
 
 
-_has_next_page = re.compile(r"""\brel\s*=\s*["']?([^"',;]*\s)?next\b""", re.IGNORECASE).search
-"""Matches a Link header that names a next page (RFC 8288 section 3.3)."""
+_find_relations = re.compile(r';\s*rel\s*=\s*"?([^",;]*)', re.IGNORECASE).findall
+"""Return the relation types of each link of a Link header (RFC 8288 section 3.3)."""
 
 
 class _RawList(msgspec.Struct, frozen=True, rename="camel"):
@@ -70,13 +69,14 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
     return runtimes
 
 
-def check_whole(status: int, header: Header) -> None:
+def check_whole(status: int, links: Iterable[str]) -> None:
     """Raise one of `DECODE_ERRORS` if the head of a 2xx answer does not promise a whole list."""
     if status != HTTPStatus.OK:
         # 206 is a part of a list; 202 and 203 may be something else.
         raise msgspec.ValidationError("only 200 is a whole list")
-    if _has_next_page(header("Link") or ""):
-        raise msgspec.ValidationError(f"its Link header says that {_IS_A_PAGE}")
+    for relations in _find_relations(", ".join(links)):
+        if "next" in relations.lower().split():
+            raise msgspec.ValidationError(f"its Link header says that {_IS_A_PAGE}")
 
 
 async def _items(body: bytes) -> Iterable[bytes]:

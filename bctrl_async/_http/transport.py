@@ -124,8 +124,8 @@ async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, 
         if problem is not None or len(body) > max_body:
             ended = partial_response(response.status, problem, call.limit, operation)
         else:
-            if call.alias is None:
-                check_whole(response.status, header)
+            if call.alias is None and isinstance(response, aiohttp.ClientResponse):
+                check_whole(response.status, response.headers.getall(hdrs.LINK, ()))
             found = operation.parse(body)
             # An `async def` gives this type; mypy cannot know that no `_T` is a coroutine.
             ended = await found if isinstance(found, CoroutineType) else found  # type: ignore[assignment]
