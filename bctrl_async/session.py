@@ -42,6 +42,8 @@ from bctrl_async.stats import SessionStats
 __all__ = ["BctrlSession"]
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
+_SHORTEST_POLL = 5.0
+"""Seconds that a poll may take, however short `verify` is."""
 _SLICE = 1_000
 """The number of listed runtimes that are filtered before other tasks get a turn."""
 
@@ -435,7 +437,7 @@ class BctrlSession:
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it no longer runs or is `not_found`: at least once,
                 and for 30 s after its stop was answered or given up, also in an outage. A number,
-                above 0, replaces the 30 s, and bounds each poll; False polls none.
+                above 0, replaces the 30 s, and bounds each poll (if above 5); False polls none.
                 `StopOutcome.state` is `unconfirmed` or `still_running` if the polls settled
                 nothing. Polls have the lowest priority; up to a thousand runtimes are polled beside
                 the stops.
@@ -555,7 +557,7 @@ class BctrlSession:
         limit = self._time_limit(options.timeout)
         poll_limit = limit
         if (seconds := verify_for(options.verify)) is not None:
-            poll_limit = transport.shortened(limit, seconds)
+            poll_limit = transport.at_most(limit, max(seconds, _SHORTEST_POLL))
         policy = self._policy(options.retry).for_bulk(options.deadline)
         workers = options.concurrency or self._limiter.limit
         if workers > self._limiter.limit:

@@ -61,7 +61,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     )
 
 
-def shortened(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeout:
+def at_most(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeout:
     """Return aiohttp's limits for an attempt of at most this many seconds, if that is less."""
     if limit.total is not None and limit.total <= seconds:
         return limit

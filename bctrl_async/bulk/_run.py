@@ -239,12 +239,12 @@ class Run(Engine):
         worker: Worker,
         call: Call[Runtime],
         delay: float = 0.0,
-        retries_end: float | None = None,
+        until: float | None = None,
     ) -> Runtime | BctrlError:
         """Make a call in a cancel scope, after a delay in seconds; retry it up to a time."""
         call.wait_to_retry = self._wait_to_retry
-        if retries_end is not None:
-            call.wait_to_retry = partial(self._wait_to_retry, until=retries_end)
+        if until is not None:
+            call.wait_to_retry = partial(self._wait_to_retry, until=until)
         ended: Runtime | BctrlError | None = None
         worker.call = call
         try:

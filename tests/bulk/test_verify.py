@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from helpers import BOUND, Bulk, Connect, run_of, wait_for_requests
+from helpers import BOUND, Bulk, Connect, pass_time, run_of, wait_for_requests
 from runtimes import runtime
 from simulated import (
     Request,
@@ -309,15 +309,27 @@ async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
     assert emulator.received.total() == 5
 
 
+@pytest.mark.moves_clock
 async def test_a_poll_that_is_never_answered_takes_no_longer(bulk: Bulk) -> None:
-    """Fault: a server that went away kept `verify=5.0` for the minute of a timeout."""
+    """Fault: a server that went away kept `verify=10.0` for the minute of a timeout."""
     bulk.emulator.inject(Fault.ACCEPTED)
     bulk.emulator.inject(*[Fault.HANG] * 100, method="GET")
 
-    batch = bulk.session.stop_runtimes([("ws-1", "crm")], verify=0.1)
-    report = await asyncio.wait_for(batch, BOUND)
+    running = asyncio.ensure_future(bulk.session.stop_runtimes([("ws-1", "crm")], verify=10.0))
+    await wait_for_requests(bulk.emulator, 2)
+    pass_time(10)
+    report = await asyncio.wait_for(running, BOUND)
 
     assert report.counts == {ACCEPTED: 1}
+
+
+async def test_a_short_verify_still_waits_for_an_answer(bulk: Bulk) -> None:
+    bulk.emulator.inject(Fault.ACCEPTED)
+    bulk.emulator.inject(Fault.LATENCY, method="GET")
+
+    report = await bulk.session.stop_runtimes([("ws-1", "crm")], verify=0.001)
+
+    assert report.counts == {STOPPED: 1}
 
 
 async def test_polls_are_counted_and_time_the_outcome(emulator: Emulator, connect: Connect) -> None:
