@@ -264,7 +264,7 @@ BUDGETS = {
     ("otel", "testing"): Size(2110, 0),
     ("pace", "redis"): Size(3462, 0),
     ("_calls",): Size(4333, 3),
-    ("_http",): Size(9881, 4),
+    ("_http",): Size(10250, 4),
     ("_limiter",): Size(5258, 4),
     ("bulk",): Size(10679, 3),
     ("dask",): Size(4958, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from bctrl_async._config import Secret
@@ -35,6 +36,13 @@ def excerpt_of(body: bytes, key: str) -> str:
     """Return the start of a body, without the key."""
     beginning = body[: _MAX_UTF * (_MAX_EXCERPT + _MAX_ESCAPE * len(key))]
     return _redact_beginning(beginning.decode(errors="replace"), key, _MAX_EXCERPT)
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Return text without these secrets."""
+    for secret in secrets:
+        text = _redact_beginning(text, secret, len(text))
+    return text
 
 
 def bearer_key(authorization: str) -> Secret:

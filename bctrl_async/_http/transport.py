@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import logging
 import math
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import CoroutineType
@@ -18,10 +16,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._http import fast
+from bctrl_async._http import fast, wire
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
 from bctrl_async._http.lists import check_whole
-from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
+from bctrl_async._http.redaction import detached
 from bctrl_async._http.request import Request
 from bctrl_async._http.response import (
     DECODE_ERRORS,
@@ -32,12 +30,9 @@ from bctrl_async._http.response import (
     unreadable,
     unusable,
 )
-from bctrl_async.errors import BctrlError, log_fields, session_closed
+from bctrl_async.errors import BctrlError, session_closed
 
 _T = TypeVar("_T")
-
-_wire = logging.getLogger("bctrl_async.wire")
-"""The wire log. Only its own level counts: a level for a whole app does not ask for bodies."""
 
 _Response = aiohttp.ClientResponse | fast.Exchange
 
@@ -48,8 +43,6 @@ _CONNECT_SHARE = 0.9
 _OK, _REDIRECTS = 200, 300
 _LONG_BODY = MIB // 4
 """Past this many bytes of a body, other tasks get a turn after each chunk."""
-_MAX_LOGGED = 1024
-"""The most characters of a body in the wire log."""
 
 
 def time_limit(timeout: object) -> aiohttp.ClientTimeout:
@@ -80,18 +73,20 @@ async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, 
 ) -> _T | BctrlError:
     """Send a request with exactly these headers; return the parsed body or an error."""
     operation, authorization = call.operation, headers[hdrs.AUTHORIZATION]
-    is_logged = _wire.level == logging.DEBUG
-    started = time.monotonic()
+    record: wire.Record | None = None
+    if wire.is_on():
+        request_line = f"{operation.method} {url.with_path(call.path, encoded=True)}"
+        record = wire.Record(request_line, headers)
     try:
         response: _Response
-        if fast_path is not None and not is_logged and fast_path.takes(operation.method):
+        if fast_path is not None and record is None and fast_path.takes(operation.method):
             response = await fast_path.post(call.path, headers, call.limit, call.on_connection)
         else:
             response = await _request(http, call, url, headers)
     except AIOHTTP_ERRORS as error:
         failure = failed_request(error, call, authorization)
-        if is_logged:
-            _log_attempt(call, url, headers, started, failure)
+        if record is not None:
+            record.log_failure(failure)
         return failure
     except BaseException as error:
         # The pool may be closed while the key is fetched, or a tracer waits.
@@ -112,8 +107,8 @@ async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, 
     if body is None:
         body, problem = await _read_body(response, max_body)
     # With the log on, every request takes the long way.
-    if is_logged and not isinstance(response, fast.Exchange):
-        _log_attempt(call, url, headers, started, response, body)
+    if record is not None and not isinstance(response, fast.Exchange):
+        record.log_answer(response, body, problem)
     if not is_success:
         # A truncated body does not matter if the status is an error.
         now = datetime.now(UTC)
@@ -143,33 +138,6 @@ async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, 
     if isinstance(ended, BctrlError):
         ended.request_id = call.request_id
     return ended
-
-
-def _log_attempt(  # noqa: PLR0917 - all of an attempt.
-    call: Request[_T],
-    url: URL,
-    headers: CIMultiDict[str],
-    started: float,
-    answer: aiohttp.ClientResponse | BctrlError,
-    body: bytes = b"",
-) -> None:
-    """Log an attempt with its answer, or with its failure, without the values of secrets."""
-    elapsed = time.monotonic() - started
-    lines = [f"{call.operation.method} {url.with_path(call.path, encoded=True)} in {elapsed:.3f} s"]
-    # The key, and the headers of the caller, are `Secret`s.
-    lines += [f"> {name}: {value!r}" for name, value in headers.items()]
-    if isinstance(answer, BctrlError):
-        lines.append(f"! {answer.summary}")
-        fields = log_fields(answer)
-    else:
-        lines.append(f"< {answer.status}")
-        fields = {"http.response.status_code": answer.status}
-        key = bearer_key(headers[hdrs.AUTHORIZATION])
-        for name, value in answer.headers.items():
-            lines.append(f"< {sanitize(f'{name}: {value}', key)}")
-        lines.append(f"< {excerpt_of(body, key)[:_MAX_LOGGED]!r}")
-    fields |= {"bctrl.event": "wire", "bctrl.elapsed": elapsed}
-    _wire.debug("\n".join(lines), extra=fields)
 
 
 async def _request(

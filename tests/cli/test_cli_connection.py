@@ -61,7 +61,9 @@ async def test_twice_verbose_shows_what_is_sent_and_received(
     url = f"{command.api.url}/v1/workspaces/ws/runtimes/a/stop"
     assert code == 0
     assert wire.startswith(f"bctrl-async: debug: POST {url} in ")
-    assert {"> Authorization: '***'", "< 500", "< X-Request-ID: req_1"} <= {*wire.splitlines()}
+    assert {"> Authorization: '***'", "< 500"} <= {*wire.splitlines()}
+    # Older versions of aiohttp spell the names of headers in another way.
+    assert "< x-request-id: req_1" in wire.lower().splitlines()
     assert "\n< 200\n" in retry
     assert KEY not in err
     # The next command in this process is not verbose.
