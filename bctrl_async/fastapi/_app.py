@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Annotated, Any
 
 from bctrl_async._config import check_type, invalid_type, missing_extra
@@ -113,7 +114,8 @@ def add_exception_handlers(app: FastAPI) -> None:
     """Answer every BctrlError with a problem (RFC 9457). The app's own errors stay as they are.
 
     An ExceptionGroup of BctrlErrors alone, as a `TaskGroup` or `raise_for_failures` raises it, is
-    answered with the problem of its first error, unless the app has its own handler of groups.
+    answered with the problem of its first error that leaves a stop in doubt, or else of its first,
+    unless the app has its own handler of groups.
 
     The response hides the API's own text, so groups, and errors that become a 5xx, are logged in
     full under `bctrl_async.fastapi`. A WebSocket is closed with the problem's detail.
@@ -131,13 +133,20 @@ def add_exception_handlers(app: FastAPI) -> None:
     app.exception_handlers.setdefault(ExceptionGroup, _respond)  # type: ignore[arg-type]
 
 
+def _leaves(raised: Exception) -> list[Exception]:
+    """Return the errors of a group, or the error itself."""
+    if not isinstance(raised, ExceptionGroup):
+        return [raised]
+    return [leaf for error in raised.exceptions for leaf in _leaves(error)]
+
+
 async def _respond(connection: HTTPConnection, raised: Exception) -> Response | None:
-    error = raised
-    while isinstance(error, ExceptionGroup) and error.split(BctrlError)[1] is None:
-        error = error.exceptions[0]
-    if not isinstance(error, BctrlError):
+    errors = [error for error in _leaves(raised) if isinstance(error, BctrlError)]
+    if len(errors) < len(_leaves(raised)):
         # The group has other errors, which the app answers itself.
         raise raised
+    # A stop that may have worked must not be hidden by another that has not.
+    error = max(errors, key=attrgetter("may_have_stopped"))
     kind = classify(error)
     is_group = error is not raised
     if is_group or kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:

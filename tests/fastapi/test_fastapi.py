@@ -301,6 +301,13 @@ class TestGroups:
         logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
         assert "BctrlRateLimitError" in logging.Formatter().format(logged[0])
 
+    def test_it_is_the_problem_of_a_stop_that_may_have_worked(self) -> None:
+        doubt = errors.BctrlTimeoutError("", may_have_stopped=True)
+        answer = answer_with(group_of(ROWS[0][0], group_of(ROWS[2][0], doubt)))
+
+        assert answer.json() == answer_with(doubt).json()
+        assert answer.json()["mayHaveStopped"]
+
     async def test_a_task_group_and_a_report_raise_such_groups(
         self, connect: Connect, emulator: Emulator
     ) -> None:
