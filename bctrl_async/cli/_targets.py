@@ -122,8 +122,9 @@ async def _read_pipe(
 
 def _warn_of_part(line: bytes, name: str) -> None:
     """Warn of a last line without its newline: a part of an alias may be another alias."""
-    # JSON that is cut off cannot be read.
-    if line and not line.endswith((b"]", b"}")):
+    # JSON that is cut off cannot be read, which is an error.
+    is_json = line.startswith((b"[", b"{")) or line.endswith((b"]", b"}"))
+    if line and not is_json:
         shown = quote(line.decode(errors="replace"))
         print_info(f"bctrl-async: warning: {name} ended within {shown}, which may be cut off")
 

@@ -147,7 +147,7 @@ CUT = "bctrl-async: warning: stdin ended within {!r}, which may be cut off\n"
         ("ws,a\nws,b", (), "ws,b"),
         ("alias\na\nb", ("-w", "ws"), "b"),
         ("ws,a\nws,b\n", (), None),
-        # JSON that is cut off cannot be read.
+        # JSON that is cut off cannot be read, which is an error.
         ('["ws", "a"]\n["ws", "b"]', (), None),
         ('[\n["ws", "a"],\n{"workspace": "ws", "alias": "b"}\n]', (), None),
     ],
