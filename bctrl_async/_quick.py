@@ -8,6 +8,7 @@ is_on: bool = False
 """True while no call waits between its attempts; `testing.set_testing` sets it."""
 TIME_LIMIT = 0.4
 """The most seconds for one attempt; a runtime that hangs costs a bulk stop three attempts."""
+ADVICE = "It is a limit of tests: set_testing(False) of bctrl_async.testing keeps yours"
 _TRIES = 10
 
 

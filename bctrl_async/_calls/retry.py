@@ -156,7 +156,9 @@ class RetryState(msgspec.Struct):
         self.status = error.status or self.status
         self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
         self.throttled += error.status in THROTTLED
-        self.hung += _quick.hangs(error)
+        if _quick.hangs(error):
+            self.hung += 1
+            error.advice = _quick.ADVICE
         self.is_its_own = is_its_own
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self.quota.release()

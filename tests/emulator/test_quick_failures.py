@@ -121,6 +121,8 @@ async def test_a_failing_call_makes_a_documented_number_of_attempts(
     assert isinstance(error, BctrlError)
     stops = ending.stops if fixture == "bctrl_session" else ending.own_stops
     assert error.attempts == emulator.received[CRM] == stops
+    # The advice to allow a longer timeout would be in vain.
+    assert ("It is a limit of tests" in str(error)) is (ending.fault is Fault.HANG)
 
 
 @every_session
