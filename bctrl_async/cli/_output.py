@@ -168,6 +168,10 @@ class Output(Console):
         self.shows_progress = True
         self.write_failed = False
         """True if results were lost, other than to a reader that left (`| head`)."""
+        self.in_pipe = False
+        """True if stdout is a pipe, whose reader prints later, or was one until it left."""
+        with suppress(OSError):  # Stdout may be closed.
+            self.in_pipe = stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
 
     def print_result(self, result: str | Text, *, exact: bool = False) -> None:
         """Print a line, which wraps on a terminal unless it is exact."""
@@ -204,14 +208,6 @@ class Output(Console):
     def on_terminal(self) -> bool:
         """True if stdout is a terminal, whatever FORCE_COLOR says."""
         return self.file.isatty() and not self.is_dumb_terminal
-
-    @property
-    def in_pipe(self) -> bool:
-        """True if stdout is a pipe, whose reader prints later."""
-        mode = 0
-        with suppress(OSError):  # Stdout may be closed.
-            mode = os.fstat(self.file.fileno()).st_mode
-        return stat.S_ISFIFO(mode)
 
     def progress_console(self) -> tuple[Console, bool]:
         """Return the console for progress, and whether to draw on it."""

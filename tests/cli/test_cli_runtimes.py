@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -93,6 +94,8 @@ async def test_a_pipe_has_no_count_among_its_rows(command: Command) -> None:
     """Fault: `list | head` had the count above or between the rows, which head printed later."""
     code, out, err = await finish(await start(*program(), "list", "mixed"))
     assert (code, out.count("\n"), err) == (0, 5, "")
+    pipeline = f"{shlex.join(program())} list mixed | :"  # The reader leaves at once.
+    assert (await finish(await start("sh", "-c", pipeline)))[2] == ""
     assert (await command("list", "mixed"))[2] == "4 runtimes\n"
 
 
