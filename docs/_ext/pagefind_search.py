@@ -14,9 +14,9 @@ from sphinx.search.en import SearchEnglish
 from sphinx.util import logging
 
 try:
-    from pagefind.index import PagefindIndex
+    from pagefind.service import PagefindService
 except ModuleNotFoundError:
-    PagefindIndex = None
+    PagefindService = None
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_PATIENCE = 300.0
+"""Seconds for the index, which takes two on a machine that is not busy."""
 _ASIDE = {"CONTRIBUTING", "changelog", "contributing/architecture", "contributing/limiter"}
 """Pages for few readers, which mention much: they rank last."""
 
@@ -67,14 +69,16 @@ def _prepare(html: str) -> str:
 
 
 async def _index(app: Sphinx) -> None:
+    bundle = app.outdir / "pagefind"
     config = {
         "root_selector": "article",
         "exclude_selectors": [".headerlink", ".viewcode-link"],
         "force_language": "en",
         "keep_index_url": True,
-        "output_path": str(app.outdir / "pagefind"),
+        "output_path": str(bundle),
     }
-    async with PagefindIndex(config=config) as index:
+    async with asyncio.timeout(_PATIENCE), PagefindService() as service:
+        index = await service.create_index(config)
         for page in sorted(app.env.found_docs):
             content = _prepare((app.outdir / f"{page}.html").read_text("utf-8"))
             if page in _KEYWORDS:
@@ -83,6 +87,10 @@ async def _index(app: Sphinx) -> None:
             if page in _ASIDE:
                 content = content.replace("<article", '<article data-pagefind-weight="0.2"', 1)
             await index.add_html_file(content=content, source_path=f"{page}.html")
+        await index.write_files()
+        # It answers before its last files are on disk, and would end without them.
+        while not all(path.stat().st_size for path in bundle.rglob("*")):  # noqa: ASYNC110 - it writes.
+            await asyncio.sleep(0.1)
 
 
 def _add_script(_app: Sphinx, config: Config) -> None:
@@ -96,7 +104,7 @@ def _finish(app: Sphinx, failure: Exception | None) -> None:
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_search_language(_English)
-    if PagefindIndex is None:
+    if PagefindService is None:
         _log.info("pagefind is not installed: the search is Sphinx's own")
     else:
         app.connect("config-inited", _add_script)
