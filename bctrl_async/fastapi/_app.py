@@ -130,6 +130,7 @@ def add_exception_handlers(app: FastAPI) -> None:
     """
     check_type(app, FastAPI, "app", "a FastAPI app")
     app.exception_handler(BctrlError)(_respond)
+    # FastAPI's type of handlers leaves out those of WebSockets, which return None.
     app.exception_handlers.setdefault(ExceptionGroup, _respond)  # type: ignore[arg-type]
 
 
@@ -141,8 +142,9 @@ def _leaves(raised: Exception) -> list[Exception]:
 
 
 async def _respond(connection: HTTPConnection, raised: Exception) -> Response | None:
-    errors = [error for error in _leaves(raised) if isinstance(error, BctrlError)]
-    if len(errors) < len(_leaves(raised)):
+    leaves = _leaves(raised)
+    errors = [error for error in leaves if isinstance(error, BctrlError)]
+    if len(errors) < len(leaves):
         # The group has other errors, which the app answers itself.
         raise raised
     # A stop that may have worked must not be hidden by another that has not.
