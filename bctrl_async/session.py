@@ -24,7 +24,9 @@ from bctrl_async._http import transport
 from bctrl_async._http.fast import open_pool
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.request import GET, LIST, STOP, Operation, checked_headers, plain_text
-from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch, Targets
@@ -51,6 +53,9 @@ _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async")
 
 
+_UNTHROTTLED = History()
+
+
 class BctrlSession:
     """A session with the bctrl v1 workspaces API: one connection pool for any number of calls.
 
@@ -64,11 +69,12 @@ class BctrlSession:
             `https://api.bctrl.ai` if that is not set.
         timeout: Seconds for one attempt, above 0, once `max_connections` and `rate` allow it.
             Connecting may take 90 % of them. An `api_key` function has an equal limit of its own.
-        max_connections: The most attempts in flight, from 1. Retries are sent first, then single
-            stops, then bulk stops. While the server throttles, `patience` bounds the wait.
+        max_connections: The most attempts in flight, from 1. What may have taken effect is sent
+            first, then single stops, then bulk stops. If the server throttles every attempt for as
+            long as the `patience`, a call that waits fails.
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
-            the session slows down while the server answers 429 or 503.
+            the session slows down while many targets get 429 or 503.
         pace: A rate that this session shares with sessions of other processes, such as
             `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
@@ -280,11 +286,20 @@ class BctrlSession:
             policy = self._policy(retry)
             _config.check_type(stopped_ok, bool, "stopped_ok", "a bool")
             http = self._sender.open_pool()
-            if not self._limiter.acquire_nowait():
-                await self._limiter.acquire(policy.max_throttle_wait)
+            name = str(workspace_id)
+            history = _UNTHROTTLED
+            if not self._limiter.acquire_nowait(name):
+                history = History(workspace=name)
+                await self._limiter.acquire(policy.max_throttle_wait, history=history)
             # The `Call` is made after the wait, to save memory: 100,000 stops may wait at once.
-            retries = RetryState(policy, self._sender.quota)
-            call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
+            retries = RetryState(
+                policy,
+                self._sender.quota,
+                workspace=name,
+                is_in_lane=history.is_in_lane,
+                waits_since=history.waits_since,
+            )
+            call = Call(STOP, name, alias, path, limit, retries=retries, headers=extra)
             if observed is not None:
                 call.observer = observed.observer
             runtime = await self._stop(call, http, stopped_ok=stopped_ok)
@@ -412,9 +427,9 @@ class BctrlSession:
 
         Targets are read as fast as they are stopped; outcomes are delivered as they are known. The
         run ends early at the deadline, when the key is rejected (401), when the server answers
-        nothing, when its Retry-After exceeds the patience, and when the journal cannot be written:
-        `StopReport.ended_early` says why. The rest of an input with a length becomes `not_sent`;
-        any other input is not read to its end.
+        nothing, when its Retry-After for all exceeds the patience, and when the journal cannot be
+        written: `StopReport.ended_early` says why. The rest of an input with a length becomes
+        `not_sent`; any other input is not read to its end.
 
         Args:
             targets: Any iterable or async iterable of pairs (workspace id, alias), `RuntimeRef`s or
@@ -572,7 +587,7 @@ class BctrlSession:
             options,
             self._sender,
             make_call=partial(self._make_call, STOP, limit, policy=policy, priority=Priority.BULK),
-            make_canary=partial(self._make_call, GET, limit, priority=Priority.RETRY),
+            make_canary=partial(self._make_call, GET, limit, priority=Priority.CANARY),
             make_poll=partial(self._make_call, GET, poll_limit, priority=Priority.POLL),
             policy=policy,
             concurrency=max(workers if source.length is None else min(workers, source.length), 1),
@@ -591,8 +606,10 @@ class BctrlSession:
         priority: Priority = Priority.SINGLE,
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
-        retries = RetryState(policy, self._sender.quota, reads=operation.method == "GET")
-        call = Call(operation, str(workspace_id), alias, path, limit, retries=retries)
+        name = str(workspace_id)
+        reads = operation.method == "GET"
+        retries = RetryState(policy, self._sender.quota, reads=reads, workspace=name)
+        call = Call(operation, name, alias, path, limit, retries=retries)
         call.first_priority = priority
         return call
 

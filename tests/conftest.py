@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import random
@@ -20,7 +21,7 @@ import pytest
 import warm_server
 from browser import Tab, chromium, new_tab
 from commands import Command
-from helpers import BOUND, Bulk, Connect, HoldingEmulator
+from helpers import BOUND, Bulk, Connect, HoldingEmulator, pass_time
 from loops import EAGER_HELP, LoopFactory, start_eagerly
 from pytest_asyncio import is_async_test
 from simulated import Simulate, Simulation
@@ -311,15 +312,20 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     delays: list[float] = []
     paused = 0.0
 
-    async def skip(_: Limiter, delay: float) -> None:
+    def skip(limiter: Limiter, delay: float) -> asyncio.Future[None]:
         nonlocal paused
         delays.append(max(delay, paused))
         paused = 0.0
+        pass_time(delay)
+        return start_sleep(limiter, 0.0)
 
-    def on_throttled(_: AdaptiveRate, __: float, retry_after: float | None, *___: float) -> None:
+    def on_throttled(
+        _: AdaptiveRate, __: float, retry_after: float | None, *___: object, **____: object
+    ) -> None:
         nonlocal paused
         paused = retry_after or 0.0
 
-    monkeypatch.setattr(Limiter, "sleep", skip)
+    start_sleep = Limiter.start_sleep
+    monkeypatch.setattr(Limiter, "start_sleep", skip)
     monkeypatch.setattr(AdaptiveRate, "on_throttled", on_throttled)
     return delays

@@ -6,7 +6,8 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 
-from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Lease, Schedule, Store

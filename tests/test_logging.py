@@ -18,6 +18,7 @@ from helpers import Connect, unused_url
 
 import bctrl_async
 from bctrl_async import BctrlApiError, BctrlRateLimitError, BctrlSession, RetryPolicy
+from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.emulator import Emulator, Fault
@@ -115,27 +116,38 @@ async def test_calls_that_settle_at_once_log_nothing(connect: Connect, caplog: L
     assert caplog.records == []
 
 
+@pytest.mark.parametrize(
+    ("count", "scope"),
+    [(1, "all calls in workspace 'ws-0'"), (2, "all calls of the session")],
+)
 def test_the_start_and_the_end_of_throttling_are_logged_once_each(
-    caplog: Log,
+    caplog: Log, count: int, scope: str
 ) -> None:
     async def throttle_then_recover() -> None:
         limiter = Limiter(10, AdaptiveRate())
-        for retry_after in (2.0, None, None):
-            await limiter.acquire(60.0)
-            limiter.release(BctrlRateLimitError("429", status=429, retry_after=retry_after))
+        workspaces = [f"ws-{number % count}" for number in range(8)]
+        for workspace in workspaces:
+            history = History(workspace=workspace)
+            await limiter.acquire(60.0, history=history)
+            error = BctrlRateLimitError("429", status=429, retry_after=2.0)
+            limiter.release(error, history)
         for _ in range(2000):
-            await limiter.acquire(60.0)
+            history = History(workspace="ws-0")
+            await limiter.acquire(60.0, history=history)
             await asyncio.sleep(0.01)
-            limiter.release("a runtime")
+            limiter.release("a runtime", history)
 
     virtual_time.run(throttle_then_recover())
 
     began, ended = caplog.records
     assert began.getMessage() == (
-        "throttled by the server (status 429): all calls of the session slow down, and the "
-        "next attempt starts in 2.000 s"
+        f"throttled by the server (status 429): {scope} slow down, and the next attempt starts "
+        "in 2.000 s"
     )
-    assert ended.getMessage().startswith("no longer throttled by the server, after ")
+    assert re.fullmatch(
+        rf"no longer throttled by the server, after [\d.]+ s: {scope} start at full speed",
+        ended.getMessage(),
+    )
     assert [fields(record) for record in caplog.records] == [
         {"bctrl.event": "throttled", "http.response.status_code": 429, "bctrl.delay": 2.0},
         {"bctrl.event": "throttling_ended", "bctrl.elapsed": ANY},

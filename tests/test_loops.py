@@ -16,6 +16,7 @@ from throttling import past_start
 
 from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopReport, StopResult
 from bctrl_async._http.fast.exchange import Exchange, _Deadlines
+from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import (
@@ -92,18 +93,18 @@ class TestEarlyTimers:
     ) -> None:
         """Fault: a timer was set again for the rest, seventy times for each start."""
         wakeups = 0
-        on_timer = Limiter._on_timer
+        on_timer = Gate._on_timer
 
-        def count(limiter: Limiter) -> None:
+        def count(gate: Gate) -> None:
             nonlocal wakeups
             wakeups += 1
-            on_timer(limiter)
+            on_timer(gate)
 
         async def main() -> None:
             limiter = Limiter(100, past_start(700))
             await asyncio.gather(*(limiter.acquire(60.0) for _ in range(30)))
 
-        monkeypatch.setattr(Limiter, "_on_timer", count)
+        monkeypatch.setattr(Gate, "_on_timer", count)
         on_uvloop(main())
         assert wakeups < 30
 

@@ -7,13 +7,16 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import virtual_time
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState
-from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.limiter import Limiter, RecalledError
+from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 
 _PATIENT = RetryPolicy(patience=300)
@@ -25,14 +28,20 @@ Server = Callable[[float], BctrlError | None]
 def past_start(cap: float | None = None) -> AdaptiveRate:
     """Make a rate whose start is over, long ago: all attempts have succeeded."""
     rate = AdaptiveRate(cap)
-    while rate.is_starting:
-        rate.on_success(-1000.0)
+    while not rate.start.is_over:
+        rate.on_success(-1000.0, History())
         rate.on_start(-1000.0)
     return rate
 
 
 def throttled(retry_after: float | None = None) -> BctrlError:
     return BctrlRateLimitError("429", status=429, retry_after=retry_after)
+
+
+def show_limit(limiter: Limiter, retry_after: float | None = None) -> None:
+    """Let so many attempts be throttled that the server has a limit."""
+    for _ in range(8):
+        limiter._on_error(throttled(retry_after), History())
 
 
 async def answer(limiter: Limiter, parsed: object) -> None:
@@ -95,9 +104,8 @@ class Run:
     async def stop(self, limiter: Limiter) -> None:
         loop = asyncio.get_running_loop()
         retries = RetryState(_PATIENT, RetryQuota())
-        priority = Priority.BULK
         while True:
-            await limiter.acquire(300, priority, retries.patience_ends)
+            await self._acquire(limiter, retries)
             self.requests += 1
             self.starts.append(loop.time())
             self._in_flight += 1
@@ -110,17 +118,23 @@ class Run:
             )
             await asyncio.sleep(latency - there)
             self._in_flight -= 1
-            is_its_own = limiter.release(answer or "a runtime", retries.throttled_at)
+            target_failed = limiter.release(answer or "a runtime", retries)
             if answer is None:
                 return
             self.throttled += 1
-            retries.record(answer, is_its_own=is_its_own)
+            retries.record(answer, target_failed=target_failed)
             delay = retries.delay(loop.time())
             if delay is None:
                 self.gave_up += 1
                 return
             await limiter.sleep(delay)
-            priority = Priority.RETRY
+
+    async def _acquire(self, limiter: Limiter, retries: RetryState) -> None:
+        is_admitted = False
+        while not is_admitted:
+            with suppress(RecalledError):
+                await limiter.acquire(300, Priority.BULK, retries)
+                is_admitted = True
 
     async def gather(self, count: int) -> None:
         limiter = Limiter(self.limit, AdaptiveRate(self.cap))

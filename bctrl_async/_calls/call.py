@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 
 from bctrl_async._calls.retry import RetryState, probe_delay
 from bctrl_async._http.request import Request
-from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.queues import Priority
 from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, subject_of
 from bctrl_async.observer import CallObserver, StopObserver
 
@@ -39,8 +40,11 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
     @property
     def priority(self) -> Priority:
-        """The priority of the next attempt at the limiter; polls keep the lowest."""
-        if self.attempts and self.first_priority is not Priority.POLL:
+        """The priority of the next attempt at the limiter.
+
+        A throttled call has done nothing, so it queues again behind those that wait already.
+        """
+        if self.in_doubt and self.first_priority is not Priority.POLL:
             return Priority.RETRY
         return self.first_priority
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -10,7 +9,7 @@ from dataclasses import replace
 import msgspec
 
 from bctrl_async import _config, _quick
-from bctrl_async._limiter.rate import PROBE_INTERVAL
+from bctrl_async._limiter.evidence import History
 from bctrl_async.errors import (
     THROTTLED,
     BctrlApiError,
@@ -18,7 +17,6 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlResponseError,
-    is_unanswered,
 )
 
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
@@ -39,19 +37,19 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
     or 503 costs `patience` instead, because the server is busy. A gateway's 503, which has no
     `code` of the API, costs an attempt from the second on if other targets are answered meanwhile,
     because its target is then dead. The delay after the nth failure is random between 0 and the
-    smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than Retry-After; a probe may
-    end a Retry-After of more than a minute early. In an outage of the server, a bulk stop waits and
-    probes it, and a target's first failures do not count. An untrusted certificate ends a single
-    call without a retry, and a bulk stop if the server has never answered it.
+    smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than Retry-After. In
+    an outage of the server, a bulk stop waits and probes it, and a target's first failures do not
+    count. An untrusted certificate ends a single call without a retry, and a bulk stop if the
+    server has never answered it.
 
     Args:
         attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not count. For a
             single attempt, set `patience` to 0 as well.
         base: The longest first delay in seconds, above 0.
         cap: The longest delay in seconds, above 0.
-        patience: Seconds from the first 429 or 503 until giving up, and the longest Retry-After to
-            wait for; 0 gives up at once. None is 60 for a single stop; for a bulk stop it is its
-            deadline, or 300 without a deadline.
+        patience: Seconds of all delays after a 429 or 503 until giving up, and the longest
+            Retry-After to wait for; 0 gives up at once. Waiting for a slot costs none. None is 60
+            for a single stop; for a bulk stop it is its deadline, and at most 300.
         statuses: The statuses to retry, of 408, 429 and 500 to 599.
 
     Raises:
@@ -88,7 +86,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
         """Return the policy of a bulk stop, given its deadline in seconds."""
         if self.patience is not None:
             return self
-        return msgspec.structs.replace(self, patience=deadline or BULK_PATIENCE)
+        patience = BULK_PATIENCE
+        if deadline is not None:
+            patience = min(deadline, patience)
+        return msgspec.structs.replace(self, patience=patience)
 
     def backoff(self, failures: int, uniform: Callable[[float, float], float]) -> float:
         """Return the delay in seconds after this many consecutive failures."""
@@ -124,7 +125,7 @@ class RetryQuota:
         return True
 
 
-class RetryState(msgspec.Struct):
+class RetryState(History):
     """The retries of one call: its failures so far, and the delay before the next attempt."""
 
     policy: RetryPolicy
@@ -134,23 +135,22 @@ class RetryState(msgspec.Struct):
     attempts: int = 0
     failures: int = 0
     """Failed attempts that cost an attempt of the policy."""
-    throttled: int = 0
     hung: int = 0
     """Attempts that were not answered in the time limit of a test."""
     busy: int = 0
     """Throttled attempts that cost patience."""
-    throttled_at: float = math.inf
-    """The time of the last throttled response; inf if there is none."""
-    is_its_own: bool = False
+    target_failed: bool = False
     """True if a gateway answered 503 for this target alone, so that it costs an attempt."""
-    patience_ends: float = math.inf
-    """The time at which the patience ends; inf until an attempt was throttled."""
+    waited: float = 0.0
+    """Seconds of the patience that are over."""
+    resumes_at: float | None = None
+    """The time of the next attempt of a bulk stop's call that waits without a worker."""
     last_failures: tuple[BctrlError, ...] = ()
     status: int | None = None
     lacks_quota: bool = False
     """True if only the quota keeps the call from its next attempt."""
 
-    def record(self, error: BctrlError, *, is_its_own: bool = False) -> None:
+    def record(self, error: BctrlError, *, target_failed: bool = False) -> None:
         """Record a failed attempt, and whether a gateway's 503 is its target's own failure."""
         self.attempts += 1
         self.status = error.status or self.status
@@ -159,7 +159,7 @@ class RetryState(msgspec.Struct):
         if _quick.hangs(error):
             self.hung += 1
             error.advice = _quick.ADVICE
-        self.is_its_own = is_its_own
+        self.target_failed = target_failed
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self.quota.release()
 
@@ -170,17 +170,17 @@ class RetryState(msgspec.Struct):
             return None
         if error.status in THROTTLED:
             self.throttled_at = now
-        is_busy = error.status in THROTTLED and not self.is_its_own
+            self.waits_since = min(self.waits_since, now)
+        is_busy = error.status in THROTTLED and not self.target_failed
         left = self.policy.max_throttle_wait
         if is_busy:
             self.busy += 1
-            self.patience_ends = min(self.patience_ends, now + left)
-            left = self.patience_ends - now
+            left -= self.waited
             gives_up = left <= 0
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
-        if gives_up or _quick.is_enough(self.busy) or self.hung > 1:
+        if gives_up or self._is_enough_of_a_test():
             return None
         if (error.retry_after or 0.0) > left:
             # The patience ends before the Retry-After, and an earlier retry would only add load.
@@ -190,9 +190,25 @@ class RetryState(msgspec.Struct):
             return None
         if not is_busy:
             return self.ask_quota()
-        # The limiter delays all calls by the API's Retry-After; a gateway's may be for one target.
-        held = min(error.retry_after or 0.0, PROBE_INTERVAL) if is_unanswered(error) else 0.0
-        return max(held, min(self.policy.backoff(self.busy, self.uniform), left))
+        return self._wait_for(error, left)
+
+    def _is_enough_of_a_test(self) -> bool:
+        return self.hung > 1 or _quick.is_enough(self.busy)
+
+    def _wait_for(self, error: BctrlError, left: float) -> float:
+        """Return the delay after a throttled response; it costs patience."""
+        if _quick.is_on:
+            return 0.0
+        backoff = self.policy.backoff(self.busy, self.uniform)
+        delay = max(error.retry_after or 0.0, min(backoff, left))
+        self.waited += delay
+        return delay
+
+    def resume(self, now: float) -> float:
+        """End the wait without a worker; return the seconds that are left of it."""
+        delay = 0.0 if self.resumes_at is None else max(self.resumes_at - now, 0.0)
+        self.resumes_at = None
+        return delay
 
     def ask_quota(self) -> float | None:
         """Take a token of the quota; return the delay, or None while the quota is exhausted."""

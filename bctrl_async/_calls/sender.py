@@ -84,7 +84,7 @@ class Sender:
             self.tally,
             failed=dict(self.tally.failed),
             in_flight=self.limiter.in_use,
-            waiting=self.limiter.tasks_waiting,
+            waiting=self.limiter.waiting,
         )
 
     async def close(self) -> None:
@@ -112,8 +112,8 @@ class Sender:
         """Acquire a slot, then make the attempts of a call."""
         try:
             http = self.open_pool()
-            if not self.limiter.acquire_nowait():
-                await self.limiter.acquire(call.retries.policy.max_throttle_wait, call.priority)
+            if not self.limiter.acquire_nowait(call.retries.workspace):
+                await self._acquire(call)
         except BctrlError as error:
             call.annotate(error)
             raise
@@ -124,7 +124,7 @@ class Sender:
         ended: _T | BctrlError | None = None
         try:
             while True:
-                ended, is_its_own = None, False
+                ended, target_failed = None, False
                 try:
                     key = None
                     if self._key_provider is not None:
@@ -147,7 +147,7 @@ class Sender:
                     )
                 finally:
                     self.tally.cancelled += ended is None and call.in_flight
-                    is_its_own = self.limiter.release(ended, call.retries.throttled_at)
+                    target_failed = self.limiter.release(ended, call.retries)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
                     self.last_answered = max(self.last_answered, call.number)
@@ -155,7 +155,7 @@ class Sender:
                     self.tally.succeeded += 1
                     return ended
                 self._record_failure(call, ended, was_sent=was_sent)
-                call.retries.record(ended, is_its_own=is_its_own)
+                call.retries.record(ended, target_failed=target_failed)
                 if self.closed and ended.status in THROTTLED:
                     # The call would wait next, so it fails like a waiting call; any doubt remains.
                     raise session_closed() from ended
@@ -163,15 +163,17 @@ class Sender:
                 if ends or not await self._wait_to_retry(call, ended):
                     raise ended
                 http = self.open_pool()
-                await self.limiter.acquire(
-                    call.retries.policy.max_throttle_wait, call.priority, call.retries.patience_ends
-                )
+                await self._acquire(call)
         except BctrlError as error:
             call.annotate(error)
             raise
         finally:
             # A traceback refers to this frame; an error kept in it would be a reference cycle.
             ended = None
+
+    async def _acquire(self, call: Call[_T]) -> None:
+        retries = call.retries
+        await self.limiter.acquire(retries.policy.max_throttle_wait, call.priority, retries)
 
     def _record_failure(self, call: Call[_T], error: BctrlError, *, was_sent: bool) -> None:
         if self.closed and isinstance(error, BctrlNetworkError) and error.status is None:

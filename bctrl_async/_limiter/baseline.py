@@ -92,7 +92,7 @@ class _Hold(_Phase):
         return is_covered
 
 
-class RefusalBaseline:
+class ThrottlingBaseline:
     """The share of attempts that the server throttles at any request rate.
 
     If the rate is halved and the throttled share stays, the old rate is restored for a trial. If

@@ -3,70 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
-from enum import IntEnum
 
 from bctrl_async import _quick
-from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
-from bctrl_async.errors import (
-    THROTTLED,
-    BctrlError,
-    BctrlRateLimitError,
-    format_duration,
-    is_unanswered,
-    session_closed,
-)
+from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.gate import Gate
+from bctrl_async._limiter.queues import Priority, Waiter
+from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async.errors import THROTTLED, BctrlError, is_unanswered, session_closed
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
-_log = logging.getLogger("bctrl_async")
-
-_TIMER_TOLERANCE = 0.01
-"""Seconds by which a wakeup may be late before its timer is replaced."""
-_MAX_PASSED = 4
-"""Attempts of single calls that are admitted in a row while a bulk stop waits."""
+_MAX_LANES = 1000
+"""The number of lanes above which those that limit nothing are forgotten."""
 
 
-class Priority(IntEnum):
-    """Priority of a waiter. Lower values are admitted first."""
-
-    RETRY = 0
-    """A call that has made an attempt before."""
-    SINGLE = 1
-    """A single call; it comes before a bulk stop, because somebody waits for it."""
-    BULK = 2
-    """A target of a bulk stop; it gets every fifth slot if single calls would use them all."""
-    POLL = 3
-    """A poll; it comes last, because runtimes that are still to be stopped cost money."""
+class RecalledError(BctrlError):
+    """A bulk stop is to wait without a worker, in the lane of its workspace."""
 
 
 class Limiter:
-    """A bound on attempts in flight and their rate, first come, first served in each priority.
+    """A gate for all attempts of a session, and a lane for each workspace that is throttled.
 
-    `asyncio.Semaphore` has neither a rate nor `close`.
+    A lane is a gate of its own that comes before: a workspace over its quota slows down alone. If
+    several workspaces are throttled, they show a limit for all, which takes the place of theirs.
     """
 
     def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:
         self.limit: int = limit
-        self._free = limit
-        self._rate = rate
+        self._all = Gate(limit, rate)
+        self._lanes: dict[str, Gate] = {}
         self._leases: Leases | None = None
         if pace is not None:
-            self._leases = Leases(pace, lambda: self._queued, self._admit, self.close)
-            # The pace bounds the first attempts too; a slower start would waste leased slots.
-            rate.is_starting = False
-        self._passed = 0
-        self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
-        self._queued = 0
-        self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
-        self._throttled_since: float | None = None
-        self._timer: asyncio.Handle | None = None
-        self._wakeup_at = math.inf
+            self._leases = self._all.share(pace, self.close)
         self._end: BctrlError | None = None
-        self._sleepers: set[asyncio.Future[bool]] = set()
+        self._sleepers: set[asyncio.Future[None]] = set()
 
     def is_closed(self) -> bool:
         """Return True if the limiter is closed."""
@@ -75,271 +48,231 @@ class Limiter:
     @property
     def in_use(self) -> int:
         """The number of slots in use."""
-        return self.limit - self._free
+        return self._all.in_use
 
     @property
-    def tasks_waiting(self) -> int:
-        """The number of tasks that wait for a slot or sleep between attempts."""
-        queued = sum(not waiter.done() for queue in self._queues for waiter in queue)
-        return queued + len(self._sleepers)
+    def waiting(self) -> int:
+        """The number of calls that wait for a slot or sleep between attempts."""
+        return sum(len(gate.waiting) for gate in self._gates()) + len(self._sleepers)
 
     @property
     def is_throttled(self) -> bool:
-        """True while throttling by the server limits the rate."""
-        return self._rate.is_throttled
+        """True while throttling by the server limits the rate of any call."""
+        return any(gate.rate.is_throttled for gate in self._gates())
+
+    def _gates(self) -> Iterator[Gate]:
+        yield self._all
+        yield from self._lanes.values()
 
     def answers_others(self, since: float) -> bool:
-        """Return True if other calls were answered since a time, and hardly any is throttled."""
-        return self._rate.answers_others(since)
+        """Return True if the first attempt of another call was answered since a time."""
+        return self._all.rate.successes.first_at >= since
 
     @property
     def retry_after(self) -> float:
-        """The seconds for which the server asked to wait; 0 if it did not, or outside a loop."""
-        try:
-            now = asyncio.get_running_loop().time()
-        except RuntimeError:
-            return 0.0
-        return max(self._rate.retry_after_ends - now, 0.0)
+        """The longest wait in seconds that the server asks for; 0 outside a loop."""
+        return max(_seconds_until(gate.retry_after_ends) for gate in self._gates())
 
-    def acquire_nowait(self) -> bool:
+    @property
+    def retry_after_of_all(self) -> float:
+        """The wait in seconds that the server asks of all workspaces."""
+        return _seconds_until(self._all.retry_after_ends)
+
+    def acquire_nowait(self, workspace: str = "") -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
-        if not self._free or self._end is not None or self._queued:
-            return False
-        if self._leases is not None or not self._rate.is_unlimited:
-            now = asyncio.get_running_loop().time()
-            if self._delay(now) > 0.0:
-                return False
-            self._on_start(now)
-        self._free -= 1
-        return True
+        return workspace not in self._lanes and self._all.acquire_nowait()
 
     async def acquire(
         self,
         max_wait: float,
         priority: Priority = Priority.SINGLE,
-        patience_ends: float = math.inf,
+        history: History | None = None,
     ) -> None:
         """Acquire a slot, waiting if necessary.
 
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
-            BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds or the patience,
-                with no probe due or in flight; or the server throttles everything for that long.
+            BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds, with no probe due
+                or in flight; or the server throttles every attempt for that long.
+            RecalledError: A bulk stop is to wait in the lane of its workspace, with `enqueue`.
         """
-        loop = asyncio.get_running_loop()
-        # A call without patience still waits for its first attempt.
-        ends = min(patience_ends, loop.time() + (max_wait or math.inf))
-        while True:
-            if self._end is not None:
-                raise replace(self._end)
-            now = loop.time()
-            if self._waits_in_vain(now, max_wait, patience_ends):
-                raise self._rate_limited(now)
-            self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
-            self._first_patience_end = min(self._first_patience_end, patience_ends)
-            self._shortest_patience = min(self._shortest_patience, max_wait or math.inf)
-            waiter: asyncio.Future[bool] = loop.create_future()
-            self._queues[priority].append(waiter)
-            self._queued += 1
-            self._admit()
-            try:
-                admitted = await waiter
-            except asyncio.CancelledError:
-                # The call was admitted before it was cancelled, so it has a slot to release.
-                if waiter.done() and not waiter.cancelled() and waiter.result():
-                    self.release(None)
-                raise
-            if admitted and not self.is_closed():
-                return
-            if admitted:
-                self.release(None)
-            elif loop.time() >= ends and self._throttles_for(max_wait, loop.time()):
-                raise BctrlRateLimitError(
-                    f"the server throttled everything for {format_duration(max_wait)}"
-                )
+        history = history or History()
+        try:
+            # The lane comes first; a call that waits at the gate for all may be sent back to it.
+            while not await self._pass_gate(max_wait, priority, history):
+                history.is_in_lane = True
+        except BaseException:
+            self.leave_lane(history)
+            raise
 
-    def _throttles_for(self, seconds: float, now: float) -> bool:
-        """Return True if the server has throttled everything for this many seconds."""
-        return now - self._rate.refused_since >= seconds
+    async def _pass_gate(self, max_wait: float, priority: Priority, history: History) -> bool:
+        """Wait in the lane of a call, or at the gate for all; return True if it was the latter."""
+        lane = self._lane_to_pass(priority, history)
+        gate = self._all if lane is None else lane
+        if history.is_first and gate.acquire_nowait():
+            return lane is None
+        waiter = _waiter(max_wait, priority, history, is_in_lane=lane is not None)
+        gate.add(waiter)
+        try:
+            await waiter.admitted
+            waiter.check()
+            self._check_open()
+        except BaseException:
+            # A call that was admitted before it was cancelled has a slot to release.
+            if waiter.is_admitted:
+                self._gate_of(waiter).release()
+            raise
+        return not waiter.is_in_lane
 
-    def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
-        """Return True if the pause lasts too long, and no probe is due or in flight.
+    def _check_open(self) -> None:
+        if self._end is not None:
+            raise replace(self._end)
 
-        The end of a probe looks like the end of an older attempt. So an unanswered probe counts as
-        in flight until no attempt is, or until the next probe is due.
-        """
-        wait = self._rate.retry_after_ends - now
-        return (
-            wait > min(max_wait, max(patience_ends - now, 0.0))
-            and self._rate.delay(now, self.in_use) > 0.0
-            and not (self._rate.is_probed and self.in_use)
-        )
+    def _gate_of(self, waiter: Waiter) -> Gate:
+        return self._lanes[waiter.history.workspace] if waiter.is_in_lane else self._all
 
-    def _rate_limited(self, now: float) -> BctrlRateLimitError:
-        wait, delay = self._rate.retry_after_ends - now, self._rate.delay(now, self.in_use)
-        advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
-        return BctrlRateLimitError(
-            f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
-            advice=advice if wait > PROBE_INTERVAL else None,
-            retry_after=wait,
-        )
+    def _lane_to_pass(self, priority: Priority, history: History) -> Gate | None:
+        if history.is_in_lane or priority is Priority.CANARY:
+            return None
+        return self._lanes.get(history.workspace)
 
-    def release(self, answer: object, last: float = math.inf) -> bool:
+    def enqueue(self, max_wait: float, priority: Priority, history: History) -> Waiter | None:
+        """Let a call wait in the lane of its workspace without a task; None if it may go on."""
+        lane = self._lane_to_pass(priority, history)
+        if lane is None:
+            return None
+        if history.is_first and lane.acquire_nowait():
+            history.is_in_lane = True
+            return None
+        waiter = _waiter(max_wait, priority, history, is_in_lane=True)
+        waiter.has_task = False
+        lane.add(waiter)
+        return waiter
+
+    def enter_lane(self, waiter: Waiter) -> BctrlError | None:
+        """Enter the lane after `enqueue`; return the error of a waiter that has failed."""
+        history = waiter.history
+        lane = self._lanes.get(history.workspace)
+        if waiter.is_admitted and lane is not None:
+            history.is_in_lane = True
+            lane.in_use += 1
+        return waiter.error
+
+    def leave_lane(self, history: History) -> None:
+        """Release the slot that a call has in the lane of its workspace, if any."""
+        if not history.is_in_lane:
+            return
+        history.is_in_lane = False
+        lane = self._lanes[history.workspace]
+        lane.release()
+        if lane.is_idle:
+            del self._lanes[history.workspace]
+
+    def release(self, answer: object, history: History | None = None) -> bool:
         """Release a slot after an attempt; `answer` is its response or `BctrlError`, if any.
 
-        `last` is the time of the call's last throttled response; inf if it has none. Return True
-        if a gateway answered 503 again while other calls are answered.
+        `history` is that of its call. Return True if a gateway answered 503 again while other
+        calls are answered.
         """
-        is_its_own = False
+        history = history or History()
+        target_failed = False
         if isinstance(answer, BctrlError):
-            is_its_own = self._on_error(answer, last)
+            target_failed = self._on_error(answer, history)
         elif answer is not None:
-            self._rate.on_success(asyncio.get_running_loop().time(), last)
-        self._free += 1
-        if self._queued:
-            self._admit()
-        return is_its_own
+            self._on_success(history)
+        self.leave_lane(history)
+        self._all.release()
+        return target_failed
 
-    def _on_error(self, error: BctrlError, last: float) -> bool:
-        now, by_gateway = asyncio.get_running_loop().time(), is_unanswered(error)
+    def _on_success(self, history: History) -> None:
+        now = asyncio.get_running_loop().time()
+        self._all.rate.on_success(now, history)
+        lane = self._lanes.get(history.workspace)
+        if lane is not None:
+            lane.on_success(now, history)
+
+    def _on_error(self, error: BctrlError, history: History) -> bool:
+        by_gateway = is_unanswered(error)
         if error.status not in THROTTLED:
             if error.status is not None and not by_gateway:
-                self._rate.on_success(now, last)
+                self._on_success(history)
             return False
-        is_its_own = by_gateway and self._rate.throttles_alone(last)
+        rate = self._all.rate
+        target_failed = by_gateway and rate.successes.throttles_alone(history.throttled_at)
         if _quick.is_on:
             # The rate learns nothing from the answer: its limits would make calls wait.
-            self._rate.is_starting = False
-            return is_its_own
-        # A gateway's 503 may be about a dead target: its Retry-After counts if all are throttled.
-        holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
-        retry_after = error.retry_after if holds_all else None
-        self._rate.on_throttled(now, retry_after, self.in_use, last)
-        if self._throttles_for(self._shortest_patience, now):
-            self._wake_all()
-        if self._rate.is_throttled and self._throttled_since is None:
-            self._throttled_since = now
-            delay = self._rate.delay(now, 0)
-            _log.info(
-                "throttled by the server (status %d): all calls of the session slow down, and "
-                "the next attempt starts in %.3f s",
-                error.status,
-                delay,
-                extra={
-                    "bctrl.event": "throttled",
-                    "http.response.status_code": error.status,
-                    "bctrl.delay": delay,
-                },
-            )
-        return is_its_own
+            rate.start.is_over = True
+            return target_failed
+        # A gateway's Retry-After holds its own call only.
+        retry_after = None if by_gateway else error.retry_after
+        self._on_throttled(error.status, retry_after, history)
+        return target_failed
 
-    def _delay(self, now: float) -> float:
-        """Return the seconds until the next attempt may start; inf if the time is not known."""
-        delay = 0.0 if self._rate.is_unlimited else self._rate.delay(now, self.in_use)
-        if delay <= 0.0 and self._leases is not None:
-            # The leases come last: while the rate allows no attempt, a new lease would be lost.
-            delay = self._leases.delay(now)
-        return delay
+    def _on_throttled(
+        self, status: int | None, retry_after: float | None, history: History
+    ) -> None:
+        now = asyncio.get_running_loop().time()
+        lane = self._lane(history.workspace)
+        is_explained = lane.rate.is_throttled
+        was_throttled = self._all.rate.is_throttled
+        lane.on_throttled(now, status, retry_after, history)
+        if lane.rate.is_throttled and not is_explained:
+            self._move_waiters(history.workspace, lane)
+        self._all.on_throttled(now, status, retry_after, history, is_explained=is_explained)
+        if self._all.rate.is_throttled and not was_throttled:
+            for workspace, each in self._lanes.items():
+                each.lift_limit(self._all.rate.of_workspace(workspace))
 
-    def _on_start(self, now: float) -> None:
-        if not self._rate.is_unlimited:
-            self._rate.on_start(now)
-        if self._leases is not None:
-            self._leases.on_start(now)
-        if self._throttled_since is not None and not self._rate.is_throttled:
-            elapsed = now - self._throttled_since
-            _log.info(
-                "no longer throttled by the server, after %.3f s: calls start at full speed",
-                elapsed,
-                extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
-            )
-            self._throttled_since = None
+    def _move_waiters(self, workspace: str, lane: Gate) -> None:
+        """Let those who wait at the gate for all wait in a lane, now that it has a limit."""
+        for waiter in self._all.take(workspace):
+            self.leave_lane(waiter.history)
+            if waiter.priority is Priority.BULK:
+                waiter.fail(RecalledError("its workspace is throttled"))
+            else:
+                waiter.is_in_lane = True
+                lane.add(waiter)
 
-    def _wake_all(self) -> None:
-        """Wake all waiters; each gives up or queues again."""
-        self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
-        self._queued = 0
-        for queue in self._queues:
-            for waiter in queue:
-                _wake(waiter)
-            queue.clear()
+    def _lane(self, workspace: str) -> Gate:
+        lane = self._lanes.get(workspace)
+        if lane is None:
+            self._forget_oldest_lane()
+            lane = Gate(math.inf, self._all.rate.of_workspace(workspace), workspace)
+            self._lanes[workspace] = lane
+        return lane
 
-    def _admit(self, due: float = -math.inf) -> None:
-        """Admit all waiters that may start now; schedule a wakeup for the next.
-
-        `due` is the time of a wakeup. uvloop rounds it to milliseconds, so it may come early, and
-        waiting for the rest would keep the loop busy.
-        """
-        while self._free and (queue := self._next_queue()):
-            if queue[0].done():  # The waiter was cancelled.
-                queue.popleft()
-                self._queued -= 1
-                continue
-            if self._leases is not None or not self._rate.is_unlimited:
-                now = max(asyncio.get_running_loop().time(), due)
-                delay = self._delay(now)
-                if delay > 0.0:
-                    if self._waits_in_vain(now, self._shortest_max_wait, self._first_patience_end):
-                        self._wake_all()
-                    else:
-                        self._schedule_wakeup(now + delay)
-                    return
-                self._on_start(now)
-            self._free -= 1
-            self._queued -= 1
-            queue.popleft().set_result(True)
-            if queue is self._queues[Priority.SINGLE]:
-                self._passed += bool(self._queues[Priority.BULK])
-            elif queue is self._queues[Priority.BULK]:
-                self._passed = 0
-        if not self._queued:
-            self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
-
-    def _next_queue(self) -> deque[asyncio.Future[bool]] | None:
-        """Return the queue of the next waiter, or None if there is none."""
-        bulk = self._queues[Priority.BULK]
-        if self._passed >= _MAX_PASSED and bulk and not self._queues[Priority.RETRY]:
-            return bulk
-        return next(filter(None, self._queues), None)
-
-    def _schedule_wakeup(self, when: float) -> None:
-        # While the window is full, no time is known: `release` admits the next waiter.
-        if when >= self._wakeup_at - _TIMER_TOLERANCE:
+    def _forget_oldest_lane(self) -> None:
+        if len(self._lanes) < _MAX_LANES:
             return
-        if self._timer is not None:
-            self._timer.cancel()  # A pause has ended before its time.
-        self._wakeup_at = when
-        self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
-
-    def _on_timer(self) -> None:
-        due = self._wakeup_at
-        self._wakeup_at = math.inf
-        self._admit(due)
+        workspace, oldest = next(iter(self._lanes.items()))
+        del self._lanes[workspace]
+        if oldest.in_use or oldest.waiting or oldest.rate.is_throttled:
+            self._lanes[workspace] = oldest
 
     async def sleep(self, delay: float) -> None:
         """Sleep without a slot for this many seconds, or until the limiter is closed."""
-        if self._end is not None:
-            return
-        if _quick.is_on:
+        if self._end is None:
+            await self.start_sleep(delay)
+
+    def start_sleep(self, delay: float) -> asyncio.Future[None]:
+        """Return a future that is done after this many seconds, or once the limiter is closed."""
+        if _quick.is_on or self._end is not None:
             delay = 0.0
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(delay, _wake, waiter)
-        self._sleepers.add(waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._sleepers.discard(waiter)
+        sleeper: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(delay, _wake, sleeper)
+        self._sleepers.add(sleeper)
+        sleeper.add_done_callback(self._sleepers.discard)
+        sleeper.add_done_callback(lambda _: timer.cancel())
+        return sleeper
 
     def close(self, error: BctrlError | None = None) -> None:
         """Close the limiter. Current and future waiters fail, by default as on a closed session."""
         self._end = session_closed() if error is None else replace(error)
-        self._wake_all()
-        for waiter in self._sleepers:
-            _wake(waiter)
-        if self._timer is not None:
-            self._timer.cancel()
+        for gate in self._gates():
+            gate.close(self._end)
+        for sleeper in list(self._sleepers):
+            _wake(sleeper)
 
     async def close_pace(self) -> None:
         """Close the connection to the store of the pace."""
@@ -347,7 +280,25 @@ class Limiter:
             await self._leases.close()
 
 
-def _wake(waiter: asyncio.Future[bool]) -> None:
-    """Wake a waiter without admitting it."""
-    if not waiter.done():
-        waiter.set_result(False)
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+def _waiter(max_wait: float, priority: Priority, history: History, *, is_in_lane: bool) -> Waiter:
+    loop = asyncio.get_running_loop()
+    history.waits_since = min(history.waits_since, loop.time())
+    return Waiter(
+        loop.create_future(),
+        history,
+        priority,
+        max_wait,
+        is_in_lane=is_in_lane,
+    )
+
+
+def _seconds_until(time: float) -> float:
+    try:
+        return max(time - asyncio.get_running_loop().time(), 0.0)
+    except RuntimeError:
+        return 0.0

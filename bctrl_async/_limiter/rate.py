@@ -1,298 +1,268 @@
 """Adapt the request rate to throttling: sans-IO, driven by responses and clock readings.
 
-The rate is controlled like a TCP sender's. The first attempts are paced, and each success raises
-their rate, until enough have succeeded: then there is no limit and nothing is computed. Once
-several attempts are throttled among few successes, the rate pauses and starts slowly, near what the
-server accepted before (RFC 5681 section 3.1). More throttling makes it step down to a share of the
-delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve,
-slow around the last peak and fast beyond it (section 4.2; botocore's adaptive mode does the same).
-For servers that limit concurrency, a window of attempts in flight adapts by additive increase and
-multiplicative decrease. Steps down that change nothing are undone (`baseline.py`).
+The rate is controlled like a TCP sender's, and each idea has its class. The first attempts are
+paced (`start.py`); then nothing is computed until enough throttled responses show a limit
+(`evidence.py`). The rate pauses (`pause.py`) and starts slowly, near what the server accepted
+before (RFC 5681 section 3.1; `deliveries.py`). More throttling makes it step down to a share of the
+delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve
+(section 4.2; botocore's adaptive mode does the same; `curve.py`). For servers that limit
+concurrency, a window of attempts in flight adapts, too (`window.py`). Steps down that change
+nothing are undone (`baseline.py`).
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections import deque
 
-from bctrl_async._limiter.baseline import RefusalBaseline
+from bctrl_async._limiter.baseline import ThrottlingBaseline
+from bctrl_async._limiter.curve import BETA, MIN_RATE, SLOWEST_START, Curve
+from bctrl_async._limiter.deliveries import Deliveries
+from bctrl_async._limiter.evidence import Evidence, History, Successes
+from bctrl_async._limiter.pause import Pause
+from bctrl_async._limiter.start import Start
+from bctrl_async._limiter.window import Window
 
-PROBE_INTERVAL = 60.0
-"""The longest pause in seconds that is kept exactly. In a longer pause, a probe may start this long
-after the last attempt, because a Retry-After may be wrong by years."""
-_START_RATE, _START_GROWTH, _START_SUCCESSES = 150.0, 40.0, 200
-"""The start: attempts per second at first, how many more after each success, and the number of
-successes that ends it. Only answers raise the rate, so a process short of CPU starts slowly."""
-_ENOUGH, _DECAY = 3.0, 0.18
-"""Throttled responses that show a limit, and how many of them a success makes up for. This CUSUM
-test tells a limit, which throttles a third, from a server that throttles a twentieth at random."""
 _PAUSE = 0.5
-"""Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
+"""Seconds of the pause after a limit is shown, if a Retry-After is not longer."""
 _RECOVERY = 0.25
 """Seconds after a step down in which throttling causes no other step (RFC 9002 section 7.3.2)."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
-_BETA = 0.85
-"""The share of the delivered rate that a step down keeps."""
-_CUBIC = 0.0875
-"""The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
-its peak after 7 s, and a lower rate sooner, so that many clients on one limit get equal shares."""
-_K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
-"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
-curve, and at most on later curves."""
-_K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
-"""K lasts at least this many Retry-Afters, because the next throttled response costs another pause;
-the second value is the most seconds to which this rule raises K."""
-_GONE = 10.0
-"""A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once, to make up for late timers."""
-_SLOW_START_MIN, _SLOW_START_SHARE = 20.0, 1.3
-"""A slow start's first rate: at least, and in proportion to the successes of the last _PAUSE."""
-_DOUBLING = 0.7
-"""Seconds in which a slow start doubles the rate."""
-_MIN_RATE = 0.5
-"""The lowest rate, in attempts per second, however much the server throttles."""
-_WINDOW_LIMITED = 5.0
-"""Seconds for which a full window counts as the binding limit."""
-_MAX_SAMPLES = 1000
+_SLOW_START_SHARE = 1.3
+"""A slow start's first rate, in proportion to the successes of the last _PAUSE."""
+_GONE = 10.0
+"""A rate this many times the last known limit shows that the limit is gone."""
 
 
 class AdaptiveRate:
     """A rate (at most `cap` a second) and a window that adapt; times are of a monotonic clock.
 
-    `last` is the time of a call's last throttled response; inf if there is none.
+    Throttling is about its target until enough different targets show a limit for all.
     """
 
-    def __init__(self, cap: float | None = None) -> None:
+    def __init__(self, cap: float | None = None, evidence: Evidence | None = None) -> None:
         self._cap = math.inf if cap is None else cap
-        self._deliveries: deque[float] = deque(maxlen=_MAX_SAMPLES)
-        self._baseline = RefusalBaseline()
-        self._next_start = -math.inf
-        self._epoch_rate = 0.0
-        self._epoch_start = -math.inf
-        self._peak: float | None = None
-        self._burst = 0
-        self._burst_seconds = 0.0
-        self._evidence = 0.0
-        self._k = _K_MIN
-        self._throttled_at = self._stepped_at = -math.inf
-        self._window = math.inf
-        self._window_full_at = -math.inf
-        self._is_paused = False
-        self._paused_until = -math.inf
-        self._asked_at = -math.inf
-        self._answered_at = self._recovered_at = -math.inf
-        self.refused_since: float = math.inf
-        """The time since which all responses were throttled; inf if the last was not."""
-        self.is_starting: bool = True
-        """True until enough attempts have succeeded, or the server has shown a limit."""
-        self.is_probed: bool = False
-        """True from the start of a probe until the server answers an attempt."""
-        self.retry_after_ends: float = -math.inf
-        """The time until which the server has asked to wait."""
+        self.start: Start = Start()
+        self.pause: Pause = Pause()
+        self.successes: Successes = Successes()
+        self.deliveries: Deliveries = Deliveries()
         self.is_throttled: bool = False
         """True while throttling limits the rate."""
+        self.throttled_since: float = math.inf
+        """The time since which all responses were throttled; inf if the last was not."""
+        self._evidence = evidence or Evidence(is_of_all=True)
+        self._curve = Curve()
+        self._window = Window()
+        self._baseline = ThrottlingBaseline()
+        self._next_start = -math.inf
+        self._limited_at = self._fades_from = -math.inf
+
+    def of_workspace(self, workspace: str) -> AdaptiveRate:
+        """Make a rate for one workspace, which this rate has limited so far."""
+        rate = AdaptiveRate(evidence=Evidence(is_of_all=False))
+        rate.deliveries = self.deliveries.of(workspace)
+        rate.start.is_over = True
+        return rate
+
+    @property
+    def has_evidence(self) -> bool:
+        """True if throttling limits the rate, or may soon."""
+        return self.is_throttled or self._evidence.excess > 0.0
 
     @property
     def is_unlimited(self) -> bool:
         """True if attempts may start at any rate."""
-        return not (
-            self.is_throttled or self.is_starting or self._is_paused or self._cap < math.inf
+        return (
+            not self.is_throttled
+            and self.start.is_over
+            and not self.pause.is_on
+            and self._cap == math.inf
         )
 
     def delay(self, now: float, in_flight: int) -> float:
         """Return the seconds until the next attempt may start; inf while the window is full."""
-        if now < self._paused_until:
-            return max(min(self._paused_until, self._asked_at + PROBE_INTERVAL) - now, 0.0)
-        if in_flight >= self._window:
-            self._window_full_at = now
+        if now < self.pause.ends:
+            return self.pause.delay(now)
+        if self._window.is_full(now, in_flight):
             return math.inf
         return max(self._next_start - _BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt. In a pause, it is a probe."""
-        if now < self._paused_until:
-            self._asked_at, self.is_probed = now, True
+        if now < self.pause.ends:
+            self.pause.on_probe(now)
             return
-        self._is_paused = False
+        self.pause.is_on = False
         rate = min(self._current_rate(now), self._cap)
         if rate < math.inf:
             self._next_start = max(self._next_start, now) + 1.0 / rate
 
-    def on_success(self, now: float, last: float = math.inf) -> None:
+    def on_success(self, now: float, history: History) -> None:
         """Record a response that was not throttled; it ends a pause that was probed."""
-        if self.is_probed:
+        if self.pause.is_probed:
             self._end_pause(now)
-        self._deliveries.append(now)
-        self._answered_at = now
-        self.refused_since = math.inf
-        if last < math.inf:
-            self._recovered_at = now
+        self.deliveries.add(now, history.workspace)
+        self.throttled_since = math.inf
+        if history.is_first:
+            self.successes.first_at = now
+            self._evidence.on_success(history.workspace)
         else:
-            self._evidence = max(self._evidence - _DECAY, 0.0)
+            self.successes.recovered_at = now
         restored = self._baseline.on_success(now)
         if restored is not None:
             self._restore(restored, now)
         if self.is_throttled:
-            self._window += 1.0 / self._window
-
-    def answers_others(self, since: float) -> bool:
-        """Return True if other calls were answered since a time, and few are throttled."""
-        return self._evidence < 1.0 and self._answered_at >= since
-
-    def throttles_alone(self, last: float) -> bool:
-        """Return True if only this call's target has been throttled since `last`."""
-        # A retry that succeeds shows that load was the reason, and not the target.
-        return self.answers_others(last) and self._recovered_at <= last
+            self._window.grow()
 
     def on_throttled(
-        self, now: float, retry_after: float | None, in_flight: int, last: float = math.inf
+        self,
+        now: float,
+        retry_after: float | None,
+        in_flight: int,
+        history: History,
+        *,
+        is_explained: bool = False,
     ) -> None:
-        """Record a throttled response."""
-        self.refused_since = min(self.refused_since, now)
-        is_alone = self.throttles_alone(last)
-        if not is_alone:
-            self._baseline.on_throttled(now)
-            self._evidence = min(self._evidence + 1.0, _ENOUGH)
-        elif self._recovered_at < self._throttled_at:
-            # The limit comes from dead targets: no throttled call has succeeded under it.
-            self._lift_limit()
-        if self.is_probed and retry_after is not None:
+        """Record a throttled response; `retry_after` is the API's, in seconds.
+
+        `is_explained` is True if a limit of its workspace is the reason.
+        """
+        self.throttled_since = min(self.throttled_since, now)
+        was_probed = self.pause.on_throttled(now)
+        if is_explained or not self._is_fair(history):
+            return
+        is_evidence = self._evidence.on_throttled(history.workspace)
+        if is_evidence or was_probed:
+            self._on_evidence(now, retry_after, in_flight, was_probed=was_probed)
+
+    def _on_evidence(
+        self, now: float, retry_after: float | None, in_flight: int, *, was_probed: bool
+    ) -> None:
+        if was_probed and retry_after is not None:
             # The newer Retry-After replaces the older.
             self._end_pause(now)
-        self._asked_at, self.is_probed = now, False
-        paused_until = now + (retry_after or 0.0)
-        self.retry_after_ends = max(self.retry_after_ends, paused_until)
-        # Attempts in flight end within a Retry-After, so throttling right after it is a new event.
-        last_event = self._epoch_start if retry_after is None else self._stepped_at
-        is_new = now >= last_event + _RECOVERY
-        covered = is_alone or self._baseline.covers(now)
-        if not covered and not self.is_throttled and retry_after is None:
-            covered = self._evidence < _ENOUGH
-        if not covered and (
-            not self.is_throttled or (is_new and math.isinf(self._current_rate(now)))
-        ):
-            self._begin_slow_start(now)
-            paused_until = max(paused_until, now + _PAUSE)
-        elif not covered and is_new:
-            self._step_down(now, in_flight, retry_after or 0.0)
-        if paused_until > max(now, self._paused_until):
-            self._pause(now, paused_until)
-            if not covered:
-                self._epoch_start = paused_until
+        self._baseline.on_throttled(now)
+        shows_limit = self._evidence.shows_limit
+        if (self.is_throttled or shows_limit) and not self._baseline.covers(now):
+            # A Retry-After holds all once a limit is shown.
+            wait = (retry_after or 0.0) if shows_limit else 0.0
+            self._slow_down(now, wait, in_flight)
 
-    def _pause(self, now: float, ends: float) -> None:
-        """Pause until a time; the rate does not grow meanwhile."""
-        self._is_paused = True
-        self._epoch_start += ends - max(now, self._paused_until)
-        # The pause ends without a burst: a server that allows none would throttle all of it.
-        self._paused_until, self._next_start = ends, ends + _BURST
+    def _is_fair(self, history: History) -> bool:
+        """Return True if a throttled response may tell of a limit, and not only of its target."""
+        if history.is_first or self._tells_of_limit(history):
+            return True
+        if self._is_shown_by_dead(history):
+            self._lift_limit()
+        return False
+
+    def _tells_of_limit(self, history: History) -> bool:
+        """Return True if a repeat tells of a limit, so that many clients share one equally."""
+        return (
+            self.is_throttled
+            and history.is_fair
+            and self.successes.recovered_at >= history.throttled_at
+        )
+
+    def _is_shown_by_dead(self, history: History) -> bool:
+        """Return True if targets that are throttled for ever have shown the limit."""
+        has_recovered = self.successes.recovered_at >= self._limited_at
+        is_alone = self.successes.throttles_alone(history.throttled_at)
+        return is_alone and not has_recovered and self._evidence.excess < 1.0
+
+    def _slow_down(self, now: float, wait: float, in_flight: int) -> None:
+        """Start slowly under a new limit, or step down; pause for as long as the server asks."""
+        pause_ends = now + wait
+        self.pause.retry_after_ends = max(self.pause.retry_after_ends, pause_ends)
+        # Attempts in flight end within a Retry-After, so throttling right after it is a new event.
+        last_event = self._curve.stepped_at if wait else self._curve.starts
+        is_new = now >= last_event + _RECOVERY
+        if is_new and self.is_throttled:
+            self._current_rate(now)  # It lifts a limit that is gone.
+        if not self.is_throttled:
+            self._start_slowly(now)
+            pause_ends = max(pause_ends, now + _PAUSE)
+            self._fades_from = pause_ends
+        elif is_new and self._is_answered():
+            self._step_down(now, in_flight, wait)
+        if pause_ends > max(now, self.pause.ends):
+            # The rate does not grow meanwhile, and a server that allows no burst gets none.
+            self.pause.start(pause_ends)
+            self._curve.starts = pause_ends
+            self._next_start = pause_ends + _BURST
 
     def _end_pause(self, now: float) -> None:
         """End the pause before its time, after an answer to a probe."""
-        self.is_probed = False
-        if now < self._paused_until:
-            self._epoch_start -= self._paused_until - now
-            self._paused_until = self.retry_after_ends = now
+        seconds = self.pause.end(now)
+        if seconds:
+            self._curve.starts -= seconds
             # The probe counts towards the cap.
-            self._next_start = max(now, self._asked_at + 1.0 / self._cap) + _BURST
+            self._next_start = max(now, self.pause.asked_at + 1.0 / self._cap) + _BURST
 
-    def _begin_slow_start(self, now: float) -> None:
-        self.is_throttled, self.is_starting = True, False
-        self._peak = None
-        self._begin_epoch(now, 0.0)
-        self._throttled_at = now
+    def _is_answered(self) -> bool:
+        """Return True if any attempt has succeeded since the limit was shown."""
+        return self.successes.any_since(self._limited_at)
 
-    def _begin_epoch(self, now: float, rate: float) -> None:
-        """Start to grow from a rate, after a pause if there is any."""
-        self._epoch_rate = rate
-        self._epoch_start, self._stepped_at = max(now, self._paused_until), now
+    def _start_slowly(self, now: float) -> None:
+        self.is_throttled = True
+        self.start.is_over = True
+        self._limited_at = now
+        # The first rate is computed after the pause.
+        self._curve.start(now, self.pause.ends, 0.0, None)
 
     def _step_down(self, now: float, in_flight: int, pause: float) -> None:
+        curve = self._curve
         current = self._current_rate(now)
         # In less time than a recovery period, deliveries are too few to measure a rate.
-        delivered = self._delivered_rate(now, min(_SPAN, max(now - self._epoch_start, _RECOVERY)))
-        peak = delivered
-        if self._peak is None:
-            peak = min(peak, self._rate_beyond_burst(now))
-        peak = max(peak, current / 2, self._baseline.plateau, _MIN_RATE)
-        restored = self._baseline.record_step(now, _BETA * peak)
+        peak = self.deliveries.rate(now, min(_SPAN, max(now - curve.starts, _RECOVERY)))
+        if curve.peak is None:
+            peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.starts))
+        peak = max(peak, current / 2, self._baseline.plateau, MIN_RATE)
+        restored = self._baseline.record_step(now, BETA * peak)
         if restored is not None:
             self._restore(restored, now)
             return
-        self._k = self._next_k(peak, pause)
-        self._peak = peak
-        self._begin_epoch(now, _BETA * peak)
-        self._window = max(_BETA * min(self._window, in_flight), 1.0)
-
-    def _next_k(self, peak: float, pause: float) -> float:
-        """Return K, the seconds until the rate is back at its peak."""
-        k = max(math.cbrt((1.0 - _BETA) * peak / _CUBIC), _K_MIN)
-        k = min(k, _K_FIRST if self._peak is None else _K_MAX)
-        return max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
+        curve.step_down(now, self.pause.ends, peak, pause)
+        self._window.shrink(in_flight)
 
     def _restore(self, rate: float, now: float) -> None:
         # A trial needs a constant rate. After it, a slow start finds out what the server can do.
-        self._peak = rate if self._baseline.is_trying else None
-        self._begin_epoch(now, rate)
-        self._window = math.inf
-
-    def _rate_beyond_burst(self, now: float) -> float:
-        """Return the rate that the server can sustain, at the end of a slow start."""
-        # Before the first throttled response, and again after the pause, a token bucket accepts its
-        # burst and its refill. Subtracting the earlier count from the later removes the burst.
-        rate = 0.0
-        for count, time in enumerate(reversed(self._deliveries), 1):
-            if time < self._epoch_start:
-                break
-            seconds = now - time - self._burst_seconds
-            if seconds >= _RECOVERY:
-                rate = max(rate, (count - self._burst) / seconds)
-        # Samples that span less than a recovery period show no rate.
-        return rate or math.inf
-
-    def _delivered_rate(self, now: float, span: float) -> float:
-        """Return the successes per second in the last `span` seconds."""
-        count = len(self._deliveries) - bisect_left(self._deliveries, now - span)
-        if count == _MAX_SAMPLES:
-            # The samples do not reach back to the start of the span.
-            span = now - self._deliveries[0]
-        return count / span if span > 0.0 else 0.0
+        peak = rate if self._baseline.is_trying else None
+        self._curve.start(now, self.pause.ends, rate, peak)
+        self._window.open()
 
     def _current_rate(self, now: float) -> float:
         """Return the rate at this time; lift the limit if it is gone."""
-        if self.is_starting:
-            if len(self._deliveries) < _START_SUCCESSES:
-                return _START_RATE + _START_GROWTH * len(self._deliveries)
-            self.is_starting = False
+        successes = len(self.deliveries.times)
+        if not self.start.end_after(successes):
+            return self.start.rate(successes)
         if not self.is_throttled:
             return math.inf
-        elapsed = max(now - self._epoch_start, 0.0)
-        if self._peak is None:
-            return self._slow_start_rate(now, elapsed)
-        rate = self._peak + (self._peak - self._epoch_rate) * (elapsed / self._k - 1.0) ** 3
-        if rate < _GONE * self._peak:
-            return rate
+        curve = self._curve
+        if curve.peak is None:
+            return self._slow_start_rate(now)
+        rate = min(curve.rate(now), _GONE * curve.peak)
         # While the window is the binding limit, a high rate proves nothing.
-        window_limited = now < self._window_full_at + _WINDOW_LIMITED
-        return _GONE * self._peak if window_limited else self._lift_limit()
+        if rate < _GONE * curve.peak or self._window.is_binding(now):
+            return rate
+        return self._lift_limit()
 
-    def _slow_start_rate(self, now: float, elapsed: float) -> float:
-        if not self._epoch_rate:
+    def _slow_start_rate(self, now: float) -> float:
+        curve = self._curve
+        if not curve.first_rate:
             # The rate is computed after the pause, when attempts in flight have been answered.
-            since = self._throttled_at - _PAUSE
-            burst = [time for time in self._deliveries if time >= since]
-            self._burst = len(burst)
-            self._burst_seconds = max(self._throttled_at - min(burst, default=math.inf), 0.0)
-            self._epoch_rate = max(_SLOW_START_SHARE * self._burst, _SLOW_START_MIN)
-        rate: float = self._epoch_rate * 2.0 ** min(elapsed / _DOUBLING, 60.0)
-        if rate < _GONE * self._epoch_rate or rate < _GONE * self._delivered_rate(now, _SPAN):
+            self.deliveries.measure_burst(self._limited_at - _PAUSE, self._limited_at)
+            curve.first_rate = max(_SLOW_START_SHARE * self.deliveries.burst, SLOWEST_START)
+        if not self._is_answered():
+            return curve.fade(now, self._fades_from)
+        rate = curve.rate(now)
+        if rate < _GONE * max(curve.first_rate, self.deliveries.rate(now, _SPAN)):
             return rate
         return self._lift_limit()
 
     def _lift_limit(self) -> float:
         self.is_throttled = False
-        self._window = math.inf
+        self._window.open()
         return math.inf

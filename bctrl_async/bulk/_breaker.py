@@ -24,6 +24,8 @@ _CANARIES_PER_RETRY = 3
 """Unanswered canaries before the waiting call itself probes: some servers answer no GETs."""
 _MAX_CANARIES = 12
 """The most canaries before a retry: if all are answered, dead targets cause the 503s, not load."""
+_MANY_THROTTLED = 2
+"""Throttled responses of a call after which its target may be the reason."""
 _MAX_UNCOUNTED = 10
 """The most failures in outages that cost a call no attempt of its policy."""
 
@@ -187,25 +189,41 @@ class CircuitBreaker:
 
     async def _back_off(self, call: Call[Runtime], failure: BctrlError | None) -> bool:
         """Wait as the policy says after an answer; return False to give up."""
-        limiter, retries = self._sender.limiter, call.retries
         if failure is not None and failure.status is not None:
             self.on_answer(call, failure)
         self.leave(call)
         # All calls may fail this way, so each retry waits for the shared quota.
-        if not await call.back_off(limiter, waits_for_quota=not retries.is_its_own):
+        if not await call.back_off(self._sender.limiter, waits_for_quota=True):
             return False
-        if retries.throttled > 1 and failure is not None and is_unanswered(failure):
-            # Canaries show whether a gateway answers 503 for all targets or only for some.
-            async with self._comparing:
-                for _ in range(_MAX_CANARIES):
-                    since, began = retries.throttled_at, _now()
-                    if self._unanswered_at >= since or limiter.answers_others(since):
-                        break
-                    if not await self._asks_canary(call):
-                        # An unanswered canary counts for all calls throttled before it.
-                        self._unanswered_at = began
-                        break
+        await self.compare(call)
         return True
+
+    def delay_of_throttled(self, call: Call[Runtime]) -> float | None:
+        """Return the seconds until a throttled call may be sent again; None to give up."""
+        self.on_answer(call, call.retries.last_failure)
+        self.leave(call)
+        delay = call.retries.delay(_now())
+        if delay is None and call.retries.lacks_quota:
+            # It holds no worker, so it may wait for a token.
+            return probe_delay(self._policy, 1)
+        if delay is not None:
+            call.log_retry(delay)
+        return delay
+
+    async def compare(self, call: Call[Runtime]) -> None:
+        """Let canaries show whether a gateway answers 503 for all targets or only for some."""
+        retries, failure = call.retries, call.retries.last_failure
+        if retries.throttled < _MANY_THROTTLED or failure is None or not is_unanswered(failure):
+            return
+        async with self._comparing:
+            for _ in range(_MAX_CANARIES):
+                since, started = retries.throttled_at, _now()
+                if self._unanswered_at >= since or self._sender.limiter.answers_others(since):
+                    return
+                if not await self._asks_canary(call):
+                    # An unanswered canary counts for all calls throttled before it.
+                    self._unanswered_at = started
+                    return
 
     def _gives_up(self, failure: BctrlError) -> bool:
         """Return True if the probe gives up after this failure, alone or with the whole run."""

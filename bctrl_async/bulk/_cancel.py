@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Self
 
 from bctrl_async._calls.call import Call
+from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
@@ -76,9 +77,10 @@ class CancelScope:
 class Worker:
     """A worker of a bulk stop, or a poller beside the workers, and the call that it is making."""
 
-    __slots__ = ("_level", "_scope", "call")
+    __slots__ = ("_level", "_scope", "call", "has_slot")
 
     def __init__(self) -> None:
+        self.has_slot: bool = False
         self.call: Call[Runtime] | None = None
         self._level = CancelLevel.READING
         self._scope = CancelScope()
@@ -117,8 +119,9 @@ class RunState:
     that are not sent, `ended_early` the reason for an early end, and `asked` the caller's reasons.
     """
 
-    def __init__(self, source: Input) -> None:
+    def __init__(self, source: Input, parked: Parked) -> None:
         self._source = source
+        self._parked = parked
         # A dict keeps the order: a set would be cancelled in another order each time.
         self.workers: dict[Worker, None] = {}
         self.level: CancelLevel | None = None
@@ -150,9 +153,8 @@ class RunState:
 
     def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
         """Cancel as much of the run as the level says, for this reason."""
-        leaves_stops = level is not CancelLevel.READING and any(
-            worker.is_stopping for worker in self.workers
-        )
+        is_stopping = self._parked.count or any(worker.is_stopping for worker in self.workers)
+        leaves_stops = level is not CancelLevel.READING and is_stopping
         if leaves_stops or not self._source.exhausted:
             self.set_ended_early(reason)
         if self.level is None:
@@ -163,6 +165,7 @@ class RunState:
         for worker in list(self.workers):
             if worker.cancel(level):
                 self.set_ended_early(reason)
+        self._parked.wake_all()
 
 
 async def wait_shielded(task: asyncio.Task[object]) -> None:

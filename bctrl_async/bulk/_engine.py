@@ -25,6 +25,7 @@ from bctrl_async._http import transport
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
 from bctrl_async.bulk._delivery import OnOutcome
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlError, format_duration, log_fields
@@ -88,7 +89,8 @@ class Engine(ABC):
     ) -> None:
         self.source: Input = source
         self.options: Options = options
-        self.state: RunState = RunState(source)
+        self.parked: Parked = Parked()
+        self.state: RunState = RunState(source, self.parked)
         self.ledger: Ledger = Ledger(self.state, missing_ok=options.missing_ok)
         self.error: BaseException | None = None
         self._base_url = base_url
@@ -231,7 +233,7 @@ class Engine(ABC):
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
         cancelled: tuple[object, ...] | None = None
-        while self._tasks or self._starts_for_rest():
+        while self._tasks or self.parked.count or self._starts_for_rest():
             try:
                 # In a cancelled scope, anyio cancels this wait at every turn of the loop.
                 await self._has_no_task.wait()
@@ -261,7 +263,11 @@ class Engine(ABC):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self.state.workers[self._tasks.pop(task)]
-        if self._tasks:
+        if self.parked.ready and not self._tasks:
+            # All workers were cancelled from outside.
+            self.cancel()
+            self._start(self._work)
+        if self._tasks or self.parked.count:
             return
         self._has_no_task.set()
         journal = self.ledger.journal
@@ -292,8 +298,14 @@ class Engine(ABC):
 
     async def _work(self, worker: Worker) -> None:
         """Take items of the input, and give them their outcomes, until it ends."""
-        source = self.source
-        while item := await self._next(worker) if source.is_awaited else source.next_nowait():
+        source, parked = self.source, self.parked
+        while True:
+            if parked.count or source.is_awaited:
+                item = await self._next(worker)
+            else:
+                item = source.next_nowait()
+            if item is None:
+                return
             outcome = await self._process(worker, *item)
             if outcome is not None:
                 await self._deliver_from(worker, outcome)

@@ -17,17 +17,19 @@ from bctrl_async._calls.observing import notify, observe_call
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.request import STOP
+from bctrl_async._limiter.limiter import RecalledError
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker, wait_shielded
 from bctrl_async.bulk._engine import Engine, Options, Progress
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._targets import Input
 from bctrl_async.bulk._verify import needs_verification, outcome_after_poll, verify_for
 from bctrl_async.errors import (
+    THROTTLED,
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
-    BctrlRateLimitError,
     error_type,
     is_unanswered,
 )
@@ -87,11 +89,15 @@ class Run(Engine):
         poll_policy = replace(policy, attempts=1, patience=patience)
         self._make_poll = partial(make_poll, policy=poll_policy)
         self._unverified: set[Unverified] = set()
+        # A worker that waits for the input has none of them.
+        self._slots = asyncio.Semaphore(concurrency)
+        self._working = 0
 
     @property
     def progress(self) -> Progress:
         """The progress so far."""
-        calls = (worker.call for worker in self.state.workers if worker.is_stopping)
+        calls = [worker.call for worker in self.state.workers if worker.is_stopping]
+        calls += self.parked.calls
         failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
         return Progress(
             in_flight=self.state.in_flight,
@@ -113,7 +119,14 @@ class Run(Engine):
     async def _work(self, worker: Worker) -> None:
         with worker.scope():
             await self.source.prepare(self._write_running)
-        await super()._work(worker)
+        self._working += 1
+        try:
+            worker.has_slot = await self._slots.acquire()
+            await super()._work(worker)
+        finally:
+            self._working -= 1
+            if worker.has_slot:
+                self._slots.release()
 
     async def _write_running(self, found: FoundTargets) -> None:
         """Correct the journal's entries of all listed runtimes that run, and flush it to disk.
@@ -133,8 +146,53 @@ class Run(Engine):
                 outcome = outcome_of(RuntimeRef(found.workspace_id, alias), _RUNS)
                 self.ledger.write(self.source.with_listed(outcome), flush=alias == aliases[-1])
 
+    async def _next(self, worker: Worker) -> tuple[int, object] | None:
+        """Take a stop that was parked, or the next item; None if another worker will."""
+        if self.parked.ready:
+            return self.parked.ready.popleft()
+        if self.parked.is_full or self._working > self._concurrency:
+            return None
+        if not self.source.is_awaited:
+            return self.source.next_nowait()
+        return await self._next_of_awaited(worker)
+
+    async def _next_of_awaited(self, worker: Worker) -> tuple[int, object] | None:
+        self._slots.release()
+        worker.has_slot = False
+        item = await super()._next(worker)
+        if item is None:
+            return None
+        try:
+            worker.has_slot = await self._slots.acquire()
+        except asyncio.CancelledError:
+            self.parked.ready.append(item)
+            raise
+        return item
+
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
-        began = time.monotonic()
+        stop = self._as_stop(index, item)
+        if isinstance(stop, StopOutcome):
+            return stop
+        try:
+            result = await self._send_stop(worker, stop)
+        except BaseException:
+            aborted = stop.call.aborted(self.state.reason.summary)
+            self.ledger.record(self._outcome(stop, aborted), stop.observer)
+            self._settle(stop)
+            raise
+        if result is None:
+            return None
+        self._settle(stop)
+        outcome = self._outcome(stop, result)
+        if not self._verify_for or not self.state.goes_on() or not needs_verification(outcome):
+            return self.ledger.record(outcome, stop.observer)
+        return await self._verify(worker, Unverified(outcome, stop.started, stop.observer))
+
+    def _as_stop(self, index: int, item: object) -> Stop | StopOutcome:
+        """Return the stop of an item, or its outcome if it is not to be sent."""
+        if isinstance(item, Stop):
+            return item
+        started = time.monotonic()
         target = self._checked(index, item)
         if isinstance(target, StopOutcome):
             return target
@@ -143,44 +201,106 @@ class Run(Engine):
         except BctrlConfigError as error:
             annotate(error, STOP.name, *target)
             return self._reject(index, target, error)
-        return await self._stop_target(worker, index, target, call, began)
+        return Stop(index, target, call, started)
 
-    async def _stop_target(
-        self, worker: Worker, index: int, target: RuntimeRef, call: Call[Runtime], began: float
-    ) -> StopOutcome | None:
-        observer: StopObserver | None = None
-        ended: Runtime | BctrlError = self.state.not_begun
-        try:
-            if self.state.level is None:
-                if self.ledger.observer is not None:
-                    observer = notify(self.ledger.observer.begin_stop, *target)
-                    call.observer = observer
-                ended = await self._send(worker, call)
-        except BaseException:
-            aborted = call.aborted(self.state.reason.summary)
-            self.ledger.record(self._outcome(index, target, call, began, aborted), observer)
-            raise
-        outcome = self._outcome(index, target, call, began, ended)
-        if not self._verify_for or not self.state.goes_on() or not needs_verification(outcome):
-            return self.ledger.record(outcome, observer)
-        return await self._verify(worker, Unverified(outcome, began, observer))
+    async def _send_stop(self, worker: Worker, stop: Stop) -> Runtime | BctrlError | None:
+        """Send a stop, unless the run is over; None if it is parked."""
+        call = stop.call
+        error = await self._take_up(worker, stop)
+        if error is not None:
+            return error
+        if self.ledger.observer is not None and not stop.is_notified:
+            stop.is_notified = True
+            stop.observer = call.observer = notify(self.ledger.observer.begin_stop, *stop.target)
+        # A stop in doubt is woken early if the run is over.
+        delay = call.retries.resume(_now())
+        if self._waits_for_token(stop) or self._waits_in_lane(stop):
+            return None
+        result = await self._send(worker, call, delay)
+        if isinstance(result, RecalledError):
+            return await self._send_stop(worker, stop)
+        if call.retries.resumes_at is None:
+            return result
+        self._park(stop, self.sender.limiter.start_sleep(call.retries.resumes_at - _now()))
+        return None
 
-    def _outcome(
-        self,
-        index: int,
-        target: RuntimeRef,
-        call: Call[Runtime],
-        began: float,
-        ended: Runtime | BctrlError,
-    ) -> StopOutcome:
+    async def _take_up(self, worker: Worker, stop: Stop) -> BctrlError | None:
+        """Take up a stop that may have been parked; return its error if it is not to be sent."""
+        limiter = self.sender.limiter
+        call = stop.call
+        error = None
+        if stop.waiter is not None:
+            error = limiter.enter_lane(stop.waiter)
+            stop.waiter = None
+        elif call.retries.throttled and self._may_retry(call):
+            with worker.scope():
+                await self.breaker.compare(call)
+        if not self._may_retry(call):
+            limiter.leave_lane(call.retries)
+            return await self._give_up(call)
+        if error is not None:
+            call.annotate(error)
+            self._end_if_all_will_fail(error)
+        return error
+
+    async def _give_up(self, call: Call[Runtime]) -> BctrlError:
+        """Return the error of a stop that is not sent, or not again, as the run is over."""
+        self.state.set_ended_early(self.state.reason)
+        if not call.attempts:
+            return self.state.not_begun
+        # The other tasks get a turn, however many stops are recorded here.
+        await asyncio.sleep(0)
+        return call.aborted(self.state.reason.summary)
+
+    def _waits_for_token(self, stop: Stop) -> bool:
+        """Park a stop while the retry quota is exhausted."""
+        retries = stop.call.retries
+        if not retries.lacks_quota or retries.ask_quota() is not None:
+            return False
+        self._park(stop, self.sender.limiter.start_sleep(probe_delay(self._policy, 1)))
+        return True
+
+    def _waits_in_lane(self, stop: Stop) -> bool:
+        """Park a stop in the lane of its workspace; return False if it need not wait."""
+        if not self.state.goes_on():
+            return False
+        retries = stop.call.retries
+        stop.waiter = self.sender.limiter.enqueue(
+            retries.policy.max_throttle_wait, stop.call.priority, retries
+        )
+        if stop.waiter is None:
+            return False
+        self._park(stop, stop.waiter.admitted)
+        return True
+
+    def _park(self, stop: Stop, future: asyncio.Future[None]) -> None:
+        self.parked.add(stop, future)
+        future.add_done_callback(lambda _: self._on_ready(stop))
+
+    def _on_ready(self, stop: Stop) -> None:
+        self.parked.make_ready(stop)
+        self._start_worker()
+
+    def _settle(self, stop: Stop) -> None:
+        was_full = self.parked.is_full
+        self.parked.settle(stop)
+        if was_full:
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        """Start another worker, unless as many as may are at work."""
+        if not self._slots.locked():
+            self._start(self._work)
+
+    def _outcome(self, stop: Stop, result: Runtime | BctrlError) -> StopOutcome:
         return self.source.with_listed(
             outcome_of(
-                target,
-                ended,
-                index=index,
-                attempts=call.attempts,
-                elapsed=time.monotonic() - began,
-                request_id=call.request_id,
+                stop.target,
+                result,
+                index=stop.index,
+                attempts=stop.call.attempts,
+                elapsed=time.monotonic() - stop.started,
+                request_id=stop.call.request_id,
             )
         )
 
@@ -246,6 +366,7 @@ class Run(Engine):
         if until is not None:
             call.wait_to_retry = partial(self._wait_to_retry, until=until)
         ended: Runtime | BctrlError | None = None
+        throttled = call.retries.throttled
         worker.call = call
         try:
             with worker.scope():
@@ -261,7 +382,8 @@ class Run(Engine):
         finally:
             worker.call = call.wait_to_retry = None
             self.breaker.leave(call)
-            self.ledger.throttled += call.retries.throttled
+            self.sender.limiter.leave_lane(call.retries)
+            self.ledger.throttled += call.retries.throttled - throttled
         if ended is None or call.cut_off:
             return call.aborted(self.state.reason.summary)
         if isinstance(ended, Runtime):
@@ -271,25 +393,36 @@ class Run(Engine):
         return ended
 
     async def _wait_to_retry(self, call: Call[Runtime], until: float | None = None) -> bool:
-        """Wait before retrying a call; return False to give up, at the latest at a time."""
+        """Wait before retrying a call; return False to give up, at the latest at a time.
+
+        A stop that was throttled does not wait here: it is parked.
+        """
         failure = call.retries.last_failure
-        may_retry = self.state.goes_on() or (
-            self.state.level is CancelLevel.READING and call.operation.stops and call.in_doubt
-        )
-        if not may_retry and failure is not None and is_transient(failure, self._policy.statuses):
-            self.state.set_ended_early(self.state.reason)
-            call.cut_off = True
+        if not self._may_retry(call):
+            if failure is not None and is_transient(failure, self._policy.statuses):
+                self.state.set_ended_early(self.state.reason)
+                call.cut_off = True
+            return False
+        if failure is not None and failure.status in THROTTLED and call.operation.stops:
+            delay = self.breaker.delay_of_throttled(call)
+            if delay is not None:
+                call.retries.resumes_at = asyncio.get_running_loop().time() + delay
+            return False
         try:
             async with asyncio.timeout_at(until):
-                return may_retry and await self.breaker.wait_to_retry(call)
+                return await self.breaker.wait_to_retry(call)
         except TimeoutError:
             return False
 
+    def _may_retry(self, call: Call[Runtime]) -> bool:
+        """Return True unless the run is over for this call; a stop in doubt goes on for longer."""
+        is_in_doubt = call.operation.stops and call.in_doubt
+        return self.state.goes_on() or (self.state.level is CancelLevel.READING and is_in_doubt)
+
     def _end_if_all_will_fail(self, error: BctrlError) -> None:
-        if isinstance(error, BctrlAuthenticationError | BctrlConfigError) or (
-            isinstance(error, BctrlRateLimitError)
-            and (error.retry_after or 0.0) > self._policy.max_throttle_wait
-        ):
+        # The Retry-After of a target ends the run only if it holds all.
+        is_held = self.sender.limiter.retry_after_of_all > self._policy.max_throttle_wait
+        if is_held or isinstance(error, BctrlAuthenticationError | BctrlConfigError):
             self.state.end_early(error, CancelLevel.WAITING)
         elif self.breaker.gave_up:
             self.state.end_early(self.breaker.as_dead(error), CancelLevel.WAITING)
@@ -306,3 +439,7 @@ async def _ask_canary(
     except BctrlError as error:
         return error.status is not None and not is_unanswered(error)
     return True
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -464,7 +464,7 @@ class RetryPolicy(msgspec.Struct):
     cap: float = 20.0
     """The longest delay in seconds, above 0."""
     patience: float | None = None
-    """Seconds from the first 429 or 503 until giving up, and the longest Retry-After to wait for; 0 gives up at once."""
+    """Seconds of all delays after a 429 or 503 until giving up, and the longest Retry-After to wait for; 0 gives up at once."""
     statuses: frozenset[int] = ...
     """The statuses to retry, of 408, 429 and 500 to 599."""
     @property

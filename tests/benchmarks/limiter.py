@@ -1,4 +1,4 @@
-"""The limiter in virtual time: behind a limit, alone and with others, and throttled at random.
+"""The limiter in virtual time: behind a limit, throttled at random, and beside throttled targets.
 
 `python tests/benchmarks/limiter.py [--seeds 24]`
 
@@ -8,6 +8,7 @@ starts, the second half a latency later.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -20,13 +21,15 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
+import pytest
 from harness import Report, command, measured
 
 sys.path.append(str(Path(__file__).parents[1]))
 import virtual_time
+from simulated import ANSWER, Request, Simulation
 from throttling import Fleet, Run, Server, throttled, token_bucket
 
-from bctrl_async import BctrlError
+from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome
 
 _RATE, _BURST = 200.0, 50
 _AT_ONCE = 0.1
@@ -82,12 +85,70 @@ def _at_random(
     return run
 
 
+def _stop(
+    targets: list[tuple[str, str]], serve: Callable[[Request], Runtime | BctrlError]
+) -> tuple[float, int]:
+    """Stop targets; return when the last good one had its outcome, and the number of requests."""
+    last = 0.0
+
+    def on_outcome(outcome: StopOutcome) -> None:
+        nonlocal last
+        if not outcome.target.alias.startswith("bad"):
+            last = asyncio.get_running_loop().time()
+
+    async def main(session: BctrlSession) -> None:
+        await session.stop_runtimes(targets, on_outcome=on_outcome, verify=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        simulation = Simulation(patch, serve, 0.02)
+        simulation.run(main)
+    return last, len(simulation.requests)
+
+
+def _beside_throttled(bad: int, total: int) -> _Case:
+    """A list whose first targets, of one workspace, are throttled for ever."""
+    good = [("ws-1", f"r{number}") for number in range(total - bad)]
+    worse = [("ws-bad", f"bad{number}") for number in range(bad)]
+
+    def serve(each: Request) -> Runtime | BctrlError:
+        return throttled() if each.alias.startswith("bad") else ANSWER
+
+    def run(seed: int, halfway: bool) -> _Figures:  # noqa: ARG001, FBT001
+        random.seed(seed)
+        alone, _ = _stop(good, serve)
+        last, requests = _stop(worse + good, serve)
+        return _Figures(last / alone, 100 * (requests - len(good)) / requests)
+
+    return run
+
+
+def _quotas(workspaces: int, targets: int) -> _Case:
+    """A list sorted by workspace, each with a quota of 5 a second and a burst of 10."""
+    items = [(f"ws{n}", f"{n}-{m}") for n in range(workspaces) for m in range(targets)]
+
+    def run(seed: int, halfway: bool) -> _Figures:  # noqa: ARG001, FBT001
+        random.seed(seed)
+        buckets = [token_bucket(lambda _: 5.0, 10) for _ in range(workspaces)]
+
+        def serve(each: Request) -> Runtime | BctrlError:
+            return buckets[int(each.alias.partition("-")[0])](each.at) or ANSWER
+
+        seconds, requests = _stop(items, serve)
+        ideal = (targets - 10) / 5.0
+        return _Figures(seconds / ideal, 100 * (requests - len(items)) / requests)
+
+    return run
+
+
 _CASES: dict[str, _Case] = {
     "1 process": _together(1),
     "8": _together(8),
     "8, Retry-After 1": _together(8, retry_after=1.0),
     "random 6 %": _at_random(0.06, 3.0, 0.03, lambda: lambda _: None),
     "random 5 %, 200/s": _at_random(0.05, 49.75, 0.01, _bucket),
+    "30 of 3,000 throttled": _beside_throttled(30, 3000),
+    "300 of 3,000 throttled": _beside_throttled(300, 3000),
+    "20 quotas, sorted": _quotas(20, 500),
 }
 
 

@@ -368,9 +368,7 @@ async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_
     async with connect() as session:
         batch = session.stop_runtimes([("ws-1", "crm")], deadline=9.5)
         running = asyncio.create_task(await_batch(batch))
-        await until(lambda: batch.is_throttled and not batch.in_flight)
-        # Its back-off of a millisecond ends, and it waits for the limiter.
-        await asyncio.sleep(0.01)
+        await until(lambda: batch.retrying["429"] and not batch.in_flight)
         await end_as(case, Running(batch, running, session))
         await running
 

@@ -196,13 +196,30 @@ class TestError:
         assert [outcome.result for outcome in outcomes] == [STOPPED, UNKNOWN, "rejected"]
         assert unanswered.attempts == emulator.received["ws-1", "r1"] == 1
 
-    async def test_a_retry_after_beyond_the_patience_ends_the_run(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(Reply(429, headers={"Retry-After": "301"}))
-        targets = repeat(("ws-1", "crm"), 1000)
+    async def test_a_retry_after_of_all_beyond_the_patience_ends_the_run(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(*[Reply(429, headers={"Retry-After": "301"})] * 20)
+        for number in range(20):
+            bulk.emulator.add_runtime(f"ws-{number}", "crm")
+        targets = ((f"ws-{number % 20}", "crm") for number in range(1000))
         report = await bulk.session.stop_runtimes(targets, concurrency=10)
 
         assert isinstance(report.ended_early, BctrlRateLimitError)
-        assert report.total <= 20
+        assert report.total <= 30
+
+    async def test_a_retry_after_of_a_workspace_beyond_the_patience_fails_its_targets_alone(
+        self, bulk: Bulk
+    ) -> None:
+        faults = [Reply(429, headers={"Retry-After": "301"})] * 30
+        bulk.emulator.inject(*faults, alias="crm")
+        held = repeat(("ws-1", "crm"), 1000)
+        bulk.emulator.add_runtime("ws-2", "mail")
+        targets = chain(held, [("ws-2", "mail")])
+        report = await bulk.session.stop_runtimes(targets, concurrency=8)
+
+        assert report.ended_early is None
+        assert report.counts[STOPPED] == 1
+        assert report.counts[StopResult.REJECTED] < 30
+        assert report.counts[NOT_SENT] == 1000 - report.counts[StopResult.REJECTED]
 
     async def test_a_session_closed_meanwhile_rejects_what_is_throttled(
         self, emulator: Emulator

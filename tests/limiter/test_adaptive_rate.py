@@ -8,18 +8,32 @@ import pytest
 from pacing import MemoryPace
 
 from bctrl_async._limiter.baseline import _Hold, _Trial
+from bctrl_async._limiter.curve import _DOUBLING, _FADING
+from bctrl_async._limiter.evidence import Evidence, History
 from bctrl_async._limiter.limiter import Limiter
-from bctrl_async._limiter.rate import _DOUBLING, AdaptiveRate
+from bctrl_async._limiter.rate import AdaptiveRate
+
+FIRST = History(workspace="ws-1")
 
 
-def refuse(rate: AdaptiveRate, times: int = 3) -> None:
+def rate_of_workspace() -> AdaptiveRate:
+    """Make a rate to which all throttling counts, as that of a lane does."""
+    return AdaptiveRate(evidence=Evidence(is_of_all=False))
+
+
+def refuse(rate: AdaptiveRate, times: int = 8, retry_after: float | None = None) -> None:
     for _ in range(times):
-        rate.on_throttled(0.0, None, 1)
+        rate.on_throttled(0.0, retry_after, 1, FIRST)
+
+
+def repeat(throttled_at: float, throttled: int = 1) -> History:
+    """Return the history of a call that was throttled so many times."""
+    return History(workspace="ws-1", throttled_at=throttled_at, throttled=throttled)
 
 
 def limited() -> AdaptiveRate:
     """Make a rate whose server has shown at 0 s that it has a limit."""
-    rate = AdaptiveRate()
+    rate = rate_of_workspace()
     refuse(rate)
     assert rate.is_throttled
     return rate
@@ -32,8 +46,8 @@ class TestStart:
         for now in range(200):
             rate.on_start(now)
             assert not rate.is_unlimited
-            assert rate._current_rate(now) == 150.0 + 40.0 * now
-            rate.on_success(now)
+            assert rate._current_rate(now) == 150.0 + 20.0 * now
+            rate.on_success(now, FIRST)
         rate.on_start(200.0)
         assert rate.is_unlimited
 
@@ -43,69 +57,128 @@ class TestStart:
         assert rate.is_unlimited
 
 
-@pytest.mark.parametrize(("times", "delay"), [(2, 0.0), (3, 0.5)])
-def test_the_third_throttled_response_slows_down_other_calls(times: int, delay: float) -> None:
-    rate = AdaptiveRate()
+@pytest.mark.parametrize(("times", "delay"), [(7, 0.0), (8, 0.5)])
+def test_the_eighth_throttled_response_slows_down_other_calls(times: int, delay: float) -> None:
+    rate = rate_of_workspace()
     refuse(rate, times)
-    assert rate.is_throttled is (times == 3)
+    assert rate.is_throttled is (times == 8)
     assert rate.delay(0.0, 1) == pytest.approx(delay)
 
 
-class TestLifting:
-    def test_throttling_when_the_limit_would_be_lifted_starts_anew(self) -> None:
-        """Fault: the limit was lifted by the response that asked for one."""
+def test_throttling_when_the_limit_would_be_lifted_starts_anew() -> None:
+    """Fault: the limit was lifted by the response that asked for one."""
+    rate = limited()
+    rate.on_success(0.6, FIRST)
+    rate.on_start(1.0)
+    rate.on_throttled(2.0, None, 1, FIRST)
+    rate.on_throttled(1000.0, None, 1, FIRST)
+    assert rate.is_throttled
+    assert rate.delay(1000.0, 1) == pytest.approx(0.5)
+    assert rate.delay(1001.0, 100) < math.inf
+
+
+def test_while_nothing_succeeds_the_rate_fades_to_an_attempt_in_two_seconds() -> None:
+    """Fault: each throttled response made it step down, and a success came late."""
+    rate = limited()
+    assert rate._current_rate(0.5) == 20.0
+    for now in (1.0, 2.0, 3.0):
+        rate.on_throttled(now, None, 1, FIRST)
+    assert rate._current_rate(0.5 + _FADING) == pytest.approx(10.0)
+    assert rate._current_rate(1000.0) == 0.5
+    rate.on_success(1000.0, FIRST)
+    assert rate._current_rate(1000.7) == pytest.approx(40.0)
+
+
+class TestEvidence:
+    """First attempts are a fair sample of the targets, and repeats tell of their target."""
+
+    @pytest.mark.parametrize("retry_after", [None, 30.0])
+    def test_repeats_of_targets_show_no_limit(self, retry_after: float | None) -> None:
+        """Fault: thirty targets over their quota stopped the three thousand behind them."""
+        rate = rate_of_workspace()
+        for number in range(100):
+            rate.on_throttled(1.0 + number, retry_after, 1, repeat(number, 2))
+        assert not rate.is_throttled
+        assert rate.pause.retry_after_ends < 0.0
+
+    def test_under_a_limit_the_second_response_of_a_call_makes_the_rate_step_down(self) -> None:
+        """Fault: of eight processes on one limit, one had twice what another had."""
         rate = limited()
-        rate.on_start(1.0)
-        rate.on_throttled(2.0, None, 1)
-        rate.on_throttled(1000.0, None, 1)
+        rate.on_success(1.0, repeat(0.0))
+        rate._restore(100.0, 1.0)
+        for throttled, is_slower in ((2, False), (1, True)):
+            before = rate._current_rate(2.0)
+            rate.on_throttled(2.0, None, 1, repeat(0.9, throttled))
+            assert (rate._current_rate(2.0) < before) is is_slower
+
+    def test_two_successes_make_up_for_a_throttled_response(self) -> None:
+        rate = rate_of_workspace()
+        for _ in range(100):
+            refuse(rate, 1)
+            rate.on_success(0.0, FIRST)
+            rate.on_success(0.0, FIRST)
+        refuse(rate, 7)
+        assert not rate.is_throttled
+        refuse(rate, 1)
         assert rate.is_throttled
-        assert rate.delay(1000.0, 1) == pytest.approx(0.5)
-        assert rate.delay(1001.0, 100) < math.inf
 
-    @pytest.mark.parametrize("recovered", [False, True])
-    def test_a_limit_that_only_the_dead_have_shown_is_lifted(self, *, recovered: bool) -> None:
-        """Fault: a cluster of dead targets kept the others at a crawl, each slower by a step."""
-        rate = limited()
-        if recovered:
-            rate.on_success(1.0, 0.0)
-        for _ in range(12):
-            rate.on_success(1.5)
-        rate.on_throttled(2.0, None, 1, 1.0)
-        assert rate.is_throttled is recovered
+    def test_a_workspace_adds_its_share_at_most_to_a_limit_for_all(self) -> None:
+        """Fault: one workspace over its quota held up all others."""
+        evidence = Evidence(is_of_all=True)
+        # There may be others, which are not throttled.
+        assert [evidence.on_throttled("ws-1") for _ in range(6)] == [True] * 4 + [False] * 2
+        assert not evidence.shows_limit
+        assert [evidence.on_throttled("ws-2") for _ in range(6)] == [True] * 4 + [False] * 2
+        assert evidence.shows_limit
 
+    def test_of_many_workspaces_each_adds_one_whatever_their_number(self) -> None:
+        evidence = Evidence(is_of_all=True)
+        for number in range(20):
+            assert evidence.on_throttled(f"ws-{number}")
+        evidence.on_success("ws-19")
+        assert evidence.on_throttled("ws-19")
+        assert not evidence.on_throttled("ws-19")
 
-REFUSED, ANSWERED, RECOVERED, REFUSED_AGAIN = "refused", "answered", "recovered", "refused again"
+    def test_once_successes_have_made_up_for_all_of_it_a_share_is_whole_again(self) -> None:
+        evidence = Evidence(is_of_all=True)
+        for _ in range(4):
+            evidence.on_throttled("ws-1")
+        for _ in range(8):
+            evidence.on_success("ws-2")
+        assert [evidence.on_throttled("ws-1") for _ in range(5)] == [True] * 4 + [False]
 
+    def test_what_a_limit_of_its_workspace_explains_shows_no_limit_for_all(self) -> None:
+        """Fault: a handful of workspaces over their quotas held up all others."""
+        rate = AdaptiveRate()
+        for number in range(100):
+            history = History(workspace=f"ws-{number}")
+            rate.on_throttled(0.0, 30.0, 1, history, is_explained=True)
+        assert not rate.is_throttled
+        assert not rate.has_evidence
 
-class TestTargetsOfTheirOwn:
     @pytest.mark.parametrize(
-        ("others", "is_alone"),
-        [
-            ([], False),
-            ([ANSWERED], True),
-            ([REFUSED, ANSWERED], False),
-            ([REFUSED] * 9 + [ANSWERED] * 11, False),
-            ([REFUSED] * 9 + [ANSWERED] * 12, True),
-            ([ANSWERED] + [REFUSED_AGAIN] * 9, True),
-            ([REFUSED_AGAIN] * 9 + [ANSWERED], False),
-            ([RECOVERED, *[ANSWERED] * 99], False),
-        ],
+        ("others", "is_alone"), [([], False), ([FIRST], True), ([FIRST, repeat(9.0)], False)]
     )
     def test_what_others_are_answered_tells_whether_a_target_is_throttled_alone(
-        self, *, others: list[str], is_alone: bool
+        self, others: list[History], *, is_alone: bool
     ) -> None:
         rate = AdaptiveRate()
-        rate.on_throttled(10.0, None, 1)
-        for answer in others:
-            if answer in {REFUSED, REFUSED_AGAIN}:
-                rate.on_throttled(11.0, None, 1, math.inf if answer is REFUSED else 9.0)
-            else:
-                rate.on_success(11.0, math.inf if answer is ANSWERED else 9.0)
+        rate.on_throttled(10.0, None, 1, FIRST)
+        for history in others:
+            rate.on_success(11.0, history)
 
-        assert rate.throttles_alone(10.0) is is_alone
+        assert rate.successes.throttles_alone(10.0) is is_alone
         # Nobody has been answered since its next attempt, and of a first nothing is known.
-        assert not rate.throttles_alone(12.0)
-        assert not rate.throttles_alone(math.inf)
+        assert not rate.successes.throttles_alone(12.0)
+        assert not rate.successes.throttles_alone(math.inf)
+
+
+def test_a_retry_after_holds_others_once_a_limit_is_shown() -> None:
+    rate = rate_of_workspace()
+    refuse(rate, 7, retry_after=30.0)
+    assert rate.delay(0.0, 0) == 0.0
+    refuse(rate, 1, retry_after=30.0)
+    assert rate.delay(0.0, 0) == 30.0
 
 
 class TestGrowthAndPauses:
@@ -116,38 +189,29 @@ class TestGrowthAndPauses:
         """A rate in a slow start from 100 per second at 1 s."""
         rate = limited()
         # A retry that succeeds shows that load was the reason.
-        rate.on_success(0.5, 0.0)
+        rate.on_success(0.5, repeat(0.0))
         rate._restore(100.0, 1.0)
         for _ in range(50):
-            rate.on_success(1.5)
+            rate.on_success(1.5, FIRST)
         return rate
 
-    @pytest.mark.parametrize("reason", ["covered", "of its own", "probed"])
-    def test_a_slow_start_goes_on_after_a_pause_that_is_no_reason_to_slow_down(
-        self, growing: AdaptiveRate, reason: str
+    def test_throttling_within_the_baseline_is_no_reason_to_slow_down(
+        self, growing: AdaptiveRate
     ) -> None:
-        """Fault: it went on in the pause, and then lifted the limit."""
-        if reason == "covered":
-            growing._baseline._phase = _Hold(0.1, 20.0)
-        growing.on_throttled(
-            2.0, 300.0 if reason == "probed" else 30.0, 1, math.inf if reason == "covered" else 1.0
-        )
-        growing.on_start(32.0)
-        if reason == "probed":
-            growing.on_success(32.0)
+        growing._baseline._phase = _Hold(0.1, 20.0)
+        growing.on_throttled(2.0, 30.0, 1, FIRST)
+        assert growing._current_rate(2.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
 
-        assert growing.is_throttled
-        assert growing._current_rate(32.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
-        assert growing._current_rate(33.0) == pytest.approx(100.0 * 2 ** (2 / _DOUBLING))
-
-    def test_a_step_down_within_a_longer_pause_grows_after_it(self) -> None:
+    def test_the_rate_grows_after_a_pause_and_not_in_it(self) -> None:
         """Fault: after a Retry-After of 30 s and a shorter one, the rate grew in the pause."""
-        rate = AdaptiveRate()
-        rate.on_throttled(0.0, 30.0, 10)
-        rate.on_throttled(1.0, 10.0, 10)
+        rate = rate_of_workspace()
+        refuse(rate, retry_after=30.0)
+        rate.on_throttled(1.0, 10.0, 10, FIRST)
+        rate.on_success(29.0, FIRST)
         rate.on_start(30.0)
         assert rate.is_throttled
-        assert rate._current_rate(30.0) == pytest.approx(rate._epoch_rate)
+        assert rate._current_rate(30.0) == pytest.approx(20.0)
+        assert rate._current_rate(30.7) == pytest.approx(40.0)
 
     def test_a_trial_that_passes_in_a_pause_starts_slowly_after_it(self) -> None:
         """Fault: the pause counted as time of the slow start, which then lifted the limit."""
@@ -155,9 +219,9 @@ class TestGrowthAndPauses:
         rate._baseline._phase = trial = _Trial(0.1, 61.0)
         rate._baseline._rate_before = 100.0
         rate._restore(100.0, 1.0)
-        rate.on_throttled(1.0, 30.0, 1)
+        rate.pause.start(31.0)
         while rate._baseline._phase is trial:
-            rate.on_success(1.1)
+            rate.on_success(1.1, FIRST)
 
         assert rate.delay(1.1, 0) == 29.9
         rate.on_start(31.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bctrl_async._limiter.baseline import RefusalBaseline
+from bctrl_async._limiter.baseline import ThrottlingBaseline
 
 STEADY = [0.1] * 7
 FALLING = [100.0, 85.0, 72.0, 61.0, 52.0, 44.0, 40.0]
@@ -15,14 +15,14 @@ RATE = 100.0
 """The first of them, which is restored for a trial and after one that passed."""
 
 
-def record(baseline: RefusalBaseline, now: float, successes: int, throttled: int) -> None:
+def record(baseline: ThrottlingBaseline, now: float, successes: int, throttled: int) -> None:
     for _ in range(successes):
         baseline.on_success(now)
     for _ in range(throttled):
         baseline.on_throttled(now)
 
 
-def record_at_random(baseline: RefusalBaseline, now: float, share: float, seed: int) -> None:
+def record_at_random(baseline: ThrottlingBaseline, now: float, share: float, seed: int) -> None:
     """Record responses at random, up to the fourth that is throttled."""
     rng = random.Random(seed)
     throttled = 0
@@ -35,7 +35,7 @@ def record_at_random(baseline: RefusalBaseline, now: float, share: float, seed: 
 
 
 def step_down(
-    baseline: RefusalBaseline,
+    baseline: ThrottlingBaseline,
     shares: list[float],
     rates: list[float] = FALLING,
     *,
@@ -58,7 +58,7 @@ def step_down(
     return [each for each in restored if each is not None]
 
 
-def end_trial(baseline: RefusalBaseline, now: float, share: float) -> float | None:
+def end_trial(baseline: ThrottlingBaseline, now: float, share: float) -> float | None:
     """Record responses until the trial is decided; return what is restored."""
     rng = random.Random(0)
     while True:
@@ -73,16 +73,16 @@ def end_trial(baseline: RefusalBaseline, now: float, share: float) -> float | No
 
 
 @pytest.fixture
-def tried() -> RefusalBaseline:
+def tried() -> ThrottlingBaseline:
     """A baseline that tries, since -1 s, whether a tenth is throttled at 100 per second as well."""
-    baseline = RefusalBaseline()
+    baseline = ThrottlingBaseline()
     assert step_down(baseline, STEADY) == [RATE]
     assert baseline.is_trying
     return baseline
 
 
 @pytest.fixture
-def tenth(tried: RefusalBaseline) -> RefusalBaseline:
+def tenth(tried: ThrottlingBaseline) -> ThrottlingBaseline:
     """A baseline that has found, at 0 s, that a tenth is throttled at any rate."""
     assert end_trial(tried, 0.0, 0.1) == RATE
     assert tried._phase is not None
@@ -110,17 +110,17 @@ class TestComparison:
     @pytest.mark.parametrize("case", COMPARISONS)
     def test_a_trial_is_started_if_the_share_is(self, case: str) -> None:
         shares, rates, options, restored = COMPARISONS[case]
-        assert step_down(RefusalBaseline(), shares, rates, **options) == restored
+        assert step_down(ThrottlingBaseline(), shares, rates, **options) == restored
 
     def test_a_burst_before_the_first_step_counts_for_nothing(self) -> None:
         """Fault: a server's first burst was compared with what followed."""
-        baseline = RefusalBaseline()
+        baseline = ThrottlingBaseline()
         record(baseline, -11.0, 0, 50)
         assert step_down(baseline, STEADY) == [RATE]
 
     def test_a_share_that_fell_and_stays_tries_the_rate_since(self) -> None:
         rates = [*FALLING, 37.0, 32.0, 27.0]
-        (tried,) = step_down(RefusalBaseline(), [0.4] * 4 + [0.05] * 6, rates)
+        (tried,) = step_down(ThrottlingBaseline(), [0.4] * 4 + [0.05] * 6, rates)
         assert 27.0 < tried < RATE
 
     @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ class TestComparison:
         ids=["less than half of the rate", "too few responses", "a limit far below the rate"],
     )
     def test_meanwhile_a_rate_is_kept(self, shares: list[float], plateau: float) -> None:
-        baseline = RefusalBaseline()
+        baseline = ThrottlingBaseline()
         step_down(baseline, shares, FALLING[: len(shares)])
         assert baseline.plateau == plateau
 
@@ -138,7 +138,7 @@ class TestTrial:
     # Fault: a trial that nothing was throttled in held the rate for ever.
     @pytest.mark.parametrize("share", [0.1, 0.0])
     def test_if_the_share_stays_so_does_the_rate(
-        self, tried: RefusalBaseline, share: float
+        self, tried: ThrottlingBaseline, share: float
     ) -> None:
         record(tried, 0.0, 20, 4)
         assert tried.covers(0.0)
@@ -146,19 +146,19 @@ class TestTrial:
         record(tried, 0.1, 9, 1)
         assert tried.covers(0.1)
 
-    def test_a_share_that_grows_with_the_rate_does_not(self, tried: RefusalBaseline) -> None:
+    def test_a_share_that_grows_with_the_rate_does_not(self, tried: ThrottlingBaseline) -> None:
         """Fault: each of many clients on one limit ignored what the others throttled."""
         assert end_trial(tried, 0.0, 0.3) is None
         assert not tried.covers(0.1)
 
-    def test_after_a_minute_the_likelier_result_is_taken(self, tried: RefusalBaseline) -> None:
+    def test_after_a_minute_the_likelier_result_is_taken(self, tried: ThrottlingBaseline) -> None:
         record(tried, 58.0, 20, 1)
         assert tried.covers(58.9)
         tried.on_throttled(59.0)
         assert not tried.covers(59.0)
         assert tried.record_step(59.0, RATE) == RATE
 
-    def test_if_it_fails_the_baseline_before_it_ends(self, tenth: RefusalBaseline) -> None:
+    def test_if_it_fails_the_baseline_before_it_ends(self, tenth: ThrottlingBaseline) -> None:
         """Fault: the share that a trial had found to depend on the rate was covered."""
         assert step_down(tenth, STEADY, now=1.0) == [RATE]
         assert end_trial(tenth, 11.0, 0.3) is None
@@ -167,7 +167,7 @@ class TestTrial:
             record(tenth, now, 9, 1)
             assert not tenth.covers(now)
 
-    def test_the_next_is_later_each_time_up_to_a_minute(self, tried: RefusalBaseline) -> None:
+    def test_the_next_is_later_each_time_up_to_a_minute(self, tried: ThrottlingBaseline) -> None:
         now = 0.0
         for apart in (10.0, 20.0, 40.0, 60.0, 60.0):
             assert end_trial(tried, now, 0.3) is None
@@ -180,7 +180,7 @@ class TestTrial:
 
 class TestCovers:
     def test_a_baseline_holds_for_twenty_seconds_and_then_for_twice_as_long_up_to_a_minute(
-        self, tenth: RefusalBaseline
+        self, tenth: ThrottlingBaseline
     ) -> None:
         now = 0.0
         for holds in (20.0, 40.0, 60.0, 60.0):
@@ -194,7 +194,7 @@ class TestCovers:
 
     @pytest.mark.parametrize(("throttled", "covered"), [(20, True), (21, False)])
     def test_it_allows_for_chance_and_is_not_ended_by_more(
-        self, tenth: RefusalBaseline, throttled: int, *, covered: bool
+        self, tenth: ThrottlingBaseline, throttled: int, *, covered: bool
     ) -> None:
         # Of 100, 10 are expected with a deviation of 3; 10 + 3 * 3 + 1 = 20 are covered.
         record(tenth, 1.0, 100 - throttled, throttled)
@@ -202,7 +202,9 @@ class TestCovers:
         record(tenth, 2.0, 90, 10)
         assert tenth.covers(2.0)
 
-    def test_old_successes_do_not_cover_a_burst_of_throttling(self, tenth: RefusalBaseline) -> None:
+    def test_old_successes_do_not_cover_a_burst_of_throttling(
+        self, tenth: ThrottlingBaseline
+    ) -> None:
         record(tenth, 1.0, 990, 10)
         assert tenth.covers(1.0)
         record(tenth, 1.1, 0, 15)

@@ -35,7 +35,8 @@ async def stop_at_once(session: BctrlSession) -> int:
     ("stop", "status", "retry_after", "share"),
     [
         (stop_in_bulk, 429, None, 0.1),
-        (stop_in_bulk, 503, 1, 0.05),
+        # A gateway's Retry-After holds its own call, so some more are throttled.
+        (stop_in_bulk, 503, 1, 0.08),
         (stop_at_once, 429, None, 0.1),
     ],
 )

@@ -81,9 +81,9 @@ class Case:
 CASES = {
     # The start costs some tenths of a second, once.
     "calls in a row": Case(unlimited, 100, 2.02, limit=1, latency=0.02),
-    "a hundred quick calls": Case(unlimited, 100, 0.13, at_once=True, latency=0.01),
+    "a hundred quick calls": Case(unlimited, 100, 0.15, at_once=True, latency=0.01),
     "a hundred slow calls": Case(unlimited, 100, 1.65, at_once=True, latency=1.0),
-    "many calls": Case(unlimited, 20_000, 2.15, at_once=True),
+    "many calls": Case(unlimited, 20_000, 2.17, at_once=True),
     "no limit": Case(unlimited, 10_000, 21, latency=0.2),
     "latency that grows with load": Case(
         unlimited, 2000, 11, latency=lambda in_flight: 0.005 * in_flight
@@ -215,5 +215,5 @@ class TestManyLimiters:
         """Fault: each sent a hundred at once, and a quarter of all requests was throttled."""
         fleet = Fleet(bucket(), [n / 100 for n in range(8)])
         fleet.run(60.0, 250)
-        assert fleet.throttled_share(0.0, 60.0) <= 0.06
+        assert fleet.throttled_share(0.0, 60.0) <= 0.07
         assert fleet.fairness(0.0, min(fleet.ended)) >= 0.85

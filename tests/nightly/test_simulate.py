@@ -20,7 +20,9 @@ FOUND_BY = {
     "dead-target": 90,
     "dead-upstream": 1089,
     "foreign-4xx": 119,
+    "held-input": 519,
     "locked": 146,
+    "lost-slot": 291,
     "lone-503": 726,
     "own-work": 119,
 }

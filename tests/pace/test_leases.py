@@ -12,10 +12,11 @@ import virtual_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pacing import Member, MemoryPace, jain, most_in_a_window
-from throttling import throttled
+from throttling import show_limit
 from virtual_time import in_virtual_time, now
 
-from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.pace._leases import LEASE
 
@@ -99,8 +100,7 @@ class TestSharing:
 
     async def test_the_learned_limit_stays_beneath(self) -> None:
         member = Member(MemoryPace(rate=1000))
-        await member.limiter.acquire(60)
-        member.limiter.release(throttled(0.1))
+        show_limit(member.limiter, 0.1)
         before = now()
         await member.bulk(10)
 

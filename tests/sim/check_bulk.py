@@ -92,6 +92,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from _check_duration(world.plan, run)
     yield from _check_dead_targets(world.plan, run, run.report, exchanges)
     yield from _check_outage(world, run.report)
+    yield from _check_quota(world.plan, run)
 
 
 def _check_raised(plan: Plan, run: BulkRun) -> Problems:
@@ -273,6 +274,11 @@ def _check_duration(plan: Plan, run: BulkRun) -> Problems:
         # While canaries are not answered either, a gateway's 503 costs the whole patience.
         busy = [target for target, fate in climate.poison.items() if fate == 503]
         longest += BULK_PATIENCE * -(-sum(map(run.items.count, busy)) // workers)
+    if climate.hazards & {"quota", "random"}:
+        throttled = [target for target in plan.targets if target[0] == climate.quota]
+        # The only worker of a slow input waits for each throttled stop.
+        rounds = sum(map(run.items.count, throttled)) if _waits_itself(plan) else 1
+        longest += PATIENCE + 2 * BULK_PATIENCE * rounds
     took = run.ended - run.began
     if took > longest:
         yield Problem("slow", f"it took {took:.0f} s")
@@ -311,6 +317,31 @@ def _check_dead_targets(
     took_all = run.ended - run.began
     if not plan.is_paced and not plan.verify and took_all > bound:
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
+
+
+def _waits_itself(plan: Plan) -> bool:
+    """Return True if the only worker sends throttled stops before it waits for the input."""
+    workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
+    return workers == 1 and plan.input in {"async", "generator"}
+
+
+def _check_quota(plan: Plan, run: BulkRun) -> Problems:
+    """Check that throttled targets hold up no other, and that none is lost at random."""
+    climate = plan.climate
+    has_rule = climate.hazards in ({"quota"}, {"random"}) and not plan.is_paced
+    if not has_rule or plan.ending is not Ending.COMPLETED or run.resumes:
+        return
+    bound = 20.0 + len(run.items) * (plan.input_delay + plan.latency + 0.2)
+    for time, _, outcome in run.recorded:
+        if outcome.target.workspace_id == climate.quota or outcome.target not in plan.targets:
+            continue
+        # A short patience may end in bad luck.
+        is_patient = plan.policy.patience is None or climate.quota is not None
+        if is_patient and outcome.result in {StopResult.REJECTED, StopResult.NOT_SENT}:
+            yield Problem("throttled others", f"{name(outcome.target)} is {outcome.result}")
+        if time - run.began > bound and not _waits_itself(plan):
+            took = f"had its outcome after {time - run.began:.0f} s"
+            yield Problem("throttled others", f"{name(outcome.target)} {took}")
 
 
 def _check_outage(world: World, report: StopReport) -> Problems:

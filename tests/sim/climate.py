@@ -123,6 +123,10 @@ class Climate:
     partitions: list[Span] = field(default_factory=list)
     poison: dict[Target, Fate | int] = field(default_factory=dict)
     server_faults: dict[Fault, float] = field(default_factory=dict)
+    quota: str | None = None
+    """A workspace whose stops are all throttled."""
+    random_share: float = 0.0
+    """The share of stops that are throttled at random."""
     targets: list[Target] = field(default_factory=list)
 
     # Conditions of the network
@@ -145,6 +149,18 @@ class Climate:
         poison = self.poison.get(exchange.target)
         if isinstance(poison, Fate):
             return Action(poison)
+        if self._throttles(exchange, rng):
+            return Action(Fate.ANSWER, page=refusal(429, self.retry_after))
+        return self._decide(poison, rng, now)
+
+    def _throttles(self, exchange: Exchange, rng: random.Random) -> bool:
+        """Return True if a stop is over a quota, or throttled at random."""
+        if not exchange.stops or exchange.target is None:
+            return False
+        is_over_quota = exchange.target[0] == self.quota
+        return is_over_quota or (self.random_share > 0.0 and rng.random() < self.random_share)
+
+    def _decide(self, poison: int | None, rng: random.Random, now: float) -> Action:
         page, is_foreign = self._unavailable(poison, rng, now), True
         if page is None:
             page, is_foreign = self._page(rng, now), False

@@ -12,6 +12,7 @@ from aiohttp import ClientSession, TCPConnector
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
 from bctrl_async._calls.call import Call
+from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._ledger import Ledger
@@ -53,8 +54,8 @@ async def _never_answered(*_: object) -> bool:
     return False
 
 
-def _release_if_answered(limiter: Limiter, answer: object, last: float = math.inf) -> bool:
-    return answer is not None and _release(limiter, answer, last)
+def _release_if_answered(limiter: Limiter, answer: object, *history: History) -> bool:
+    return answer is not None and _release(limiter, answer, *history)
 
 
 async def _stop_without_a_look(
@@ -96,12 +97,12 @@ FAULTS = {
     "dead-upstream": KnownFault(
         "a gateway's 503 for a dead target passes for throttling",
         "dead targets",
-        {"bctrl_async._limiter.rate.AdaptiveRate.throttles_alone": lambda *_: False},
+        {"bctrl_async._limiter.evidence.Successes.throttles_alone": lambda *_: False},
     ),
     "lone-503": KnownFault(
         "a gateway's 503 costs an attempt although all are answered so",
         "outage",
-        {"bctrl_async._limiter.rate.AdaptiveRate.throttles_alone": lambda *_: True},
+        {"bctrl_async._limiter.evidence.Successes.throttles_alone": lambda *_: True},
     ),
     "page-accepted": KnownFault(
         "a login page with status 200 is an accepted stop",
@@ -148,8 +149,9 @@ FAULTS = {
         "an absurd Retry-After locks the session",
         "locked",
         {
-            "bctrl_async._limiter.rate.PROBE_INTERVAL": math.inf,
-            "bctrl_async._limiter.limiter.PROBE_INTERVAL": math.inf,
+            "bctrl_async._limiter.evidence._ENOUGH": 1.0,
+            "bctrl_async._limiter.pause.PROBE_INTERVAL": math.inf,
+            "bctrl_async._limiter.gate.PROBE_INTERVAL": math.inf,
         },
     ),
     "lost-outcome": KnownFault(
@@ -161,6 +163,11 @@ FAULTS = {
         "a request that is abandoned in flight counts as not sent",
         "was sent",
         {"bctrl_async._calls.call.Call.aborted": _aborted_without_doubt},
+    ),
+    "held-input": KnownFault(
+        "throttled targets of a workspace over its quota hold up all others",
+        "slow",
+        {"bctrl_async.bulk._parked._MAX_STOPS": 0},
     ),
     "lost-slot": KnownFault(
         "a cancelled attempt keeps its slot",

@@ -119,6 +119,8 @@ class Plan:
         self._draw_end(rng, count)
         self._draw_input(rng)
         self._draw_output(rng)
+        # Drawn apart, so that the rest of a seed's run stays as it is.
+        self._draw_throttling(random.Random(f"throttling {seed}"))
 
     def _draw_pace(self, rng: random.Random) -> None:
         """Draw a shared pace: its rate, the answers of its store, and when the store is away."""
@@ -127,6 +129,30 @@ class Plan:
         self.store_outage = rng.choice(
             [(0.0, 0.0), (0.0, math.inf), (rng.uniform(0, 1), rng.uniform(1, 5))]
         )
+
+    def _draw_throttling(self, rng: random.Random) -> None:
+        """Draw a workspace over its quota, or throttling at random, in place of no hazard."""
+        climate = self.climate
+        if climate.hazards or self.kind is Kind.CALLS or rng.random() < 0.2:
+            return
+        # A Retry-After beyond the patience may end the run.
+        is_patient = self.policy.patience is None or self.policy.patience > 1.0
+        climate.retry_after = rng.choice([None, "1"]) if is_patient else None
+        workspaces = sorted({workspace for workspace, _ in self.targets})
+        if rng.random() < 0.3:
+            climate.hazards = frozenset({"random"})
+            climate.random_share = rng.uniform(0.01, 0.2)
+        elif len(workspaces) > 1:
+            climate.hazards = frozenset({"quota"})
+            climate.quota = rng.choice(workspaces)
+            order = rng.choice(["first", "spread", "last"])
+            if order != "spread" and self.input != "workspace":
+                self.items.sort(key=self._is_over_quota, reverse=order == "first")
+            # An invalid first item is an error of the call.
+            self.items.sort(key=_is_invalid)
+
+    def _is_over_quota(self, item: object) -> bool:
+        return isinstance(item, RuntimeRef) and item.workspace_id == self.climate.quota
 
     def _draw_end(self, rng: random.Random, count: int) -> None:
         """Draw the moment of the end: a step of the loop, a time, or a number of outcomes."""
@@ -216,6 +242,10 @@ class Plan:
             if value and name != "targets"
         ]
         return "\n".join(lines)
+
+
+def _is_invalid(item: object) -> bool:
+    return not isinstance(item, RuntimeRef)
 
 
 _POLICY = ("attempts", "base", "cap", "patience")

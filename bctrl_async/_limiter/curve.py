@@ -1,0 +1,68 @@
+"""The curve: the rate under a limit, from one step down to the next."""
+
+from __future__ import annotations
+
+import math
+
+BETA = 0.85
+"""The share of the delivered rate that a step down keeps."""
+SLOWEST_START = 20.0
+"""The lowest rate of a slow start, in attempts per second."""
+MIN_RATE = 0.5
+"""The lowest rate, in attempts per second, however much the server throttles."""
+_CUBIC = 0.0875
+"""The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
+its peak after 7 s, and a lower rate sooner, so that many clients on one limit get equal shares."""
+_K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
+"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
+curve, and at most on later curves."""
+_K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
+"""K lasts at least this many Retry-Afters, because the next throttled response costs another pause;
+the second value is the most seconds to which this rule raises K."""
+_DOUBLING = 0.7
+"""Seconds in which a slow start doubles the rate."""
+_FADING = 2.0
+"""Seconds in which a slow start halves the rate as long as nothing succeeds."""
+
+
+class Curve:
+    """The curve of CUBIC (RFC 9438): slow around the last peak, and fast beyond it.
+
+    Before the first step down it is a slow start: then `peak` is None. `starts` is when the rate
+    starts to grow from `first_rate`.
+    """
+
+    def __init__(self) -> None:
+        self.peak: float | None = None
+        self.first_rate: float = 0.0
+        self.starts: float = -math.inf
+        self.stepped_at: float = -math.inf
+        self._k = _K_MIN
+
+    def start(self, now: float, starts: float, rate: float, peak: float | None) -> None:
+        """Grow from a rate, at once or after a pause."""
+        self.peak = peak
+        self.first_rate = rate
+        self.starts = max(now, starts)
+        self.stepped_at = now
+
+    def step_down(self, now: float, starts: float, peak: float, pause: float) -> None:
+        """Grow from below a peak, and be back at it after K seconds."""
+        k = max(math.cbrt((1.0 - BETA) * peak / _CUBIC), _K_MIN)
+        k = min(k, _K_FIRST if self.peak is None else _K_MAX)
+        self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
+        self.start(now, starts, BETA * peak, peak)
+
+    def rate(self, now: float) -> float:
+        """Return the rate at this time."""
+        elapsed = max(now - self.starts, 0.0)
+        if self.peak is None:
+            doublings = min(elapsed / _DOUBLING, 60.0)
+            return self.first_rate * math.exp2(doublings)
+        return self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3
+
+    def fade(self, now: float, since: float) -> float:
+        """Return the rate while nothing succeeds: it neither grows nor steps down, but fades."""
+        self.starts = max(self.starts, now)
+        halvings = max(now - since, 0.0) / _FADING
+        return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)

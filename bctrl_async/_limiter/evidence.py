@@ -1,0 +1,105 @@
+"""The evidence of a limit: which throttled responses tell of it, and when they are enough."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+_ENOUGH, _DECAY = 8.0, 0.5
+"""Throttled responses that show a limit, and how many of them a success makes up for. This CUSUM
+test tells a limit, which throttles more than a third, from throttling that slowing down does not
+help: at random, or of some targets only."""
+_MAX_FAIR = 2
+"""Throttled responses of a call after which another is about its target."""
+
+
+class History(msgspec.Struct, kw_only=True):
+    """The earlier throttled responses of a call, and its place in the limiter."""
+
+    workspace: str = ""
+    throttled: int = 0
+    throttled_at: float = math.inf
+    """The time of the last throttled response; inf if there is none."""
+    waits_since: float = math.inf
+    """The time since which it has waited for a slot, or was throttled; inf if neither."""
+    is_in_lane: bool = False
+    """True while it has a slot of the lane of its workspace."""
+
+    @property
+    def is_first(self) -> bool:
+        """True if no attempt was throttled, so that the next is a fair sample of the targets."""
+        return self.throttled_at == math.inf
+
+    @property
+    def is_fair(self) -> bool:
+        """True if the next response may tell of a limit, and not only of its target."""
+        return self.throttled < _MAX_FAIR
+
+
+class Evidence:
+    """A CUSUM test: throttled responses, less those that successes make up for.
+
+    A limit for all must be shown by several workspaces: each contributes its share at most, which
+    is a half if two are asked.
+    """
+
+    def __init__(self, *, is_of_all: bool) -> None:
+        self.excess: float = 0.0
+        self._is_of_all = is_of_all
+        self._shares: dict[str, float] = {}
+        # The keys are the workspaces that were asked last.
+        self._asked: dict[str, None] = {}
+
+    @property
+    def shows_limit(self) -> bool:
+        """True if there are enough throttled responses."""
+        return self.excess >= _ENOUGH
+
+    def on_throttled(self, workspace: str) -> bool:
+        """Record a throttled response; return False if it tells of its workspace only."""
+        if not self.excess:
+            self._shares.clear()
+        self._ask(workspace)
+        share = self._shares.get(workspace, 0.0)
+        if self._is_of_all and share >= _ENOUGH / max(len(self._asked), 2):
+            return False
+        self._shares[workspace] = share + 1.0
+        self.excess = min(self.excess + 1.0, _ENOUGH)
+        return True
+
+    def on_success(self, workspace: str) -> None:
+        """Record the success of a first attempt."""
+        if not self.excess:
+            return
+        self._ask(workspace)
+        self.excess = max(self.excess - _DECAY, 0.0)
+        if workspace in self._shares:
+            self._shares[workspace] -= _DECAY
+
+    def _ask(self, workspace: str) -> None:
+        self._asked.pop(workspace, None)
+        self._asked[workspace] = None
+        if len(self._asked) > _ENOUGH:
+            del self._asked[next(iter(self._asked))]
+
+
+class Successes:
+    """The times of the last successes: of first attempts, and of calls that were throttled.
+
+    First attempts are a fair sample of the targets; retries are not, since targets that are
+    throttled again and again have more of them.
+    """
+
+    def __init__(self) -> None:
+        self.first_at: float = -math.inf
+        self.recovered_at: float = -math.inf
+
+    def any_since(self, time: float) -> bool:
+        """Return True if any attempt has succeeded since a time."""
+        return max(self.first_at, self.recovered_at) >= time
+
+    def throttles_alone(self, throttled_at: float) -> bool:
+        """Return True if only this call's target has been throttled since `throttled_at`."""
+        # A retry that succeeds shows that load was the reason, and not the target.
+        return self.first_at >= throttled_at >= self.recovered_at

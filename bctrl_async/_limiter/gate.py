@@ -1,0 +1,273 @@
+"""A gate: it admits attempts, first come, first served in each priority."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.pause import PROBE_INTERVAL
+from bctrl_async._limiter.queues import Queues, Waiter
+from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async.errors import BctrlError, BctrlRateLimitError, format_duration
+from bctrl_async.pace import Pace
+from bctrl_async.pace._leases import Leases
+
+_log = logging.getLogger("bctrl_async")
+
+_TIMER_TOLERANCE = 0.01
+"""Seconds by which a wakeup may be late before its timer is replaced."""
+_LATER = 1.0
+"""Seconds by which a Retry-After must be later to be news for those that wait."""
+
+
+class Gate:
+    """A bound on attempts in flight and on their rate, of a workspace or of all.
+
+    `asyncio.Semaphore` has neither a rate nor `close`.
+    """
+
+    def __init__(self, limit: float, rate: AdaptiveRate, workspace: str | None = None) -> None:
+        self.rate: AdaptiveRate = rate
+        self.in_use: int = 0
+        """The number of slots in use."""
+        self._limit = limit
+        self._scope = "all calls of the session"
+        if workspace is not None:
+            self._scope = f"all calls in workspace {workspace!r}"
+        self._leases: Leases | None = None
+        self._queues = Queues()
+        self._throttled_since: float | None = None
+        self._timer: asyncio.Handle | None = None
+        self._wakeup_at = math.inf
+        self._end: BctrlError | None = None
+
+    def share(self, pace: Pace, close: Callable[[BctrlError], None]) -> Leases:
+        """Let a pace bound the rate, too; `close` is called if its store is of no use."""
+        self._leases = Leases(pace, lambda: self._queues.count, self._admit, close)
+        # The pace bounds the first attempts too; a slower start would waste leased slots.
+        self.rate.start.is_over = True
+        return self._leases
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it holds nobody up, and knows of no throttling."""
+        return not (self.in_use or self._queues.count or self.rate.has_evidence)
+
+    @property
+    def waiting(self) -> list[Waiter]:
+        """The waiters."""
+        return self._queues.waiting
+
+    @property
+    def retry_after_ends(self) -> float:
+        """The time until which the server has asked all to wait."""
+        return self.rate.pause.retry_after_ends
+
+    def acquire_nowait(self) -> bool:
+        """Acquire a slot without waiting; return False if that is not possible."""
+        if self.in_use >= self._limit or self._end is not None or self._queues.count:
+            return False
+        if self._leases is not None or not self.rate.is_unlimited:
+            now = asyncio.get_running_loop().time()
+            if self._delay(now) > 0.0:
+                return False
+            self._on_start(now)
+        self.in_use += 1
+        return True
+
+    def add(self, waiter: Waiter) -> None:
+        """Add a waiter, which is admitted at once if possible.
+
+        It fails if a Retry-After is longer than it waits, with no probe due or in flight, or if the
+        server throttles every attempt for that long.
+        """
+        if self._end is not None:
+            waiter.fail(replace(self._end))
+            return
+        now = asyncio.get_running_loop().time()
+        if self._fail_in_vain(waiter, now):
+            return
+        self._queues.add(waiter)
+        self._admit()
+        # A call without patience still waits for its first attempt.
+        if waiter.max_wait and not waiter.admitted.done():
+            self._schedule_deadline(waiter, now)
+
+    def take(self, workspace: str) -> list[Waiter]:
+        """Remove the waiters of a workspace, but no canary, and return them in their order."""
+        return self._queues.take(workspace)
+
+    def _fail_in_vain(self, waiter: Waiter, now: float) -> bool:
+        """Fail a waiter whose patience ends before an attempt may succeed."""
+        if waiter.max_wait and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
+            waiter.fail(
+                BctrlRateLimitError(
+                    f"the server throttled {self._scope} for {format_duration(waiter.max_wait)}"
+                )
+            )
+            return True
+        wait = self.retry_after_ends - now
+        if wait <= waiter.max_wait:
+            return False
+        # The end of a probe looks like the end of an older attempt. So an unanswered probe counts
+        # as in flight until no attempt is, or until the next probe is due.
+        is_probed = self.rate.pause.is_probed and self.in_use > 0
+        delay = self.rate.delay(now, self.in_use)
+        if is_probed or delay <= 0.0:
+            return False
+        advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
+        error = BctrlRateLimitError(
+            f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
+            advice=advice if wait > PROBE_INTERVAL else None,
+            retry_after=wait,
+        )
+        waiter.fail(error)
+        return True
+
+    def _deadline(self, waiter: Waiter, now: float) -> float:
+        """Return when the patience of a waiter ends if every attempt is throttled until then."""
+        return (
+            max(waiter.history.waits_since, min(self.rate.throttled_since, now)) + waiter.max_wait
+        )
+
+    def _schedule_deadline(self, waiter: Waiter, now: float) -> None:
+        loop = asyncio.get_running_loop()
+        waiter.set_timer(loop.call_at(self._deadline(waiter, now), self._on_deadline, waiter))
+
+    def _on_deadline(self, waiter: Waiter) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._fail_in_vain(waiter, now):
+            self._schedule_deadline(waiter, now)
+
+    def release(self) -> None:
+        """Release a slot."""
+        self.in_use -= 1
+        if not self._queues.count:
+            return
+        self._admit()
+        if self.rate.pause.is_probed and not self.in_use:
+            # A probe without an answer tells nothing.
+            self._fail_all_in_vain(asyncio.get_running_loop().time())
+
+    def on_success(self, now: float, history: History) -> None:
+        """Record a response that was not throttled, which may end a pause."""
+        self.rate.on_success(now, history)
+        if self._queues.count:
+            self._admit()
+
+    def on_throttled(
+        self,
+        now: float,
+        status: int | None,
+        retry_after: float | None,
+        history: History,
+        *,
+        is_explained: bool = False,
+    ) -> None:
+        """Record a throttled response; fail those for which the wait is now too long."""
+        pause = self.rate.pause
+        was_probed = pause.is_probed
+        ends = pause.retry_after_ends
+        self.rate.on_throttled(now, retry_after, self.in_use, history, is_explained=is_explained)
+        if self.rate.is_throttled and self._throttled_since is None:
+            self._log_throttled(now, status)
+        # Each response that was in flight moves the end by some milliseconds.
+        if was_probed or pause.retry_after_ends > ends + _LATER:
+            self._fail_all_in_vain(now)
+
+    def _fail_all_in_vain(self, now: float) -> None:
+        for waiter in self._queues.waiting:
+            self._fail_in_vain(waiter, now)
+
+    def _log_throttled(self, now: float, status: int | None) -> None:
+        self._throttled_since = now
+        delay = self.rate.delay(now, 0)
+        _log.info(
+            "throttled by the server (status %d): %s slow down, and the next attempt starts "
+            "in %.3f s",
+            status,
+            self._scope,
+            delay,
+            extra={
+                "bctrl.event": "throttled",
+                "http.response.status_code": status,
+                "bctrl.delay": delay,
+            },
+        )
+
+    def lift_limit(self, rate: AdaptiveRate) -> None:
+        """Start again with a new rate, as a limit for all explains the throttling."""
+        self.rate = rate
+        self._throttled_since = None
+        self._admit()
+
+    def _delay(self, now: float) -> float:
+        """Return the seconds until the next attempt may start; inf if the time is not known."""
+        delay = 0.0 if self.rate.is_unlimited else self.rate.delay(now, self.in_use)
+        if delay <= 0.0 and self._leases is not None:
+            # The leases come last: while the rate allows no attempt, a new lease would be lost.
+            delay = self._leases.delay(now)
+        return delay
+
+    def _on_start(self, now: float) -> None:
+        if not self.rate.is_unlimited:
+            self.rate.on_start(now)
+        if self._leases is not None:
+            self._leases.on_start(now)
+        if self._throttled_since is not None and not self.rate.is_throttled:
+            elapsed = now - self._throttled_since
+            _log.info(
+                "no longer throttled by the server, after %.3f s: %s start at full speed",
+                elapsed,
+                self._scope,
+                extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
+            )
+            self._throttled_since = None
+
+    def _admit(self, due: float = -math.inf) -> None:
+        """Admit all waiters that may start now; schedule a wakeup for the next.
+
+        `due` is the time of a wakeup. uvloop rounds it to milliseconds, so it may come early, and
+        waiting for the rest would keep the loop busy.
+        """
+        while self.in_use < self._limit:
+            waiter = self._queues.next()
+            if waiter is None:
+                return
+            if self._leases is not None or not self.rate.is_unlimited:
+                now = max(asyncio.get_running_loop().time(), due)
+                delay = self._delay(now)
+                if delay > 0.0:
+                    self._schedule_wakeup(now + delay)
+                    return
+                self._on_start(now)
+            # While all workers wait in a lane, a slot of a call without a task would be lost.
+            self.in_use += waiter.has_task
+            self._queues.remove(waiter)
+            waiter.admitted.set_result(None)
+
+    def _schedule_wakeup(self, when: float) -> None:
+        # While the window is full, no time is known: `release` admits the next waiter.
+        if when >= self._wakeup_at - _TIMER_TOLERANCE:
+            return
+        if self._timer is not None:
+            self._timer.cancel()  # A pause has ended before its time.
+        self._wakeup_at = when
+        self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        due = self._wakeup_at
+        self._wakeup_at = math.inf
+        self._admit(due)
+
+    def close(self, error: BctrlError) -> None:
+        """Close the gate: current and future waiters fail with a copy of an error."""
+        self._end = error
+        for waiter in self._queues.waiting:
+            waiter.fail(replace(error))
+        if self._timer is not None:
+            self._timer.cancel()

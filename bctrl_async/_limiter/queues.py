@@ -1,0 +1,144 @@
+"""The queues of those that wait for a slot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import IntEnum
+
+import msgspec
+
+from bctrl_async._limiter.evidence import History
+from bctrl_async.errors import BctrlError
+
+_MAX_PASSED = 4
+"""Attempts of single calls that are admitted in a row while a bulk stop waits."""
+
+
+class Priority(IntEnum):
+    """Priority of a waiter. Lower values are admitted first."""
+
+    CANARY = 0
+    """A canary; it waits in no lane, because it shows whether the server answers others."""
+    RETRY = 1
+    """A call that may have taken effect."""
+    SINGLE = 2
+    """A single call; it comes before a bulk stop, because somebody waits for it."""
+    BULK = 3
+    """A target of a bulk stop; it gets every fifth slot if single calls would use them all."""
+    POLL = 4
+    """A poll; it comes last, because runtimes that are still to be stopped cost money."""
+
+
+class Waiter(msgspec.Struct, eq=False):
+    """A call that waits for a slot; it fails if its wait is in vain."""
+
+    admitted: asyncio.Future[None]
+    """It is done once the call is admitted, or fails."""
+    history: History
+    priority: Priority
+    max_wait: float
+    """The longest Retry-After in seconds that it waits for."""
+    is_in_lane: bool = False
+    """True if it waits for a slot of its workspace, not of the session."""
+    has_task: bool = True
+    """False if its call gets its slot when a task takes it up."""
+    error: BctrlError | None = None
+    _timer: asyncio.Handle | None = None
+
+    @property
+    def is_admitted(self) -> bool:
+        """True if it has a slot."""
+        admitted = self.admitted
+        return admitted.done() and not admitted.cancelled() and self.error is None
+
+    def check(self) -> None:
+        """Raise the error of a waiter that has failed."""
+        if self.error is not None:
+            raise self.error
+
+    def fail(self, error: BctrlError) -> None:
+        """Let the call fail, unless it was admitted or cancelled."""
+        if not self.admitted.done():
+            self.error = error
+            self.admitted.set_result(None)
+
+    def set_timer(self, timer: asyncio.Handle) -> None:
+        """Keep a timer for as long as it waits."""
+        if self._timer is None:
+            self.admitted.add_done_callback(self._cancel_timer)
+        else:
+            self._timer.cancel()
+        self._timer = timer
+
+    def _cancel_timer(self, _: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Queues:
+    """The waiters of each priority: first come, first served. `count` includes the cancelled."""
+
+    def __init__(self) -> None:
+        self._queues: list[deque[Waiter]] = [deque() for _ in Priority]
+        self._passed = 0
+        self.count: int = 0
+
+    @property
+    def waiting(self) -> list[Waiter]:
+        """The waiters that have no slot yet, in the order of their priority."""
+        waiters = [waiter for queue in self._queues for waiter in queue]
+        return [waiter for waiter in waiters if not waiter.admitted.done()]
+
+    def add(self, waiter: Waiter) -> None:
+        """Add a waiter to the end of its queue."""
+        self._queues[waiter.priority].append(waiter)
+        self.count += 1
+
+    def _heads(self) -> list[Waiter]:
+        """Return the first waiter of each queue, and drop those that wait no more."""
+        heads = []
+        for queue in self._queues:
+            while queue and queue[0].admitted.done():
+                queue.popleft()
+                self.count -= 1
+            if queue:
+                heads.append(queue[0])
+        return heads
+
+    def next(self) -> Waiter | None:
+        """Return the waiter to admit next; None if there is none."""
+        if not self.count:
+            return None
+        heads = self._heads()
+        if not heads:
+            return None
+        if self._passed >= _MAX_PASSED and heads[0].priority is Priority.SINGLE:
+            for waiter in heads:
+                if waiter.priority is Priority.BULK:
+                    return waiter
+        return heads[0]
+
+    def remove(self, waiter: Waiter) -> None:
+        """Remove the next waiter, to be admitted."""
+        self._queues[waiter.priority].popleft()
+        self.count -= 1
+        if waiter.priority is Priority.SINGLE and self._queues[Priority.BULK]:
+            self._passed += 1
+        elif waiter.priority is Priority.BULK:
+            self._passed = 0
+
+    def take(self, workspace: str) -> list[Waiter]:
+        """Remove the waiters of a workspace, but no canary, and return them in their order."""
+        taken = []
+        waiters = self.waiting
+        for queue in self._queues:
+            queue.clear()
+        self.count = 0
+        for waiter in waiters:
+            is_canary = waiter.priority is Priority.CANARY
+            if is_canary or waiter.history.workspace != workspace:
+                self.add(waiter)
+            else:
+                taken.append(waiter)
+        return taken

@@ -1,0 +1,71 @@
+"""The stops of a run that wait without a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import msgspec
+
+from bctrl_async._calls.call import Call
+from bctrl_async._limiter.queues import Waiter
+from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.observer import StopObserver
+
+_MAX_STOPS = 10_000
+
+
+class Stop(msgspec.Struct, eq=False):
+    """The stop of one target, until its outcome is recorded; `started` is when it was read."""
+
+    index: int
+    target: RuntimeRef
+    call: Call[Runtime]
+    started: float
+    observer: StopObserver | None = None
+    is_notified: bool = False
+    was_parked: bool = False
+    waiter: Waiter | None = None
+    """Its place in the lane of its workspace."""
+
+
+class Parked:
+    """The stops of a run that wait for their next attempt, or in the lane of their workspace."""
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        """The number of stops that were parked, and have no outcome yet."""
+        self.ready: deque[tuple[int, object]] = deque()
+        """The items that a worker is to take next."""
+        self._waits: dict[Stop, asyncio.Future[None]] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """True if nothing more is read until one of the stops has ended; it bounds the memory."""
+        return self.count >= _MAX_STOPS
+
+    @property
+    def calls(self) -> list[Call[Runtime]]:
+        """The calls of the stops that wait."""
+        return [stop.call for stop in self._waits]
+
+    def add(self, stop: Stop, future: asyncio.Future[None]) -> None:
+        """Let a stop wait for a future."""
+        self._waits[stop] = future
+        if not stop.was_parked:
+            stop.was_parked = True
+            self.count += 1
+
+    def make_ready(self, stop: Stop) -> None:
+        """Let a worker take a stop that waits no more."""
+        del self._waits[stop]
+        self.ready.append((stop.index, stop))
+
+    def settle(self, stop: Stop) -> None:
+        """Forget a stop that has its outcome."""
+        self.count -= stop.was_parked
+
+    def wake_all(self) -> None:
+        """Let no stop wait any more."""
+        for future in list(self._waits.values()):
+            future.cancel()
