@@ -233,7 +233,7 @@ class Visit(distributed.WorkerPlugin):
                 advice="Install the same version on all workers",
             )
         make: Callable[..., BctrlSession] = pickle.loads(self._make)  # noqa: S301 - a name.
-        session = make() if self._pace is None else make(pace=self._pace)
+        session = make() if self._pace is None else make(rate=self._pace)
         _config.check_type(session, BctrlSession, "session", "a function that returns a session")
         if session.base_url != self.base_url:
             raise BctrlConfigError(
@@ -687,9 +687,9 @@ def stop_runtimes(
         client: A running client of dask.distributed, made with `asynchronous=True`.
         targets: As for `BctrlSession.stop_runtimes`.
         session: A function that makes the session of each worker, called on it without arguments,
-            or with `pace` if it is given. By default `BctrlSession`, which reads `BCTRL_API_KEY` in
-            the environment of the worker. Its name is sent, so that the workers can import it: it
-            must be defined at the top level of a module.
+            or with `rate` if there is a `pace`. By default `BctrlSession`, which reads
+            `BCTRL_API_KEY` in the environment of the worker. Its name is sent, so that the workers
+            can import it: it must be defined at the top level of a module.
         base_url: The URL of the API, which all workers must have as well. None reads
             `BCTRL_BASE_URL` in this process, or uses `https://api.bctrl.ai` if that is not set.
         pace: A rate that all workers share, for their sessions.

@@ -1,5 +1,104 @@
 """A pace in Redis or Valkey, for the processes of many machines (extra `redis`)."""
 
-from bctrl_async.pace._redis import RedisPace
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from ssl import SSLError
+from typing import Any, Protocol
+
+from bctrl_async import _config
+from bctrl_async.errors import BctrlConfigError
+from bctrl_async.pace import Pace
 
 __all__ = ["RedisPace"]
+
+_PATIENCE = 1.0
+"""Seconds for an answer, which includes the first connection."""
+_LONG_AGO = -1e9
+
+# The hash has the time of the last request, and for how many seconds slots were reserved then.
+# ARGV[2] is the time since the process's own last request, on its own clock. If more has passed on
+# the server's, that was set ahead, and no slot has been used since.
+_RESERVE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local kept = redis.call('HMGET', KEYS[1], 'last', 'ahead')
+local passed = math.max(now - (kept[1] or now), 0)
+if passed > ARGV[2] + 0.25 then passed = 0 end
+local ahead = math.max((kept[2] or 0) - passed, 0)
+redis.call('HSET', KEYS[1], 'last', now, 'ahead', ahead + ARGV[1])
+redis.call('EXPIRE', KEYS[1], 86400)
+return tostring(ahead)
+"""
+
+_misconfigured = re.compile(
+    "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
+    "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command"
+).search
+"""Finds a permanent error by the server's words, or by its class in redis-py and valkey-py."""
+
+
+class _Client(Protocol):
+    """An asyncio client of redis-py or valkey-py, also for a cluster."""
+
+    def register_script(self, script: str, /) -> Callable[..., Awaitable[Any]]: ...
+
+
+class RedisPace(Pace):
+    """A pace shared by the processes of many machines, through Redis 6.2 or newer, or Valkey.
+
+        client = redis.asyncio.Redis.from_url("redis://redis.internal/0")
+        session = BctrlSession(rate=RedisPace(client, rate=190, name="prod"))
+
+    Args:
+        client: An asyncio client: `redis.asyncio.Redis`, also of a `Sentinel`,
+            `redis.asyncio.RedisCluster`, or the same of valkey-py. It is used on its own event
+            loop, and you close it. Its timeouts and retries apply within 1 s.
+        rate: The most attempts a second of all processes together, above 0; the same in each.
+        name: The name of the shared limit, to keep several apart in one server.
+
+    Raises:
+        BctrlConfigError: An argument is invalid.
+    """
+
+    def __init__(self, client: _Client, *, rate: float, name: str = "default") -> None:
+        super().__init__(rate=rate)
+        _config.check_type(name, str, "name", "a str")
+        # The clients that are not for asyncio have no `aclose`.
+        if not (hasattr(client, "register_script") and hasattr(client, "aclose")):
+            raise _config.invalid_type("client", type(client), "a client of redis.asyncio")
+        self._key = f"bctrl-async:{name}"
+        self._reserve = client.register_script(_RESERVE)
+        self._asked_at = _LONG_AGO
+
+    async def acquire(self, slots: int) -> None:
+        """Wait until this many attempts may start.
+
+        Raises:
+            BctrlConfigError: The server refuses the user, the password, the database, a command or
+                writes; it is another server, or its certificate is not trusted.
+            Exception: The client's own, or `TimeoutError` after 1 s: the server is away.
+        """
+        now = time.monotonic()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                arguments = [slots / self.rate, now - self._asked_at]
+                ahead = await self._reserve([self._key], arguments)
+        except Exception as error:
+            name = type(error).__name__
+            reason = _misconfigured(f"{name}: {error}")
+            if reason is not None:
+                name = reason[0]
+            elif not isinstance(error.__context__, SSLError):
+                raise
+            raise BctrlConfigError(
+                f"the pace in Redis cannot be used as configured ({name})",
+                advice="Check the scheme, user, password and database of its URL",
+                argument="client",
+            ) from None
+        self._asked_at = now
+        # Redis returns a fraction as text, which is a str if the client decodes it, else bytes.
+        await asyncio.sleep(float(ahead))

@@ -73,10 +73,10 @@ class BctrlSession:
             first, then single stops, then bulk stops. If the server throttles every attempt for as
             long as the `patience`, a call that waits fails.
         retry: The retry policy.
-        rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
-            the session slows down while many targets get 429 or 503.
-        pace: A rate that this session shares with sessions of other processes, such as
-            `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
+        rate: The most attempts a second, above 0, evenly spaced, or a rate that this session shares
+            with sessions of other processes: a `bctrl_async.pace.FilePace` or a
+            `bctrl_async.redis.RedisPace`. None sets no limit. Either way the session slows down
+            while many targets get 429 or 503.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
             is never closed here, and the limits of its connector also apply. Unlike the session's
             own pool, it keeps idle connections on which unexpected bytes arrived. Its client
@@ -109,8 +109,7 @@ class BctrlSession:
         timeout: float = 60.0,
         max_connections: int = 100,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is immutable.
-        rate: float | None = None,
-        pace: Pace | None = None,
+        rate: float | Pace | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
@@ -134,9 +133,12 @@ class BctrlSession:
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         self._retry = retry
         limit = _config.count(max_connections, "max_connections")
-        if rate is not None:
-            rate = _config.per_second(rate, "rate")
-        _config.check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
+        pace: Pace | None = None
+        cap: float | None = None
+        if isinstance(rate, Pace):
+            pace = rate
+        elif rate is not None:
+            cap = _config.per_second(rate, "rate")
         trace_configs = _checked_trace_configs(trace_configs)
         _config.check_type(trust_env, bool, "trust_env", "a bool")
         _config.check_type(check_answers, bool, "check_answers", "a bool")
@@ -163,7 +165,7 @@ class BctrlSession:
         # Plain http is for loopback alone: a proxy, on another machine, could read the key.
         trust_env = trust_env and (self._url.scheme == "https" or allow_plaintext)
 
-        self._limiter = Limiter(limit, AdaptiveRate(rate), pace)
+        self._limiter = Limiter(limit, AdaptiveRate(cap), pace)
         self._sender = Sender(
             Pool(
                 partial(

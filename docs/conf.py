@@ -64,7 +64,7 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 60
 
 # The clients that `RedisPace` takes are described in its text.
-nitpick_ignore = [("py:class", "bctrl_async.pace._redis._Client"), ("py:class", "aioresponses")]
+nitpick_ignore = [("py:class", "bctrl_async.redis._Client"), ("py:class", "aioresponses")]
 nitpick_ignore_regex = [
     # Starlette's documentation has no reference of names.
     (r"py:.*", r"starlette\..*"),

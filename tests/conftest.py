@@ -302,8 +302,8 @@ def ways() -> Iterator[Ways]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no store be away because it is slow, and ask one that is away only once."""
-    for name in ("_leases._PATIENCE", "_leases._INTERVAL", "_redis._TIMEOUT"):
-        monkeypatch.setattr(f"bctrl_async.pace.{name}", BOUND)
+    for name in ("pace._leases._INTERVAL", "pace._file.PATIENCE", "redis._PATIENCE"):
+        monkeypatch.setattr(f"bctrl_async.{name}", BOUND)
 
 
 @pytest.fixture

@@ -10,67 +10,46 @@ from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.pace import Pace
-from bctrl_async.pace._leases import Lease, Schedule, Store
 
 
 class MemoryPace(Pace):
-    """A pace whose store is in this process.
+    """A pace whose store is in this process; it waits for an answer as `RedisPace` does.
 
     Args:
         rate: The rate.
-        latency: Seconds that an answer takes, half of them before the lease is made.
+        latency: Seconds that an answer takes, half of them before the slots are reserved.
 
     Attributes:
-        schedule: The state of the store.
-        clock: The seconds by which the clock of the store is ahead.
         error: Raised by every call, if set.
-        answer: Answered to every call, if set.
         outage: The times from and until which every call fails.
         calls: The times of all calls.
         asked_for: The slots that each call asked for.
-        opened: The number of stores that were opened.
-        closed: The number of stores that were closed.
     """
 
     def __init__(self, *, rate: float, latency: float = 0.0005) -> None:
         super().__init__(rate=rate)
         self.latency = latency
-        self.schedule = Schedule()
-        self.clock = 0.0
         self.error: BaseException | None = None
-        self.answer: Lease | None = None
         self.outage = (0.0, 0.0)
         self.calls: list[float] = []
         self.asked_for: list[int] = []
-        self.opened = self.closed = 0
+        self._reserved_until = 0.0
 
-    def open(self) -> Store:
-        self.opened += 1
-        return _MemoryStore(self)
-
-
-class _MemoryStore:
-    def __init__(self, pace: MemoryPace) -> None:
-        self._pace = pace
-
-    async def lease(self, member: str, slots: int, since: float) -> Lease:
-        pace, loop = self._pace, asyncio.get_running_loop()
-        pace.calls.append(loop.time())
-        pace.asked_for.append(slots)
-        await asyncio.sleep(pace.latency / 2)
-        now = loop.time()
-        if pace.error is not None:
-            raise pace.error
-        if pace.outage[0] <= now < pace.outage[1]:
-            raise ConnectionRefusedError("outage")
-        lease = pace.schedule.lease(now + pace.clock, pace.rate, member, slots, since)
-        await asyncio.sleep(pace.latency / 2)
-        return pace.answer or lease
-
-    async def close(self) -> None:
-        self._pace.closed += 1
-        if self._pace.error is not None:
-            raise self._pace.error
+    async def acquire(self, slots: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.calls.append(loop.time())
+        self.asked_for.append(slots)
+        async with asyncio.timeout(1.0):
+            await asyncio.sleep(self.latency / 2)
+            now = loop.time()
+            if self.error is not None:
+                raise self.error
+            if self.outage[0] <= now < self.outage[1]:
+                raise ConnectionRefusedError("outage")
+            start = max(self._reserved_until, now)
+            self._reserved_until = start + slots / self.rate
+            await asyncio.sleep(self.latency / 2)
+        await asyncio.sleep(start - now)
 
 
 @dataclass

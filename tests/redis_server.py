@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -135,3 +136,21 @@ def redis_server(program: str, *options: str) -> Generator[RedisServer]:
             yield server
         finally:
             server.kill()
+
+
+@asynccontextmanager
+async def delayed(server: RedisServer, delay: float) -> AsyncIterator[str]:
+    """Run a proxy that passes everything on after so many seconds; yield the server's URL there."""
+    loop = asyncio.get_running_loop()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            while data := await reader.read(65536):
+                loop.call_later(delay, writer.write, data)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        yield f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"

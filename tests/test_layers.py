@@ -54,8 +54,8 @@ IMPORTERS = {
     "fastapi": {"fastapi"},
     "pydantic": {"fastapi"},
     "opentelemetry": {"otel"},
-    # Only the extra `redis` imports `pace._redis`.
-    "redis": {"pace"},
+    # A `RedisPace` takes a client; only the command makes its own.
+    "redis": {"cli"},
     "distributed": {"dask"},
     "aioresponses": {"testing"},
     "pytest": {"testing"},
@@ -156,14 +156,14 @@ class TestImports:
     def test_only_the_parts_that_need_a_package_import_it(self) -> None:
         found = {(package, entry(module)) for module in MODULES for package in outside(module)}
         assert found <= {(package, part) for package, parts in IMPORTERS.items() for part in parts}
-        assert {module for module in MODULES if "redis" in outside(module)} == {"pace._redis"}
+        assert {module for module in MODULES if "redis" in outside(module)} == {"cli._pace"}
 
     def test_the_extras_import_only_public_names(self) -> None:
         for module in modules_in(*EXTRAS):
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
-            # `redis` is a name of `pace._redis`, which needs the extra; `_config` has the errors of
-            # wrong arguments; `_quick` is the switch of `testing`.
-            allowed = {"_version", "_config", "_quick", "pace._redis"}
+            # `_config` has the errors of wrong arguments; `_quick` is the switch of `testing`;
+            # `_lifetime` closes the client of the command's pace.
+            allowed = {"_version", "_config", "_quick", "_lifetime"}
             if entry(module) == "dask":
                 # A run on a cluster is a bulk stop with the ledger, the input and the ending of
                 # one; only its workers are elsewhere.
@@ -262,7 +262,7 @@ BUDGETS = {
     ("errors", "filters", "models", "observer", "outcomes", "stats"): Size(4625, 1),
     ("session", "shards"): Size(3400, 1),
     ("otel", "testing"): Size(2110, 0),
-    ("pace", "redis"): Size(3462, 0),
+    ("pace", "redis"): Size(1811, 0),
     ("_calls",): Size(4580, 2),
     ("_http",): Size(10250, 4),
     ("_limiter",): Size(8700, 0),

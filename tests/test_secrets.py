@@ -9,7 +9,6 @@ import pprint
 import reprlib
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import aiohttp
 import pytest
@@ -34,7 +33,6 @@ from bctrl_async import (
     _config,
 )
 from bctrl_async.otel import OpenTelemetry
-from bctrl_async.redis import RedisPace
 
 # Its characters after the prefix occur in no number and no word of a log line.
 KEY = "sk-live-" + "qwertzuiopasdfgh" * 8
@@ -104,24 +102,6 @@ async def test_an_invalid_key_of_a_function_is_not_in_a_frame_of_the_error(key: 
             await session.stop_runtime("ws-1", "crm")
 
     assert "qwer" not in everything_of(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "options"),
-    [
-        ("redis://:s3cret@h:nan/0", {"rate": 200}),
-        ("redis://me:s3cr/et@h", {"rate": 200}),
-        ("redis://:s3cret@localhost", {"rate": 0}),
-        ("redis://:s3cret@localhost", {"rate": 200, "name": ""}),
-    ],
-)
-def test_the_password_of_a_pace_is_in_no_frame_of_an_error(
-    url: str, options: dict[str, Any]
-) -> None:
-    """Fault: the URL was a variable, and the repr of the pace an AttributeError."""
-    with pytest.raises(BctrlConfigError) as raised:
-        RedisPace(url, **options)
-    assert "s3cr" not in everything_of(raised.value)
 
 
 ECHO = KEY.encode()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, RuntimeFilter, shard
 from bctrl_async.emulator import Emulator
@@ -45,20 +46,20 @@ FUNCTIONS: dict[Call, Arguments] = {
         int: "max_connections",
         bool: "trust_env allow_plaintext check_answers",
         dict: "headers",
-        OTHER: "base_url retry pace http trace_configs proxy ssl observer",
+        OTHER: "base_url retry http trace_configs proxy ssl observer",
     },
     RetryPolicy: {int: "attempts", NUMBER: "base cap patience", OTHER: "statuses"},
     RuntimeFilter: {str: "status kind", NUMBER: "older_than"},
     OpenTelemetry: {OTHER: "tracer_provider meter_provider"},
     FilePace: {str: "path", NUMBER: "rate"},
-    RedisPace: {OTHER: "url_or_client", NUMBER: "rate", str: "name"},
+    RedisPace: {OTHER: "client", NUMBER: "rate", str: "name"},
     shard: {list: "targets", int: "number count"},
     read_all_journals: {
         (list, dict): "paths",
         (list, dict, str, bytes): "targets",
         NUMBER: "max_age",
     },
-    lifespan: {OTHER: "make_session pace inner"},
+    lifespan: {OTHER: "make_session inner", NUMBER: "rate"},
     add_exception_handlers: {OTHER: "app"},
 }
 METHODS: dict[str, Arguments] = {
@@ -84,7 +85,7 @@ METHODS: dict[str, Arguments] = {
 VALID: dict[str, object] = {
     "path": "unused.pace",
     "rate": 5,
-    "url_or_client": "redis://localhost",
+    "client": Redis(),
     "targets": [],
     "number": 1,
     "count": 2,
@@ -150,7 +151,6 @@ def test_the_error_says_what_the_argument_takes() -> None:
         ("dask", "distributed"),
         ("fastapi", "fastapi"),
         ("otel", "opentelemetry"),
-        ("redis", "redis"),
     ],
 )
 def test_without_an_extra_the_import_names_it(module: str, package: str) -> None:

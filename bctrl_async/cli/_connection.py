@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import msgspec
@@ -18,10 +18,8 @@ from cyclopts.argument import ArgumentCollection
 import bctrl_async
 from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, _config
 from bctrl_async.cli import _options as opt
+from bctrl_async.cli._pace import open_rate
 from bctrl_async.errors import format_duration
-
-if TYPE_CHECKING:
-    from bctrl_async.pace import Pace
 
 _KEY = "BCTRL_API_KEY"
 _URL = "BCTRL_BASE_URL"
@@ -272,10 +270,11 @@ class Connection:
         needs_key: bool = True,
         max_connections: int = 100,
         rate: float | None = None,
-        pace: "Pace | None" = None,
+        pace: str | None = None,
     ) -> "bctrl_async.BctrlSession":
         """Make a session with these options; `reads` gives it a short timeout and few attempts."""
         timeout, attempts = (10.0, 2) if reads else (60.0, 4)
+        shared_rate = open_rate(rate, pace, self.profile.origins.get("pace", "--pace"))
         key, origin = self.key() if needs_key else ("not-needed", "")
         try:
             return bctrl_async.BctrlSession(
@@ -286,8 +285,7 @@ class Connection:
                 retry=bctrl_async.RetryPolicy(
                     attempts=self.attempts or attempts, patience=self.patience
                 ),
-                rate=rate,
-                pace=pace,
+                rate=shared_rate,
                 proxy=self.proxy_in_effect(),
                 ssl=ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None,
             )

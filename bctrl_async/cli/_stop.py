@@ -1,7 +1,6 @@
 """The command `stop`."""
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import AsyncIterable, Iterable
@@ -30,10 +29,6 @@ from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.journal import Journal
-from bctrl_async.pace import FilePace, Pace
-
-_is_address = re.compile(r"[\w.-]{2,}:").match
-"""Matches an address such as `redis:6379`, which must not be taken for the name of a file."""
 
 _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
@@ -148,8 +143,8 @@ def stop(
         connection.session,
         needs_key=everything or not dry_run,
         max_connections=concurrency,
-        rate=None if pace else rate,
-        pace=_open_pace(pace, connection.profile.origins.get("pace", "--pace"), rate),
+        rate=rate,
+        pace=pace,
     )
     output = out.Output()
     output.shows_progress = not _targets.is_typed(file)
@@ -202,26 +197,6 @@ def stop(
     interrupted = _run(session, batch, output)
     explain(batch.ended_early)
     return _report(batch, printer, interrupted=interrupted, has_journal=journal is not None)
-
-
-def _open_pace(place: str | None, origin: str, rate: float | None) -> Pace | None:
-    """Return a shared pace, or raise an error if it cannot be used."""
-    if place is None:
-        return None
-    if rate is None:
-        raise BctrlConfigError(f"{origin} needs --rate, the rate of all processes together")
-    try:
-        if not _is_address(place):
-            return FilePace(place, rate=rate)
-        from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
-
-        return RedisPace(place, rate=rate)
-    except BctrlConfigError as error:
-        # The error names an argument; the user set an option, a variable or a profile's key.
-        summary = error.summary.replace(f"invalid {error.argument}", f"invalid {origin}", 1)
-        raise BctrlConfigError(summary, advice=error.advice) from error
-    except ModuleNotFoundError as error:
-        raise BctrlConfigError(f"cannot use {origin}: {error}") from error
 
 
 def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | None:

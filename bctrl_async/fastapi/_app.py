@@ -9,7 +9,7 @@ from http import HTTPStatus
 from operator import attrgetter
 from typing import Annotated, Any
 
-from bctrl_async._config import check_type, invalid_type, missing_extra
+from bctrl_async._config import check_type, invalid_type, missing_extra, per_second
 
 try:
     from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
@@ -34,7 +34,7 @@ _MAX_RETRY_AFTER = 60
 def lifespan(
     make_session: Callable[[], BctrlSession] = BctrlSession,
     *,
-    pace: Pace | None = None,
+    rate: float | Pace | None = None,
     inner: Lifespan | PlainLifespan | None = None,
 ) -> Lifespan:
     """Make a lifespan that opens a session at startup and closes it at shutdown.
@@ -42,8 +42,9 @@ def lifespan(
     Args:
         make_session: Called at each startup; by default the environment configures the session.
             With fewer `max_connections` a bulk stop delays the app's other requests less.
-        pace: A rate that all worker processes share, such as `bctrl_async.pace.FilePace`. A
-            `make_session` of your own passes it to the session instead.
+        rate: The most attempts a second of each worker process, or of all together if it is a pace,
+            such as `bctrl_async.pace.FilePace`. A `make_session` of your own passes it to the
+            session instead.
         inner: The app's own lifespan. It starts after the session is open
             (`app.state.bctrl_session`) and ends before it is closed; the state it yields is kept.
 
@@ -51,23 +52,23 @@ def lifespan(
         The lifespan to pass as `FastAPI(lifespan=…)`.
 
     Raises:
-        BctrlConfigError: An argument is of another type, or both `make_session` and `pace` are
-            given.
+        BctrlConfigError: An argument is invalid, or both `make_session` and `rate` are given.
     """
     # These checks would come late, and far from the call, if they were made at startup.
     if not callable(make_session):
         raise invalid_type("make_session", type(make_session), "a function that makes sessions")
     if inner is not None and not callable(inner):
         raise invalid_type("inner", type(inner), "a lifespan, which takes the app")
-    if pace is not None:
-        check_type(pace, Pace, "pace", "a bctrl_async.pace.Pace")
+    if rate is not None:
+        if not isinstance(rate, Pace):
+            per_second(rate, "rate")
         if make_session is not BctrlSession:
             raise BctrlConfigError(
-                "pace= would not reach the session of make_session=",
+                "rate= would not reach the session of make_session=",
                 advice="Pass it to the BctrlSession that is made there",
-                argument="pace",
+                argument="rate",
             )
-        make_session = partial(BctrlSession, pace=pace)
+        make_session = partial(BctrlSession, rate=rate)
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:

@@ -29,7 +29,7 @@ _ALIASES = {
     "bctrl_async.bulk._delivery": ("OnOutcome",),
     "bctrl_async.fastapi._app": ("Lifespan", "PlainLifespan"),
     "bctrl_async.models": ("_OpenEnum",),
-    "bctrl_async.pace._redis": ("_Client",),
+    "bctrl_async.redis": ("_Client",),
 }
 """The types in signatures that have no page."""
 _IMPORTABLE = "# Types in signatures; OnOutcome and Targets can be imported from bctrl_async.bulk."

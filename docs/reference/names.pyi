@@ -22,8 +22,7 @@ class BctrlSession:
         timeout: float = 60.0,  # Seconds for one attempt, above 0, once `max_connections` and `rate` allow it.
         max_connections: int = 100,  # The most attempts in flight, from 1.
         retry: RetryPolicy = RetryPolicy(),  # The retry policy.
-        rate: float | None = None,  # The most attempts a second, above 0, evenly spaced; None sets no limit.
-        pace: Pace | None = None,  # A rate that this session shares with sessions of other processes, such as `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
+        rate: float | Pace | None = None,  # The most attempts a second, above 0, evenly spaced, or a rate that this session shares with sessions of other processes: a `bctrl_async.pace.FilePace` or a `bctrl_async.redis.RedisPace`.
         http: aiohttp.ClientSession | None = None,  # An `aiohttp.ClientSession` to send through, instead of a pool of the session's own.
         trace_configs: Iterable[aiohttp.TraceConfig] = (),  # `aiohttp.TraceConfig`s for the pool.
         trust_env: bool = False,  # Use the proxies of the environment (`HTTPS_PROXY`, …).
@@ -477,15 +476,19 @@ class FilePace(Pace):
     def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
         ...
 
-# bctrl_async.redis.RedisPace, in bctrl_async/pace/_redis.py
+# bctrl_async.redis.RedisPace, in bctrl_async/redis.py
 class RedisPace(Pace):
     """A pace shared by the processes of many machines, through Redis 6.2 or newer, or Valkey."""
-    def __init__(self, url_or_client: str | _Client, *, rate: float, name: str = 'default') -> None:
+    def __init__(self, client: _Client, *, rate: float, name: str = 'default') -> None:
         ...
 
 # bctrl_async.pace.Pace, in bctrl_async/pace/_leases.py
 class Pace(ABC):
-    """A rate that several processes share: a `FilePace` or a `RedisPace`."""
+    """A rate that several processes share; an instance may be used by any number of sessions."""
+    def __init__(self, *, rate: float) -> None:
+        ...
+    async def acquire(self, slots: int) -> None:
+        """Wait until this many attempts may start, spaced by the rate."""
 
 # bctrl_async.Observer, in bctrl_async/observer.py
 class Observer(_WithCalls):
@@ -751,7 +754,7 @@ def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses
 def lifespan(
     make_session: Callable[[], BctrlSession] = BctrlSession,  # Called at each startup; by default the environment configures the session.
     *,
-    pace: Pace | None = None,  # A rate that all worker processes share, such as `bctrl_async.pace.FilePace`.
+    rate: float | Pace | None = None,  # The most attempts a second of each worker process, or of all together if it is a pace, such as `bctrl_async.pace.FilePace`.
     inner: Lifespan | PlainLifespan | None = None,  # The app's own lifespan.
 ) -> Lifespan:
     """Make a lifespan that opens a session at startup and closes it at shutdown."""
@@ -773,7 +776,7 @@ def stop_runtimes(
     client: distributed.Client,  # A running client of dask.distributed, made with `asynchronous=True`.
     targets: Targets,  # As for `BctrlSession.stop_runtimes`.
     *,
-    session: Callable[..., BctrlSession] = BctrlSession,  # A function that makes the session of each worker, called on it without arguments, or with `pace` if it is given.
+    session: Callable[..., BctrlSession] = BctrlSession,  # A function that makes the session of each worker, called on it without arguments, or with `rate` if there is a `pace`.
     base_url: str | None = None,  # The URL of the API, which all workers must have as well.
     pace: Pace | None = None,  # A rate that all workers share, for their sessions.
     chunk_size: int = 1000,  # The most targets of a chunk, from 1.

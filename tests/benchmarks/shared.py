@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,13 +20,14 @@ from tempfile import TemporaryDirectory
 import contenders
 import msgspec
 from harness import Goal, Report, Row, command, measured_together, run, server, wait_for_start
+from redis.asyncio import Redis
 
 sys.path.append(str(Path(__file__).parents[1]))
 from nginx_server import BURST, RATE, nginx
 from redis_server import redis_server
 
 from bctrl_async import BctrlSession, StopResult
-from bctrl_async.pace import FilePace
+from bctrl_async.pace import FilePace, Pace
 from bctrl_async.redis import RedisPace
 
 _TARGETS = 2_000
@@ -60,11 +61,16 @@ def _store(name: str) -> Generator[str]:
 
 
 async def _work(url: str, rate: float | None, store: str, first: int, targets: int) -> _Figures:
-    kind = RedisPace if "://" in store else FilePace
-    pace = kind(store, rate=rate) if store and rate else None
-    limit = None if store else rate
     aliases = [f"crm-{number}" for number in range(first, first + targets)]
-    async with BctrlSession("emulator-key", base_url=url, rate=limit, pace=pace) as session:
+    async with AsyncExitStack() as stack:
+        shared: float | Pace | None = rate
+        if rate and "://" in store:
+            client = await stack.enter_async_context(Redis.from_url(store))
+            shared = RedisPace(client, rate=rate)
+        elif rate and store:
+            shared = FilePace(store, rate=rate)
+        session = BctrlSession("emulator-key", base_url=url, rate=shared)
+        await stack.enter_async_context(session)
         start = wait_for_start()
         report = await session.stop_runtimes([(contenders.WORKSPACE, each) for each in aliases])
         return _Figures(time.monotonic() - start, report.counts[StopResult.STOPPED])

@@ -10,6 +10,8 @@ import pytest
 from commands import Command
 from conftest import KEY
 from helpers import unused_url
+from redis.asyncio import Redis
+from redis_server import SERVER, redis_server
 from tls import forward_proxy, over_tls
 
 from bctrl_async import BctrlSession, RetryPolicy
@@ -142,7 +144,7 @@ async def test_the_rate_is_of_all_who_share_the_pace(command: Command, args: str
     command.patch.setattr("bctrl_async.BctrlSession", made)
     code, _, err = await command("stop", "--rate", "5", *args.split())
     given = made.call_args.kwargs
-    assert (code, err, given["rate"], type(given["pace"])) == (0, "", None, FilePace)
+    assert (code, err, type(given["rate"])) == (0, "", FilePace)
     assert (command.folder / "pace").exists()
 
 
@@ -152,10 +154,43 @@ async def test_a_dry_run_asks_no_store(command: Command) -> None:
     assert not (command.folder / "pace").exists()
 
 
+@pytest.mark.usefixtures("patient")
+async def test_the_url_of_a_server_is_used_for_the_list_and_the_stops(command: Command) -> None:
+    """Fault: a client of one event loop was used in the next, and never closed."""
+    with redis_server(SERVER) as server:
+        args = ("--rate", "20", "--pace", f"{server.url}?protocol=3", "ws", "--all", "--yes")
+        code, out, err = await command("stop", *args)
+        async with Redis.from_url(server.url) as client:
+            assert await client.keys() == [b"bctrl-async:default"]
+    assert (code, "3 of 3 no longer running" in out, err) == (0, True, "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:6379",
+        "valkey://localhost",
+        "redis://localhost:99999",
+        "redis://[::1",
+        "redis://localhost/prod",
+        "redis://localhost?nonsense=1",
+        "rediss://localhost?ssl_cert_reqs=perhaps",
+        # The error does not show a password that is not encoded.
+        "redis://me:s3cr/et@localhost",
+        "redis://me:12#s3cret@localhost",
+        "redis://me:12?s3cret@localhost",
+        "http://me:s3cret@localhost",
+    ],
+)
+async def test_an_invalid_url_is_an_error_without_it(command: Command, url: str) -> None:
+    code, out, err = await command("stop", "--rate", "9", "--pace", url, "ws", "a")
+    assert "error: invalid --pace: expected the URL of a Redis server" in err
+    assert (code, "s3cr" in f"{out}{err}") == (2, False)
+    assert command.api.requests == []
+
+
 async def test_without_the_extra_a_url_says_what_to_install(command: Command) -> None:
     command.patch.setitem(sys.modules, "redis.asyncio", None)
-    for module in ("redis", "pace._redis"):
-        command.patch.delitem(sys.modules, f"bctrl_async.{module}", raising=False)
     code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
     advice = "install bctrl-async with the extra redis"
     assert f"cannot use --pace: redis.asyncio is missing: {advice}" in err

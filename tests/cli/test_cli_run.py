@@ -234,10 +234,10 @@ sys.modules["fcntl"] = None
 del select.poll, os.register_at_fork, os.fork, os.O_NONBLOCK, signal.SIGHUP
 
 from bctrl_async.__main__ import main
-from bctrl_async.pace import _leases
+from bctrl_async.pace import _file
 
 # A busy disk is no reason for a warning.
-_leases._PATIENCE = _leases._INTERVAL = 50.0
+_file.PATIENCE = 50.0
 sys.exit(main())
 """
 """A program that runs the command without file locks, poll(), fork, signal handlers and readers.

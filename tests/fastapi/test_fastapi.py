@@ -102,7 +102,7 @@ class TestLifespan:
     def test_by_default_the_environment_configures_the_session_and_pace_paces_it(
         self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path
     ) -> None:
-        app = app_for(BctrlSession, pace=FilePace(tmp_path / "pace", rate=100))
+        app = app_for(BctrlSession, rate=FilePace(tmp_path / "pace", rate=100))
         with pytest.raises(BctrlConfigError, match="BCTRL_API_KEY"), TestClient(app):
             pass
         monkeypatch.setenv("BCTRL_API_KEY", "emulator-key")
@@ -113,8 +113,8 @@ class TestLifespan:
 
     def test_a_pace_is_not_lost_beside_make_session(self, connect: Connect, tmp_path: Path) -> None:
         with pytest.raises(BctrlConfigError, match="Pass it to the BctrlSession") as error:
-            lifespan(connect, pace=FilePace(tmp_path / "pace", rate=100))
-        assert error.value.argument == "pace"
+            lifespan(connect, rate=FilePace(tmp_path / "pace", rate=100))
+        assert error.value.argument == "rate"
 
     async def test_the_session_is_found_without_the_lifespan_state(self, connect: Connect) -> None:
         app = app_for(connect)

@@ -222,9 +222,9 @@ class Plan:
     def longest(self, count: int, workers: int) -> float:
         """Return the seconds in which so many workers make all attempts of so many calls."""
         attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)
-        # Without the store, no attempt waits for longer than a lease and its share of the rate.
+        # A lease has a slot at least, and takes a second at most.
         pace = sum(1.0 / rate for rate in (self.rate, self.pace) if rate)
-        pace += 0.25 if self.pace else 0.0
+        pace += 1.0 if self.pace else 0.0
         return -(-count // workers) * attempts + count * (pace + self.input_delay + self.latency)
 
     def __str__(self) -> str:

@@ -117,16 +117,15 @@ class World:
             timeout=plan.timeout,
             max_connections=plan.max_connections,
             retry=plan.policy,
-            rate=plan.rate,
-            pace=self._pace(),
+            rate=self._rate(),
             http=http,
             observer=observer,
         )
 
-    def _pace(self) -> MemoryPace | None:
+    def _rate(self) -> float | MemoryPace | None:
         plan = self.plan
         if plan.pace is None:
-            return None
+            return plan.rate
         pace = MemoryPace(rate=plan.pace, latency=plan.store_latency)
         pace.outage = plan.store_outage
         return pace
