@@ -663,7 +663,6 @@ def stop_runtimes(
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
     journal: str | os.PathLike[str] | None = None,
-    journal_max_age: float | None = None,
     verify: bool | float = True,
     missing_ok: bool = False,
 ) -> StopBatch:
@@ -704,7 +703,6 @@ def stop_runtimes(
         retry: As for `BctrlSession.stop_runtimes`.
         journal: As for `BctrlSession.stop_runtimes`; this process writes it. Targets that have
             stopped are not handed out. The same file can also be resumed in one process.
-        journal_max_age: As for `BctrlSession.stop_runtimes`.
         verify: As for `BctrlSession.stop_runtimes`.
         missing_ok: As for `BctrlSession.stop_runtimes`.
 
@@ -730,7 +728,6 @@ def stop_runtimes(
         timeout=timeout,
         retry=retry,
         journal=journal,
-        journal_max_age=journal_max_age,
         verify=verify,
         missing_ok=missing_ok,
     )

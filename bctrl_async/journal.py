@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, TypeVar
+from typing import Annotated, BinaryIO, Literal, Self, TypeVar
 from uuid import UUID
 from zlib import crc32
 
@@ -32,7 +33,7 @@ try:
 except ImportError:  # pragma: no cover - Windows has no flock, so a second run is not detected.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["JournalInUseError", "read_journals"]
+__all__ = ["Journal", "JournalInUseError", "read_journals"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async.journal")
@@ -108,11 +109,11 @@ def read_journals(
     if max_age is not None:
         max_age = _config.seconds(max_age, "max_age")
     with ExitStack() as stack:
-        journals: list[Journal] = []
-        base_url: str | None = None
+        journals: list[JournalReader] = []
+        base_url = ""
         for path in paths:
             _config.check_type(path, str | os.PathLike, "paths", expected)
-            journals.append(Journal(path, base_url, max_age, only_read=True))
+            journals.append(JournalReader(path, base_url, max_age))
             stack.enter_context(journals[-1].file)
             journals[-1].warn_if_old()
             base_url = journals[-1].base_url
@@ -132,27 +133,25 @@ def read_journals(
             yield replace(latest, index=index)
 
 
-class Journal:
-    """An open journal, which a run locks and appends to, unless it is only read."""
+class JournalReader:
+    """The entries of a journal that is only read, of any server if `base_url` is empty."""
+
+    _mode: Literal["rb", "a+b"] = "rb"
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        base_url: str | None,
-        max_age: float | None = None,
-        *,
-        only_read: bool = False,
+        self, path: str | os.PathLike[str], base_url: str = "", max_age: float | None = None
     ) -> None:
-        self.base_url = base_url
+        self.base_url: str = base_url
         self._path = Path(path)
         self._age = timedelta()
-        self._is_cut_short = False
         self._size = 0
+        self._lock = threading.Lock()
         # The dicts are nested: a single dict of pairs would take twice the memory.
         self.offsets: defaultdict[str, dict[str, int]] = defaultdict(dict)
         try:
             with ExitStack() as stack:
-                self._open(stack, max_age, only_read=only_read)
+                self.file: BinaryIO = stack.enter_context(self._open())
+                self._load(max_age)
                 stack.pop_all()
         except BlockingIOError as error:
             raise JournalInUseError(
@@ -162,33 +161,26 @@ class Journal:
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
 
-    def _open(self, stack: ExitStack, max_age: float | None, *, only_read: bool) -> None:
+    def _open(self) -> BinaryIO:
         if self._path.exists() and not self._path.is_file():
             raise ValueError("it is not a regular file")
-        mode: Literal["rb", "a+b"] = "rb" if only_read else "a+b"
-        self.file: BinaryIO = stack.enter_context(self._path.open(mode, buffering=0))
-        if not only_read and fcntl is not None:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self._path.open(self._mode, buffering=0)
+
+    def _load(self, max_age: float | None) -> None:
+        """Read the header, if it is complete, and all entries."""
         with open(self.file.fileno(), "rb", closefd=False) as lines:
             lines.seek(0)
-            self._read(lines, max_age)
-        if only_read:
-            return
-        if self._size < self.file.seek(0, os.SEEK_END):
-            os.ftruncate(self.file.fileno(), self._size)
-        if not self._size:
-            header = _Header("bctrl_async", _VERSION, self.base_url or "", datetime.now(UTC))
-            self._append(_seal(_encode(header)))
+            line = lines.readline(_MAX_LINE)
+            if not line.startswith(_MAGIC) and not _MAGIC.startswith(line):
+                raise ValueError("it is not a journal")
+            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+                # The file is new, or a crash cut its header short.
+                return
+            self._check(_decode(line, _Header, 0), max_age)
+            self._size = len(line)
+            self._read_entries(lines)
 
-    def _read(self, lines: BinaryIO, max_age: float | None) -> None:
-        line = lines.readline(_MAX_LINE)
-        if not line.startswith(_MAGIC) and not _MAGIC.startswith(line):
-            raise ValueError("it is not a journal")
-        if not line.endswith(b"\n") and len(line) < _MAX_LINE:
-            # The file is new, or a crash cut its header short.
-            return
-        self._check(_decode(line, _Header, 0), max_age)
-        self._size = len(line)
+    def _read_entries(self, lines: BinaryIO) -> None:
         for line in lines:
             if not line.endswith(b"\n"):
                 # The line is still being written, or a crash cut it short.
@@ -200,7 +192,7 @@ class Journal:
     def _check(self, header: _Header, max_age: float | None) -> None:
         if header.version != _VERSION:
             raise ValueError("another version wrote it")
-        if self.base_url not in {None, header.base_url}:
+        if self.base_url not in {"", header.base_url}:
             raise ValueError(f"it belongs to another server, {header.base_url}")
         self.base_url = header.base_url
         # A header dated in the future is as doubtful as an old header.
@@ -214,12 +206,9 @@ class Journal:
         offset = self.offsets.get(target.workspace_id, {}).get(target.alias)
         if offset is None:
             return None
-        data = b""
         try:
-            self.file.seek(offset)
-            while b"\n" not in data and (read := self.file.read(1024)):
-                data += read
-            outcome = _decode(data[: data.find(b"\n") + 1], OutcomeRecord, offset).outcome()
+            line = self._line_at(offset)
+            outcome = _decode(line, OutcomeRecord, offset).outcome()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         if outcome.target != target:
@@ -229,14 +218,27 @@ class Journal:
             raise self._unusable(ValueError(f"its entry at byte {offset} is dated in the future"))
         return outcome
 
-    def _unusable(self, error: OSError | ValueError) -> BctrlConfigError:
+    def _line_at(self, offset: int) -> bytes:
+        data = b""
+        # A write of another thread would move the position in the file.
+        with self._lock:
+            self.file.seek(offset)
+            while b"\n" not in data and (read := self.file.read(1024)):
+                data += read
+        return data[: data.find(b"\n") + 1]
+
+    def _unusable(
+        self,
+        error: OSError | ValueError,
+        advice: str = "Check its path, or use another file",
+    ) -> BctrlConfigError:
+        problem = getattr(error, "strerror", error)
         return BctrlConfigError(
-            f"the journal {str(self._path)!r} cannot be used: {getattr(error, 'strerror', error)}",
-            advice="Check its path, or use another file",
+            f"the journal {str(self._path)!r} cannot be used: {problem}", advice=advice
         )
 
     def done(self, target: RuntimeRef) -> StopOutcome | None:
-        """Return the outcome of a target that was done when the file was opened, else None."""
+        """Return the outcome of a target that was done when the file was read, else None."""
         try:
             outcome = self.outcome(target)
         except BctrlConfigError:
@@ -258,34 +260,150 @@ class Journal:
                 extra={"bctrl.event": "old_journal", **fields},
             )
 
+
+class Journal(JournalReader):
+    """A journal that is open, locked, and appended to; use it as a context manager.
+
+        with Journal("night.jsonl", max_age=43_200) as journal:
+            report = await session.stop_runtimes(targets, journal=journal)
+
+    A program that runs bulk stops elsewhere, such as on a cluster, writes their outcomes to it, and
+    asks `read_journals` what is pending. It may be shared by threads, and by the bulk stops of a
+    session, each of which skips what the file has as stopped when it starts.
+
+    Args:
+        path: The file, which is made if there is none. It is read here, about a million entries a
+            second; in async code, `await asyncio.to_thread(Journal, path)` does not block the loop.
+        base_url: The URL of the API that the outcomes come from. None reads `BCTRL_BASE_URL`, or
+            uses `https://api.bctrl.ai` if that is not set.
+        max_age: The greatest age of the file in seconds, above 0; an older file, such as last
+            night's, is rejected. None accepts any age.
+
+    Raises:
+        JournalInUseError: Another `Journal` has the file.
+        BctrlConfigError: The file cannot be used: it is damaged, too old, of another server or of
+            another version. Or an argument is invalid.
+        BctrlError: The header of a new file cannot be written.
+    """
+
+    _mode = "a+b"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        base_url: str | None = None,
+        max_age: float | None = None,
+    ) -> None:
+        _config.check_type(path, str | os.PathLike, "path", "the path of a file")
+        if max_age is not None:
+            max_age = _config.seconds(max_age, "max_age")
+        self.failure: str | None = None
+        server = _config.base_url(base_url, allow_plaintext=True)
+        super().__init__(path, str(server), max_age)
+
+    def _load(self, max_age: float | None) -> None:
+        """Lock the file, read it, and make it end with a whole line."""
+        if fcntl is not None:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        super()._load(max_age)
+        if self._size < self.file.seek(0, os.SEEK_END):
+            os.ftruncate(self.file.fileno(), self._size)
+        if not self._size:
+            header = _Header("bctrl_async", _VERSION, self.base_url, datetime.now(UTC))
+            line = _seal(_encode(header))
+            self._append(line)
+            self._size = len(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def refresh(self, base_url: str) -> None:
+        """Read the entries that were written since, for a bulk stop of this server."""
+        self._check_writable()
+        if base_url != self.base_url:
+            raise self._unusable(
+                ValueError(f"it belongs to another server, {self.base_url}"),
+                "Give it the base_url of the session, or use another file",
+            )
+        try:
+            with self._lock, open(self.file.fileno(), "rb", closefd=False) as lines:
+                lines.seek(self._size)
+                self._read_entries(lines)
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
-        """Append an outcome, flushed to disk if asked; the first failure raises a BctrlError."""
-        if not self._is_cut_short:
-            self._append(_entry_line(outcome), flush=flush)
+        """Append an outcome, which is then the last entry of its target.
+
+        Args:
+            outcome: The outcome; its `index` is written as it is.
+            flush: Flush the file to disk (`fsync`), so that a power failure loses nothing. By
+                default it is flushed when it is closed.
+
+        Raises:
+            BctrlConfigError: The journal is closed.
+            BctrlError: The file cannot be written. All later calls raise this as well, because a
+                line after half a line would make the file unreadable.
+        """
+        self._check_writable()
+        self._append(_entry_line(outcome), flush=flush)
+
+    def flush(self) -> None:
+        """Flush the file to disk (`fsync`); raise a BctrlError if that fails."""
+        if not self.file.closed:
+            self._append(b"", flush=True)
 
     def close(self) -> None:
-        """Flush the file to disk, unlock and close it; raise a BctrlError if the flush failed."""
+        """Flush the file to disk, unlock and close it; a second call does nothing.
+
+        Raises:
+            BctrlError: The file cannot be flushed; it is closed even so.
+        """
+        if self.file.closed:
+            return
         try:
-            self._append(b"", flush=True)
+            self.flush()
         finally:
             if fcntl is not None:  # pragma: no branch
                 # Closing is not enough: a forked child may have the file open as well.
                 fcntl.flock(self.file, fcntl.LOCK_UN)
             self.file.close()
 
+    def _check_writable(self) -> None:
+        if self.file.closed:
+            raise self._unusable(ValueError("it is closed"), "Use it within its `with` block")
+        if self.failure is not None:
+            raise self._unwritable(self.failure)
+
     def _append(self, data: bytes, *, flush: bool = False) -> None:
         try:
-            while data:
-                data = data[os.write(self.file.fileno(), data) :]
-            if flush:
-                os.fsync(self.file.fileno())
+            with self._lock:
+                while data:
+                    data = data[os.write(self.file.fileno(), data) :]
+                if flush:
+                    os.fsync(self.file.fileno())
         except OSError as error:
             # Another line after a truncated line would make the file unreadable.
-            self._is_cut_short = True
-            raise BctrlError(
-                f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
-                advice="Free some space, then run again with the same journal",
-            ) from error
+            self.failure = str(error.strerror)
+            raise self._unwritable(self.failure) from error
+
+    def _unwritable(self, reason: str) -> BctrlError:
+        return BctrlError(
+            f"the journal {str(self._path)!r} cannot be written: {reason}",
+            advice="Free some space, then run again with the same journal",
+        )
+
+
+def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Journal:
+    """Return the journal of a bulk stop, made from a path or the caller's, with all entries."""
+    if not isinstance(journal, Journal):
+        return Journal(journal, base_url=base_url)
+    journal.refresh(base_url)
+    return journal
 
 
 def _as_target(item: object) -> RuntimeRef:

@@ -36,6 +36,7 @@ from bctrl_async.bulk._targets import Input, Listing
 from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
+from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime
 from bctrl_async.observer import CallObserver, Observer
 from bctrl_async.pace import Pace
@@ -414,8 +415,7 @@ class BctrlSession:
         on_outcome: OnOutcome | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
-        journal: str | os.PathLike[str] | None = None,
-        journal_max_age: float | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
         verify: bool | float = True,
         missing_ok: bool = False,
     ) -> StopBatch:
@@ -445,12 +445,11 @@ class BctrlSession:
                 is not called; `report.failures` has the failures that it missed.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
-            journal: A file to which each outcome is appended as a line of JSON. The same call with
-                the same file resumes the run, and skips each target whose last entry says that its
-                runtime no longer runs. Use another file for runtimes that were started anew; if a
-                file is older than a day, skipping is logged as a warning.
-            journal_max_age: The greatest age of the journal in seconds, above 0; an older journal
-                is rejected. None accepts any age.
+            journal: A file to which each outcome is appended as a line of JSON, or a `Journal`,
+                which its maker closes. The same call with the same file resumes the run, and skips
+                each target whose last entry says that its runtime no longer runs. Use another file
+                for runtimes that were started anew, and `Journal(path, max_age=…)` to reject an
+                old one; if a file is older than a day, skipping is logged as a warning.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it no longer runs or is `not_found`: at least once,
                 and for 30 s after its stop was answered or given up, also in an outage. A number,
@@ -478,7 +477,6 @@ class BctrlSession:
             timeout=timeout,
             retry=retry,
             journal=journal,
-            journal_max_age=journal_max_age,
             verify=verify,
             missing_ok=missing_ok,
         )
@@ -494,8 +492,7 @@ class BctrlSession:
         on_outcome: OnOutcome | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
-        journal: str | os.PathLike[str] | None = None,
-        journal_max_age: float | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
         verify: bool | float = True,
         missing_ok: bool = False,
     ) -> StopBatch:
@@ -523,7 +520,6 @@ class BctrlSession:
             journal: As for `stop_runtimes`, but the list decides what is sent, never the file: each
                 entry that the list contradicts is corrected. A resumed run lists anew: its report
                 has only the runtimes that have not ended.
-            journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
             missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the list.
 
@@ -546,7 +542,6 @@ class BctrlSession:
             timeout=timeout,
             retry=retry,
             journal=journal,
-            journal_max_age=journal_max_age,
             verify=verify,
             missing_ok=missing_ok,
         )

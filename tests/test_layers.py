@@ -268,7 +268,7 @@ BUDGETS = {
     ("_limiter",): Size(8700, 0),
     ("bulk",): Size(12400, 3),
     ("dask",): Size(4958, 2),
-    ("journal",): Size(2142, 1),
+    ("journal",): Size(2620, 1),
     ("cli",): Size(15283, 17),
     ("emulator",): Size(5678, 3),
     ("fastapi",): Size(2814, 1),

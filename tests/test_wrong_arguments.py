@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, RuntimeFilter, shard
 from bctrl_async.emulator import Emulator
 from bctrl_async.fastapi import add_exception_handlers, lifespan
-from bctrl_async.journal import read_journals
+from bctrl_async.journal import Journal, read_journals
 from bctrl_async.otel import OpenTelemetry
 from bctrl_async.pace import FilePace
 from bctrl_async.redis import RedisPace
@@ -59,6 +59,7 @@ FUNCTIONS: dict[Call, Arguments] = {
         (list, dict, str, bytes): "targets",
         NUMBER: "max_age",
     },
+    Journal: {str: "path", NUMBER: "max_age", OTHER: "base_url"},
     lifespan: {OTHER: "make_session inner", NUMBER: "rate"},
     add_exception_handlers: {OTHER: "app"},
 }
@@ -73,7 +74,7 @@ METHODS: dict[str, Arguments] = {
     "list_runtimes": {NUMBER: "timeout", OTHER: "retry on_unreadable"},
     "stop_runtimes": {
         (list, dict): "targets",
-        NUMBER: "deadline timeout journal_max_age",
+        NUMBER: "deadline timeout",
         int: "concurrency",
         str: "journal",
         (bool, int, float): "verify",

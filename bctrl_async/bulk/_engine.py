@@ -29,7 +29,7 @@ from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlError, format_duration, log_fields
-from bctrl_async.journal import Journal
+from bctrl_async.journal import Journal, open_journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
@@ -45,8 +45,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     on_outcome: OnOutcome | None
     timeout: float | None
     retry: RetryPolicy | None
-    journal: str | os.PathLike[str] | None
-    journal_max_age: float | None
+    journal: Journal | str | os.PathLike[str] | None
     verify: bool | float
     missing_ok: bool
 
@@ -54,14 +53,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         """Check the arguments."""
         if self.concurrency is not None:
             _config.count(self.concurrency, "concurrency")
-        for name in ("deadline", "journal_max_age"):
-            if (value := getattr(self, name)) is not None:
-                _config.seconds(value, name)
+        if self.deadline is not None:
+            _config.seconds(self.deadline, "deadline")
         if self.timeout is not None:
             transport.time_limit(self.timeout)
         verify_for(self.verify)
         _config.check_type(self.retry, RetryPolicy | None, "retry", "a RetryPolicy")
-        _config.check_type(self.journal, str | os.PathLike | None, "journal", "the path of a file")
+        expected = "the path of a file, or a Journal"
+        _config.check_type(self.journal, Journal | str | os.PathLike | None, "journal", expected)
         _config.check_type(self.missing_ok, bool, "missing_ok", "a bool")
         if self.on_outcome is not None and not callable(self.on_outcome):
             raise _config.invalid_type("on_outcome", type(self.on_outcome), "a function")
@@ -159,10 +158,9 @@ class Engine(ABC):
             finally:
                 self._finish()
 
-    async def _open_journal(self, path: str | os.PathLike[str]) -> None:
+    async def _open_journal(self, journal: Journal | str | os.PathLike[str]) -> None:
         # Reading a long journal takes time, so a thread does it.
-        max_age = self.options.journal_max_age
-        opening = asyncio.create_task(asyncio.to_thread(Journal, path, self._base_url, max_age))
+        opening = asyncio.create_task(asyncio.to_thread(open_journal, journal, self._base_url))
         try:
             await wait_shielded(opening)
             self.ledger.journal = opening.result()
@@ -178,12 +176,19 @@ class Engine(ABC):
 
     async def _close_journal(self, journal: Journal) -> None:
         # A flush to disk takes time, so a thread does it.
-        closing = asyncio.create_task(asyncio.to_thread(journal.close))
+        closing = asyncio.create_task(asyncio.to_thread(self._release_journal, journal))
         try:
             await wait_shielded(closing)
         finally:
             if closing.done() and isinstance(error := closing.exception(), BctrlError):
                 self.state.set_ended_early(error)
+
+    def _release_journal(self, journal: Journal) -> None:
+        """Flush the journal to disk, and close it unless it is the caller's."""
+        if journal is self.options.journal:
+            journal.flush()
+        else:
+            journal.close()
 
     def _finish(self) -> None:
         """Stop the clock, log an early end, and notify the observer."""
@@ -273,7 +278,7 @@ class Engine(ABC):
         journal = self.ledger.journal
         if journal is not None and self.ledger.ended is not None:
             # The task's other callback may record an outcome, and must come first.
-            task.get_loop().call_soon(journal.close)
+            task.get_loop().call_soon(self._release_journal, journal)
 
     async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
         """Do the work of a task; an exception ends the run, which raises it."""

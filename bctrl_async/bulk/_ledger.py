@@ -57,7 +57,7 @@ class Ledger:
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Write an outcome to the journal, if any, without recording it."""
-        if self.journal is None:
+        if self.journal is None or self.journal.failure is not None:
             return
         try:
             self.journal.write(outcome, flush=flush)

@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
@@ -28,7 +29,7 @@ from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._progress import run_with_progress
-from bctrl_async.journal import Journal
+from bctrl_async.journal import Journal, JournalReader
 
 _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
@@ -185,18 +186,27 @@ def stop(
         explain(outcome.error)
         printer.print(outcome)
 
-    batch = session.stop_runtimes(
-        targets,
-        on_outcome=show,
-        deadline=left,
-        journal=journal,
-        journal_max_age=journal_max_age,
-        verify=verify,
-        missing_ok=ignore_not_found,
-    )
-    interrupted = _run(session, batch, output)
+    with _open_journal(journal, session, journal_max_age) as opened:
+        batch = session.stop_runtimes(
+            targets,
+            on_outcome=show,
+            deadline=left,
+            journal=opened,
+            verify=verify,
+            missing_ok=ignore_not_found,
+        )
+        interrupted = _run(session, batch, output)
     explain(batch.ended_early)
     return _report(batch, printer, interrupted=interrupted, has_journal=journal is not None)
+
+
+def _open_journal(
+    path: Path | None, session: BctrlSession, max_age: float | None
+) -> AbstractContextManager[Journal | None]:
+    """Open the journal of a run, if it has a journal."""
+    if path is None:
+        return nullcontext()
+    return Journal(path, base_url=session.base_url, max_age=max_age)
 
 
 def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | None:
@@ -259,7 +269,7 @@ def _dry_run(
     pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
     skipped = ""
     if journal is not None and journal.exists():
-        known = Journal(journal, session.base_url, max_age, only_read=True)
+        known = JournalReader(journal, session.base_url, max_age)
         with known.file:
             left = [target for target in pending if known.done(target) is None]
         if done := len(pending) - len(left):

@@ -86,8 +86,7 @@ class BctrlSession:
         on_outcome: OnOutcome | None = None,  # A plain or async function, called with each outcome; async calls overlap.
         timeout: float | None = None,  # Seconds for one attempt, above 0; None is the session's.
         retry: RetryPolicy | None = None,  # The retry policy; None is the session's.
-        journal: str | os.PathLike[str] | None = None,  # A file to which each outcome is appended as a line of JSON.
-        journal_max_age: float | None = None,  # The greatest age of the journal in seconds, above 0; an older journal is rejected.
+        journal: Journal | str | os.PathLike[str] | None = None,  # A file to which each outcome is appended as a line of JSON, or a `Journal`, which its maker closes.
         verify: bool | float = True,  # Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for 30 s after its stop was answered or given up, also in an outage.
         missing_ok: bool = False,  # Count a runtime that is `not_found` as no longer running.
     ) -> StopBatch:
@@ -102,8 +101,7 @@ class BctrlSession:
         on_outcome: OnOutcome | None = None,  # As for `stop_runtimes`.
         timeout: float | None = None,  # As for `stop_runtimes`, also for the list.
         retry: RetryPolicy | None = None,  # As for `stop_runtimes`, also for the list.
-        journal: str | os.PathLike[str] | None = None,  # As for `stop_runtimes`, but the list decides what is sent, never the file: each entry that the list contradicts is corrected.
-        journal_max_age: float | None = None,  # As for `stop_runtimes`.
+        journal: Journal | str | os.PathLike[str] | None = None,  # As for `stop_runtimes`, but the list decides what is sent, never the file: each entry that the list contradicts is corrected.
         verify: bool | float = True,  # As for `stop_runtimes`.
         missing_ok: bool = False,  # As for `stop_runtimes`: accept runtimes that are gone since the list.
     ) -> StopBatch:
@@ -376,6 +374,24 @@ class BctrlRateLimitError(BctrlApiError):
 class BctrlServerError(BctrlApiError):
     """5xx: the server or a gateway failed."""
     advice: str | None = 'Retrying is safe'
+
+# bctrl_async.journal.Journal, in bctrl_async/journal.py
+class Journal(JournalReader):
+    """A journal that is open, locked, and appended to; use it as a context manager."""
+    def __init__(
+        self,
+        path: str | os.PathLike[str],  # The file, which is made if there is none.
+        *,
+        base_url: str | None = None,  # The URL of the API that the outcomes come from.
+        max_age: float | None = None,  # The greatest age of the file in seconds, above 0; an older file, such as last night's, is rejected.
+    ) -> None:
+        ...
+    def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
+        """Append an outcome, which is then the last entry of its target."""
+    def flush(self) -> None:
+        """Flush the file to disk (`fsync`); raise a BctrlError if that fails."""
+    def close(self) -> None:
+        """Flush the file to disk, unlock and close it; a second call does nothing."""
 
 # bctrl_async.journal.read_journals, in bctrl_async/journal.py
 def read_journals(
@@ -786,7 +802,6 @@ def stop_runtimes(
     timeout: float | None = None,  # As for `BctrlSession.stop_runtimes`.
     retry: RetryPolicy | None = None,  # As for `BctrlSession.stop_runtimes`.
     journal: str | os.PathLike[str] | None = None,  # As for `BctrlSession.stop_runtimes`; this process writes it.
-    journal_max_age: float | None = None,  # As for `BctrlSession.stop_runtimes`.
     verify: bool | float = True,  # As for `BctrlSession.stop_runtimes`.
     missing_ok: bool = False,  # As for `BctrlSession.stop_runtimes`.
 ) -> StopBatch:

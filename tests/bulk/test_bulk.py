@@ -169,7 +169,7 @@ class TestAwaited:
         assert str(report.ended_early) == "the run was cancelled"
         assert not bulk.emulator.requests
 
-    @pytest.mark.parametrize("name", ["concurrency", "deadline", "timeout", "journal_max_age"])
+    @pytest.mark.parametrize("name", ["concurrency", "deadline", "timeout"])
     async def test_an_argument_out_of_range_is_named(
         self, session: BctrlSession, name: str
     ) -> None:

@@ -23,7 +23,7 @@ def content() -> bytes:
 
 async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
     """Fault: it is 2, and a supervisor gives up while a file server holds a dead client's lock."""
-    journal = Journal(JOURNAL, f"{command.api.url}/v1")
+    journal = Journal(JOURNAL, base_url=command.api.url)
     code, out, err = await command("stop", "--journal", JOURNAL, "ws", "a")
     assert err.startswith(f"bctrl-async: error: the journal '{JOURNAL}' is in use by another run. ")
     assert (code, out, err.count("\n")) == (75, "", 1)

@@ -228,7 +228,7 @@ class TestInProcess:
     ) -> None:
         targets, stop_id = add_runtimes(emulator, 5), uuid4()
         location = await client.enqueue(targets, stop_id)
-        other = Journal(stops.journal_file(stop_id), f"{emulator.url}/v1")
+        other = Journal(stops.journal_file(stop_id), base_url=emulator.url)
         async with working(stops):
             await client.wait_for_state(location, "scheduled")
             assert emulator.requests == []

@@ -419,6 +419,131 @@ class TestOpening:
         assert (await stops.run([A, B])).ok
 
 
+class TestOfTheCaller:
+    """A `Journal` that the caller made: several runs use it, and so does the caller."""
+
+    @pytest.fixture
+    def journal(self, stops: Stops) -> Iterator[Journal]:
+        with Journal(stops.path, base_url=stops.emulator.url) as journal:
+            yield journal
+
+    async def test_a_run_leaves_it_open_and_locked_with_all_on_disk(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        flushed: list[int] = []
+        stops.patch.setattr(os, "fsync", lambda _: flushed.append(len(stops.results())))
+        assert (await stops.session.stop_runtimes([A, B], journal=journal)).ok
+
+        assert flushed == [2]
+        with pytest.raises(JournalInUseError, match="is in use by another run"):
+            Journal(stops.path, base_url=stops.emulator.url)
+        journal.close()
+        journal.close()
+        assert (await stops.run([A, B])).resumed == 2
+
+    async def test_the_next_run_skips_what_was_written_since(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        elsewhere = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        assert (await stops.session.stop_runtimes([A], journal=journal)).ok
+        journal.write(replace(elsewhere, target=B, state=RuntimeState.NOT_RUNNING, error=None))
+        journal.write(replace(elsewhere, target=C))
+
+        report = await stops.session.stop_runtimes([A, B, C], journal=journal)
+
+        # Another run says only that C was not found, which may have changed.
+        assert (report.ok, report.resumed) == (True, 1)
+        assert stops.emulator.received[A] == 1
+        assert stops.emulator.received[C] == 1
+
+    async def test_a_list_corrects_what_an_earlier_run_wrote(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: after a crash, a runtime that was started anew counted as stopped."""
+        assert (await stops.session.stop_runtimes([A], journal=journal)).ok
+        stops.emulator.add_runtime(*A)
+
+        await stops.session.stop_workspace("ws-1", where=lambda _: False, journal=journal)
+
+        assert stops.states() == {"a": RuntimeState.STILL_RUNNING}
+
+    async def test_a_journal_of_another_server_is_refused(self, stops: Stops) -> None:
+        stops.patch.setenv("BCTRL_BASE_URL", "http://127.0.0.1:1/v1/")
+        with Journal(stops.path) as journal:
+            assert journal.base_url == "http://127.0.0.1:1/v1"
+            with pytest.raises(BctrlConfigError, match=r"another server, http://127\.0\.0\.1:1/v1"):
+                await stops.session.stop_runtimes([A], journal=journal)
+        assert stops.emulator.requests == []
+
+    async def test_without_a_url_it_is_of_the_default_server(self, stops: Stops) -> None:
+        with Journal(stops.path) as journal:
+            assert journal.base_url == BctrlSession("k").base_url
+
+    async def test_a_closed_journal_is_refused(self, stops: Stops, journal: Journal) -> None:
+        outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        journal.close()
+        journal.flush()
+
+        with pytest.raises(BctrlConfigError, match=r"it is closed.*Use it within its `with`"):
+            await stops.session.stop_runtimes([A], journal=journal)
+        with pytest.raises(BctrlConfigError, match="it is closed"):
+            journal.write(outcome)
+        assert stops.emulator.received[A] == 0
+
+    async def test_a_run_whose_journal_is_closed_ends_early(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        report = await stops.session.stop_runtimes(
+            [A, B, C], journal=journal, concurrency=1, on_outcome=lambda _: journal.close()
+        )
+
+        assert "it is closed" in str(report.ended_early)
+        assert report.counts == {STOPPED: 2, NOT_SENT: 1}
+
+    async def test_a_file_that_was_damaged_since_is_an_error(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        with stops.path.open("ab") as file:
+            file.write(b"my notes\n")
+        with pytest.raises(BctrlConfigError, match="it is damaged at byte"):
+            await stops.session.stop_runtimes([A], journal=journal)
+
+    async def test_after_a_failed_write_all_others_fail(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: only the first said so, and later outcomes were lost in silence."""
+        outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        with disk_of(stops.path.stat().st_size + 10), pytest.raises(BctrlError, match="too large"):
+            journal.write(outcome)
+
+        with pytest.raises(BctrlError, match=r"cannot be written.*too large"):
+            journal.write(outcome)
+        with pytest.raises(BctrlError, match="cannot be written"):
+            await stops.session.stop_runtimes([A], journal=journal)
+        assert stops.emulator.received[A] == 0
+
+    async def test_threads_may_share_it(self, stops: Stops, journal: Journal) -> None:
+        """Fault: lines of two threads were mixed, and the file was damaged."""
+        outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        write = os.write
+
+        def write_half(descriptor: int, data: bytes) -> int:
+            size = write(descriptor, data[: len(data) // 2 + 1])
+            threading.Event().wait(0.0001)
+            return size
+
+        def write_some(thread: int) -> None:
+            for number in range(10):
+                target = RuntimeRef("ws-1", f"{thread} {number}")
+                journal.write(replace(outcome, target=target))
+
+        with stops.patch.context() as patch:
+            patch.setattr(os, "write", write_half)
+            await asyncio.gather(*(asyncio.to_thread(write_some, thread) for thread in range(4)))
+
+        assert len(stops.states()) == 40
+
+
 class TestFullDisk:
     @pytest.mark.parametrize("has_length", [True, False])
     @pytest.mark.parametrize("workers", [1, 8])

@@ -118,7 +118,7 @@ class TestLatest:
     def test_the_last_of_one_file_counts_whatever_the_clock_says(self, path: Path) -> None:
         write(path, entry("a", minute=5), entry("a", RUNS, minute=1))
         assert states(read_journals([path])) == {"a": RUNS}
-        journal = Journal(path, SERVER)
+        journal = Journal(path, base_url=SERVER)
         assert journal.done(RuntimeRef("ws-1", "a")) is None
         journal.close()
 
@@ -132,7 +132,7 @@ class TestLatest:
         ):
             list(read_journals(paths, [("ws-1", "a")]))
         assert states(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
-        journal = Journal(path, SERVER)
+        journal = Journal(path, base_url=SERVER)
         assert journal.done(RuntimeRef("ws-1", "a")) is None
         assert journal.done(RuntimeRef("ws-1", "b")) is not None
         journal.write(next(read_journals([paths[1]])))
@@ -184,7 +184,7 @@ def test_a_damaged_old_or_foreign_file_is_an_error(path: Path, data: bytes, reas
     with pytest.raises(BctrlConfigError, match=f"'{unusable}' .*{reason}"):
         list(read_journals([write(path, entry("a")), unusable], max_age=12 * 3600.0))
     with pytest.raises(BctrlConfigError, match=reason):
-        Journal(unusable, SERVER, 12 * 3600.0)
+        Journal(unusable, base_url=SERVER, max_age=12 * 3600.0)
     assert unusable.read_bytes() == data
 
 
@@ -203,7 +203,7 @@ def test_a_path_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, reaso
     with pytest.raises(BctrlConfigError, match=reason):
         list(read_journals([tmp_path / name]))
     with pytest.raises(BctrlConfigError, match=reason):
-        Journal(tmp_path / name, SERVER)
+        Journal(tmp_path / name, base_url=SERVER)
 
 
 def test_reading_makes_no_file(path: Path) -> None:
@@ -229,14 +229,14 @@ class TestCutShort:
         """After a power failure, there may be NUL where data was not written."""
         write(path, entry("a"), tail, b"\0" * nul)
         assert states(read_journals([path])) == {"a": DONE}
-        Journal(path, SERVER).close()
+        Journal(path, base_url=SERVER).close()
         assert path.read_bytes() == header() + entry("a")
 
     @pytest.mark.parametrize("end", range(0, len(header()), 7))
     def test_a_header_cut_anywhere_is_an_empty_journal(self, path: Path, end: int) -> None:
         write(path, first=header()[:end])
         assert list(read_journals([path])) == []
-        Journal(path, SERVER).close()
+        Journal(path, base_url=SERVER).close()
         assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":3')
 
     def test_a_journal_is_read_while_it_is_written(self, path: Path) -> None:
@@ -257,7 +257,10 @@ def test_no_flipped_bit_is_accepted_before_the_last_line(path: Path) -> None:
         damaged = bytearray(whole)
         damaged[position] ^= 1
         write(path, bytes(damaged), first=b"")
-        for use in (lambda: list(read_journals([path], [b])), lambda: Journal(path, SERVER)):
+        for use in (
+            lambda: list(read_journals([path], [b])),
+            lambda: Journal(path, base_url=SERVER),
+        ):
             with pytest.raises(BctrlConfigError, match="cannot be used"):
                 use()
         assert path.read_bytes() == damaged
