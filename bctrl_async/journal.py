@@ -86,9 +86,9 @@ def read_journals(
     Args:
         paths: The files.
         targets: The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s. Each has one
-            outcome, in the order of the list; a target that no file has is `not_sent`, with an
-            error that says so. None yields only targets in the files: those without an entry are
-            not reported.
+            outcome, in the order of the list; a target that no file has is `unknown`, since its
+            process may have died after it sent the stop. None yields only targets in the files:
+            those without an entry are not reported.
         max_age: The greatest age of a file in seconds, above 0; an older file, such as last
             night's, is rejected. None accepts any age.
 
@@ -129,7 +129,7 @@ def read_journals(
             # An outcome that is not ok wins a tie, so that its target is sent again.
             latest = max(known, key=lambda each: (each.at, not each.ok), default=None)
             if latest is None:
-                latest = outcome_of(target, BctrlError("no journal has it", **target._asdict()))
+                latest = outcome_of(target, _error_of_missing(target))
             yield replace(latest, index=index)
 
 
@@ -404,6 +404,11 @@ def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Jo
         return Journal(journal, base_url=base_url)
     journal.refresh(base_url)
     return journal
+
+
+def _error_of_missing(target: RuntimeRef) -> BctrlError:
+    # Its process may have died after it sent the stop.
+    return BctrlError("no journal has it", **target._asdict(), may_have_stopped=True)
 
 
 def _as_target(item: object) -> RuntimeRef:

@@ -70,13 +70,13 @@ async def test_the_json_of_a_report_has_a_line_for_each_target(command: Command)
 
     outcomes = outcomes_of(out)
     assert [(each["index"], each["alias"], each["result"], each["ok"]) for each in outcomes] == [
-        (0, "missing", "not_sent", False),
+        (0, "missing", "unknown", False),
         (1, "b", "unknown", False),
         (2, "a", "stopped", True),
     ]
     assert len({tuple(each) for each in outcomes}) == 1
     assert "Allow a longer timeout" in str(outcomes[1]["error"])
-    assert (code, err) == (1, "1 of 3 done, 2 pending: 1 stopped, 1 not_sent, 1 unknown\n")
+    assert (code, err) == (1, "1 of 3 done, 2 pending: 1 stopped, 2 unknown\n")
 
 
 @pytest.mark.parametrize("args", ["report tonight.jsonl", "stop --dry-run"])

@@ -69,9 +69,14 @@ class TestList:
             (2, (str(UUID(int=7)), "b"), "unconfirmed", 0),
         ]
         assert not any(each.resumed for each in outcomes)
-        assert outcomes[2].result is StopResult.NOT_SENT
-        assert str(outcomes[2].error) == (
-            f"stop of 'b' in workspace '{UUID(int=7)}': no journal has it"
+
+    def test_a_target_that_no_file_has_may_have_been_sent(self, path: Path) -> None:
+        """Fault: it was `not_sent`, although its process was killed after it sent the stop."""
+        [outcome] = read_journals([write(path)], [("ws-1", "a")])
+
+        assert outcome.result is StopResult.UNKNOWN
+        assert str(outcome.error) == (
+            "stop of 'a' in workspace 'ws-1': no journal has it (the runtime may have stopped)"
         )
 
     def test_without_a_list_each_target_of_the_journals_has_one(self, path: Path) -> None:
