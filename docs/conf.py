@@ -79,7 +79,6 @@ intersphinx_mapping = {
     project: (url, f"_inventories/{project}.inv")
     for project, url in {
         "aiohttp": "https://docs.aiohttp.org/en/stable",
-        "distributed": "https://distributed.dask.org/en/stable",
         "fastapi": "https://fastapi.tiangolo.com",
         "opentelemetry": "https://opentelemetry-python.readthedocs.io/en/stable",
         "pytest": "https://docs.pytest.org/en/stable",

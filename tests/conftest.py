@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import commands
 import hypothesis
@@ -32,9 +31,6 @@ from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.emulator import Emulator
 from bctrl_async.testing import bctrl_aioresponses  # noqa: F401 - a fixture.
-
-if TYPE_CHECKING:
-    from dask_cluster import SmallCluster
 
 KEY = "emulator-key"
 
@@ -202,24 +198,6 @@ def bulk(emulator: Emulator, session: BctrlSession) -> Bulk:
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
     return partial(Simulation, monkeypatch)
-
-
-@pytest.fixture
-def emulator_environment(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a command, or of a worker of a cluster, that uses the emulator."""
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-
-
-@pytest.fixture
-async def cluster(emulator_environment: None) -> AsyncIterator[SmallCluster]:
-    """A cluster of dask.distributed with two workers, which must be left as it was."""
-    from dask_cluster import small_cluster  # noqa: PLC0415 - it takes a second.
-
-    del emulator_environment
-    async with small_cluster() as running:
-        yield running
-        await running.assert_clean()
 
 
 @pytest.fixture

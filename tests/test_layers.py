@@ -34,13 +34,12 @@ LAYERS = [
     {"bulk"},
     {"session", "shards"},
     {"__init__"},
-    {"dask", "otel", "redis", "testing", "fastapi", "cli", "__main__"},
+    {"otel", "redis", "testing", "fastapi", "cli", "__main__"},
 ]
 CORE = frozenset().union(*LAYERS[:-1])
 EXTRAS = LAYERS[-1]
 # The emulator restates the wire format, so that one bug cannot hide on both sides.
 ALONE = frozenset({"emulator"})
-_BULK_PARTS = frozenset({"bulk", "_calls", "_http"})
 
 IMPORTERS = {
     # A call carries an aiohttp.ClientTimeout.
@@ -56,7 +55,6 @@ IMPORTERS = {
     "opentelemetry": {"otel"},
     # A `RedisPace` takes a client; only the command makes its own.
     "redis": {"cli"},
-    "distributed": {"dask"},
     "aioresponses": {"testing"},
     "pytest": {"testing"},
 }
@@ -164,10 +162,6 @@ class TestImports:
             # `_config` has the errors of wrong arguments; `_quick` is the switch of `testing`;
             # `_lifetime` closes the client of the command's pace.
             allowed = {"_version", "_config", "_quick", "_lifetime"}
-            if entry(module) == "dask":
-                # A run on a cluster is a bulk stop with the ledger, the input and the ending of
-                # one; only its workers are elsewhere.
-                allowed |= {name for name in private if entry(name) in _BULK_PARTS}
             assert private <= allowed, module
 
     def test_no_function_of_the_core_imports_anything(self) -> None:
@@ -240,7 +234,7 @@ class TestFreshInterpreter:
     def test_the_package_loads_no_extra_and_nothing_of_theirs(self) -> None:
         loaded = loaded_by(f"from {NAME} import *; assert BctrlSession.stop_runtime and shard")
 
-        heavy = {"cyclopts", "dask", "distributed", "fastapi", "opentelemetry", "pydantic"}
+        heavy = {"cyclopts", "fastapi", "opentelemetry", "pydantic"}
         assert loaded & {*heavy, "pytest", "redis", "rich", "sqlite3"} == set()
         assert loaded & {f"{NAME}.{module}" for module in ("emulator", *EXTRAS)} == set()
 
@@ -267,7 +261,6 @@ BUDGETS = {
     ("_http",): Size(10250, 4),
     ("_limiter",): Size(8700, 0),
     ("bulk",): Size(12400, 3),
-    ("dask",): Size(4958, 2),
     ("journal",): Size(2620, 1),
     ("cli",): Size(15283, 17),
     ("emulator",): Size(5678, 3),

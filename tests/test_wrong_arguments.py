@@ -149,7 +149,6 @@ def test_the_error_says_what_the_argument_takes() -> None:
 @pytest.mark.parametrize(
     ("module", "package"),
     [
-        ("dask", "distributed"),
         ("fastapi", "fastapi"),
         ("otel", "opentelemetry"),
     ],

@@ -59,7 +59,7 @@ class CircuitBreaker:
         self._patience = patience
         self._ask_canary = ask_canary
         self._state = state
-        self.attempts_before: int = sender.tally.attempts
+        self._attempts_before = sender.tally.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
         self._opened_at: float | None = None
@@ -82,7 +82,7 @@ class CircuitBreaker:
     @property
     def has_answered(self) -> bool:
         """True once the server has answered an attempt of the session since the run was made."""
-        return self._is_up_since(self.attempts_before)
+        return self._is_up_since(self._attempts_before)
 
     def on_answer(self, call: Call[Runtime], failure: BctrlError | None = None) -> None:
         """Record that the server answered the last attempt of a call, perhaps with a failure."""

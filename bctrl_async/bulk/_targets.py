@@ -60,8 +60,7 @@ class Input:
         self.length: int | None = None if self._sized is None else len(self._sized)
         self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
         self._is_prepared = False
-        self.is_async: bool = self._awaited is not None
-        self.is_awaited: bool = self.is_async
+        self.is_awaited: bool = self._awaited is not None
         self.count: int = 0
         self.error: BaseException | None = None
         # This is True once nothing more is read.

@@ -29,7 +29,6 @@ _ADDED = {
         "aiohttp.client.ClientSession py:class 1 client_reference.html#aiohttp.ClientSession -",
         "aiohttp.tracing.TraceConfig py:class 1 tracing_reference.html#aiohttp.TraceConfig -",
     ],
-    "distributed": ["distributed.client.Client py:class 1 api.html#distributed.Client -"],
     "fastapi": ["fastapi.applications.FastAPI py:class 1 reference/fastapi/#fastapi.FastAPI -"],
     "opentelemetry": [
         "opentelemetry.metrics.MeterProvider py:class 1 api/metrics.html#$ -",

@@ -786,23 +786,3 @@ def add_exception_handlers(app: FastAPI) -> None:
 # bctrl_async.fastapi.problem, in bctrl_async/fastapi/_problems.py
 def problem(error: BctrlError) -> Problem:
     """Describe an error to the app's clients as problem details (RFC 9457)."""
-
-# bctrl_async.dask.stop_runtimes, in bctrl_async/dask.py
-def stop_runtimes(
-    client: distributed.Client,  # A running client of dask.distributed, made with `asynchronous=True`.
-    targets: Targets,  # As for `BctrlSession.stop_runtimes`.
-    *,
-    session: Callable[..., BctrlSession] = BctrlSession,  # A function that makes the session of each worker, called on it without arguments, or with `rate` if there is a `pace`.
-    base_url: str | None = None,  # The URL of the API, which all workers must have as well.
-    pace: Pace | None = None,  # A rate that all workers share, for their sessions.
-    chunk_size: int = 1000,  # The most targets of a chunk, from 1.
-    concurrency: int | None = None,  # The most stops at once of a chunk, from 1 to the `max_connections` of the session, which is the default.
-    deadline: float | None = None,  # As for `BctrlSession.stop_runtimes`.
-    on_outcome: OnOutcome | None = None,  # As for `BctrlSession.stop_runtimes`, called in this process.
-    timeout: float | None = None,  # As for `BctrlSession.stop_runtimes`.
-    retry: RetryPolicy | None = None,  # As for `BctrlSession.stop_runtimes`.
-    journal: str | os.PathLike[str] | None = None,  # As for `BctrlSession.stop_runtimes`; this process writes it.
-    verify: bool | float = True,  # As for `BctrlSession.stop_runtimes`.
-    missing_ok: bool = False,  # As for `BctrlSession.stop_runtimes`.
-) -> StopBatch:
-    """Stop any number of runtimes on a cluster, with one outcome for each."""
