@@ -129,7 +129,9 @@ def read_journals(
             # An outcome that is not ok wins a tie, so that its target is sent again.
             latest = max(known, key=lambda each: (each.at, not each.ok), default=None)
             if latest is None:
-                latest = outcome_of(target, _error_of_missing(target))
+                # Its process may have died after it sent the stop.
+                error = BctrlError("no journal has it", **target._asdict(), may_have_stopped=True)
+                latest = outcome_of(target, error)
             yield replace(latest, index=index)
 
 
@@ -279,6 +281,9 @@ class Journal(JournalReader):
         max_age: The greatest age of the file in seconds, above 0; an older file, such as last
             night's, is rejected. None accepts any age.
 
+    Attributes:
+        base_url: The URL of the API, with the `/v1`.
+
     Raises:
         JournalInUseError: Another `Journal` has the file.
         BctrlConfigError: The file cannot be used: it is damaged, too old, of another server or of
@@ -349,7 +354,6 @@ class Journal(JournalReader):
             BctrlError: The file cannot be written. All later calls raise this as well, because a
                 line after half a line would make the file unreadable.
         """
-        self._check_writable()
         self._append(_entry_line(outcome), flush=flush)
 
     def flush(self) -> None:
@@ -368,10 +372,11 @@ class Journal(JournalReader):
         try:
             self.flush()
         finally:
-            if fcntl is not None:  # pragma: no branch
-                # Closing is not enough: a forked child may have the file open as well.
-                fcntl.flock(self.file, fcntl.LOCK_UN)
-            self.file.close()
+            with self._lock:
+                if fcntl is not None:  # pragma: no branch
+                    # Closing is not enough: a forked child may have the file open as well.
+                    fcntl.flock(self.file, fcntl.LOCK_UN)
+                self.file.close()
 
     def _check_writable(self) -> None:
         if self.file.closed:
@@ -380,16 +385,18 @@ class Journal(JournalReader):
             raise self._unwritable(self.failure)
 
     def _append(self, data: bytes, *, flush: bool = False) -> None:
-        try:
-            with self._lock:
+        with self._lock:
+            if data:
+                self._check_writable()
+            try:
                 while data:
                     data = data[os.write(self.file.fileno(), data) :]
                 if flush:
                     os.fsync(self.file.fileno())
-        except OSError as error:
-            # Another line after a truncated line would make the file unreadable.
-            self.failure = str(error.strerror)
-            raise self._unwritable(self.failure) from error
+            except OSError as error:
+                # Another line after a truncated line would make the file unreadable.
+                self.failure = str(error.strerror)
+                raise self._unwritable(self.failure) from error
 
     def _unwritable(self, reason: str) -> BctrlError:
         return BctrlError(
@@ -404,11 +411,6 @@ def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Jo
         return Journal(journal, base_url=base_url)
     journal.refresh(base_url)
     return journal
-
-
-def _error_of_missing(target: RuntimeRef) -> BctrlError:
-    # Its process may have died after it sent the stop.
-    return BctrlError("no journal has it", **target._asdict(), may_have_stopped=True)
 
 
 def _as_target(item: object) -> RuntimeRef:

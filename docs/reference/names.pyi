@@ -382,7 +382,7 @@ class Journal(JournalReader):
         self,
         path: str | os.PathLike[str],  # The file, which is made if there is none.
         *,
-        base_url: str | None = None,  # The URL of the API that the outcomes come from.
+        base_url: str | None = None,  # The URL of the API, with the `/v1`.
         max_age: float | None = None,  # The greatest age of the file in seconds, above 0; an older file, such as last night's, is rejected.
     ) -> None:
         ...

@@ -522,6 +522,35 @@ class TestOfTheCaller:
             await stops.session.stop_runtimes([A], journal=journal)
         assert stops.emulator.received[A] == 0
 
+    async def test_no_thread_writes_after_the_half_line_of_another(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: a thread that waited for its turn damaged the file."""
+        outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        waits, write = threading.Event(), os.write
+
+        def fail(descriptor: int, data: bytes) -> int:
+            stops.patch.setattr(os, "write", write)
+            write(descriptor, data[:10])
+            waits.wait(BOUND)
+            # It takes its turn in this time.
+            threading.Event().wait(0.02)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def write_later() -> None:
+            waits.set()
+            journal.write(outcome)
+
+        stops.patch.setattr(os, "write", fail)
+        first = asyncio.create_task(asyncio.to_thread(journal.write, outcome))
+        await until(lambda: os.write is write)
+        results = await asyncio.gather(
+            first, asyncio.to_thread(write_later), return_exceptions=True
+        )
+
+        assert all("No space left" in str(result) for result in results)
+        assert read_lines(stops.path.read_bytes()).is_torn
+
     async def test_threads_may_share_it(self, stops: Stops, journal: Journal) -> None:
         """Fault: lines of two threads were mixed, and the file was damaged."""
         outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
