@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from ssl import SSLContext
 from typing import NoReturn, Self, TypeVar
@@ -83,7 +83,6 @@ class BctrlSession:
             own pool, it keeps idle connections on which unexpected bytes arrived. Its client
             middlewares must send a request at most once: if a middleware retries and then finds no
             connection, a stop is `not_sent` although its first request may have arrived.
-        trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
         proxy: The URL of a proxy for all requests of the pool, such as
             `http://user:password@proxy.example.com:3128`; it takes precedence over the proxies of
@@ -112,7 +111,6 @@ class BctrlSession:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is immutable.
         rate: float | Pace | None = None,
         http: aiohttp.ClientSession | None = None,
-        trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
         proxy: str | None = None,
         ssl: SSLContext | None = None,
@@ -140,7 +138,6 @@ class BctrlSession:
             pace = rate
         elif rate is not None:
             cap = _config.per_second(rate, "rate")
-        trace_configs = _checked_trace_configs(trace_configs)
         _config.check_type(trust_env, bool, "trust_env", "a bool")
         _config.check_type(check_answers, bool, "check_answers", "a bool")
         if http is not None:
@@ -151,9 +148,9 @@ class BctrlSession:
                     "a proxy of the environment",
                     advice="Make it without trust_env, or pass allow_plaintext=True",
                 )
-            if trace_configs or trust_env or via is not None or ssl is not None:
+            if trust_env or via is not None or ssl is not None:
                 raise BctrlConfigError(
-                    "trace_configs, trust_env, proxy and ssl have no effect on a borrowed http=",
+                    "trust_env, proxy and ssl have no effect on a borrowed http=",
                     advice="Set them on the aiohttp.ClientSession",
                 )
             if (connector := http.connector) is not None:
@@ -173,7 +170,6 @@ class BctrlSession:
                     open_pool,
                     self._url,
                     all_headers,
-                    trace_configs=trace_configs,
                     trust_env=trust_env,
                     proxy=via,
                     ssl=ssl,
@@ -241,24 +237,21 @@ class BctrlSession:
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
-        idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         stopped_ok: bool = False,
     ) -> Runtime:
         """Stop a live runtime inside a workspace (contract: `runtimes-stop`).
 
-        A stop is safe to repeat. If the server says that the runtime is not running, and an earlier
-        attempt of this call may have stopped it, the call gets the runtime (`runtimes-get`) and
-        returns it.
+        A stop is safe to repeat, and needs no idempotency key. If the server says that the runtime
+        is not running, and an earlier attempt of this call may have stopped it, the call gets the
+        runtime (`runtimes-get`) and returns it.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
             alias: The runtime's alias; 1 to 1,000 characters, sent unchanged.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
-            idempotency_key: The `Idempotency-Key` of each attempt; printable ASCII, not empty.
-            headers: More headers, except those that the session sets. `idempotency_key` takes
-                precedence.
+            headers: More headers, except those that the session sets.
             stopped_ok: Also get and return a runtime that was not running in the first place,
                 instead of raising.
 
@@ -284,7 +277,7 @@ class BctrlSession:
             if self._observer is not None:
                 observed = ObservedStop(self._observer, str(workspace_id), str(alias))
             path = STOP.path(self._url.raw_path, workspace_id, alias)
-            extra = _call_headers(headers, idempotency_key)
+            extra = _call_headers(headers)
             limit = self._time_limit(timeout)
             policy = self._policy(retry)
             _config.check_type(stopped_ok, bool, "stopped_ok", "a bool")
@@ -638,38 +631,20 @@ class BctrlSession:
         return await self._sender.request(call)
 
 
-def _checked_trace_configs(given: Iterable[aiohttp.TraceConfig]) -> list[aiohttp.TraceConfig]:
-    expected = "an iterable of aiohttp.TraceConfig"
-    _config.check_type(given, Iterable, "trace_configs", expected)
-    checked = list(given)
-    for item in checked:
-        _config.check_type(item, aiohttp.TraceConfig, "trace_configs", expected)
-    return checked
-
-
 def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
     agent = f"bctrl-async/{__version__}"
     all_headers = CIMultiDict({"Accept": "application/json", "User-Agent": agent})
-    all_headers.update(_call_headers(headers, None))
+    all_headers.update(_call_headers(headers))
     if _IDEMPOTENCY_KEY in all_headers:
         raise BctrlConfigError(
             f"an {_IDEMPOTENCY_KEY} for all calls would make one call of them",
-            advice="Pass idempotency_key= to each call",
+            advice="Pass it in headers= of a call",
             argument="headers",
         )
     return all_headers
 
 
-def _call_headers(
-    headers: Mapping[str, str] | None, idempotency_key: str | None
-) -> Mapping[str, str]:
-    if headers is None and idempotency_key is None:
+def _call_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    if headers is None:
         return {}
-    extra = checked_headers({} if headers is None else headers)
-    if idempotency_key is not None:
-        if idempotency_key == "":
-            raise BctrlConfigError(
-                "idempotency_key is empty", advice="Pass a key, or None to send no header"
-            )
-        extra.update(checked_headers({_IDEMPOTENCY_KEY: idempotency_key}))
-    return extra
+    return checked_headers(headers)

@@ -204,12 +204,15 @@ class TestClose:
 
     async def test_between_the_headers_and_the_body_of_a_response_is_an_error(self) -> None:
         async def close(*_: object) -> None:
-            await session.close()
+            await http.close()
 
         closing = aiohttp.TraceConfig()
         closing.on_request_end.append(close)
         half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
-        async with served(answering(half), trace_configs=[closing]) as session:
+        async with (
+            aiohttp.ClientSession(trace_configs=[closing]) as http,
+            served(answering(half), http=http) as session,
+        ):
             with pytest.raises(BctrlResponseError, match="the body was truncated") as caught:
                 await session.stop_runtime("ws-1", "crm")
         assert caught.value.may_have_stopped
@@ -250,7 +253,10 @@ class TestClose:
 
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(broken)
-        async with connect(trace_configs=[trace]) as session:
+        async with (
+            aiohttp.ClientSession(trace_configs=[trace]) as http,
+            connect(http=http) as session,
+        ):
             with pytest.raises(RuntimeError, match="mine"):
                 await session.stop_runtime("ws-1", "crm")
 

@@ -9,6 +9,7 @@ import pprint
 import reprlib
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
@@ -156,10 +157,10 @@ async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
     assert "qwer" not in "".join([metrics.to_json(), *(span.to_json() or "" for span in spans)])
 
 
-@pytest.mark.parametrize("traces", [[], [aiohttp.TraceConfig()]], ids=["fast path", "aiohttp"])
+@pytest.mark.parametrize("is_borrowed", [False, True], ids=["fast path", "aiohttp"])
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
 async def test_no_frame_of_what_a_transport_raises_has_the_request(
-    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], traces: list[aiohttp.TraceConfig]
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], *, is_borrowed: bool
 ) -> None:
     """Fault: frames of asyncio, aiohttp and the fast path had the bytes of the request."""
 
@@ -173,7 +174,9 @@ async def test_no_frame_of_what_a_transport_raises_has_the_request(
             raise kind from error
 
     monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
-    async with served(b"", KEY, retry=ONCE, trace_configs=traces) as session:
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession()) if is_borrowed else None
+        session = await stack.enter_async_context(served(b"", KEY, retry=ONCE, http=http))
         with pytest.raises(kind) as caught:
             await session.stop_runtime("ws-1", "crm")
     assert "qwer" not in everything_of(caught.value)

@@ -46,7 +46,7 @@ FUNCTIONS: dict[Call, Arguments] = {
         int: "max_connections",
         bool: "trust_env allow_plaintext check_answers",
         dict: "headers",
-        OTHER: "base_url retry http trace_configs proxy ssl observer",
+        OTHER: "base_url retry http proxy ssl observer",
     },
     RetryPolicy: {int: "attempts", NUMBER: "base cap patience", OTHER: "statuses"},
     RuntimeFilter: {str: "status kind", NUMBER: "older_than"},

@@ -24,7 +24,6 @@ class BctrlSession:
         retry: RetryPolicy = RetryPolicy(),  # The retry policy.
         rate: float | Pace | None = None,  # The most attempts a second, above 0, evenly spaced, or a rate that this session shares with sessions of other processes: a `bctrl_async.pace.FilePace` or a `bctrl_async.redis.RedisPace`.
         http: aiohttp.ClientSession | None = None,  # An `aiohttp.ClientSession` to send through, instead of a pool of the session's own.
-        trace_configs: Iterable[aiohttp.TraceConfig] = (),  # `aiohttp.TraceConfig`s for the pool.
         trust_env: bool = False,  # Use the proxies of the environment (`HTTPS_PROXY`, …).
         proxy: str | None = None,  # The URL of a proxy for all requests of the pool, such as `http://user:password@proxy.example.com:3128`; it takes precedence over the proxies of the environment.
         ssl: SSLContext | None = None,  # The TLS context of the pool, for a private CA or a client certificate; None uses `ssl.create_default_context()`.
@@ -54,7 +53,6 @@ class BctrlSession:
         *,
         timeout: float | None = None,  # Seconds for one attempt, above 0; None is the session's.
         retry: RetryPolicy | None = None,  # The retry policy; None is the session's.
-        idempotency_key: str | None = None,  # The `Idempotency-Key` of each attempt; printable ASCII, not empty.
         headers: Mapping[str, str] | None = None,  # More headers, except those that the session sets.
         stopped_ok: bool = False,  # Also get and return a runtime that was not running in the first place, instead of raising.
     ) -> Runtime:

@@ -39,9 +39,11 @@ async def _one_by_one(contender: Contender, url: str, stops: int) -> int:
 
 @asynccontextmanager
 async def _long_way(url: str) -> AsyncGenerator[Stop]:
-    """Use this package with an option that the fast path does not have."""
-    traces = [aiohttp.TraceConfig()]
-    async with BctrlSession(KEY, base_url=url, trace_configs=traces) as session:
+    """Use this package with a borrowed pool, which the fast path does not have."""
+    async with (
+        aiohttp.ClientSession() as http,
+        BctrlSession(KEY, base_url=url, http=http) as session,
+    ):
         yield partial(session.stop_runtime, WORKSPACE)
 
 

@@ -103,9 +103,8 @@ async def test_what_did_not_run_is_a_conflict(emulator: Emulator, session: Bctrl
 async def test_with_stopped_ok_a_get_returns_it(emulator: Emulator, session: BctrlSession) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
 
-    runtime = await session.stop_runtime(
-        "ws-1", "mail", headers={"X-Team": "blue"}, idempotency_key="once-7", stopped_ok=True
-    )
+    headers = {"X-Team": "blue", "idempotency-key": "once-7"}
+    runtime = await session.stop_runtime("ws-1", "mail", headers=headers, stopped_ok=True)
 
     assert (runtime.alias, runtime.status) == ("mail", RuntimeStatus.STOPPED)
     assert methods(emulator) == ["POST", "GET"]

@@ -18,10 +18,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 import pytest
 from helpers import BOUND
 from warm_server import program
 
+from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator
 from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
@@ -147,6 +149,29 @@ def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
                 shell(block.code)
     if any(block.file and block.file.startswith("test_") for block in blocks(page)):
         run_tests()
+
+
+@pytest.mark.usefixtures("_emulator_environment")
+async def test_each_line_that_replaces_another_runs(
+    bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
+) -> None:
+    bctrl_emulator.add_runtime("demo", "crm")
+    text = (DOCS / "how-to" / "migrate.md").read_text("utf-8")
+    rows = re.findall(r"(?m)^\| .* \| `(.*)` \|$", text.partition("## From an earlier commit")[2])
+    assert rows
+    for row in rows:
+        async with BctrlSession() as session:
+            namespace: dict[str, object] = {
+                "BctrlSession": BctrlSession,
+                "aiohttp": aiohttp,
+                "key": "once-7",
+                "session": session,
+                "trace": aiohttp.TraceConfig(),
+            }
+            code = compile(row, "migrate.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            returned = eval(code, namespace)  # noqa: S307 - our docs.
+            if inspect.iscoroutine(returned):
+                await returned
 
 
 def test_the_code_of_the_pages_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,13 +51,13 @@ class Stop(NamedTuple):
         answer: The packets that arrive after its request.
         cancelled: The seconds after which it is cancelled, or None.
         pause: Seconds until the next stop.
-        idempotency_key: That of the call.
+        headers: The headers of the call, or None.
     """
 
     answer: list[Packet]
     cancelled: float | None
     pause: float
-    idempotency_key: str | None
+    headers: dict[str, str] | None
 
 
 class Case(NamedTuple):
@@ -88,7 +88,7 @@ def draw(seed: int, number: int) -> Case:
             _answer(rng, f"r{index}") if rng.random() < share else [plain(f"r{index}")],
             _interruption(rng) if rng.random() < 0.04 else None,
             rng.choice([0.0, 0.0, 0.05, _EXPIRY]),
-            "k" if rng.random() < 0.2 else None,
+            {"Idempotency-Key": "k"} if rng.random() < 0.2 else None,
         )
         for index, share in enumerate([1.0, 0.4, 0.0])
     ]

@@ -202,7 +202,7 @@ async def _stop(case: Case, server: _Server, seen: Seen) -> None:
         for index, stop in enumerate(case.stops):
             began = server.loop.time()
             stopping = asyncio.create_task(
-                session.stop_runtime("ws-1", f"r{index}", idempotency_key=stop.idempotency_key)
+                session.stop_runtime("ws-1", f"r{index}", headers=stop.headers)
             )
             if stop.cancelled is not None:
                 server.loop.call_later(stop.cancelled, stopping.cancel)

@@ -45,8 +45,11 @@ CASES: dict[str, tuple[Options, Options]] = {
         {},
         {"headers": {"X-B": "1", "X-A": "", "x-b2": "a\tb", "User-Agent": "own/1"}},
     ),
-    "idempotency key, headers": ({}, {"idempotency_key": "k", "headers": {"accept": "text/html"}}),
-    "awaited key, idempotency key": ({"api_key": ask_for_key}, {"idempotency_key": "k"}),
+    "idempotency key, replaced header": (
+        {},
+        {"headers": {"Idempotency-Key": "k", "accept": "text/html"}},
+    ),
+    "awaited key, headers": ({"api_key": ask_for_key}, {"headers": {"Idempotency-Key": "k"}}),
     "session's headers": (
         {"headers": {"X-B": "1", "x-b": "2", "X-A": "", "user-agent": "own/1"}},
         {},

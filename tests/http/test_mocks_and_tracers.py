@@ -9,7 +9,6 @@ from unittest.mock import patch
 import aiohttp
 import pytest
 import wrapt
-from conftest import KEY
 from helpers import Connect
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
@@ -91,29 +90,31 @@ async def test_after_a_tracer_fails_at_the_end_of_a_request_the_stop_is_unknown(
 
     async def fail(*_: object) -> None:
         if closes:
-            await session.close()
+            await http.close()
         raise error
 
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(fail)
-    async with connect(trace_configs=[trace]) as session:
+    async with aiohttp.ClientSession(trace_configs=[trace]) as http, connect(http=http) as session:
         report = await session.stop_runtimes([CRM], verify=False)
 
     assert report.counts == {StopResult.UNKNOWN: 1}
     assert emulator.status(*CRM) == "stopped"
 
 
-async def test_a_session_closed_while_a_trace_waits_sends_nothing(emulator: Emulator) -> None:
+async def test_after_its_pool_closes_while_a_trace_waits_nothing_is_sent(
+    emulator: Emulator, connect: Connect
+) -> None:
     """Fault: the AssertionError of aiohttp left the call."""
 
     async def close(*_: object) -> None:
-        await session.close()
+        await http.close()
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(close)
-    session = BctrlSession(KEY, base_url=emulator.url, trace_configs=[trace])
-    with pytest.raises(BctrlConfigError, match="the session is closed"):
-        await session.stop_runtime(*CRM)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as http, connect(http=http) as session:
+        with pytest.raises(BctrlConfigError, match="session is closed"):
+            await session.stop_runtime(*CRM)
     assert emulator.requests == []
 
 

@@ -218,10 +218,12 @@ class TestSecrets:
         async with raw_server(answering(http_answer("200 OK", RUNTIME))) as url:
             for api_key in (KEY, key):
                 async with BctrlSession(api_key, base_url=url, **options) as session:
-                    headers = {"X-Token": "qwer-3", "accept": "qwer-4"}
-                    await session.stop_runtime(
-                        "ws-1", "crm", headers=headers, idempotency_key="qwer-5"
-                    )
+                    headers = {
+                        "X-Token": "qwer-3",
+                        "accept": "qwer-4",
+                        "Idempotency-Key": "qwer-5",
+                    }
+                    await session.stop_runtime("ws-1", "crm", headers=headers)
         for record in wire.records:
             names = ("X-Team", "User-Agent", "X-Token", "accept", "Idempotency-Key")
             assert all(f"\n> {name}: '***'" in record.getMessage() for name in names)

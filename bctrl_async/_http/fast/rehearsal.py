@@ -41,7 +41,6 @@ def open_pool(
     url: URL,
     headers: CIMultiDict[str],
     *,
-    trace_configs: list[aiohttp.TraceConfig],
     trust_env: bool,
     proxy: str | None,
     ssl: SSLContext | None,
@@ -52,11 +51,10 @@ def open_pool(
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=trace_configs,
         trust_env=trust_env,
         proxy=proxy,
     )
-    if proxy is not None or trust_env or trace_configs:
+    if proxy is not None or trust_env:
         return http, None
     if not all(map(_is_aiohttps, (*request_functions(), aiohttp.ClientSession.__init__))):
         return http, None
