@@ -166,4 +166,4 @@ def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
         if outcome.result is StopResult.NOT_SENT:
             assert emulator.received[outcome.target] == 0
     assert bulk_tasks() == set()
-    assert batch.in_flight == 0
+    assert batch.progress.in_flight == 0

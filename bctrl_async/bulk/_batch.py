@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import OutcomeBuffer
-from bctrl_async.bulk._engine import Engine
+from bctrl_async.bulk._engine import Engine, Progress
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
@@ -62,45 +62,14 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run.source.length
 
     @property
-    def in_flight(self) -> int:
-        """The number of requests in flight."""
-        return self._run.progress.in_flight
-
-    @property
-    def polling(self) -> int:
-        """The number of runtimes that are polled until they have stopped (`verify=`)."""
-        return self._run.progress.polling
+    def progress(self) -> Progress:
+        """The activity of the run at this moment."""
+        return self._run.progress
 
     @property
     def retries(self) -> int:
         """The number of retries of the targets that have their outcome."""
         return self._run.ledger.tally.retries
-
-    @property
-    def is_throttled(self) -> bool:
-        """True while the session slows down because of a 429 or 503."""
-        return self._run.progress.is_throttled
-
-    @property
-    def retry_after(self) -> float:
-        """The seconds for which the server has asked to wait (Retry-After); 0 if it has not.
-
-        In a pause of more than a minute, one attempt a minute is made as a probe.
-        """
-        return self._run.progress.retry_after
-
-    @property
-    def is_unanswered(self) -> bool:
-        """True while the server answers nothing and is only probed."""
-        return self._run.progress.is_unanswered
-
-    @property
-    def retrying(self) -> Counter[str]:
-        """The number of targets that wait for another attempt, by the result of their last.
-
-        A result is a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
-        """
-        return self._run.progress.retrying
 
     @property
     def ended_early(self) -> BctrlError | None:

@@ -67,7 +67,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The progress of a run, as the attributes of `StopBatch` report it."""
+    """The activity of a bulk stop at one moment, as `StopBatch.progress` returns it.
+
+    Args:
+        in_flight: The number of requests in flight.
+        polling: The number of runtimes that are polled until they have stopped (`verify=`).
+        is_throttled: True while the session slows down because of a 429 or 503.
+        retry_after: The seconds for which the server has asked to wait (Retry-After); 0 if it has
+            not. In a pause of more than a minute, one attempt a minute is made as a probe.
+        is_unanswered: True while the server answers nothing and is only probed.
+        retrying: The number of targets that wait for another attempt, by the result of their last:
+            a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
+    """
 
     in_flight: int
     polling: int = 0

@@ -98,11 +98,12 @@ class Display:
 
     def _rate_text(self, task: Task) -> str:
         """Return the rate and the time left, which is unknown while runtimes are polled."""
-        if not task.speed or self._batch.is_unanswered or self.is_interrupted:
+        progress = self._batch.progress
+        if not task.speed or progress.is_unanswered or self.is_interrupted:
             return ""
         decimals = 1 if task.speed < _DECIMALS_BELOW else 0
         rate = f"{task.speed:,.{decimals}f}/s"
-        if task.time_remaining is None or self._batch.polling:
+        if task.time_remaining is None or progress.polling:
             return rate
         return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 
@@ -117,21 +118,21 @@ class Display:
         return now - self._answered_at
 
     def _state_text(self) -> str:
-        batch = self._batch
-        parts = [f"{batch.in_flight} in flight"]
+        progress, retries = self._batch.progress, self._batch.retries
+        parts = [f"{progress.in_flight} in flight"]
         silence = self._silence()
-        if silence >= _SILENT_AFTER and not batch.is_unanswered:
+        if silence >= _SILENT_AFTER and not progress.is_unanswered:
             parts.append(f"no answer for {format_duration(int(silence))}")
-        if batch.polling:
-            parts.append(f"waiting for {batch.polling:,} to stop")
-        if batch.retries:
-            parts.append(f"{batch.retries:,} {'retry' if batch.retries == 1 else 'retries'}")
-        if batch.is_unanswered:
+        if progress.polling:
+            parts.append(f"waiting for {progress.polling:,} to stop")
+        if retries:
+            parts.append(f"{retries:,} {'retry' if retries == 1 else 'retries'}")
+        if progress.is_unanswered:
             parts.append("no answer from the server, probing")
-        elif (wait := batch.retry_after) or batch.is_throttled:
+        elif (wait := progress.retry_after) or progress.is_throttled:
             waiting = f", waiting {format_duration(math.ceil(wait))}" if wait else ""
             parts.append(f"throttled by the server{waiting}")
-        elif retrying := batch.retrying:
+        elif retrying := progress.retrying:
             [(reason, _)] = retrying.most_common(1)
             after = f"after {reason}" if reason.isdecimal() else "after no answer"
             parts.append(f"{retrying.total():,} waiting to retry {after}")

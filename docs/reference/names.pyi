@@ -139,26 +139,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
     def total(self) -> int | None:
         """The number of targets, or None if the input has no length."""
     @property
-    def in_flight(self) -> int:
-        """The number of requests in flight."""
-    @property
-    def polling(self) -> int:
-        """The number of runtimes that are polled until they have stopped (`verify=`)."""
+    def progress(self) -> Progress:
+        """The activity of the run at this moment."""
     @property
     def retries(self) -> int:
         """The number of retries of the targets that have their outcome."""
-    @property
-    def is_throttled(self) -> bool:
-        """True while the session slows down because of a 429 or 503."""
-    @property
-    def retry_after(self) -> float:
-        """The seconds for which the server has asked to wait (Retry-After); 0 if it has not."""
-    @property
-    def is_unanswered(self) -> bool:
-        """True while the server answers nothing and is only probed."""
-    @property
-    def retrying(self) -> Counter[str]:
-        """The number of targets that wait for another attempt, by the result of their last."""
     @property
     def ended_early(self) -> BctrlError | None:
         """The reason why the run ended early, such as its deadline, or None."""
@@ -179,6 +164,22 @@ class StopBatch(Coroutine[object, object, StopReport]):
         ...
     def __aiter__(self) -> Self:
         ...
+
+# bctrl_async.bulk.Progress, in bctrl_async/bulk/_engine.py
+class Progress(msgspec.Struct):
+    """The activity of a bulk stop at one moment, as `StopBatch.progress` returns it."""
+    in_flight: int
+    """The number of requests in flight."""
+    polling: int = 0
+    """The number of runtimes that are polled until they have stopped (`verify=`)."""
+    is_throttled: bool = False
+    """True while the session slows down because of a 429 or 503."""
+    retry_after: float = 0.0
+    """The seconds for which the server has asked to wait (Retry-After); 0 if it has not."""
+    is_unanswered: bool = False
+    """True while the server answers nothing and is only probed."""
+    retrying: Counter[str] = ...
+    """The number of targets that wait for another attempt, by the result of their last: a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`."""
 
 # bctrl_async.shard, in bctrl_async/shards.py
 def shard(targets: Targets, number: int, count: int) -> Targets:

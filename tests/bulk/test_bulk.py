@@ -239,8 +239,8 @@ class TestProgress:
                 await anext(batch)
             await wait_for_requests(bulk.emulator, 5)
             assert batch.counts == {STOPPED: 4}
-            assert (batch.read, batch.total, batch.in_flight) == (5, 5, 1)
-            assert (batch.retries, batch.is_throttled) == (0, False)
+            assert (batch.read, batch.total, batch.progress.in_flight) == (5, 5, 1)
+            assert (batch.retries, batch.progress.is_throttled) == (0, False)
             assert batch.report.elapsed > 0
             assert not batch.report.ok
             assert str(batch.report.ended_early) == "the bulk stop has not ended"
@@ -251,25 +251,25 @@ class TestProgress:
         bulk.emulator.inject(Fault.SERVER_ERROR, alias="r0")
         bulk.emulator.inject(Fault.DROP_BEFORE, alias="r1")
         async with bulk.stop(3, retry=RetryPolicy(base=60, cap=60)) as batch:
-            assert batch.retrying == {}
-            await until(lambda: batch.retrying.total() == 2)
-            assert batch.retrying == {"500": 1, "BctrlNetworkError": 1}
+            assert batch.progress.retrying == {}
+            await until(lambda: batch.progress.retrying.total() == 2)
+            assert batch.progress.retrying == {"500": 1, "BctrlNetworkError": 1}
             bulk.emulator.inject(*[Fault.HANG] * 2)
             pass_time(60)
-            await until(lambda: batch.in_flight == 2)
-            assert batch.retrying == {}
+            await until(lambda: batch.progress.in_flight == 2)
+            assert batch.progress.retrying == {}
             batch.abort()
 
     @pytest.mark.moves_clock
     async def test_it_has_the_time_for_which_the_server_has_asked_to_wait(self, bulk: Bulk) -> None:
         bulk.emulator.inject(*[Reply(429, headers={"Retry-After": "50"})] * 8)
         async with bulk.session.stop_runtimes(add_runtimes(bulk.emulator, 8)) as batch:
-            assert batch.retry_after == 0.0
-            await until(lambda: batch.retry_after)
-            assert batch.retry_after == pytest.approx(50, abs=5)
-            await until(lambda: batch.retrying == {"429": 8})
+            assert batch.progress.retry_after == 0.0
+            await until(lambda: batch.progress.retry_after)
+            assert batch.progress.retry_after == pytest.approx(50, abs=5)
+            await until(lambda: batch.progress.retrying == {"429": 8})
             pass_time(60)
-            assert batch.retry_after == 0.0
+            assert batch.progress.retry_after == 0.0
             assert (await anext(batch)).result is STOPPED
 
 
@@ -287,7 +287,7 @@ class TestBackpressure:
         running = await bulk.started(batch, 7)
         await asyncio.sleep(0.01)
 
-        assert len(read) == len(bulk.emulator.requests) == batch.in_flight == 7
+        assert len(read) == len(bulk.emulator.requests) == batch.progress.in_flight == 7
         running.cancel()
         await asyncio.wait([running])
 
@@ -367,6 +367,6 @@ class TestDropped:
                     return batch
 
         batch = asyncio.run(scenario())
-        assert (batch.report.total, batch.retry_after) == (300, 0.0)
+        assert (batch.report.total, batch.progress.retry_after) == (300, 0.0)
         del batch
         gc.collect()

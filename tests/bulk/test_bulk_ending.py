@@ -368,7 +368,7 @@ async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_
     async with connect() as session:
         batch = session.stop_runtimes([("ws-1", "crm")], deadline=9.5)
         running = asyncio.create_task(await_batch(batch))
-        await until(lambda: batch.retrying["429"] and not batch.in_flight)
+        await until(lambda: batch.progress.retrying["429"] and not batch.progress.in_flight)
         await end_as(case, Running(batch, running, session))
         await running
 
@@ -409,7 +409,7 @@ class TestConnecting:
             async with BctrlSession("emulator-key", base_url=url, http=borrowed) as session:
                 batch = session.stop_runtimes(add_runtimes(emulator, 5))
                 running = asyncio.create_task(await_batch(batch))
-                await until(lambda: batch.in_flight == 5)
+                await until(lambda: batch.progress.in_flight == 5)
                 end(batch)
                 if result is STOPPED:
                     found.set()

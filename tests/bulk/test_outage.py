@@ -310,11 +310,11 @@ class TestOutage:
             batch = session.stop_runtimes(targets(5000), verify=False)
             stopping = asyncio.create_task(batch)
             await asyncio.sleep(1.5)
-            states = [batch.is_unanswered]
+            states = [batch.progress.is_unanswered]
             await asyncio.sleep(10)
-            states.append(batch.is_unanswered)
+            states.append(batch.progress.is_unanswered)
             await stopping
-            return [*states, batch.is_unanswered]
+            return [*states, batch.progress.is_unanswered]
 
         assert simulate(down(2, 32, refused)).run(scenario) == [False, True, False]
 

@@ -205,7 +205,7 @@ class TestThrottledTargets:
             run = asyncio.create_task(batch_end(batch))
             await asyncio.sleep(3.0)
             during = session.stats.waiting + session.stats.in_flight
-            assert batch.retrying["429"] <= 30
+            assert batch.progress.retrying["429"] <= 30
             await run
             return during, session.stats.waiting
 

@@ -12,9 +12,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bctrl_async import BctrlSession, SessionStats, StopBatch, StopResult
+from bctrl_async.bulk import Progress
 from bctrl_async.cli._progress import Display
 
 STOPPED = StopResult.STOPPED
+IDLE = Progress(0)
 
 
 @dataclass
@@ -23,13 +25,8 @@ class Batch:
 
     total: int | None
     counts: Counter[StopResult] = field(default_factory=Counter)
-    in_flight: int = 0
-    polling: int = 0
     retries: int = 0
-    is_throttled: bool = False
-    retry_after: float = 0.0
-    is_unanswered: bool = False
-    retrying: Counter[str] = field(default_factory=Counter)
+    progress: Progress = IDLE
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Shown:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.stats = SessionStats(in_flight=batch.in_flight)
+        self.stats = SessionStats(in_flight=batch.progress.in_flight)
         self.now = 100.0
         console = Console(
             file=StringIO(), width=80, height=30, force_terminal=True, get_time=lambda: self.now
@@ -75,41 +72,44 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LINES = {
     # Each line has its batch, and the stops a second of the last four seconds.
-    "0 of 1,200 done, 7 in flight": (Batch(1200, in_flight=7), 0),
+    "0 of 1,200 done, 7 in flight": (Batch(1200, progress=Progress(7)), 0),
     "1,238 done, 0 in flight, 1,234 stopped, 4 unknown": (
         Batch(None, Counter({StopResult.UNKNOWN: 4, STOPPED: 1234})),
         0,
     ),
     "80 of 10,000 done, 20/s, 0:08:16 left, 3 in flight, 1,500 retries, 80 stopped": (
-        Batch(10_000, in_flight=3, retries=1500),
+        Batch(10_000, retries=1500, progress=Progress(3)),
         20,
     ),
     "12 done, 3.0/s, 0 in flight, 1 retry, 12 stopped": (Batch(None, retries=1), 3),
     # There is no time left: runtimes that are polled stop when they stop.
     "80 of 1,000 done, 20/s, 0 in flight, waiting for 500 to stop, 80 stopped": (
-        Batch(1000, polling=500),
+        Batch(1000, progress=Progress(0, polling=500)),
         20,
     ),
     # The rate before an outage does not predict its end.
     "12 done, 0 in flight, no answer from the server, probing, 12 stopped": (
-        Batch(None, is_unanswered=True, is_throttled=True),
+        Batch(None, progress=Progress(0, is_unanswered=True, is_throttled=True)),
         3,
     ),
     # It meets a share of 429 that slowing down does not change.
     "0 done, 0 in flight, throttled by the server": (
-        Batch(None, is_throttled=True, retrying=Counter({"429": 9})),
+        Batch(None, progress=Progress(0, is_throttled=True, retrying=Counter({"429": 9}))),
         0,
     ),
     "0 done, 0 in flight, throttled by the server, waiting 1h": (
-        Batch(None, retry_after=3599.5),
+        Batch(None, progress=Progress(0, retry_after=3599.5)),
         0,
     ),
     "0 done, 0 in flight, 1,235 waiting to retry after 500": (
-        Batch(None, retrying=Counter({"500": 1234, "BctrlTimeoutError": 1})),
+        Batch(
+            None,
+            progress=Progress(0, retrying=Counter({"500": 1234, "BctrlTimeoutError": 1})),
+        ),
         0,
     ),
     "0 done, 0 in flight, 7 waiting to retry after no answer": (
-        Batch(None, retrying=Counter({"BctrlTimeoutError": 7})),
+        Batch(None, progress=Progress(0, retrying=Counter({"BctrlTimeoutError": 7}))),
         0,
     ),
 }
@@ -125,7 +125,7 @@ def test_a_line_says_how_far_the_run_is_and_what_it_waits_for(line: str) -> None
 
 
 def test_a_rate_is_shown_only_while_something_is_done() -> None:
-    shown = Shown(Batch(1000, in_flight=3))
+    shown = Shown(Batch(1000, progress=Progress(3)))
     shown.advance(20)
     assert "20/s, 0:00:46 left" in shown.display.line()
     shown.now += 10.1
@@ -136,7 +136,7 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
 
 def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
     """Fault: it had "0 of 300 done, 100 in flight" until the first time limit, after a minute."""
-    shown = Shown(Batch(300, in_flight=100))
+    shown = Shown(Batch(300, progress=Progress(100)))
     silent = "0 of 300 done, 100 in flight, no answer for "
     shown.now += 4.9
     assert shown.display.line() == "0 of 300 done, 100 in flight"
@@ -146,9 +146,9 @@ def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
     shown.stats.failed["BctrlTimeoutError"] = 9
     shown.now += 60
     assert shown.display.line() == f"{silent}1m12s"
-    shown.batch.is_unanswered = True
+    shown.batch.progress = Progress(100, is_unanswered=True)
     assert shown.display.line().endswith("in flight, no answer from the server, probing")
-    shown.batch.is_unanswered = False
+    shown.batch.progress = Progress(100)
     shown.stats.failed["500"] = 1
     assert "no answer" not in shown.display.line()
 
@@ -157,13 +157,14 @@ def test_a_pause_of_the_run_is_no_silence_of_the_server() -> None:
     shown = Shown(Batch(300))
     shown.now += 60
     assert "no answer" not in shown.display.line()
-    shown.stats.in_flight = shown.batch.in_flight = 1
+    shown.batch.progress = Progress(1)
+    shown.stats.in_flight = 1
     shown.now += 3
     assert "no answer" not in shown.display.line()
 
 
 def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
-    shown = Shown(Batch(100, in_flight=3, retries=2, is_throttled=True))
+    shown = Shown(Batch(100, retries=2, progress=Progress(3, is_throttled=True)))
     shown.advance(10)
     bar, state, results = shown.drawn()
 
@@ -188,7 +189,8 @@ def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_fullest_view_fits_eighty_columns(*, interrupted: bool) -> None:
     counts = Counter(dict.fromkeys(StopResult, 12_345))
-    shown = Shown(Batch(1_000_000, counts, in_flight=100, retries=123_456, is_throttled=True))
+    progress = Progress(100, is_throttled=True)
+    shown = Shown(Batch(1_000_000, counts, retries=123_456, progress=progress))
     shown.advance(1234)
     shown.display.is_interrupted = interrupted
     lines = shown.drawn()

@@ -39,6 +39,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async.bulk import Progress
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
@@ -237,7 +238,7 @@ class TestEnding:
             }
             asyncio.get_running_loop().call_later(19, ends[ending])
             await asyncio.wait([running])
-            assert (batch.in_flight, batch.polling, batch.retrying) == (0, 0, {})
+            assert batch.progress == Progress(0)
             return batch.report
 
         report = simulation.run(main)
@@ -340,13 +341,12 @@ async def test_polls_are_counted_and_time_the_outcome(emulator: Emulator, connec
         connect(retry=RetryPolicy(base=0.001)) as session,
         session.stop_runtimes([("ws-1", "crm")]) as batch,
     ):
-        assert batch.polling == 0
+        assert batch.progress.polling == 0
         await wait_for_requests(emulator, 2)
         stopped_at, began = datetime.now(UTC), time.monotonic()
         await wait_for_requests(emulator, 3)
         polled_at, took = datetime.now(UTC), time.monotonic() - began
-        assert (batch.polling, batch.in_flight) == (1, 1)
-        assert batch.retrying == {}
+        assert batch.progress == Progress(1, polling=1)
         batch.abort()
         [outcome] = [outcome async for outcome in batch]
     assert outcome.result is ACCEPTED

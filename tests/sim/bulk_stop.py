@@ -202,7 +202,8 @@ class BulkStop(BulkObserver):
             return
         if act == self._interrupt and signal.SIGINT not in self._loop.signal_handlers:
             return
-        self._world.network.log(0, f"{self._ending}, with {self._batch.in_flight} in flight")
+        in_flight = self._batch.progress.in_flight
+        self._world.network.log(0, f"{self._ending}, with {in_flight} in flight")
         self._run.ended_at = Moment(self._loop.time(), self._loop.step, 0)
         self._loop.at_step(self._loop.step + REACTION, self._count_in_flight)
         act()
@@ -210,7 +211,7 @@ class BulkStop(BulkObserver):
     def _count_in_flight(self) -> None:
         moment = self._run.ended_at
         if moment is not None:
-            self._run.ended_at = moment._replace(in_flight=self._batch.in_flight)
+            self._run.ended_at = moment._replace(in_flight=self._batch.progress.in_flight)
 
     def _revoke_key(self) -> None:
         self._world.key = "revoked"

@@ -94,8 +94,10 @@ RunDep = Annotated[tuple[StopBatch, asyncio.Task[StopReport]], Depends(find)]
 @app.get("/runs/{run_id}", dependencies=MAY_STOP)  # noqa: FAST003 - find has the parameter.
 async def progress(run: RunDep) -> Progress:
     batch, task = run
-    fields = {name: getattr(batch, name) for name in Progress.model_fields}
-    return Progress(**fields | {"report": task.result() if task.done() else None})
+    report = task.result() if task.done() else None
+    fields = msgspec.structs.asdict(batch.progress)
+    fields |= {"total": batch.total, "counts": batch.counts, "report": report}
+    return Progress(**fields)
 
 
 @app.post("/runs/{run_id}/cancel", dependencies=MAY_STOP)  # noqa: FAST003 - find has it.
