@@ -16,10 +16,11 @@ from io import FileIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
-from helpers import BOUND, HoldingEmulator, wait_for_line
+from helpers import BOUND, wait_for_line
 from warm_server import program
 
 from bctrl_async.cli._app import app
+from bctrl_async.emulator import Emulator
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 """The commands of the command line, as the app has them."""
@@ -39,7 +40,7 @@ class Command:
         capfd: What the command has printed so far.
     """
 
-    api: HoldingEmulator
+    api: Emulator
     folder: Path
     patch: pytest.MonkeyPatch
     capfd: pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ import pytest
 import warm_server
 from browser import Tab, chromium, new_tab
 from commands import Command
-from helpers import BOUND, Bulk, Connect, HoldingEmulator, pass_time
+from helpers import BOUND, Bulk, Connect, pass_time
 from loops import EAGER_HELP, LoopFactory, start_eagerly
 from pytest_asyncio import is_async_test
 from simulated import Simulate, Simulation
@@ -201,9 +201,9 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
 
 
 @pytest.fixture
-async def holding(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
+async def holding(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
     """An emulator with the runtimes a, b and c, which the command uses."""
-    async with HoldingEmulator() as running:
+    async with Emulator(port=0) as running:
         for alias in ("a", "b", "c"):
             running.add_runtime("ws", alias)
         monkeypatch.setenv("BCTRL_API_KEY", KEY)
@@ -227,7 +227,7 @@ def _no_process_stays() -> Iterator[None]:
 
 @pytest.fixture
 def command(
-    holding: HoldingEmulator,
+    holding: Emulator,
     file: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

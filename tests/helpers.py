@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
@@ -23,27 +22,6 @@ Connect = Callable[..., BctrlSession]
 BOUND = 50.0
 """Seconds after which a test is taken to hang: a busy machine needs many, and a request that is
 never answered 60."""
-
-
-class HoldingEmulator(Emulator):
-    """An emulator on a free port that holds back answers.
-
-    Args:
-        latency: As of an emulator.
-
-    Attributes:
-        held: Aliases whose stops take effect but are not answered.
-    """
-
-    def __init__(self, *, latency: float = 0.0) -> None:
-        super().__init__(port=0, latency=latency)
-        self.held: set[str] = set()
-
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = await super()._serve(request)
-        while request.path.split("/")[-2] in self.held:
-            await asyncio.sleep(0.005)
-        return answer
 
 
 def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:

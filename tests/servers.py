@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from wire_faults import WireEmulator
+
 from bctrl_async import BctrlSession
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.emulator import Fault, Reply
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -96,9 +98,9 @@ async def served(
 
 
 @contextmanager
-def emulator_in_a_thread(*faults: Fault | Reply) -> Iterator[Emulator]:
+def emulator_in_a_thread(*faults: Fault | Reply) -> Iterator[WireEmulator]:
     """Run an emulator in a thread, for tests that need several event loops or processes."""
-    emulator = Emulator(port=0)
+    emulator = WireEmulator(port=0)
     for number in range(10):
         emulator.add_runtime("ws-1", f"r{number}")
     emulator.inject(*faults)

@@ -12,6 +12,7 @@ import pytest
 from helpers import Connect, add_runtimes, pass_time, until, wait_for_requests
 from runtimes import WIRE
 from servers import answering, http_answer, served
+from wire_faults import OVERSIZED, bomb
 
 from bctrl_async import (
     BctrlConfigError,
@@ -80,7 +81,7 @@ class TestResults:
         add_runtimes(emulator, 5000)
         assert len(await session.list_runtimes("ws-1")) == 5001
 
-        emulator.inject(Fault.OVERSIZED, method="GET")
+        emulator.inject(OVERSIZED, method="GET")
         with pytest.raises(BctrlResponseError, match="more than 1 MiB"):
             await session.get_runtime("ws-1", "crm")
 
@@ -92,14 +93,14 @@ class TestResults:
                 BctrlNetworkError,
                 r"truncated.* \(request id req_4, 4 attempts.* Check the base URL and the network",
             ),
-            (Fault.COMPRESSED_BOMB, BctrlResponseError, "more than 64 MiB"),
+            (bomb(), BctrlResponseError, "more than 64 MiB"),
         ],
     )
     async def test_a_list_that_is_always_truncated_or_endless_is_an_error(
         self,
         emulator: Emulator,
         session: BctrlSession,
-        fault: Fault,
+        fault: Fault | Reply,
         error_class: type[BctrlError],
         message: str,
     ) -> None:

@@ -78,9 +78,7 @@ def emulator(
 
     Faults:
       latency, rate_limited, server_error, bad_gateway, drop_before, drop_after,
-      close_kept_alive, hang, slow_drip, truncated_json, malformed_json, oversized,
-      compressed_bomb, unknown_values, failed, accepted, stray_answer,
-      late_stray_answer
+      hang, truncated_json, malformed_json, unknown_values, failed, accepted
     """
     try:
         server = Emulator(

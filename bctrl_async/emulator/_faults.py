@@ -2,8 +2,6 @@
 
 import asyncio
 import bisect
-import functools
-import gzip
 import hashlib
 import itertools
 from collections import defaultdict, deque
@@ -15,10 +13,8 @@ from typing import cast
 from aiohttp import web
 
 from bctrl_async.emulator import _replies as replies
-from bctrl_async.emulator._contract import Route, check, check_range, make_runtime
+from bctrl_async.emulator._contract import Route, check, check_range
 from bctrl_async.emulator._replies import Payload, Reply, dump
-
-_MIB = 2**20
 
 
 class Fault(StrEnum):
@@ -40,31 +36,18 @@ class Fault(StrEnum):
     """The connection closes without a response; nothing is stopped."""
     DROP_AFTER = "drop_after"
     """The connection closes without a response; the runtime is stopped."""
-    CLOSE_KEPT_ALIVE = "close_kept_alive"
-    """The normal response, then the kept-alive connection closes; the runtime is stopped."""
     HANG = "hang"
     """No response until the client or the emulator closes; the runtime is stopped."""
-    SLOW_DRIP = "slow_drip"
-    """The normal response, byte by byte in `fault_latency` seconds; the runtime is stopped."""
     TRUNCATED_JSON = "truncated_json"
     """The normal response, closed in the middle of its body; the runtime is stopped."""
     MALFORMED_JSON = "malformed_json"
     """A complete 200 whose body is not JSON; the runtime is stopped."""
-    OVERSIZED = "oversized"
-    """200 with a valid Runtime of more than 2 MiB; the runtime is stopped."""
-    COMPRESSED_BOMB = "compressed_bomb"
-    """200 with 64 KiB of gzip that unpack to 64 MiB of JSON; the runtime is stopped."""
     UNKNOWN_VALUES = "unknown_values"
     """200 with enum values and fields unknown to the contract; the runtime is stopped."""
     FAILED = "failed"
     """200 with status "failed"; the runtime's status becomes "failed"."""
     ACCEPTED = "accepted"
     """200 with status "active"; the runtime is stopped."""
-    STRAY_ANSWER = "stray_answer"
-    """The normal response and, in the same segment, a surplus 403; the runtime is stopped."""
-    LATE_STRAY_ANSWER = "late_stray_answer"
-    """The normal response and, `fault_latency` seconds later, a 200 about another runtime; the
-    runtime is stopped."""
 
     @property
     def takes_effect(self) -> bool:
@@ -73,10 +56,7 @@ class Fault(StrEnum):
 
 
 UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
-_CLOSING = frozenset(
-    {Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CLOSE_KEPT_ALIVE, Fault.TRUNCATED_JSON}
-)
-
+_CUT = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.TRUNCATED_JSON})
 
 _PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
 _JSON = {"Content-Type": "application/json"}
@@ -90,12 +70,6 @@ def _with_unknown_values(payload: Payload) -> Payload:
     return {**payload, **unknown}
 
 
-@functools.cache
-def _bomb() -> Reply:
-    body = gzip.compress(b'{"padding":"%b"}' % (b"x" * 64 * _MIB))
-    return Reply(200, body=body, headers={**_JSON, "Content-Encoding": "gzip"})
-
-
 _SERVER_ERROR = Reply(500, message="Something broke.", hint="Report the request id.")
 # These faults have an answer of their own, even for a runtime that is not active.
 _ANSWERS: dict[Fault | Reply | None, Callable[[Payload], Reply]] = {
@@ -105,37 +79,9 @@ _ANSWERS: dict[Fault | Reply | None, Callable[[Payload], Reply]] = {
     Fault.MALFORMED_JSON: lambda payload: Reply(
         200, body=dump(payload).replace(b":", b"="), headers=_JSON
     ),
-    Fault.OVERSIZED: lambda payload: Reply(200, body={**payload, "padding": "x" * 2 * _MIB}),
-    Fault.COMPRESSED_BOMB: lambda _: _bomb(),
     Fault.UNKNOWN_VALUES: lambda payload: Reply(200, body=_with_unknown_values(payload)),
     Fault.FAILED: lambda payload: Reply(200, body={**payload, "status": "failed"}),
     Fault.ACCEPTED: lambda payload: Reply(200, body={**payload, "status": "active"}),
-}
-
-
-def _wire(response: web.Response) -> tuple[bytes, bytes]:
-    """Return the head and the body of a response as they are sent."""
-    body = cast("bytes", response.body)
-    lines = [
-        f"HTTP/1.1 {response.status} {response.reason}",
-        *(f"{name}: {value}" for name, value in response.headers.items()),
-        f"Content-Length: {len(body)}",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode(), body
-
-
-_STRAY = b"".join(_wire(replies.response_to(replies.FORBIDDEN, "req_stray")))
-_STRAY_RUNTIME = make_runtime("stray", "stray", "browser", "stopped", "2026-01-01T00:00:00.000Z")
-_LATE_STRAY = b"".join(_wire(replies.response_to(Reply(200, body=_STRAY_RUNTIME), "req_stray")))
-# These faults send the head and the body of the response in pieces, or not at all.
-_PIECES: dict[Fault | Reply | None, Callable[[bytes, bytes], list[bytes]]] = {
-    Fault.DROP_BEFORE: lambda *_: [],
-    Fault.DROP_AFTER: lambda *_: [],
-    Fault.CLOSE_KEPT_ALIVE: lambda head, body: [head + body],
-    Fault.TRUNCATED_JSON: lambda head, body: [head + body[: len(body) // 2]],
-    Fault.SLOW_DRIP: lambda head, body: [head, *(bytes((byte,)) for byte in body)],
-    Fault.STRAY_ANSWER: lambda head, body: [head + body + _STRAY],
-    Fault.LATE_STRAY_ANSWER: lambda head, body: [head + body, _LATE_STRAY],
 }
 
 
@@ -150,38 +96,29 @@ def reply_of(fault: Fault | Reply | None, payload: Payload, *, conflict: bool) -
 
 
 async def send(
-    request: web.BaseRequest, response: web.Response, fault: Fault | Reply | None, seconds: float
-) -> web.StreamResponse:
-    """Send a response as its fault asks: whole, in pieces, cut off, or not at all."""
+    request: web.BaseRequest, response: web.Response, fault: Fault | Reply | None
+) -> web.Response:
+    """Return a response, or cut its connection or hang as its fault asks."""
     if fault is Fault.HANG:
         # This handler is cancelled when the connection closes.
         await asyncio.Future[None]()
-    if fault not in _PIECES:
-        return response
-    pieces = _PIECES[fault](*_wire(response))
-    transport = cast("asyncio.Transport", request.transport)
-    for number, piece in enumerate(pieces):
-        if number:
-            await asyncio.sleep(seconds / (len(pieces) - 1))
-        transport.write(piece)
-    if fault in _CLOSING:
+    if fault in _CUT:
+        if fault is Fault.TRUNCATED_JSON:
+            cast("asyncio.Transport", request.transport).write(_first_half(response))
+        # aiohttp ignores a response whose connection is closed.
         request.protocol.force_close()
-    return _Written()
+    return response
 
 
-class _Written(web.StreamResponse):
-    """A response that is written already, on a connection that is kept alive."""
-
-    @property
-    def keep_alive(self) -> bool:
-        """True, for aiohttp keeps the connection only then."""
-        return True
-
-    async def prepare(self, _: web.BaseRequest) -> None:
-        """Write no head."""
-
-    async def write_eof(self, _: bytes = b"") -> None:
-        """Write no body."""
+def _first_half(response: web.Response) -> bytes:
+    """Return the head of a response and half of its body."""
+    body = cast("bytes", response.body)
+    lines = [
+        f"HTTP/1.1 {response.status} {response.reason}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body[: len(body) // 2]
 
 
 class FaultPlan:

@@ -114,7 +114,6 @@ def dump(value: object) -> bytes:
 
 
 NO_KEY = Reply(401, message="Invalid API key.", hint="Send Bearer <api-key>.")
-FORBIDDEN = Reply(403, message="This key may not stop it.", hint="Use another key.")
 NO_ROUTE = Reply(
     404, code="route.not_found", message="No operation has this path.", hint="See the reference."
 )

@@ -52,8 +52,7 @@ class Emulator:
         faults: The probability of each fault of a stop, each 0 to 1, together at most 1.
         seed: The seed of the random faults.
         latency: Seconds before every response, up to a day.
-        fault_latency: Seconds that `Fault.LATENCY` adds, that the body of `Fault.SLOW_DRIP` takes,
-            and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; up to a day.
+        fault_latency: Seconds that `Fault.LATENCY` adds, up to a day.
         rate_limit: Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
             Others get a 429. None means no limit.
         on_request: A function that is called with each request, once it has been added to
@@ -102,6 +101,7 @@ class Emulator:
         self._names: dict[str, str] = {}
         self._runtimes: dict[Target, contract.WireRuntime] = {}
         self._ended: set[Target] = set()
+        self._holds: dict[Target, asyncio.Event] = {}
         self._url: str | None = None
         self._listener: asyncio.Server | None = None
 
@@ -292,6 +292,32 @@ class Emulator:
         contract.check(Fault, Reply, NoneType, fault=fault)
         self._faults.poison[self._target(workspace_id, alias)] = fault
 
+    def hold(self, workspace_id: str, *aliases: str) -> None:
+        """Hold back the answers to all stops and reads of these runtimes, until `release`.
+
+        A stop takes effect when it arrives. `close` drops what is held.
+
+        Args:
+            workspace_id: The workspace.
+            *aliases: The runtimes, at least one.
+        """
+        for target in self._targets(workspace_id, aliases):
+            self._holds.setdefault(target, asyncio.Event())
+
+    def release(self, workspace_id: str, *aliases: str) -> None:
+        """Send the answers that are held back for these runtimes, and hold back no more.
+
+        Args:
+            workspace_id: The workspace.
+            *aliases: The runtimes, at least one.
+        """
+        for target in self._targets(workspace_id, aliases):
+            event = self._holds.pop(target, None)
+            # Nobody waits for it before the start, or after the close.
+            if event is not None and self._listener is not None:
+                # The emulator may run in another thread.
+                self._listener.get_loop().call_soon_threadsafe(event.set)
+
     def _target(self, workspace_id: str, alias: str) -> Target:
         contract.check(str, workspace_id=workspace_id, alias=alias)
         return self._names.get(workspace_id, workspace_id), alias
@@ -324,7 +350,9 @@ class Emulator:
             self._on_request(received)
         if delay := self._latency + self._fault_latency * (fault is Fault.LATENCY):
             await asyncio.sleep(delay)
-        return await send(request, response, fault, self._fault_latency)
+        if release := self._holds.get(received.target):
+            await release.wait()
+        return await send(request, response, fault)
 
     def _decide(
         self, request: web.BaseRequest, route: contract.Route | None

@@ -595,7 +595,7 @@ class Emulator:
         faults: Mapping[Fault, float] | None = None,  # The probability of each fault of a stop, each 0 to 1, together at most 1.
         seed: int = 0,  # The seed of the random faults.
         latency: float = 0.0,  # Seconds before every response, up to a day.
-        fault_latency: float = 0.05,  # Seconds that `Fault.LATENCY` adds, that the body of `Fault.SLOW_DRIP` takes, and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; up to a day.
+        fault_latency: float = 0.05,  # Seconds that `Fault.LATENCY` adds, up to a day.
         rate_limit: float | None = None,  # Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
         on_request: Callable[[ReceivedRequest], object] | None = None,  # A function that is called with each request, once it has been added to `requests` and before it is answered.
     ) -> None:
@@ -644,6 +644,10 @@ class Emulator:
         """Queue faults and replies, one for each of the next stops of known runtimes."""
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets."""
+    def hold(self, workspace_id: str, *aliases: str) -> None:
+        """Hold back the answers to all stops and reads of these runtimes, until `release`."""
+    def release(self, workspace_id: str, *aliases: str) -> None:
+        """Send the answers that are held back for these runtimes, and hold back no more."""
 
 # bctrl_async.emulator.Fault, in bctrl_async/emulator/_faults.py
 class Fault(StrEnum):
@@ -654,18 +658,12 @@ class Fault(StrEnum):
     BAD_GATEWAY = 'bad_gateway'
     DROP_BEFORE = 'drop_before'
     DROP_AFTER = 'drop_after'
-    CLOSE_KEPT_ALIVE = 'close_kept_alive'
     HANG = 'hang'
-    SLOW_DRIP = 'slow_drip'
     TRUNCATED_JSON = 'truncated_json'
     MALFORMED_JSON = 'malformed_json'
-    OVERSIZED = 'oversized'
-    COMPRESSED_BOMB = 'compressed_bomb'
     UNKNOWN_VALUES = 'unknown_values'
     FAILED = 'failed'
     ACCEPTED = 'accepted'
-    STRAY_ANSWER = 'stray_answer'
-    LATE_STRAY_ANSWER = 'late_stray_answer'
     @property
     def takes_effect(self) -> bool:
         """True if a stop with this fault ends the runtime."""

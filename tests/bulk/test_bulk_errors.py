@@ -11,7 +11,6 @@ import pytest
 from helpers import (
     Bulk,
     Connect,
-    HoldingEmulator,
     add_runtimes,
     assert_conserved,
     await_batch,
@@ -176,17 +175,17 @@ class TestError:
     async def test_after_a_401_requests_in_flight_may_be_answered_but_are_not_retried(self) -> None:
         keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
         async with (
-            HoldingEmulator() as emulator,
+            Emulator(port=0) as emulator,
             BctrlSession(lambda: next(keys), base_url=emulator.url) as session,
         ):
             targets = add_runtimes(emulator, 3)
-            emulator.held.update(("r0", "r2"))
+            emulator.hold("ws-1", "r0", "r2")
             emulator.inject(Fault.HANG, alias="r1")
             async with session.stop_runtimes(targets) as batch:
                 await wait_for_requests(emulator, 3)
-                emulator.held.remove("r2")
+                emulator.release("ws-1", "r2")
                 rejected = await anext(batch)
-                emulator.held.clear()
+                emulator.release("ws-1", "r0")
                 answered = await anext(batch)
                 pass_time(60.0)
                 unanswered = await anext(batch)

@@ -23,6 +23,7 @@ from simulated import (
     targets,
     unavailable,
 )
+from wire_faults import OVERSIZED
 
 from bctrl_async import (
     BctrlAuthenticationError,
@@ -283,10 +284,10 @@ async def test_a_poller_cancelled_before_it_starts_leaves_the_outcome(bulk: Bulk
 async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
     emulator: Emulator, connect: Connect
 ) -> None:
-    faults = {
+    faults: dict[str, tuple[Fault | Reply, StopResult]] = {
         "accepted": (Fault.ACCEPTED, STOPPED),
         "broken": (Fault.MALFORMED_JSON, STOPPED),
-        "crm": (Fault.OVERSIZED, STOPPED),
+        "crm": (OVERSIZED, STOPPED),
         "failed": (Fault.FAILED, ACCEPTED),
         "lost": (Fault.SERVER_ERROR, UNKNOWN),
     }

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from unittest.mock import Mock
 
 import pytest
-from helpers import Connect, pass_time, until, wait_for_requests
+from helpers import add_runtimes, pass_time, until, wait_for_requests
 from runtimes import RUNTIME
 from servers import answering, emulator_in_a_thread, http_answer, served
 from test_observer import Recorder
+from wire_faults import WireEmulator, WireFault
 
 from bctrl_async import (
     BctrlApiError,
@@ -27,13 +28,15 @@ GOOD = http_answer("200 OK", RUNTIME)
 
 
 async def test_a_stale_keep_alive_connection_is_replaced(
-    emulator: Emulator, session: BctrlSession, pauses: list[float]
+    pauses: list[float],
 ) -> None:
     """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
-    for number in range(20):
-        emulator.add_runtime("ws-1", f"r{number}")
-        emulator.inject(Fault.CLOSE_KEPT_ALIVE)
-        await session.stop_runtime("ws-1", f"r{number}")
+    async with (
+        WireEmulator(port=0, faults={WireFault.CLOSE_KEPT_ALIVE: 1.0}) as emulator,
+        BctrlSession(emulator.api_key, base_url=emulator.url) as session,
+    ):
+        for target in add_runtimes(emulator, 20):
+            await session.stop_runtime(*target)
     # A request on a closed connection was retried after a short back-off.
     assert all(delay <= 0.001 for delay in pauses)
 
@@ -114,13 +117,14 @@ async def test_a_timeout_error_says_that_the_runtime_may_have_stopped(
 
 
 @pytest.mark.moves_clock
-async def test_a_body_that_drips_too_slowly_is_a_timeout_with_status_200(
-    emulator: Emulator, connect: Connect
-) -> None:
-    emulator.inject(Fault.SLOW_DRIP)
+async def test_a_body_that_drips_too_slowly_is_a_timeout_with_status_200() -> None:
     recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    async with (
+        WireEmulator(port=0, faults={WireFault.SLOW_DRIP: 1.0}) as emulator,
+        BctrlSession(emulator.api_key, base_url=emulator.url, observer=recorder) as session,
+    ):
+        [target] = add_runtimes(emulator, 1)
+        stopping = asyncio.create_task(session.stop_runtime(*target))
         await until(lambda: "answered 200" in recorder.events)
         pass_time(60)
         with pytest.raises(BctrlTimeoutError, match="the body took more than 1m") as caught:
@@ -166,9 +170,15 @@ async def session_that_leaves_no_task(
     assert await tasks() == before
 
 
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Reply(503)])
-async def test_cancelling_a_request_or_a_back_off_frees_the_slot(fault: Fault | Reply) -> None:
-    with emulator_in_a_thread(fault) as emulator:
+@pytest.mark.parametrize("fault", [Fault.HANG, WireFault.SLOW_DRIP, Reply(503)])
+async def test_cancelling_a_request_or_a_back_off_frees_the_slot(
+    fault: Fault | WireFault | Reply,
+) -> None:
+    with emulator_in_a_thread() as emulator:
+        if isinstance(fault, WireFault):
+            emulator.wire_faults["r0"] = fault
+        else:
+            emulator.inject(fault)
         async with session_that_leaves_no_task(emulator, 1) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "r0"))
             await until(lambda: emulator.received["ws-1", "r0"])

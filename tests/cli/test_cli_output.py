@@ -12,18 +12,17 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 from commands import Command, finish, outcomes_of, save, start, start_on_terminal, without_times
-from helpers import HoldingEmulator
 from journal_lines import header_line
 from runtimes import WIRE
 from servers import answering, http_answer, raw_server
 from warm_server import program
 
 from bctrl_async.cli import _app
-from bctrl_async.emulator import Fault, Reply
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 
 @pytest.fixture(autouse=True)
-def _runtime(holding: HoldingEmulator) -> None:
+def _runtime(holding: Emulator) -> None:
     holding.add_runtime("ws", "é")
 
 

@@ -29,12 +29,13 @@ from commands import (
     write,
 )
 from conftest import KEY
-from helpers import BOUND, HoldingEmulator, add_runtimes, until, wait_for_requests
+from helpers import BOUND, add_runtimes, until, wait_for_requests
 from warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
+from bctrl_async.emulator import Emulator
 from bctrl_async.journal import read_journals
 
 ONE_AT_A_TIME = ("stop", "--concurrency", "1", "ws", "a", "b", "c")
@@ -50,25 +51,25 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_progress_is_lines_without_a_terminal(command: Command) -> None:
     command.patch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0.05)
-    command.api.held.add("b")
+    command.api.hold("ws", "b")
     running = asyncio.create_task(command(*ONE_AT_A_TIME))
     err = ""
     async with asyncio.timeout(BOUND):
         while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
             await asyncio.sleep(0.01)
             err += command.capfd.readouterr().err
-    command.api.held.clear()
+    command.api.release("ws", "b")
     code, _, more = await running
     assert code == 0
     assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
 
 
 async def test_the_progress_bar_disappears_at_the_end(command: Command) -> None:
-    command.api.held.add("b")
+    command.api.hold("ws", "b")
     process, terminal = await start_on_terminal(*ONE_AT_A_TIME)
     await terminal.until_drawn("a  stopped .*\n1 of 3 ━.{72}\n1 in flight\n1 stopped")
 
-    command.api.held.clear()
+    command.api.release("ws", "b")
     await terminal.rest()
 
     assert [without_times(line) for line in terminal.screen] == [
@@ -100,7 +101,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(command: Comman
 
 
 async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -> None:
-    command.api.held.add("a")
+    command.api.hold("ws", "a")
     process, terminal = await start_on_terminal("stop", "ws", "a")
     await terminal.until("1 in flight")
     process.send_signal(signal.SIGINT)
@@ -117,7 +118,7 @@ async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -
 
 
 async def test_the_deadline_aborts_the_run_and_exits_with_1(command: Command) -> None:
-    command.api.held.update("abc")
+    command.api.hold("ws", *"abc")
     code, out, err = await command("stop", "--deadline", "100ms", "--from", "targets")
     assert err == "bctrl-async: error: ended early: the deadline of 100ms has passed\n"
     assert (code, out.count("0 of 3 no longer running, 3 unconfirmed")) == (1, 1)
@@ -128,7 +129,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(command: Command) ->
 async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
     command: Command, signal_: signal.Signals, *, twice: bool
 ) -> None:
-    command.api.held.add("b")
+    command.api.hold("ws", "b")
     args = (*ONE_AT_A_TIME, "--journal", str(command.folder / "journal"), "-o", "json")
     process = await start(*program(), *args)
     await until(lambda: len(command.api.requests) == 2)
@@ -138,7 +139,7 @@ async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
     if twice:
         process.send_signal(signal_)
     else:
-        command.api.held.clear()
+        command.api.release("ws", "b")
     code, out, err = await finish(process)
 
     results = {each["alias"]: each["result"] for each in outcomes_of(out)}
@@ -148,7 +149,7 @@ async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
     assert hint == "Run the same command again to resume"
     assert (code, len(command.api.requests)) == (130, 2)
 
-    command.api.held.clear()
+    command.api.release("ws", "b")
     code, _, err = await command(*args)
     assert code == 0
     assert f"; {1 if twice else 2} from an earlier run, not sent again\n" in err
@@ -170,10 +171,10 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(command: Command) -> None:
 
 @asynccontextmanager
 async def stopping(
-    holding: HoldingEmulator, output: Output
+    holding: Emulator, output: Output
 ) -> AsyncIterator[tuple[StopBatch, asyncio.Task[bool]]]:
     """Yield a run that stops `a` and then `b`, and its task, while `a` is not answered."""
-    holding.held.add("a")
+    holding.hold("ws", "a")
     async with BctrlSession(KEY, base_url=holding.url) as session:
         batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
         running = asyncio.create_task(run_with_progress(batch, session, output))
@@ -194,7 +195,7 @@ async def test_a_hangup_that_nohup_ignores_does_not_interrupt(command: Command) 
     try:
         async with stopping(command.api, Output()) as (batch, running):
             os.kill(os.getpid(), signal.SIGHUP)
-            command.api.held.clear()
+            command.api.release("ws", "a")
             assert not await running
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -209,7 +210,7 @@ async def test_an_early_ctrl_c_has_a_line_of_its_own(command: Command) -> None:
     async with stopping(command.api, output) as (batch, running):
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: batch.ended_early)
-        command.api.held.clear()
+        command.api.release("ws", "a")
         assert await running
     assert command.capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}
@@ -263,7 +264,7 @@ async def test_like_windows_a_list_is_stopped_and_its_journal_resumed(command: C
 
 async def test_like_windows_ctrl_c_aborts_and_all_have_an_outcome(command: Command) -> None:
     targets = add_runtimes(command.api, 150)
-    command.api.held.update(alias for _, alias in targets)
+    command.api.hold("ws-1", *(alias for _, alias in targets))
     save("targets", "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets))
     process = await start_like_windows("--from", "targets", "--journal", "journal.jsonl")
     await wait_for_requests(command.api, 100)

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 from commands import Command, finish, outcomes_of, results_of, start, start_on_terminal
-from helpers import BOUND, HoldingEmulator
+from helpers import BOUND
 from warm_server import program
 
 from bctrl_async import BctrlSession
@@ -26,7 +26,7 @@ NEW, OLD, ENDED, ODD = "new", 'old; "one", [x]', "日本", " odd"
 
 
 @pytest.fixture(autouse=True)
-def _runtimes(holding: HoldingEmulator) -> None:
+def _runtimes(holding: Emulator) -> None:
     now = datetime.now(UTC)
     for alias, kind, status, age in (
         (NEW, "browser", "active", timedelta(hours=-1)),

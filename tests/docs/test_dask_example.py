@@ -16,7 +16,7 @@ from typing import Any
 import distributed
 import pytest
 from commands import Process, start
-from helpers import BOUND, HoldingEmulator, add_runtimes, until, wait_for_requests
+from helpers import BOUND, add_runtimes, until, wait_for_requests
 from journal_lines import read_lines
 
 from bctrl_async import BctrlAuthenticationError, RuntimeRef
@@ -34,8 +34,8 @@ logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 @pytest.fixture
-async def emulator() -> AsyncIterator[HoldingEmulator]:
-    async with HoldingEmulator() as running:
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0) as running:
         yield running
 
 
@@ -123,10 +123,11 @@ class TestInProcess:
     async def test_after_a_cancel_only_chunks_that_have_started_end(
         self,
         stops: Stops,
-        emulator: HoldingEmulator,
+        emulator: Emulator,
         client: Any,  # noqa: ANN401
     ) -> None:
-        emulator.held.update(alias for _, alias in stops.targets)
+        aliases = [alias for _, alias in stops.targets]
+        emulator.hold("ws-1", *aliases)
         running = asyncio.create_task(stops.run())
         await wait_for_requests(emulator, 2 * CHUNK)
         running.cancel()
@@ -138,7 +139,7 @@ class TestInProcess:
             await asyncio.sleep(0.005)
         started = emulator.received.copy()
         assert started.total() == 2 * CHUNK
-        emulator.held.clear()
+        emulator.release("ws-1", *aliases)
 
         await stops.run()
 
@@ -148,18 +149,18 @@ class TestInProcess:
     async def test_only_what_has_not_come_back_of_a_lost_worker_is_sent_again(
         self,
         stops: Stops,
-        emulator: HoldingEmulator,
+        emulator: Emulator,
         client: Any,  # noqa: ANN401
     ) -> None:
         """Fault: dask repeated chunks whose outcomes were in the journal."""
-        emulator.held.add("r31")
+        emulator.hold("ws-1", "r31")
         running = asyncio.create_task(stops.run())
         await wait_for_requests(emulator, 32)
         await until(lambda: stops.results()["stopped"] == 30)
 
         lost = next(iter(await client.nthreads()))
         await client.run_on_scheduler(lose, address=lost)
-        emulator.held.clear()
+        emulator.release("ws-1", "r31")
         await running
 
         assert {emulator.received[target] for target in stops.targets[:30]} == {1}
@@ -267,7 +268,7 @@ async def processes(folder: Path, emulator: Emulator) -> AsyncIterator[Processes
 
 @pytest.mark.parametrize("victim", ["scheduler", "worker", "program"])
 async def test_after_a_kill_the_list_is_resumed_and_each_target_has_one_last_word(
-    emulator: HoldingEmulator, tmp_path: Path, victim: str
+    emulator: Emulator, tmp_path: Path, victim: str
 ) -> None:
     async with processes(tmp_path, emulator) as cluster:
         scheduler, worker, _ = await cluster.start_cluster()

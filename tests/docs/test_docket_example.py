@@ -21,7 +21,7 @@ import pytest
 from commands import Process, start
 from docket import Docket, Retry, Worker
 from docket.dependencies import ForcedRetry
-from helpers import BOUND, HoldingEmulator, add_runtimes, until, wait_for_requests
+from helpers import BOUND, add_runtimes, until, wait_for_requests
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis_server import SERVER, redis_server
@@ -40,8 +40,8 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "docket"
 
 
 @pytest.fixture
-async def emulator() -> AsyncIterator[HoldingEmulator]:
-    async with HoldingEmulator(latency=0.05) as running:
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, latency=0.05) as running:
         yield running
 
 
@@ -175,10 +175,10 @@ class TestInProcess:
         assert emulator.received == Counter(targets[:-2])
 
     async def test_a_repeated_request_is_one_run_and_afterwards_tries_the_failures_again(
-        self, client: Client, stops: ModuleType, emulator: HoldingEmulator
+        self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         targets = [*add_runtimes(emulator, 200), ("ws-1", "gone")]
-        emulator.held.add("r0")
+        emulator.hold("ws-1", "r0")
         stop_id = uuid4()
         location = await client.enqueue(targets, stop_id)
         assert await client.enqueue(targets, stop_id) == location
@@ -188,7 +188,7 @@ class TestInProcess:
         async with working(stops):
             await wait_for_requests(emulator, 1)
             assert await client.enqueue(targets, stop_id) == location
-            emulator.held.clear()
+            emulator.release("ws-1", "r0")
             await client.wait_for_state(location, "completed")
             assert emulator.received == Counter(targets)
             await client.enqueue(targets, stop_id)
@@ -343,10 +343,11 @@ async def kill(*processes: Process) -> None:
 
 @pytest.mark.usefixtures("_environment")
 async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_is_killed(
-    emulator: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = add_runtimes(emulator, 900)
-    emulator.held.update(alias for _, alias in targets[600:])
+    last = [alias for _, alias in targets[600:]]
+    emulator.hold("ws-1", *last)
     with redis_server(SERVER) as redis:
         backend = Backend(tmp_path, redis.url, monkeypatch)
         web, shut_down = await backend.start_web(), await backend.start_worker()
@@ -366,7 +367,7 @@ async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_i
         # So far, each target was sent once.
         assert max(emulator.received.values()) == 1
         await kill(web, killed)
-        emulator.held.clear()
+        emulator.release("ws-1", *last)
         async with Docket("stops", redis.url) as docket:
             await redeliver(docket)
         resumes = await backend.start_worker()

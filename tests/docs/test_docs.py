@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gzip
 import inspect
 import logging
 import os
@@ -24,7 +25,7 @@ from helpers import BOUND
 from warm_server import program
 
 from bctrl_async import BctrlSession
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Reply
 from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +164,10 @@ async def test_each_line_that_replaces_another_runs(
         async with BctrlSession() as session:
             namespace: dict[str, object] = {
                 "BctrlSession": BctrlSession,
+                "Reply": Reply,
                 "aiohttp": aiohttp,
+                "emulator": bctrl_emulator,
+                "gzip": gzip,
                 "key": "once-7",
                 "session": session,
                 "trace": aiohttp.TraceConfig(),

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 from commands import begin_to_end, finish, save, start
-from helpers import HoldingEmulator, add_runtimes, wait_for_requests
+from helpers import add_runtimes, wait_for_requests
+
+from bctrl_async.emulator import Emulator
 
 ROOT = Path(__file__).parents[2]
 BULK = (sys.executable, "clean_up.py", "list.csv", "night.jsonl")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a loop has no signal handlers")
+
+
+ALIASES = [f"r{number}" for number in range(300)]
 
 
 def script(page: str, start: str) -> str:
@@ -25,11 +30,11 @@ def script(page: str, start: str) -> str:
 
 
 @pytest.fixture
-async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
+async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
     """An emulator with 300 runtimes that answers no stop yet, and a list of them in the folder."""
-    async with HoldingEmulator() as api:
+    async with Emulator(port=0) as api:
         targets = add_runtimes(api, 300)
-        api.held.update(alias for _, alias in targets)
+        api.hold("ws-1", *ALIASES)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         monkeypatch.setenv("BCTRL_API_KEY", api.api_key)
@@ -42,17 +47,17 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 class TestBulkScript:
     @pytest.fixture(autouse=True)
-    def _script(self, api: HoldingEmulator) -> None:
+    def _script(self, api: Emulator) -> None:
         del api  # It has changed the folder.
         save("clean_up.py", script("bulk-script.md", "import asyncio"))
 
-    async def test_ctrl_c_waits_and_the_next_run_sends_the_rest(self, api: HoldingEmulator) -> None:
+    async def test_ctrl_c_waits_and_the_next_run_sends_the_rest(self, api: Emulator) -> None:
         first = await start(*BULK)
         await wait_for_requests(api, 100)
         beside, _, _ = await finish(await start(*BULK))
         assert beside == 75
         await begin_to_end(first)
-        api.held.clear()
+        api.release("ws-1", *ALIASES)
         code, out, _ = await finish(first)
         assert (code, len(api.requests)) == (130, 100)
         assert "100 of 300 no longer running" in out
@@ -60,7 +65,7 @@ class TestBulkScript:
         code, _, _ = await finish(await start(*BULK))
         assert (code, len(api.requests)) == (0, 300)
 
-    async def test_a_second_ctrl_c_waits_for_nothing(self, api: HoldingEmulator) -> None:
+    async def test_a_second_ctrl_c_waits_for_nothing(self, api: Emulator) -> None:
         process = await start(*BULK)
         await wait_for_requests(api, 100)
         # Two signals at once would be one.
@@ -70,9 +75,9 @@ class TestBulkScript:
         assert code == 130
         assert "200 not_sent, 100 unknown" in out
 
-    async def test_a_key_that_is_rejected_ends_it_with_2(self, api: HoldingEmulator) -> None:
+    async def test_a_key_that_is_rejected_ends_it_with_2(self, api: Emulator) -> None:
         """Fault: it ended as a run with failures does."""
-        api.held.clear()
+        api.release("ws-1", *ALIASES)
         api.api_key = "another"
         code, _, _ = await finish(await start(*BULK))
         assert (code, {request.status for request in api.requests}) == (2, {401})
@@ -88,7 +93,7 @@ class TestBulkScript:
         ids=["a third column", "an open quote", "no key", "no list"],
     )
     async def test_if_it_cannot_start_it_sends_nothing_and_ends_with_2(
-        self, api: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, text: str | None, key: str
+        self, api: Emulator, monkeypatch: pytest.MonkeyPatch, text: str | None, key: str
     ) -> None:
         """Fault: it ended with a traceback, and a quote not closed swallowed the lines after it."""
         monkeypatch.setenv("BCTRL_API_KEY", key)
@@ -100,7 +105,7 @@ class TestBulkScript:
 
 
 async def test_sigterm_ends_the_command_of_the_nightly_script_which_leaves_the_rest_to_the_next(
-    api: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a second run emptied the outcomes of the first; the command survived its script."""
     (tmp_path / "list.csv").rename("runtimes.csv")
@@ -121,7 +126,7 @@ async def test_sigterm_ends_the_command_of_the_nightly_script_which_leaves_the_r
     code, _, err = await finish(await start(nightly))
     assert (code, "in use" in err) == (75, True), err
     await begin_to_end(first, signal.SIGTERM)
-    api.held.clear()
+    api.release("ws-1", *ALIASES)
     code, _, err = await finish(first)
     assert (code, len(api.requests)) == (130, 100), err
     code, _, err = await finish(await start(nightly))

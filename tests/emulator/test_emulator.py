@@ -17,6 +17,7 @@ from helpers import BOUND, free_port, pass_time, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import GET, KEY, LIST, STOP, Wire, ask, errors_against_contract, path_of
+from wire_faults import OVERSIZED
 from yarl import URL
 
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply
@@ -252,13 +253,16 @@ async def test_a_port_in_use_is_an_error_and_the_emulator_can_try_again() -> Non
         assert second.url == emulator.url
 
 
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.LATE_STRAY_ANSWER])
+@pytest.mark.parametrize("is_held", [False, True])
 async def test_a_client_that_leaves_ends_its_request_without_an_error(
-    fault: Fault, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture, *, is_held: bool
 ) -> None:
-    async with Emulator(port=0, fault_latency=3600) as emulator:
+    async with Emulator(port=0) as emulator:
         emulator.add_runtime("ws-1", "crm")
-        emulator.inject(fault)
+        if is_held:
+            emulator.hold("ws-1", "crm")
+        else:
+            emulator.inject(Fault.HANG)
         before = asyncio.all_tasks()
         async with Wire(emulator) as wire:
             await wire.send()
@@ -268,14 +272,16 @@ async def test_a_client_that_leaves_ends_its_request_without_an_error(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Fault.OVERSIZED])
+@pytest.mark.parametrize("fault", [Fault.HANG, None, OVERSIZED])
 async def test_close_aborts_pending_answers_and_leaves_no_task(
-    fault: Fault, caplog: pytest.LogCaptureFixture
+    fault: Fault | Reply | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = asyncio.all_tasks()
-    emulator = Emulator(port=0, fault_latency=3600)
+    emulator = Emulator(port=0)
     emulator.add_runtime("ws-1", "crm")
     emulator.inject(fault)
+    if fault is None:
+        emulator.hold("ws-1", "crm")
     await emulator.start()
     async with asyncio.timeout(BOUND), Wire(emulator) as idle, Wire(emulator) as busy:
         await busy.send()
@@ -285,6 +291,34 @@ async def test_close_aborts_pending_answers_and_leaves_no_task(
         assert await idle.rest() == b""
         await busy.rest()
     assert not caplog.records
+
+
+async def test_answers_about_a_held_runtime_wait_for_its_release(emulator: Emulator) -> None:
+    emulator.add_runtime("ws-1", "mail")
+    workspace = emulator.runtimes["ws-1", "crm"]["workspaceId"]
+    emulator.hold(workspace, "crm", "gone")
+    async with Wire(emulator) as stopping, Wire(emulator) as reading:
+        await stopping.send()
+        await reading.send(GET, "GET")
+        await until(lambda: len(emulator.requests) == 2)
+        assert emulator.status("ws-1", "crm") == "stopped"
+        assert (await ask(emulator, path_of("ws-1", "mail"))).status == 200
+        assert (stopping.unread, reading.unread) == (b"", b"")
+
+        # A test may hold and release in a thread of its own.
+        await asyncio.to_thread(emulator.release, "ws-1", "crm", "mail")
+        assert (await stopping.answer()).status == 200
+        assert (await reading.answer()).status == 200
+        await stopping.send()
+        assert (await stopping.answer()).status == 409
+
+
+async def test_without_a_start_a_release_has_nothing_to_send() -> None:
+    emulator = Emulator(port=0)
+    emulator.hold("ws-1", "crm")
+    emulator.release("ws-1", "crm")
+    with pytest.raises(ValueError, match="no alias is given"):
+        emulator.hold("ws-1")
 
 
 @pytest.mark.parametrize("iterations", range(0, 8, 2))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 from helpers import (
     BOUND,
-    HoldingEmulator,
     add_runtimes,
     pass_time,
     started,
@@ -190,12 +189,12 @@ async def test_every_failing_target_gets_the_attempts_of_its_policy(
 )
 async def test_a_server_that_answers_no_more_is_given_up(ending: str, attempts: int) -> None:
     outcomes: list[StopOutcome] = []
-    async with HoldingEmulator() as emulator:
+    async with Emulator(port=0) as emulator:
         targets = add_runtimes(emulator, 3)
 
         async def silence(outcome: StopOutcome) -> None:
             outcomes.append(outcome)
-            emulator.held |= {"r1", "runtimes"}  # Stops of r1, and all reads.
+            emulator.hold("ws-1", "r0", "r1", "r2")
             if ending == "closes":
                 await emulator.close()
 

@@ -191,18 +191,12 @@ SINGLE = {
     Fault.BAD_GATEWAY: (StopResult.ALREADY_STOPPED, 2),
     Fault.DROP_BEFORE: (StopResult.STOPPED, 2),
     Fault.DROP_AFTER: (StopResult.ALREADY_STOPPED, 2),
-    Fault.CLOSE_KEPT_ALIVE: (StopResult.STOPPED, 1),
     Fault.HANG: (StopResult.ALREADY_STOPPED, 2),
-    Fault.SLOW_DRIP: (StopResult.STOPPED, 1),
     Fault.TRUNCATED_JSON: (StopResult.ACCEPTED, 1),
     Fault.MALFORMED_JSON: (StopResult.ACCEPTED, 1),
-    Fault.OVERSIZED: (StopResult.ACCEPTED, 1),
-    Fault.COMPRESSED_BOMB: (StopResult.ACCEPTED, 1),
     Fault.UNKNOWN_VALUES: (StopResult.ACCEPTED, 1),
     Fault.FAILED: (StopResult.ACCEPTED, 1),
     Fault.ACCEPTED: (StopResult.ACCEPTED, 1),
-    Fault.STRAY_ANSWER: (StopResult.STOPPED, 1),
-    Fault.LATE_STRAY_ANSWER: (StopResult.STOPPED, 1),
 }
 
 

@@ -19,7 +19,7 @@ import pytest
 from browser import CHROMIUM, Tab
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
-from helpers import BOUND, HoldingEmulator, add_runtimes, free_port, until, wait_for_requests
+from helpers import BOUND, add_runtimes, free_port, until, wait_for_requests
 from jsonschema import Draft202012Validator
 from servers import emulator_in_a_thread
 from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
@@ -161,8 +161,8 @@ def stopped(emulator: Emulator) -> int:
 
 
 @pytest.fixture
-async def slow() -> AsyncIterator[HoldingEmulator]:
-    async with HoldingEmulator(latency=0.05) as running:
+async def slow() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, latency=0.05) as running:
         yield running
 
 
@@ -184,15 +184,16 @@ class TestShutdown:
         assert sum(report["stopped"] for report in server.reports) == stopped(slow)
         assert len(slow.requests) == stopped(slow) < 8000
 
-    async def test_it_abandons_stops_that_are_not_answered(self, slow: HoldingEmulator) -> None:
+    async def test_it_abandons_stops_that_are_not_answered(self, slow: Emulator) -> None:
         targets = add_runtimes(slow, 100)
-        slow.held.update(alias for _, alias in targets)
+        aliases = [alias for _, alias in targets]
+        slow.hold("ws-1", *aliases)
         async with uvicorn(slow) as server:
             async with server.client() as client:
                 await client.post("/runs", json=targets)
             await wait_for_requests(slow, 32)
             await server.end()
-            slow.held.clear()
+            slow.release("ws-1", *aliases)
         assert server.reports == [{"not_sent": 68, "unknown": 32}]
         assert not server.logged("Cancel"), "".join(server.lines)
 
@@ -298,16 +299,17 @@ async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) ->
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
 class TestPage:
     async def test_many_are_stopped_after_a_question_and_a_reload_comes_back(
-        self, slow: HoldingEmulator, server: Uvicorn, tab: Tab
+        self, slow: Emulator, server: Uvicorn, tab: Tab
     ) -> None:
         targets = add_runtimes(slow, 300)
-        slow.held.update(alias for _, alias in targets[100:])
+        aliases = [alias for _, alias in targets[100:]]
+        slow.hold("ws-1", *aliases)
         await begin(tab, server, 301)
         await tab.wait_for(IS_RUNNING)
         assert await tab.run("window.asked") == "Stop 301 runtimes of ws-1?"
         await tab.reload()
         await tab.wait_for(IS_RUNNING)
-        slow.held.clear()
+        slow.release("ws-1", *aliases)
         await tab.wait_for(HAS_REPORT)
         said = await tab.run(STATE)
         assert said.startswith("300 not_running, 1 unconfirmed after ")
@@ -398,23 +400,21 @@ class TestStream:
         await tab.run(f"{script}; {start}; 0")
 
     async def test_a_page_has_each_outcome_when_it_is_known(
-        self, slow: HoldingEmulator, server: Uvicorn, tab: Tab
+        self, slow: Emulator, server: Uvicorn, tab: Tab
     ) -> None:
         add_runtimes(slow, 3)
-        slow.held.add("r2")
+        slow.hold("ws-1", "r2")
         await self.read(tab, server, 4, "events.push(event)")
         await tab.wait_for("events.length === 3")
         results = await tab.run("events.map(each => each.alias + ' ' + each.result).sort()")
         assert results == ["r0 stopped", "r1 stopped", "r3 not_found"]
-        slow.held.clear()
+        slow.release("ws-1", "r2")
         assert await tab.run("hasEnded")
         assert await tab.run("events.at(-1).counts") == {"stopped": 3, "not_found": 1}
 
-    async def test_a_break_ends_the_run(
-        self, slow: HoldingEmulator, server: Uvicorn, tab: Tab
-    ) -> None:
+    async def test_a_break_ends_the_run(self, slow: Emulator, server: Uvicorn, tab: Tab) -> None:
         targets = add_runtimes(slow, 300)
-        slow.held.update(alias for _, alias in targets[1:])
+        slow.hold("ws-1", *(alias for _, alias in targets[1:]))
         await self.read(tab, server, 300, "break")
         assert await tab.run("hasEnded")
         await server.wait_for("a bulk stop ended early")

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import anyio
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.emulator import Fault, Reply
 from bctrl_async.journal import read_journals
 from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
 
@@ -46,6 +46,7 @@ from chaos_checks import (
 from journal_lines import read_lines
 from leaks import bulk_tasks
 from ways import LONG_WAY_HELP, take_long_way
+from wire_faults import WireEmulator, WireFault
 
 _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5
@@ -163,7 +164,7 @@ class ChaosRun:
         self.seed = seed
         self.ending = list(Ending)[seed % len(Ending)]
         self.journal = folder / f"{seed}.jsonl"
-        faults = {fault: rng.uniform(0.0, 0.04) for fault in Fault}
+        faults = {fault: rng.uniform(0.0, 0.04) for fault in (*Fault, *WireFault)}
         headers = rng.choice([{"Retry-After": "0"}, {"Retry-After": "0.02"}, {}])
         throttled = [Reply(429, headers=headers), Reply(503, headers=headers)]
         others = [LOGIN_PAGE, FOREIGN_NOT_FOUND, Reply(307), Reply(200, body={"ok": True})]
@@ -171,7 +172,7 @@ class ChaosRun:
         # A newer Retry-After would replace the long one.
         years = self.ending is Ending.RETRY_AFTER_YEARS
         self._answers = others if years else [*throttled, *others]
-        self.emulator = Emulator(
+        self.emulator = WireEmulator(
             port=0,
             api_key=_KEY,
             faults=faults,

@@ -24,18 +24,19 @@ from bctrl_async.journal import read_journals
 
 sys.path.append(str(Path(__file__).parents[1]))
 from journal_lines import read_lines
+from wire_faults import WireEmulator, WireFault
 
 KEY = "a-key-that-must-not-be-written"
 IN_FLIGHT = 20
 _BOUND = 60.0
 _PER_RUN = 60
 """The most requests of a run before it is killed."""
-_FAULTS = {
+_FAULTS: dict[Fault | WireFault, float] = {
     Fault.DROP_AFTER: 0.02,
     Fault.SERVER_ERROR: 0.02,
     Fault.RATE_LIMITED: 0.01,
-    Fault.STRAY_ANSWER: 0.02,
-    Fault.LATE_STRAY_ANSWER: 0.02,
+    WireFault.STRAY_ANSWER: 0.02,
+    WireFault.LATE_STRAY_ANSWER: 0.02,
 }
 _PROGRAM = """
 import asyncio, logging, sys
@@ -144,7 +145,9 @@ class Crashes:
 async def crash(kills: int, seed: int, folder: Path) -> str:
     """Run it with an emulator of its own, and return what happened."""
     start = time.monotonic()
-    async with Emulator(port=0, api_key=KEY, faults=_FAULTS, seed=seed, latency=0.002) as emulator:
+    async with WireEmulator(
+        port=0, api_key=KEY, faults=_FAULTS, seed=seed, latency=0.002
+    ) as emulator:
         crashes = Crashes(emulator, folder / "journal.jsonl", kills, random.Random(seed))
         resent = await crashes.run()
     seconds = time.monotonic() - start

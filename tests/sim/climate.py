@@ -8,6 +8,8 @@ import random
 import uuid
 from dataclasses import dataclass, field
 
+from wire_faults import WireFault
+
 from bctrl_async.emulator import Fault
 from sim.exchange import Action, Exchange, Fate, Stray, Target
 
@@ -33,11 +35,7 @@ HAZARDS = (
 )
 """The kinds of faults; a climate has any number of them."""
 
-_SERVER_FAULTS = sorted(
-    set(Fault)
-    - {Fault.OVERSIZED, Fault.COMPRESSED_BOMB, Fault.LATENCY}
-    - {Fault.STRAY_ANSWER, Fault.LATE_STRAY_ANSWER}
-)
+_SERVER_FAULTS = sorted({*Fault, WireFault.CLOSE_KEPT_ALIVE, WireFault.SLOW_DRIP} - {Fault.LATENCY})
 """Faults of the emulator, without those that cost a second of CPU time or that the network has."""
 
 _FOREIGN: tuple[object, ...] = (
@@ -122,7 +120,7 @@ class Climate:
     outage_is_answered: bool = False
     partitions: list[Span] = field(default_factory=list)
     poison: dict[Target, Fate | int] = field(default_factory=dict)
-    server_faults: dict[Fault, float] = field(default_factory=dict)
+    server_faults: dict[Fault | WireFault, float] = field(default_factory=dict)
     quota: str | None = None
     """A workspace whose stops are all throttled."""
     random_share: float = 0.0

@@ -10,9 +10,9 @@ import aiohttp
 import anyio
 from leaks import bulk_tasks
 from pacing import MemoryPace
+from wire_faults import WireEmulator
 
 from bctrl_async import BctrlSession, Observer, Runtime
-from bctrl_async.emulator import Emulator
 from sim import climate as climates
 from sim.bulk_stop import BulkStop
 from sim.exchange import Target
@@ -47,7 +47,7 @@ class World:
         self.runs: list[BulkRun] = []
         self.calls: list[SingleCall] = []
         self.key = _KEY
-        self.emulator = Emulator(
+        self.emulator = WireEmulator(
             host=plan.host,
             api_key=_KEY,
             faults=plan.climate.server_faults,
