@@ -22,16 +22,10 @@ from bctrl_async.cli._pace import open_rate
 from bctrl_async.errors import format_duration
 
 _KEY = "BCTRL_API_KEY"
-_URL = "BCTRL_BASE_URL"
-_DEFAULT = "default"
-_PATHS = ("ca_file", "pace")
-"""Keys of a profile whose paths are relative to the folder of its file."""
 _KEYS = (
     *("api_key_env", "workspace", "base_url", "timeout", "attempts", "patience", "proxy", "rate"),
-    *_PATHS,
+    *("ca_file", "pace"),
 )
-
-
 _MAX_WORDS = 40
 """The most characters of names that an error repeats."""
 
@@ -46,87 +40,73 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Profile(NamedTuple):
-    """The profile in use; if there is none, it has neither a title nor values."""
+    """The profile in use; else it has no title, and the key and workspace of variables."""
 
     title: str
+    key_variable: str
+    workspace: str
     values: Mapping[str, str]
     origins: dict[str, str]
     """The source of each value (an option, a variable or a key), by the name of its key."""
-    workspace: str = ""
-    """The default workspace, which is not the value of an option."""
 
 
-NO_PROFILE = Profile("", {}, {})
+NO_PROFILE = Profile("", _KEY, "", {}, {})
 
 
 def _read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]:
-    """Return the path of the config file, which need not exist, and the tables of its profiles."""
+    """Return the path of the config file, and the tables of its profiles."""
     folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
-    given = os.environ.get("BCTRL_CONFIG")
-    file = Path(_expand(given or f"{folder}/bctrl-async/config.toml")).absolute()
+    path = os.environ.get("BCTRL_CONFIG") or f"{folder}/bctrl-async/config.toml"
+    file = Path(_expand(path)).absolute()
     try:
         return file, msgspec.toml.decode(file.read_bytes(), type=_File).profiles
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not given:
-            return file, {}
         raise BctrlConfigError(f"cannot read {file}: {error.strerror}") from error
     except (msgspec.MsgspecError, ValueError) as error:
         advice = "Write the keys of a profile below [profiles.NAME]"
         raise BctrlConfigError(f"invalid {file}: {error}", advice=advice) from error
 
 
-def _find_profile(name: str | None, *, has_url: bool) -> Profile:
-    """Return the named profile; without a name, `default`, unless a key or a URL is set."""
+def _read_profile(name: str) -> Profile:
+    """Return a profile of the config file."""
     file, tables = _read_config()
-    if name is None and _DEFAULT in tables:
-        if not (os.environ.get(_KEY) or os.environ.get(_URL)):
-            name = _DEFAULT
-        elif "base_url" in tables[_DEFAULT] and not has_url:
-            # The key may be meant for the profile's URL, or for the public API.
-            raise BctrlConfigError(
-                f"{_KEY} is set, and profile {_DEFAULT!r} of {file} has a base_url",
-                advice=f"Name the profile with --profile, or set {_URL} as well",
-            )
-    if name is None:
-        return Profile("", {}, {})
     if name not in tables:
-        known = f"{file} has {', '.join(sorted(tables)) or 'none'}"
-        raise BctrlConfigError(f"unknown profile {name!r}", advice=known)
+        names = ", ".join(sorted(tables)) or "none"
+        raise BctrlConfigError(f"unknown profile {name!r}", advice=f"{file} has {names}")
     title = f"profile {name!r} of {file}"
     values = {key: str(value) for key, value in tables[name].items()}
     if unknown := values.keys() - set(_KEYS):
         problem = f"unknown key {min(unknown)}: expected one of {', '.join(_KEYS)}"
         raise BctrlConfigError(f"{title}: {problem}")
-    variable = values.get("api_key_env", _KEY)
+    variable = values.pop("api_key_env", "")
     if not (variable.isidentifier() and variable.isupper()):
         # The value is not shown, for it may be the key itself.
-        problem = "invalid api_key_env: expected a variable in capitals, such as STAGING_KEY"
+        problem = "api_key_env must name a variable in capitals, such as STAGING_KEY"
         raise BctrlConfigError(f"{title}: {problem}")
-    for key in _PATHS:
-        if ":" not in (path := values.get(key, ":")):
-            values[key] = str(file.parent / _expand(path))
-    workspace = values.pop("workspace", "")
-    return Profile(title, values, {}, workspace)
+    for key in {"ca_file", "pace"} & values.keys():
+        if ":" not in values[key]:
+            values[key] = str(file.parent / _expand(values[key]))
+    return Profile(title, variable, values.pop("workspace", ""), values, {})
 
 
 def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     """Give options the values of the profile in use, and note where each value comes from."""
-    chosen = arguments.get("--profile", None)
-    if chosen is None:
+    option = arguments.get("--profile", None)
+    if option is None:
         return
     # An empty variable counts as unset.
-    named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
-    urls = [token.source for token in arguments["--base-url"].tokens if token.value]
-    if named and urls == ["env"] and chosen.tokens[0].source == "env":
-        raise BctrlConfigError("BCTRL_PROFILE and BCTRL_BASE_URL are both set", advice="Unset one")
-    profile = _find_profile(named[0] if named else None, has_url=bool(urls))
-    chosen.tokens[:] = [Token(implicit_value=profile)]
+    names = [token.value for token in option.tokens if token.value or token.source != "env"]
+    if names:
+        profile = _read_profile(names[0])
+    else:
+        profile = Profile("", _KEY, os.environ.get("BCTRL_WORKSPACE", ""), {}, {})
+    option.tokens[:] = [Token(implicit_value=profile)]
     for argument in arguments:
         key, tokens = argument.name.lstrip("-").replace("-", "_"), argument.tokens
         if tokens and tokens[0].source == "env":
-            # An empty URL is an error if there is no profile: it must not stand for the public API.
-            is_unread = profile.title if key == "base_url" else not tokens[0].value
-            if is_unread or key in profile.values:
+            # An empty URL is an error: it must not stand for the public API.
+            is_set = tokens[0].value or key == "base_url"
+            if names or not is_set:
                 tokens.clear()
         if not tokens and key in profile.values:
             tokens.append(Token(keyword=f"{key} in {profile.title}", value=profile.values[key]))
@@ -165,7 +145,7 @@ class Connection:
         ),
     ] = NO_PROFILE
     base_url: Annotated[
-        opt.Text, opt.in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
+        opt.Text, opt.in_connection(metavar="URL", env_var="BCTRL_BASE_URL", help="URL of the API.")
     ] = _config.DEFAULT_BASE_URL
     timeout: Annotated[
         opt.Duration | None,
@@ -196,17 +176,13 @@ class Connection:
     ] = None
 
     def workspace(self, given: str | None, *, is_needed: bool = False) -> str:
-        """Return the given workspace, or the workspace of the profile or the environment."""
-        of_profile = self.profile.workspace
-        variable = os.environ.get("BCTRL_WORKSPACE", "")
-        if not given and of_profile and variable not in {"", of_profile}:
-            problem = (
-                f"BCTRL_WORKSPACE is {variable!r}, and {self.profile.title} has {of_profile!r}"
-            )
-            raise BctrlConfigError(problem, advice="Unset one")
-        workspace = given or of_profile or variable
+        """Return the given workspace, or else the workspace of the profile or the environment."""
+        workspace = given or self.profile.workspace
         if is_needed and not workspace:
-            raise BctrlConfigError("give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it")
+            problem = "give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it"
+            if self.profile.title:
+                problem = f"give WORKSPACE, or add workspace to {self.profile.title}"
+            raise BctrlConfigError(problem)
         return workspace
 
     def split_names(
@@ -233,11 +209,7 @@ class Connection:
 
     def key(self) -> tuple[str, str]:
         """Return the API key and where it comes from; raise an error if there is none."""
-        title, values, *_ = self.profile
-        if title and "api_key_env" not in values:
-            # The key of another account must not go to the URL of the profile.
-            raise BctrlConfigError(f"no API key in {title}", advice="Add api_key_env")
-        variable = values.get("api_key_env", _KEY)
+        title, variable, *_ = self.profile
         origin = f"{variable} (api_key_env of {title})" if title else variable
         if not (key := os.environ.get(variable)):
             raise BctrlConfigError(f"no API key: set {origin}")

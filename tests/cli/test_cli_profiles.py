@@ -66,20 +66,23 @@ def profile_of(emulator: Emulator, more: str = "", name: str = "x") -> str:
 # The file
 
 
-async def test_its_place_is_that_of_the_platform_where_it_may_be_missing(command: Command) -> None:
+async def test_its_place_is_that_of_the_platform(command: Command) -> None:
     command.setenv(BCTRL_CONFIG="")
     command.setenv(XDG_CONFIG_HOME=str(command.folder))
     file = command.folder / "bctrl-async" / "config.toml"
     _, _, err = await command("list", "--profile", "x", "ws")
-    assert err == f"bctrl-async: error: unknown profile 'x'. {file} has none\n"
+    assert err == f"bctrl-async: error: cannot read {file}: No such file or directory\n"
     file.parent.mkdir()
-    save(file, profile_of(command.api, name="default"))
-    assert (await command("list", "ws"))[0] == 0
+    save(file, profile_of(command.api))
+    assert (await command("list", "--profile", "x", "ws"))[0] == 0
 
 
-async def test_a_named_one_must_exist(command: Command) -> None:
-    problem = full("cannot read {file}: No such file or directory")
-    assert await command("list", "ws") == (2, "", f"bctrl-async: error: {problem}\n")
+@pytest.mark.parametrize("variables", ["", "BCTRL_PROFILE="])
+async def test_without_the_name_of_a_profile_it_is_not_read(run: Run, variables: str) -> None:
+    """Fault: a profile `default` counted without its name, or conflicted with a variable."""
+    config = "[profiles.default]\nbase_url = 'https://default.test'\ntimeot = 1\n"
+    code, out, _ = await run(config, "doctor", f"BCTRL_API_KEY=k {variables}")
+    assert (code, "\nconfig    no profile is in use\n" in out) == (0, True)
 
 
 X = f"[profiles.x]\n{GIVE_KEY}\n"
@@ -91,11 +94,14 @@ X = f"[profiles.x]\n{GIVE_KEY}\n"
         ("[profiles.x", "invalid {file}: Expected ']' at the end of a table declaration"),
         ("[profile.x]", "invalid {file}: Object contains unknown field `profile`"),
         ("[profiles.x]\nrate = true", "invalid {file}: Expected `int | float | str`, got `bool`"),
+        ("[profiles.b]", "unknown profile 'x'. {file} has b"),
+        ("", "unknown profile 'x'. {file} has none"),
         ("\xff", "invalid {file}: 'utf-8' codec can't decode "),
         ("[profiles.b]\n[profiles.a]", "unknown profile 'x'. {file} has a, b"),
         (f"{X}timeot = '3s'", "{profile}: unknown key timeot: expected one of api_key_env, "),
         (f"{X}api_key = '{SECRET}'", "{profile}: unknown key api_key: expected one of api_key_"),
-        (X.replace("KEY_OF_PROFILE", SECRET), "{profile}: invalid api_key_env: expected a var"),
+        (X.replace("KEY_OF_PROFILE", SECRET), "{profile}: api_key_env must name a variable in "),
+        ("[profiles.x]", "{profile}: api_key_env must name a variable in capitals, such as STAG"),
         (f"{X}timeout = 30", "invalid value for timeout in {profile}: '30' is not a duration "),
         (f"{X}rate = 0", 'invalid value "0" for rate in {profile}. Must be > 0'),
         (f"{X}base_url = ''", "invalid value for base_url in {profile}: must not be empty"),
@@ -154,17 +160,14 @@ TYPED = "--base-url https://typed.test"
 @pytest.mark.parametrize(
     ("variables", "args", "used"),
     [
-        ("", "", "default.test DEFAULT_KEY"),
-        ("BCTRL_API_KEY= BCTRL_BASE_URL= BCTRL_PROFILE=", "", "default.test DEFAULT_KEY"),
-        ("", TYPED, "typed.test DEFAULT_KEY"),
+        ("BCTRL_API_KEY=k", "", "api.bctrl.ai BCTRL_API_KEY"),
         ("", "--profile x", "x.test X_KEY"),
         (BOTH, "", "env.test BCTRL_API_KEY"),
         (f"{BOTH} BCTRL_PROFILE=", "", "env.test BCTRL_API_KEY"),
         (BOTH, TYPED, "typed.test BCTRL_API_KEY"),
         ("BCTRL_API_KEY=k", TYPED, "typed.test BCTRL_API_KEY"),
         (BOTH, "--profile x", "x.test X_KEY"),
-        (BOTH, "--profile default", "default.test DEFAULT_KEY"),
-        ("BCTRL_API_KEY=k BCTRL_PROFILE=x", "", "x.test X_KEY"),
+        (f"{BOTH} BCTRL_PROFILE=x", "", "x.test X_KEY"),
         (f"{BOTH} BCTRL_PROFILE=x", "--profile y", "api.bctrl.ai Y_KEY"),
         (f"{BOTH} BCTRL_PROFILE=x", f"--profile y {TYPED}", "typed.test Y_KEY"),
         (BOTH, "--profile y", "api.bctrl.ai Y_KEY"),
@@ -173,11 +176,10 @@ TYPED = "--base-url https://typed.test"
 )
 async def test_a_profile_is_used_whole(run: Run, variables: str, args: str, used: str) -> None:
     config = (
-        "[profiles.default]\nbase_url = 'https://default.test'\napi_key_env = 'DEFAULT_KEY'\n"
         "[profiles.x]\nbase_url = 'https://x.test'\napi_key_env = 'X_KEY'\n"
         "[profiles.y]\napi_key_env = 'Y_KEY'\n"
     )
-    variables = f"DEFAULT_KEY=k X_KEY=k Y_KEY=k {variables}"
+    variables = f"X_KEY=k Y_KEY=k {variables}"
     code, out, err = await run(config, f"doctor {args}", variables)
     assert (code, err) == (0, "")
     url, key = used.split()
@@ -186,42 +188,35 @@ async def test_a_profile_is_used_whole(run: Run, variables: str, args: str, used
 
 
 @pytest.mark.parametrize(
-    ("variables", "table", "said"),
+    ("variables", "args", "said"),
     [
-        ("", "", "no API key in {profile}. Add api_key_env"),
-        ("BCTRL_PROFILE=default", "", "no API key in {profile}. Add api_key_env"),
-        (
-            f"{BOTH} BCTRL_PROFILE=default",
-            GIVE_KEY,
-            "BCTRL_PROFILE and BCTRL_BASE_URL are both set. Unset one",
-        ),
-        ("", "api_key_env = 'A'", "no API key: set A (api_key_env of {profile})"),
-        ("BCTRL_BASE_URL=https://env.test", GIVE_KEY, "no API key: set BCTRL_API_KEY"),
-        # Which URL is the key for? It could be that of the profile.
-        ("BCTRL_API_KEY=k", "base_url = 'a'", "BCTRL_API_KEY is set, and {profile} has a base"),
+        ("KEY_OF_PROFILE=", "doctor --profile x", "no API key: set KEY_OF_PROFILE (api_key_env of"),
+        ("BCTRL_BASE_URL=https://env.test", "doctor", "no API key: set BCTRL_API_KEY"),
         # Fault: it was taken for unset, and the requests went to the public API.
-        ("BCTRL_API_KEY=k BCTRL_BASE_URL=", "", "invalid value for BCTRL_BASE_URL: must not "),
+        ("BCTRL_API_KEY=k BCTRL_BASE_URL=", "doctor", "invalid value for BCTRL_BASE_URL: must not"),
+        (f"KEY_OF_PROFILE={SECRET}\u00e9", "doctor --profile x", "invalid API key from KEY_OF_PRO"),
         (
-            "BCTRL_WORKSPACE=nosuch",
-            f"{GIVE_KEY}\nworkspace = 'ws'",
-            "BCTRL_WORKSPACE is 'nosuch', and {profile} has 'ws'. Unset one",
+            "BCTRL_WORKSPACE=ws",
+            "stop --profile x --all --yes",
+            "give WORKSPACE, or add workspace to {profile}",
         ),
-        (f"KEY_OF_PROFILE={SECRET}\u00e9", GIVE_KEY, "invalid API key from KEY_OF_PROFILE (api_"),
     ],
 )
-async def test_what_belongs_to_another_account_is_an_error(
-    error_of: ErrorOf, variables: str, table: str, said: str
+async def test_what_is_missing_is_an_error(
+    error_of: ErrorOf, variables: str, args: str, said: str
 ) -> None:
-    error = await error_of(f"[profiles.default]\n{table}\n", "doctor", variables)
-    assert error.startswith(full(said, "default"))
+    assert (await error_of(X, args, variables)).startswith(full(said))
 
 
-async def test_a_profile_precedes_variables(command: Command, run: Run) -> None:
-    config = profile_of(command.api, "workspace = 'ws'\npace = 'of-profile'\n", "default")
-    given = "BCTRL_WORKSPACE= BCTRL_PACE=of-variable"
+@pytest.mark.parametrize(("table", "made"), [("pace = 'of-profile'\n", True), ("", False)])
+async def test_with_a_profile_no_workspace_and_pace_of_variables_is_used(
+    command: Command, run: Run, table: str, *, made: bool
+) -> None:
+    config = profile_of(command.api, f"workspace = 'ws'\n{table}")
+    given = "BCTRL_PROFILE=x BCTRL_WORKSPACE=nosuch BCTRL_PACE=of-variable"
     code, _, _ = await run(config, "stop --all --yes --rate 100", given)
-    made = [(command.folder / name).exists() for name in ("of-profile", "of-variable")]
-    assert (code, made) == (0, [True, False])
+    files = [(command.folder / name).exists() for name in ("of-profile", "of-variable")]
+    assert (code, files) == (0, [made, False])
 
 
 async def test_its_workspace_is_the_default(command: Command, run: Run) -> None:

@@ -152,7 +152,20 @@ def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
         run_tests()
 
 
-@pytest.mark.usefixtures("_emulator_environment")
+@pytest.fixture
+def _config_file(
+    bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A config file with the profile `default`."""
+    file = tmp_path / "config.toml"
+    profile = f"base_url = '{bctrl_emulator.url}'\napi_key_env = 'BCTRL_API_KEY'\n"
+    file.write_text(f"[profiles.default]\n{profile}", "utf-8")
+    monkeypatch.setenv("BCTRL_CONFIG", str(file))
+
+
+@pytest.mark.usefixtures("_emulator_environment", "_config_file")
 async def test_each_line_that_replaces_another_runs(
     bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
 ) -> None:
@@ -161,6 +174,9 @@ async def test_each_line_that_replaces_another_runs(
     rows = re.findall(r"(?m)^\| .* \| `(.*)` \|$", text.partition("## From an earlier commit")[2])
     assert rows
     for row in rows:
+        if row.startswith("export"):
+            shell(row)
+            continue
         async with BctrlSession() as session:
             namespace: dict[str, object] = {
                 "BctrlSession": BctrlSession,
