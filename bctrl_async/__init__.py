@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         Observer,
         StopObserver,
     )
-    from bctrl_async.outcomes import RuntimeState, StopOutcome, StopReport, StopResult
+    from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
     from bctrl_async.session import BctrlSession
     from bctrl_async.shards import shard
     from bctrl_async.stats import SessionStats
@@ -90,7 +90,6 @@ __all__ = [
     "RuntimeFilter",
     "RuntimeKind",
     "RuntimeRef",
-    "RuntimeState",
     "RuntimeStatus",
     "RuntimeSummary",
     "SessionStats",

@@ -26,7 +26,14 @@ from msgspec.structs import replace
 from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import ErrorRecord, OutcomeRecord, StopOutcome, StopResult, outcome_of
+from bctrl_async.outcomes import (
+    ErrorRecord,
+    JournalRecord,
+    OutcomeRecord,
+    StopOutcome,
+    StopResult,
+    outcome_of,
+)
 
 try:
     import fcntl
@@ -38,7 +45,7 @@ __all__ = ["Journal", "JournalInUseError", "read_journals"]
 _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async.journal")
 
-_VERSION = 3
+_VERSION = 4
 _MAGIC = b'{"journal":"bctrl_async"'
 _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
@@ -192,7 +199,7 @@ class JournalReader:
             self._size += len(line)
 
     def _check(self, header: _Header, max_age: float | None) -> None:
-        if header.version != _VERSION:
+        if header.version not in {3, _VERSION}:
             raise ValueError("another version wrote it")
         if self.base_url not in {"", header.base_url}:
             raise ValueError(f"it belongs to another server, {header.base_url}")
@@ -210,7 +217,7 @@ class JournalReader:
             return None
         try:
             line = self._line_at(offset)
-            outcome = _decode(line, OutcomeRecord, offset).outcome()
+            outcome = _decode(line, JournalRecord, offset).outcome()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         if outcome.target != target:

@@ -192,6 +192,8 @@ class _Stop(_WithSpan, StopObserver):
             self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
         span.set_attribute("bctrl.attempts", outcome.attempts)
         span.set_attribute("bctrl.result", outcome.result.value)
+        if outcome.running is not None:
+            span.set_attribute("bctrl.running", outcome.running)
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
         if self._raised is None and outcome.result in ANSWERED:

@@ -10,19 +10,19 @@ from functools import partial
 from typing import Annotated, Self
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from bctrl_async import errors
 from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
-__all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]
+__all__ = ["StopOutcome", "StopReport", "StopResult"]
 
 
 class StopResult(StrEnum):
     """The result of a stop: what the server said to it.
 
-    `StopOutcome.state` says whether the runtime still runs.
+    `StopOutcome.running` says whether the runtime still runs.
     """
 
     STOPPED = "stopped"
@@ -34,7 +34,9 @@ class StopResult(StrEnum):
     NOT_FOUND = "not_found"
     """The workspace or alias is unknown."""
     REJECTED = "rejected"
-    """The server's last answer was a refusal, such as throttling; or the target is invalid."""
+    """The server's last answer was a refusal, such as throttling."""
+    INVALID = "invalid"
+    """The target cannot name a runtime, such as an unreadable line of a file."""
     NOT_SENT = "not_sent"
     """No request was sent."""
     UNKNOWN = "unknown"
@@ -45,31 +47,11 @@ class StopResult(StrEnum):
         return repr(self.value)
 
 
-class RuntimeState(StrEnum):
-    """The state of a runtime when its outcome was recorded, by the server's own word."""
-
-    NOT_RUNNING = "not_running"
-    """It is `stopped`, `already_stopped`, `failed`, or gone since its stop was accepted. With
-    `missing_ok`, also `not_found`."""
-    STILL_RUNNING = "still_running"
-    """Its last status is `active`, in the answer, in a poll, or in the list of `stop_workspace`
-    if no request can have stopped it since."""
-    UNCONFIRMED = "unconfirmed"
-    """The server did not say, or does not know the runtime (`not_found` without `missing_ok`)."""
-    INVALID = "invalid"
-    """The target cannot name a runtime, such as an unreadable line of a file."""
-
-    @property
-    def text(self) -> str:
-        """The state in words, such as `still running`."""
-        return self.replace("_", " ")
-
-
 now: Callable[[], datetime] = partial(datetime.now, UTC)
 """Return the current time in UTC."""
 
-_NOT_RUNNING = RuntimeState.NOT_RUNNING
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
+_RUNNING_BY_STATE = {"not_running": False, "still_running": True}
 ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
 """Results that do not count as a failed call, although the runtime may run."""
 
@@ -81,7 +63,8 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         index: The target's position in the input, from 0.
         target: The runtime to stop.
         result: What the server said to the stop.
-        state: Whether the runtime runs, by the server's own word.
+        running: True if the runtime runs, False if it no longer runs, by the server's own word;
+            None where nobody knows.
         runtime: The runtime as last described by the server, in the answer, in a poll, or in the
             list of `stop_workspace` if no request can have stopped it since; else None.
         error: The error that explains why the outcome is not `ok`; None if it is.
@@ -96,7 +79,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     target: RuntimeRef
     result: StopResult
-    state: RuntimeState
+    running: bool | None = None
     runtime: Runtime | None = None
     error: BctrlError | None = None
     attempts: int = 1
@@ -108,7 +91,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         """True if the runtime no longer runs, by the server's own word."""
-        return self.state is _NOT_RUNNING
+        return self.running is False
 
     def to_dict(self) -> dict[str, object]:
         """Return the outcome as JSON values, for any encoder.
@@ -131,7 +114,8 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         total: The number of targets read; the counts add up to it.
         counts: The number of outcomes for each result; 0 for a result that did not occur.
-        states: The number of runtimes by state; the numbers add up to `total`.
+        running: The number of runtimes that run, by the server's own word.
+        not_running: The number of runtimes that no longer run, by the server's own word.
         failures: The outcomes that are not `ok`, in order of completion.
         elapsed: The duration of the run in seconds.
         retries: The number of stop requests beyond the first for each target.
@@ -142,7 +126,8 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     total: int
     counts: Counter[StopResult]
-    states: Counter[RuntimeState]
+    running: int
+    not_running: int
     failures: tuple[StopOutcome, ...]
     elapsed: float
     retries: int = 0
@@ -159,10 +144,12 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         return not self.failures and self.ended_early is None
 
     def __str__(self) -> str:
-        known = [f"{self.states[_NOT_RUNNING]:,} of {self.total:,} no longer running"]
-        others = (RuntimeState.STILL_RUNNING, RuntimeState.UNCONFIRMED, RuntimeState.INVALID)
-        known += [f"{self.states[state]:,} {state.text}" for state in others if self.states[state]]
-        text = f"{', '.join(known)} after {self.elapsed:.2f} s"
+        text = f"{self.not_running:,} of {self.total:,} no longer running"
+        if self.running:
+            text += f", {self.running:,} still running"
+        if unconfirmed := self.total - self.not_running - self.running:
+            text += f", {unconfirmed:,} unconfirmed"
+        text += f" after {self.elapsed:.2f} s"
         if counts := [f"{self.counts[each]:,} {each}" for each in StopResult if self.counts[each]]:
             text += f": {', '.join(counts)}"
         if self.resumed:
@@ -180,7 +167,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             "ok": self.ok,
             **asdict(self),
             "counts": {result.value: self.counts[result] for result in StopResult},
-            "states": {state.value: self.states[state] for state in RuntimeState},
             "elapsed": round(self.elapsed, 6),
             "ended_early": self.ended_early and asdict(ErrorRecord.of(self.ended_early)),
             "failures": [outcome.to_dict() for outcome in self.failures],
@@ -193,7 +179,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             ExceptionGroup: The error of each failure, after `ended_early` if it is set.
         """
         errors = [
-            outcome.error or BctrlError(f"the runtime is {outcome.state.text}")
+            outcome.error or BctrlError("the runtime may still be running")
             for outcome in self.failures
         ]
         summary = f"{len(self.failures)} of {self.total} runtimes may still be running"
@@ -210,7 +196,7 @@ class OutcomeTally:
     def __init__(self) -> None:
         # Adding 1 in a Counter would cost twice as much.
         self.counts: dict[StopResult, int] = defaultdict(int)
-        self.states: dict[RuntimeState, int] = defaultdict(int)
+        self.running: int = 0
         self.failures: list[StopOutcome] = []
         self.retries: int = 0
         self.resumed: int = 0
@@ -218,9 +204,10 @@ class OutcomeTally:
     def add(self, outcome: StopOutcome) -> None:
         """Count an outcome."""
         self.counts[outcome.result] += 1
-        self.states[outcome.state] += 1
-        if outcome.state is not _NOT_RUNNING:
+        if outcome.running is not False:
             self.failures.append(outcome)
+        if outcome.running:
+            self.running += 1
         if outcome.resumed:
             self.resumed += 1
         elif outcome.attempts > 1:
@@ -278,9 +265,9 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     workspace_id: str
     alias: str
     result: StopResult
-    state: RuntimeState
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     ok: bool = False
+    running: bool | None = None
     attempts: int = 0
     elapsed: float = 0.0
     request_id: str | None = None
@@ -296,9 +283,9 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             workspace_id=outcome.target.workspace_id,
             alias=outcome.target.alias,
             result=outcome.result,
-            state=outcome.state,
             at=outcome.at,
             ok=outcome.ok,
+            running=outcome.running,
             attempts=outcome.attempts,
             elapsed=round(outcome.elapsed, 6),
             request_id=outcome.request_id,
@@ -314,7 +301,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             index=self.index,
             target=target,
             result=self.result,
-            state=self.state,
+            running=self.running,
             runtime=self.runtime,
             error=None if self.error is None else self.error.error(target, self.attempts),
             attempts=self.attempts,
@@ -323,6 +310,21 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             request_id=self.request_id,
             resumed=self.resumed,
         )
+
+
+class JournalRecord(OutcomeRecord, frozen=True, omit_defaults=True, gc=False):
+    """An outcome in a journal; in version 3 it has a `state` in place of `running`."""
+
+    state: str = ""
+
+    def outcome(self) -> StopOutcome:
+        """Return the outcome as it was recorded."""
+        outcome = super().outcome()
+        if self.state == "invalid":
+            return replace(outcome, result=StopResult.INVALID)
+        if self.state:
+            return replace(outcome, running=_RUNNING_BY_STATE.get(self.state))
+        return outcome
 
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
@@ -341,24 +343,25 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
         # The status is from the last answer, a refusal, even if a later attempt had no answer.
-        case BctrlError(status=int()) | BctrlConfigError(reason_class="invalid_input"):
+        case BctrlError(status=int()):
             return StopResult.REJECTED
+        case BctrlConfigError(reason_class="invalid_input"):
+            return StopResult.INVALID
     return StopResult.NOT_SENT
 
 
-def state_of(result: StopResult, runtime: Runtime | None, error: BctrlError | None) -> RuntimeState:
-    """Return the state of a runtime, given what is known of it."""
+def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
+    """Return True if a runtime is running, False if it is not, and None if nobody knows."""
     if result in _STOPPED:
-        return RuntimeState.NOT_RUNNING
-    match runtime, error:
-        case Runtime(status=status), _ if status.is_final:
-            return RuntimeState.NOT_RUNNING
-        # A status of a later contract confirms nothing; `active` alone shows that it runs.
-        case Runtime(status=RuntimeStatus.ACTIVE), _:
-            return RuntimeState.STILL_RUNNING
-        case None, BctrlConfigError(reason_class="invalid_input"):
-            return RuntimeState.INVALID
-    return RuntimeState.UNCONFIRMED
+        return False
+    if runtime is None:
+        return None
+    if runtime.status.is_final:
+        return False
+    # A status of a later contract confirms nothing; `active` alone shows that it runs.
+    if runtime.status == RuntimeStatus.ACTIVE:
+        return True
+    return None
 
 
 def outcome_of(
@@ -374,10 +377,10 @@ def outcome_of(
     """Return the outcome of a stop whose call ended with a runtime or an error."""
     runtime, error = (ended, None) if isinstance(ended, Runtime) else (None, ended)
     result = result or result_of(ended)
-    state = state_of(result, runtime, error)
+    running = running_of(result, runtime)
     if error is not None:
         request_id = error.request_id or request_id
-    if state is _NOT_RUNNING:
+    if running is False:
         error = None
     elif runtime is not None:
         error = only_accepted(target, runtime, attempts)
@@ -385,7 +388,7 @@ def outcome_of(
         index=index,
         target=target,
         result=result,
-        state=state,
+        running=running,
         runtime=runtime,
         error=error,
         attempts=attempts,

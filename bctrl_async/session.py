@@ -428,7 +428,7 @@ class BctrlSession:
 
         Args:
             targets: Any iterable or async iterable of pairs (workspace id, alias), `RuntimeRef`s or
-                `Runtime`s. Any other item becomes a `rejected` outcome.
+                `Runtime`s. Any other item becomes an `invalid` outcome.
             concurrency: The most stops at once, from 1 to the session's `max_connections`, which is
                 the default.
             deadline: Seconds after which the run is aborted, above 0; None sets no deadline.
@@ -447,9 +447,8 @@ class BctrlSession:
                 status that is not final, until it no longer runs or is `not_found`: at least once,
                 and for 30 s after its stop was answered or given up, also in an outage. A number,
                 above 0, replaces the 30 s, and bounds each poll (if above 5); False polls none.
-                `StopOutcome.state` is `unconfirmed` or `still_running` if the polls settled
-                nothing. Polls have the lowest priority; up to a thousand runtimes are polled beside
-                the stops.
+                `StopOutcome.running` is True or None if the polls settled nothing. Polls have the
+                lowest priority; up to a thousand runtimes are polled beside the stops.
             missing_ok: Count a runtime that is `not_found` as no longer running. By default it is a
                 failure, because every target of a mistyped workspace is `not_found`.
 

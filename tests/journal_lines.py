@@ -40,26 +40,26 @@ def sealed(record: Record) -> bytes:
     return seal(json.dumps(record, separators=(",", ":")).encode()[:-1])
 
 
-def header_line(base_url: str, started: datetime, version: int = 3) -> bytes:
+def header_line(base_url: str, started: datetime, version: int = 4) -> bytes:
     """Return the header of a journal."""
     known = {"journal": "bctrl_async", "version": version, "base_url": base_url}
     return sealed(known | {"started": started.isoformat()})
 
 
 def entry_line(
-    target: tuple[str, str], at: datetime, state: str = "not_running", **fields: object
+    target: tuple[str, str], at: datetime, *, running: bool | None = False, **fields: object
 ) -> bytes:
     """Return the line of an outcome."""
     workspace_id, alias = target
-    ok = state == "not_running"
+    ok = running is False
     entry: Record = {
         "index": 0,
         "workspace_id": workspace_id,
         "alias": alias,
         "result": "stopped" if ok else "rejected",
-        "state": state,
         "at": at.isoformat(),
         "ok": ok,
+        "running": running,
     }
     if not ok:
         entry["error"] = {"type": "BctrlError", "message": "it may run"}

@@ -164,7 +164,7 @@ async def test_the_events_of_a_call(
 @pytest.mark.parametrize(
     ("alias", "result", "attempts"),
     [
-        ("..", StopResult.REJECTED, 0),
+        ("..", StopResult.INVALID, 0),
         ("missing", StopResult.NOT_FOUND, 1),
         # It no longer runs, which is no error of its outcome.
         ("done", StopResult.ALREADY_STOPPED, 1),
@@ -344,7 +344,7 @@ async def test_an_error_of_an_observer_is_logged_and_changes_nothing(
         emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE, Fault.ACCEPTED)
         report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", ".."), ("ws-1", "no")])
 
-    assert report.counts == {"stopped": 1, "rejected": 1, "not_found": 1}
+    assert report.counts == {"stopped": 1, "invalid": 1, "not_found": 1}
     levels = {record.levelname for record in caplog.records if record.levelname != "INFO"}
     assert levels == ({"ERROR"} if isinstance(observer, Faulty) else set())
     assert "emulator-key" not in caplog.text

@@ -284,7 +284,7 @@ class TestBulk:
             "bctrl.total": 3,
             "bctrl.count.stopped": 1,
             "bctrl.count.not_found": 1,
-            "bctrl.count.rejected": 1,
+            "bctrl.count.invalid": 1,
             "bctrl.retries": 2,
             "bctrl.throttled": 1,
             "bctrl.resumed": 0,
@@ -293,8 +293,20 @@ class TestBulk:
         assert first.status.description == "not all stops succeeded"
         assert attributes(second).items() >= {"bctrl.resumed": 1, "bctrl.throttled": 0}.items()
         # The first run has counted what the journal has.
-        counted = {"stopped": 1, "not_found": 2, "rejected": 2}
+        counted = {"stopped": 1, "not_found": 2, "invalid": 2}
         assert traced.counts("bctrl.stop.outcomes", "bctrl.result") == counted
+
+    @pytest.mark.parametrize(
+        ("fault", "running"),
+        [(None, False), (Fault.ACCEPTED, True), (Fault.MALFORMED_JSON, None)],
+    )
+    async def test_the_span_of_a_stop_has_whether_it_runs_unless_nobody_knows(
+        self, traced: Traced, fault: Fault | None, *, running: bool | None
+    ) -> None:
+        traced.emulator.inject(fault)
+        await traced.session.stop_runtimes([("ws-1", "crm")], verify=False)
+        [span] = traced.spans(traced.spans()[0])
+        assert attributes(span).get("bctrl.running") is running
 
     async def test_a_canary_is_its_child(self, traced: Traced) -> None:
         traced.emulator.inject(Fault.DROP_BEFORE)

@@ -25,12 +25,11 @@ from bctrl_async.errors import (
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import (
     OutcomeRecord,
-    RuntimeState,
     StopOutcome,
     StopResult,
     outcome_of,
     result_of,
-    state_of,
+    running_of,
 )
 
 NOT_ACTIVE = "runtime.not_active"
@@ -52,7 +51,7 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
             "then not found", status=404, code="workspace.not_found", may_have_stopped=True
         ),
     ],
-    # The server's last word was no, or the target is invalid.
+    # The server's last word was no.
     StopResult.REJECTED: [
         BctrlNotFoundError("404 for a path", status=404, code="route.not_found", body="{}"),
         BctrlNotFoundError("404 as a page", status=404, body="<html>"),
@@ -60,8 +59,10 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
         BctrlApiError("not active, but no conflict", status=410, code=NOT_ACTIVE),
         BctrlServerError("503 after all patience", status=503),
         BctrlResponseError("307", status=307),
-        BctrlConfigError("the alias is empty", reason_class="invalid_input"),
+        # A target that only the server finds invalid may run.
+        BctrlValidationError("400", status=400, reason_class="invalid_input"),
     ],
+    StopResult.INVALID: [BctrlConfigError("the alias is empty", reason_class="invalid_input")],
     # The request never reached the server.
     StopResult.NOT_SENT: [
         BctrlConfigError("the session is closed"),
@@ -96,36 +97,27 @@ def test_the_results_are_exactly_those_of_the_design() -> None:
     assert str({StopResult.STOPPED: 3}) == "{'stopped': 3}"
 
 
-INVALID = BctrlConfigError("invalid", reason_class="invalid_input")
-
-
 @pytest.mark.parametrize(
-    ("result", "status", "error", "state"),
+    ("result", "status", "running"),
     [
-        ("stopped", "stopped", None, "not_running"),
-        ("stopped", None, None, "not_running"),  # From a journal.
-        ("already_stopped", None, None, "not_running"),
-        ("accepted", "failed", None, "not_running"),
-        ("accepted", "active", None, "still_running"),
-        ("accepted", "paused", None, "unconfirmed"),
-        ("unknown", None, None, "unconfirmed"),
-        ("rejected", "active", None, "still_running"),
-        ("rejected", None, INVALID, "invalid"),
-        ("rejected", "active", INVALID, "still_running"),
-        # A target that only the server finds invalid may run.
-        (
-            "rejected",
-            None,
-            BctrlValidationError("400", reason_class="invalid_input"),
-            "unconfirmed",
-        ),
+        ("stopped", "stopped", False),
+        ("stopped", None, False),  # From a journal.
+        ("already_stopped", None, False),
+        ("accepted", "failed", False),
+        ("accepted", "active", True),
+        ("accepted", "paused", None),
+        ("unknown", None, None),
+        ("rejected", "active", True),
+        ("rejected", None, None),
+        ("invalid", None, None),
+        ("invalid", "active", True),
     ],
 )
-def test_a_result_a_status_and_an_error_decide_the_state(
-    result: str, status: str | None, error: BctrlError | None, state: str
+def test_a_result_and_a_status_decide_whether_the_runtime_is_running(
+    result: str, status: str | None, *, running: bool | None
 ) -> None:
     described = None if status is None else runtime(status)
-    assert state_of(StopResult(result), described, error) is RuntimeState(state)
+    assert running_of(StopResult(result), described) is running
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed", "active", "paused"])
@@ -170,7 +162,6 @@ def failed_with(error: BctrlError, **fields: Any) -> StopOutcome:  # noqa: ANN40
         index=3,
         target=RuntimeRef("ws", "crm"),
         result=StopResult.UNKNOWN,
-        state=RuntimeState.UNCONFIRMED,
         error=error,
         attempts=2,
         **fields,
@@ -197,7 +188,7 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
         "alias": "crm",
         "result": "unknown",
         "ok": False,
-        "state": "unconfirmed",
+        "running": None,
         "request_id": None,
         "at": "2026-11-26T02:30:00Z",
         "attempts": 2,

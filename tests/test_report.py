@@ -18,7 +18,6 @@ from bctrl_async import (
     RetryPolicy,
     Runtime,
     RuntimeRef,
-    RuntimeState,
     StopOutcome,
     StopReport,
     StopResult,
@@ -34,7 +33,6 @@ def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> St
             index=index,
             target=RuntimeRef("ws-1", str(index)),
             result=StopResult.UNKNOWN,
-            state=RuntimeState.UNCONFIRMED,
             error=error,
         )
         for index, error in enumerate(errors)
@@ -43,7 +41,8 @@ def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> St
         total=2 + len(failures),
         counts=Counter({StopResult.STOPPED: 2, StopResult.UNKNOWN: len(failures)}),
         failures=failures,
-        states=Counter({RuntimeState.NOT_RUNNING: 2, RuntimeState.UNCONFIRMED: len(failures)}),
+        running=0,
+        not_running=2,
         elapsed=1.23456789,
         resumed=0 if ended is None else 1000,
         ended_early=ended,
@@ -59,7 +58,9 @@ ENDED = BctrlError("the deadline of 3 s has passed")
     ("report", "text"),
     [
         (
-            StopReport(total=0, counts=Counter(), states=Counter(), failures=(), elapsed=0.0),
+            StopReport(
+                total=0, counts=Counter(), failures=(), running=0, not_running=0, elapsed=0.0
+            ),
             "0 of 0 no longer running after 0.00 s",
         ),
         (
@@ -112,12 +113,7 @@ def test_as_a_dict_it_has_its_counts_its_failures_and_its_end() -> None:
     assert (fields["ok"], fields["elapsed"]) == (False, 1.234568)
     counts = dict.fromkeys(StopResult, 0) | {StopResult.STOPPED: 2, StopResult.UNKNOWN: 1}
     assert fields["counts"] == {str(result): count for result, count in counts.items()}
-    assert fields["states"] == {
-        "not_running": 2,
-        "still_running": 0,
-        "unconfirmed": 1,
-        "invalid": 0,
-    }
+    assert (fields["running"], fields["not_running"]) == (0, 2)
     assert fields["failures"] == [report.failures[0].to_dict()]
     ended = {"type": "BctrlError", "message": ENDED.summary, "may_have_stopped": False}
     unset = dict.fromkeys(("advice", "status", "code", "request_id"))
@@ -136,7 +132,7 @@ class TestMissing:
 
         assert [(outcome.ok, outcome.error) for outcome in outcomes] == [(True, None)] * 2
         assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
-        assert report.states == {RuntimeState.NOT_RUNNING: 2}
+        assert (report.running, report.not_running) == (0, 2)
         assert report.ok
 
         report = await session.stop_runtimes([*targets, ("ws-1", "..")], missing_ok=True)

@@ -28,7 +28,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.bulk._verify import verify_for
-from bctrl_async.errors import BctrlError, format_duration, log_fields
+from bctrl_async.errors import BctrlError, BctrlResponseError, format_duration, log_fields
 from bctrl_async.journal import Journal, open_journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import Observer
@@ -351,9 +351,11 @@ class Engine(ABC):
         return target
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
-        rejected = outcome_of(
-            target, error.with_traceback(None), index=index, result=StopResult.REJECTED
-        )
+        result = StopResult.INVALID
+        if isinstance(error, BctrlResponseError):
+            # A listed runtime that cannot be read is a target, but what to do is not known.
+            result = StopResult.REJECTED
+        rejected = outcome_of(target, error.with_traceback(None), index=index, result=result)
         return self.ledger.record(self.source.with_listed(rejected))
 
     async def _deliver_from(self, worker: Worker, outcome: StopOutcome) -> None:

@@ -13,7 +13,7 @@ from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
-from bctrl_async.outcomes import OutcomeTally, RuntimeState, StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import OutcomeTally, StopOutcome, StopReport, StopResult
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
 _NOT_ENDED = BctrlError("the bulk stop has not ended")
@@ -44,7 +44,7 @@ class Ledger:
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
         """Record the outcome of a target, once, and return it as it is recorded."""
         if self._missing_ok and outcome.result is StopResult.NOT_FOUND:
-            outcome = msgspec.structs.replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)
+            outcome = msgspec.structs.replace(outcome, running=False, error=None)
         self.tally.add(outcome)
         if not outcome.resumed:
             if self.observer is not None:
@@ -75,7 +75,8 @@ class Ledger:
         return StopReport(
             total=read,
             counts=Counter(self.tally.counts),
-            states=Counter(self.tally.states),
+            running=self.tally.running,
+            not_running=sum(self.tally.counts.values()) - len(self.tally.failures),
             failures=tuple(self.tally.failures),
             elapsed=0.0 if began is None else (self.ended or time.monotonic()) - began,
             retries=self.tally.retries,

@@ -28,7 +28,7 @@ from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult, state_of
+from bctrl_async.outcomes import StopOutcome, StopResult, running_of
 
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
@@ -36,7 +36,7 @@ Targets = Iterable[Target] | AsyncIterable[Target]
 _PAIR = 2
 _SLOW = 0.005
 """Seconds in which a plain generator may yield its next item while the event loop waits."""
-_WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
+WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.INVALID, StopResult.NOT_SENT})
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
@@ -91,14 +91,14 @@ class Input:
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the runtime as listed, if no request can have changed it."""
-        if self.found is None or outcome.result not in _WITHOUT_EFFECT:
+        if self.found is None or outcome.result not in WITHOUT_EFFECT:
             return outcome
         runtime = self.found.running.get(outcome.target.alias)
         if runtime is None:
             return outcome
-        state = state_of(outcome.result, runtime, outcome.error)
+        running = running_of(outcome.result, runtime)
         # `at` is the time of the list, because another run may have stopped the runtime since.
-        return replace(outcome, runtime=runtime, state=state, at=self.found.at)
+        return replace(outcome, runtime=runtime, running=running, at=self.found.at)
 
     async def prepare(self, check: Callable[[FoundTargets], Awaitable[None]]) -> None:
         """Fetch the list of a workspace, if the input is a list, and check it, once.

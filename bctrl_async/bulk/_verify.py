@@ -8,13 +8,12 @@ from bctrl_async import _config
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime
 from bctrl_async.outcomes import (
-    RuntimeState,
     StopOutcome,
     StopResult,
     now,
     only_accepted,
     result_of,
-    state_of,
+    running_of,
 )
 
 _TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
@@ -47,25 +46,26 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
             if result is StopResult.UNKNOWN and ending is StopResult.ACCEPTED:
                 # Nobody accepted the stop, but another would find the runtime not running.
                 ending = StopResult.ALREADY_STOPPED
-            return _replace(outcome, ending, RuntimeState.NOT_RUNNING, polled, None)
+            return _replace(outcome, ending, polled, None, running=False)
         case Runtime():
             error = outcome.error
             if result is StopResult.ACCEPTED:
                 error = only_accepted(outcome.target, polled, outcome.attempts)
-            return _replace(outcome, result, state_of(result, polled, error), polled, error)
+            return _replace(outcome, result, polled, error, running=running_of(result, polled))
         case BctrlNotFoundError(names_runtime=True):
             if result is StopResult.ACCEPTED and outcome.runtime is not None:
-                return _replace(outcome, result, RuntimeState.NOT_RUNNING, None, None)
+                return _replace(outcome, result, None, None, running=False)
             polled.may_have_stopped = True
-            return _replace(outcome, StopResult.NOT_FOUND, RuntimeState.UNCONFIRMED, None, polled)
+            return _replace(outcome, StopResult.NOT_FOUND, None, polled, running=None)
     return outcome
 
 
 def _replace(
     outcome: StopOutcome,
     result: StopResult,
-    state: RuntimeState,
     runtime: Runtime | None,
     error: BctrlError | None,
+    *,
+    running: bool | None,
 ) -> StopOutcome:
-    return replace(outcome, result=result, state=state, runtime=runtime, error=error, at=now())
+    return replace(outcome, result=result, running=running, runtime=runtime, error=error, at=now())

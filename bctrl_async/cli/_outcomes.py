@@ -7,13 +7,14 @@ from typing import NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
+from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _output as out
 from bctrl_async.outcomes import ANSWERED
 
 _MAX_NAME = 100
 _MAX_NAMED = 3
 _RESULT_WIDTH = max(len(result) for result in StopResult)
+_RUNNING = {True: "still running", False: "not running", None: "unconfirmed"}
 _without_numbers = re.compile(r"\d+").sub
 
 
@@ -60,7 +61,7 @@ class OutcomePrinter:
 
     def _print_failure(self, outcome: StopOutcome) -> None:
         """Print a target that may run; only the first of a group gets advice."""
-        is_invalid = outcome.state is RuntimeState.INVALID
+        is_invalid = outcome.result is StopResult.INVALID
         reason = "" if is_invalid else _reason(outcome)
         key = outcome.result, _without_numbers("0", reason)
         targets = self._groups.setdefault(key, _Group(outcome.result, reason, [])).targets
@@ -136,7 +137,7 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
         if outcome.attempts > 1:
             facts.append(f"{outcome.attempts} attempts")
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
-        facts.append(f"status {out.escape(outcome.runtime.status)} ({outcome.state.text})")
+        facts.append(f"status {out.escape(outcome.runtime.status)} ({_RUNNING[outcome.running]})")
     if error is not None:
         # The default advice of an error's class assumes a failed stop; show it only then.
         advises = advises and (outcome.result not in ANSWERED or error.advice != type(error).advice)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from msgspec.structs import replace
 
-from bctrl_async import BctrlConfigError, RuntimeState, StopResult
+from bctrl_async import BctrlConfigError, StopResult
 from bctrl_async.cli import _options as opt
 from bctrl_async.cli import _output as out
 from bctrl_async.cli._lines import BadLine, LineParser
@@ -63,7 +63,7 @@ def report(
     for outcome in read_journals(journals, targets, max_age=journal_max_age):
         counts[outcome.result] += 1
         if ignore_not_found and outcome.result is StopResult.NOT_FOUND:
-            outcome = replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)  # noqa: PLW2901
+            outcome = replace(outcome, running=False, error=None)  # noqa: PLW2901
         done += outcome.ok
         printer.print(outcome)
     printer.finish()

@@ -265,7 +265,7 @@ def _dry_run(
             return await batch
 
     failures, output = asyncio.run(run()).failures, out.Output()
-    invalid = [each.error for each in failures if each.result is StopResult.REJECTED]
+    invalid = [each.error for each in failures if each.result is not StopResult.NOT_SENT]
     pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
     skipped = ""
     if journal is not None and journal.exists():

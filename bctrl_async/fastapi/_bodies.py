@@ -1,17 +1,15 @@
 """Runtimes, outcomes and reports as pydantic models, which take the Structs of a session."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import Annotated
 from uuid import UUID
 
 import msgspec
 from fastapi.encoders import ENCODERS_BY_TYPE
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 import bctrl_async
-from bctrl_async import BctrlError, RuntimeState, StopResult
+from bctrl_async import BctrlError, StopResult
 from bctrl_async.fastapi._problems import Body, CamelBody, Text, classify, explain, identifier
 from bctrl_async.outcomes import ErrorRecord, OutcomeRecord
 
@@ -26,11 +24,6 @@ def _safe_record(error: BctrlError) -> ErrorRecord:
         request_id=identifier(error.request_id),
         may_have_stopped=error.may_have_stopped,
     )
-
-
-def _complete(states: Mapping[RuntimeState, int]) -> Mapping[RuntimeState, int]:
-    """Return the number of each state, 0 if it is absent, so that a client finds every state."""
-    return dict.fromkeys(RuntimeState, 0) | dict(states)
 
 
 class RuntimeSummary(CamelBody):
@@ -93,7 +86,9 @@ class StopOutcome(Body):
     alias: Text = Field(description="The alias of the runtime as requested.")
     result: StopResult
     ok: bool = Field(description="True if the runtime no longer runs, by the API's own word.")
-    state: RuntimeState
+    running: bool | None = Field(
+        description="Whether the runtime runs, by the API's own word; null if nobody knows."
+    )
     at: datetime = Field(description="The time at which the outcome became known.")
     attempts: int = Field(description="The number of requests started; some may not have arrived.")
     elapsed: float = Field(description="Seconds from reading the target.")
@@ -122,9 +117,8 @@ class StopReport(Body):
     total: int = Field(description="The number of targets read.")
     ok: bool = Field(description="True if all targets were read, and every outcome is ok.")
     counts: dict[StopResult, int] = Field(description="The number of outcomes for each result.")
-    states: Annotated[dict[RuntimeState, int], BeforeValidator(_complete)] = Field(
-        description="The number of runtimes by state; the numbers add up to `total`."
-    )
+    running: int = Field(description="The number of runtimes that run, by the API's own word.")
+    not_running: int = Field(description="The number of runtimes that no longer run.")
     failures: list[StopOutcome] = Field(
         description="The outcomes that are not ok, in order of completion."
     )

@@ -197,19 +197,9 @@ class StopResult(StrEnum):
     ALREADY_STOPPED = 'already_stopped'
     NOT_FOUND = 'not_found'
     REJECTED = 'rejected'
+    INVALID = 'invalid'
     NOT_SENT = 'not_sent'
     UNKNOWN = 'unknown'
-
-# bctrl_async.RuntimeState, in bctrl_async/outcomes.py
-class RuntimeState(StrEnum):
-    """The state of a runtime when its outcome was recorded, by the server's own word."""
-    NOT_RUNNING = 'not_running'
-    STILL_RUNNING = 'still_running'
-    UNCONFIRMED = 'unconfirmed'
-    INVALID = 'invalid'
-    @property
-    def text(self) -> str:
-        """The state in words, such as `still running`."""
 
 # bctrl_async.StopOutcome, in bctrl_async/outcomes.py
 class StopOutcome(msgspec.Struct):
@@ -220,8 +210,8 @@ class StopOutcome(msgspec.Struct):
     """The runtime to stop."""
     result: StopResult
     """What the server said to the stop."""
-    state: RuntimeState
-    """Whether the runtime runs, by the server's own word."""
+    running: bool | None = None
+    """True if the runtime runs, False if it no longer runs, by the server's own word; None where nobody knows."""
     runtime: Runtime | None = None
     """The runtime as last described by the server, in the answer, in a poll, or in the list of `stop_workspace` if no request can have stopped it since; else None."""
     error: BctrlError | None = None
@@ -249,8 +239,10 @@ class StopReport(msgspec.Struct):
     """The number of targets read; the counts add up to it."""
     counts: Counter[StopResult]
     """The number of outcomes for each result; 0 for a result that did not occur."""
-    states: Counter[RuntimeState]
-    """The number of runtimes by state; the numbers add up to `total`."""
+    running: int
+    """The number of runtimes that run, by the server's own word."""
+    not_running: int
+    """The number of runtimes that no longer run, by the server's own word."""
     failures: tuple[StopOutcome, ...]
     """The outcomes that are not `ok`, in order of completion."""
     elapsed: float

@@ -75,7 +75,7 @@ class TestAwaited:
             ("accepted", 1),
             ("stopped", 1),
             ("not_found", 1),
-            ("rejected", 0),
+            ("invalid", 0),
             ("already_stopped", 1),
         ]
 

@@ -15,13 +15,12 @@ from bctrl_async.bulk._cancel import RunState
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input
-from bctrl_async.outcomes import RuntimeState
 
 OK = StopOutcome(
     index=0,
     target=RuntimeRef("ws-1", "crm"),
     result=StopResult.STOPPED,
-    state=RuntimeState.NOT_RUNNING,
+    running=False,
 )
 
 

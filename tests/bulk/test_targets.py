@@ -27,7 +27,7 @@ from bctrl_async.emulator import Emulator
 PAIRS = [("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")]
 REFS = [RuntimeRef(*pair) for pair in PAIRS]
 WORKSPACE = UUID("0190b5f0-0000-7000-8000-000000000001")
-STOPPED, REJECTED = StopResult.STOPPED, StopResult.REJECTED
+STOPPED, INVALID = StopResult.STOPPED, StopResult.INVALID
 
 
 @pytest.fixture(autouse=True)
@@ -204,12 +204,12 @@ NO_TARGETS: list[tuple[object, RuntimeRef, str]] = [
 
 
 class TestInvalidTarget:
-    async def rejected(self, bulk: Bulk, item: object) -> tuple[StopOutcome, str]:
+    async def invalid(self, bulk: Bulk, item: object) -> tuple[StopOutcome, str]:
         """Stop two targets with an item between them; return its outcome and error."""
         first, outcome, last = await stop_all(bulk, untyped(("ws-1", "a"), item, ("ws-1", "b")))
         gc.collect()  # A crashed worker warns when it is collected, so collect it in this test.
 
-        assert (outcome.result, outcome.attempts, outcome.runtime) == (REJECTED, 0, None)
+        assert (outcome.result, outcome.attempts, outcome.runtime) == (INVALID, 0, None)
         assert type(outcome.error) is BctrlConfigError
         assert (first.result, last.result) == (STOPPED, STOPPED)
         assert bulk.emulator.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
@@ -218,10 +218,10 @@ class TestInvalidTarget:
     @pytest.mark.parametrize(
         ("item", "target", "text"), NO_TARGETS, ids=[each[2] for each in NO_TARGETS]
     )
-    async def test_it_is_rejected_and_the_others_are_stopped(
+    async def test_it_is_invalid_and_the_others_are_stopped(
         self, bulk: Bulk, item: object, target: RuntimeRef, text: str
     ) -> None:
-        outcome, error = await self.rejected(bulk, item)
+        outcome, error = await self.invalid(bulk, item)
 
         assert error.startswith(text)
         assert outcome.target == target
@@ -240,7 +240,7 @@ class TestInvalidTarget:
         ids=lambda item: type(item).__name__,
     )
     async def test_it_may_be_large_or_fail_when_it_is_read(self, bulk: Bulk, item: object) -> None:
-        outcome, error = await self.rejected(bulk, item)
+        outcome, error = await self.invalid(bulk, item)
 
         assert len(error) < 200
         assert len(str(outcome.target)) < 200

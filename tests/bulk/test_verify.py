@@ -35,7 +35,6 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
-    RuntimeState,
     StopOutcome,
     StopReport,
     StopResult,
@@ -46,8 +45,6 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
 NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
 ALREADY = StopResult.ALREADY_STOPPED
-NOT_RUNNING, UNCONFIRMED = RuntimeState.NOT_RUNNING, RuntimeState.UNCONFIRMED
-STILL_RUNNING = RuntimeState.STILL_RUNNING
 ACTIVE = runtime("active")
 OWN = "server.unavailable"
 """The code of the API's own 503; a gateway's has none."""
@@ -93,7 +90,7 @@ class Case:
     """A server, the outcome of each target, the seconds of the run, and the most polls of each."""
 
     server: Server
-    outcome: tuple[StopResult, RuntimeState]
+    outcome: tuple[StopResult, bool | None]
     seconds: tuple[float, float]
     polls: int = 20
     count: int = 1
@@ -101,8 +98,9 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-DONE, RUNS_ON = (STOPPED, NOT_RUNNING), (ACCEPTED, STILL_RUNNING)
-ENDED, IS_GONE, IN_DOUBT = (ACCEPTED, NOT_RUNNING), (NOT_FOUND, UNCONFIRMED), (UNKNOWN, UNCONFIRMED)
+# Each with whether the runtime is running.
+DONE, RUNS_ON = (STOPPED, False), (ACCEPTED, True)
+ENDED, IS_GONE, IN_DOUBT = (ACCEPTED, False), (NOT_FOUND, None), (UNKNOWN, None)
 FORBIDDEN = BctrlPermissionError("403", status=403)
 FOREIGN = BctrlNotFoundError("a proxy's 404", status=404)
 UNREADABLE = BctrlResponseError("not JSON", status=200)
@@ -125,10 +123,10 @@ CASES = {
     "polls are not JSON": Case(polled(UNREADABLE), RUNS_ON, (0, 1), 1),
     # No answer confirms the stop.
     "it is unknown, and runs": Case(
-        polled(ACTIVE, disconnected()), (UNKNOWN, STILL_RUNNING), (30, 40), options=TWICE
+        polled(ACTIVE, disconnected()), (UNKNOWN, True), (30, 40), options=TWICE
     ),
     "it is unknown, and fails in time": Case(
-        active_or_disconnected_until(20), (ALREADY, NOT_RUNNING), (20, 40), options=TWICE
+        active_or_disconnected_until(20), (ALREADY, False), (20, 40), options=TWICE
     ),
     "it is unknown, and polls fail": Case(
         polled(server_error(), disconnected()), IN_DOUBT, (30, 40), options=TWICE
@@ -155,15 +153,16 @@ def test_a_runtime_is_polled_until_it_ends_or_time_is_up_if(simulate: Simulate, 
     simulation = simulate(case.server)
     report = simulation.stop(case.count, verify=case.verify, **case.options)
 
-    result, state = case.outcome
+    result, is_running = case.outcome
     assert report.counts == {result: case.count}
-    assert report.states == {state: case.count}
+    assert report.running == (case.count if is_running else 0)
+    assert report.not_running == (case.count if is_running is False else 0)
     assert report.ended_early is None or "deadline" in case.options
     shortest, longest = case.seconds
     assert shortest <= simulation.seconds <= longest
     assert len(simulation.reads) <= case.polls * case.count
     for outcome in simulation.outcomes:
-        assert (outcome.error is None) is outcome.ok is (state is NOT_RUNNING)
+        assert (outcome.error is None) is outcome.ok is (is_running is False)
         assert outcome.runtime is None or outcome.runtime.status.is_final is outcome.ok
 
 

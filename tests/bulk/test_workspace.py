@@ -21,7 +21,6 @@ from bctrl_async import (
     RetryPolicy,
     Runtime,
     RuntimeFilter,
-    RuntimeState,
     StopOutcome,
     StopResult,
 )
@@ -30,7 +29,6 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 STOPPED, NOT_FOUND, NOT_SENT = StopResult.STOPPED, StopResult.NOT_FOUND, StopResult.NOT_SENT
 REJECTED, UNKNOWN, ACCEPTED = StopResult.REJECTED, StopResult.UNKNOWN, StopResult.ACCEPTED
 Where = Callable[[Runtime], object]
-STILL_RUNNING, UNCONFIRMED = RuntimeState.STILL_RUNNING, RuntimeState.UNCONFIRMED
 
 
 @pytest.fixture(autouse=True)
@@ -186,20 +184,20 @@ class TestUnreadable:
 
 
 class TestListedRuntime:
-    FAILURES: ClassVar[dict[str, tuple[str, Fault | Reply, StopResult, RuntimeState]]] = {
-        "is forbidden": ("crm", Reply(403), REJECTED, STILL_RUNNING),
-        "is forbidden, but it had ended": ("done", Reply(403), REJECTED, UNCONFIRMED),
+    FAILURES: ClassVar[dict[str, tuple[str, Fault | Reply, StopResult, bool | None]]] = {
+        "is forbidden": ("crm", Reply(403), REJECTED, True),
+        "is forbidden, but it had ended": ("done", Reply(403), REJECTED, None),
         # Each of these requests may have stopped it since the list, or says more than the list.
-        "fails": ("crm", Fault.SERVER_ERROR, UNKNOWN, UNCONFIRMED),
-        "is not confirmed": ("crm", Reply(200, body={}), ACCEPTED, UNCONFIRMED),
-        "is too late": ("crm", Reply(404, code="runtime.not_found"), NOT_FOUND, UNCONFIRMED),
+        "fails": ("crm", Fault.SERVER_ERROR, UNKNOWN, None),
+        "is not confirmed": ("crm", Reply(200, body={}), ACCEPTED, None),
+        "is too late": ("crm", Reply(404, code="runtime.not_found"), NOT_FOUND, None),
     }
 
     @pytest.mark.parametrize("case", FAILURES)
     async def test_it_still_runs_only_if_its_stop_had_no_effect_for_certain(
         self, emulator: Emulator, connect: Connect, case: str
     ) -> None:
-        alias, reply, result, state = self.FAILURES[case]
+        alias, reply, result, is_running = self.FAILURES[case]
         emulator.inject(reply, alias=alias)
         emulator.inject(Reply(403), alias=alias, method="GET")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
@@ -207,8 +205,8 @@ class TestListedRuntime:
             report = await session.stop_workspace("ws-1", where=lambda each: each.alias == alias)
 
         [failure] = report.failures
-        assert (failure.result, failure.state) == (result, state)
-        assert failure.runtime == (listed if state is STILL_RUNNING else None)
+        assert (failure.result, failure.running) == (result, is_running)
+        assert failure.runtime == (listed if is_running else None)
 
     async def test_what_was_not_sent_is_as_listed(self, bulk: Bulk) -> None:
         stopped: list[datetime] = []
@@ -221,7 +219,7 @@ class TestListedRuntime:
         batch = bulk.session.stop_workspace("ws-1", concurrency=1, on_outcome=stop_reading)
         report = await batch
 
-        assert report.states == {RuntimeState.NOT_RUNNING: 1, STILL_RUNNING: 2}
+        assert (report.running, report.not_running) == (2, 1)
         assert [failure.result for failure in report.failures] == [NOT_SENT] * 2
         # They were listed before anything was stopped.
         assert all(failure.at < min(stopped) for failure in report.failures)
@@ -241,7 +239,7 @@ class TestListedRuntime:
             report = await session.stop_workspace("ws-1")
 
         [failure] = report.failures
-        assert failure.state is STILL_RUNNING
+        assert failure.running is True
         assert failure.at >= answered[0]
 
     @pytest.mark.parametrize("order", [1, -1])

@@ -56,7 +56,7 @@ async def test_a_dry_run_only_reads(command: Command, torn: bytes, *, has_entry:
 def write_journal() -> None:
     """Write the journal of a run in which `a` was stopped and `b` not answered."""
     error = {"type": "BctrlTimeoutError", "message": "no answer"}
-    unknown = entry_line(("ws", "b"), NOW, "unconfirmed", result="unknown", error=error)
+    unknown = entry_line(("ws", "b"), NOW, running=None, result="unknown", error=error)
     save(
         JOURNAL,
         header_line("https://api.test/v1", NOW) + entry_line(("ws", "a"), NOW) + unknown,

@@ -97,7 +97,7 @@ def write_files(emulator: Emulator) -> None:
     old = now - timedelta(days=2)
     header = header_line(f"{emulator.url}/v1", now)
     lost = {"type": "BctrlTimeoutError", "message": "no answer"}
-    unknown = entry_line(("night", "b"), now, "unconfirmed", result="unknown", error=lost)
+    unknown = entry_line(("night", "b"), now, running=None, result="unknown", error=lost)
     for name, content in {
         "old.jsonl": header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old),
         "other.jsonl": header_line("https://other.test/v1", old),

@@ -37,11 +37,11 @@ async def test_json_is_an_object_for_each_alias_in_ascii(command: Command) -> No
     assert [tuple(outcome[name] for name in names) for outcome in found] == [
         ("é", "stopped", True, 2, command.api.runtimes["ws", "é"]),
         ("nobody", "not_found", True, 1, None),
-        ("..", "rejected", False, 0, None),
-        ("a?", "rejected", False, 0, None),
+        ("..", "invalid", False, 0, None),
+        ("a?", "invalid", False, 0, None),
     ]
     assert [outcome["error"] is None for outcome in found] == [True, True, False, False]
-    assert (code, err.startswith("2 of 4 no longer running, 2 invalid after ")) == (1, True)
+    assert (code, err.startswith("2 of 4 no longer running, 2 unconfirmed after ")) == (1, True)
 
 
 async def test_a_long_line_wraps_between_words_on_a_terminal(command: Command) -> None:

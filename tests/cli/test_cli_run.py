@@ -88,7 +88,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(command: Comman
         args = ("stop", "--from", "-")
         process, terminal = await start_on_terminal(*args, streams=("stderr",), **files)
     write(process, "ws,a\nws,..\n")
-    await terminal.until_drawn(r"(.*\n)*0 in flight\n1 stopped, 1 rejected")
+    await terminal.until_drawn(r"(.*\n)*0 in flight\n1 stopped, 1 invalid")
     assert "━" not in terminal.text
     assert process.stdin is not None
     process.stdin.close()
@@ -97,7 +97,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(command: Comman
     assert (await finish(process))[0] == 1
     line, account = results.read_text().splitlines()
     assert line.startswith("ws ..  ")
-    assert account.startswith("1 of 2 no longer running, 1 invalid after ")
+    assert account.startswith("1 of 2 no longer running, 1 unconfirmed after ")
 
 
 async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -> None:

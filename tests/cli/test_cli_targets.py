@@ -132,7 +132,7 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(command: Co
     text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
     code, out, err = await stop_piped(text, "--ignore-not-found", "-o", "json")
     assert f"""{READ_ERROR}'ws,"open' on line 121 is not a target: {BAD_QUOTES}\n""" in err
-    assert "100 of 120 no longer running, 20 invalid after " in err
+    assert "100 of 120 no longer running, 20 unconfirmed after " in err
     assert "; the input was not read to its end\n" in err
     assert (code, len(outcomes_of(out))) == (1, 120)
     assert {alias for _, alias in command.api.received} == {f"x{number}" for number in range(100)}

@@ -168,7 +168,7 @@ class TestInProcess:
         await work(stops)
         done = await client.show(location)
         assert (done["state"], done["total"]) == ("completed", 53)
-        assert done["counts"] == {"stopped": 50, "not_found": 1, "rejected": 2}
+        assert done["counts"] == {"stopped": 50, "not_found": 1, "invalid": 2}
         assert done["report"]["counts"] == done["counts"]
         assert {failure["alias"] for failure in done["report"]["failures"]} == {"gone", "..", "?"}
         # Another run would not help the failures.

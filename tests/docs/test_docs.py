@@ -24,7 +24,7 @@ import pytest
 from helpers import BOUND
 from warm_server import program
 
-from bctrl_async import BctrlSession
+from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Reply
 from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
@@ -181,10 +181,15 @@ async def test_each_line_that_replaces_another_runs(
             namespace: dict[str, object] = {
                 "BctrlSession": BctrlSession,
                 "Reply": Reply,
+                "StopResult": StopResult,
                 "aiohttp": aiohttp,
                 "emulator": bctrl_emulator,
                 "gzip": gzip,
                 "key": "once-7",
+                "outcome": StopOutcome(
+                    index=0, target=RuntimeRef("demo", "crm"), result=StopResult.STOPPED
+                ),
+                "report": await session.stop_runtimes([]),
                 "session": session,
                 "trace": aiohttp.TraceConfig(),
             }

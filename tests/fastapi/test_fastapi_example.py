@@ -84,14 +84,14 @@ class TestRuns:
         document = example.app.openapi()
         schema = {"$ref": "#/components/schemas/Progress", "components": document["components"]}
         Draft202012Validator(schema).validate(progress)
-        assert progress["counts"] == {"stopped": 10, "not_found": 1, "rejected": 1}
+        assert progress["counts"] == {"stopped": 10, "not_found": 1, "invalid": 1}
         assert progress["total"] == progress["report"]["total"] == len(targets)
         assert {each["alias"] for each in progress["report"]["failures"]} == {"..", "gone"}
 
     def test_the_report_is_limited_to_the_first_failures(self, client: TestClient) -> None:
         run = client.post("/runs", json=[("ws-1", "..")] * 1001).json()
         report = ended(client, run)["report"]
-        assert (report["counts"], len(report["failures"])) == ({"rejected": 1001}, 1000)
+        assert (report["counts"], len(report["failures"])) == ({"invalid": 1001}, 1000)
 
     def test_a_report_is_not_kept_for_long(
         self, client: TestClient, example: ModuleType, monkeypatch: Patch
@@ -312,7 +312,7 @@ class TestPage:
         slow.release("ws-1", *aliases)
         await tab.wait_for(HAS_REPORT)
         said = await tab.run(STATE)
-        assert said.startswith("300 not_running, 1 unconfirmed after ")
+        assert said.startswith("300 of 301 no longer running after ")
         assert said.endswith(": 300 stopped, 1 not_found.")
         assert (await tab.run(ROWS)).startswith("ws-1 r300: not_found. ")
         assert await tab.run("document.activeElement.id") == "state"

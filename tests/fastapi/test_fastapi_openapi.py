@@ -114,7 +114,7 @@ class TestComponents:
         assert "bctrl_async" not in json.dumps(document)
         components = document["components"]["schemas"]
         names = [
-            *("Problem", "Runtime", "RuntimeState", "RuntimeSummary"),
+            *("Problem", "Runtime", "RuntimeSummary"),
             *("StopError", "StopOutcome", "StopReport", "StopResult"),
         ]
         assert {name: component["title"] for name, component in components.items()} == {
@@ -244,9 +244,8 @@ class TestBodies:
         ]
         report = body["report"]
         assert sorted(report["failures"], key=lambda each: each["index"]) == [unknown, *others]
-        assert report["counts"] == {"stopped": 1, "unknown": 1, "not_found": 1, "rejected": 3}
-        states = {"not_running": 1, "still_running": 0, "unconfirmed": 2, "invalid": 3}
-        assert report["states"] == states
+        assert report["counts"] == {"stopped": 1, "unknown": 1, "not_found": 1, "invalid": 3}
+        assert (report["running"], report["not_running"]) == (0, 1)
         for text in streams:
             lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
             *data, runtime = map(json.loads, lines)

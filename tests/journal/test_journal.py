@@ -27,7 +27,6 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     RuntimeRef,
-    RuntimeState,
     StopBatch,
     StopOutcome,
     StopResult,
@@ -62,8 +61,8 @@ class Stops:
         entries = read_lines(self.path.read_bytes()).entries
         return [(each["alias"], each["result"]) for each in entries]
 
-    def states(self) -> dict[str, RuntimeState]:
-        return {each.target.alias: each.state for each in read_journals([self.path])}
+    def running(self) -> dict[str, bool | None]:
+        return {each.target.alias: each.running for each in read_journals([self.path])}
 
 
 @pytest.fixture
@@ -93,14 +92,14 @@ class TestFile:
         await stops.run([A, B, ("ws-1", "x y\u2028é"), ("ws-1", "..")], verify=False)
 
         header, found, _ = read_lines(stops.path.read_bytes())
-        assert (header["version"], header["base_url"]) == (3, f"{stops.emulator.url}/v1")
+        assert (header["version"], header["base_url"]) == (4, f"{stops.emulator.url}/v1")
         stopped, accepted, missing, invalid = sorted(found, key=lambda entry: entry["index"])
-        assert (stopped["alias"], stopped["ok"], stopped["state"]) == ("a", True, "not_running")
+        assert (stopped["alias"], stopped["ok"], stopped["running"]) == ("a", True, False)
         assert "runtime" not in stopped
         assert accepted["runtime"]["status"] == "active"
         assert accepted["error"]["type"] == "BctrlError"
         assert (missing["alias"], missing["result"]) == ("x y\u2028é", "not_found")
-        assert (invalid["alias"], invalid["result"]) == ("..", "rejected")
+        assert (invalid["alias"], invalid["result"]) == ("..", "invalid")
 
     async def test_an_outcome_is_written_before_it_is_delivered(self, stops: Stops) -> None:
         written: list[bool] = []
@@ -121,10 +120,10 @@ class TestFile:
         await stops.run([A, ("ws-1", "é" * 100_000)], verify=False)
 
         assert max(map(len, stops.path.read_bytes().splitlines())) < 6_000
-        assert stops.states() == {
-            "a": RuntimeState.STILL_RUNNING,
+        assert stops.running() == {
+            "a": True,
             # The shortened name is too long for that of a runtime.
-            f"{'é' * 1000}…": RuntimeState.INVALID,
+            f"{'é' * 1000}…": None,
         }
 
     async def test_leaving_the_block_while_it_is_closed_is_no_early_end(self, stops: Stops) -> None:
@@ -180,7 +179,7 @@ class TestResume:
         second = await stops.run([A, B, C, LATE])
 
         assert (second.counts, second.resumed) == ({STOPPED: 4}, 0)
-        assert set(stops.states().values()) == {RuntimeState.NOT_RUNNING}
+        assert set(stops.running().values()) == {False}
 
     async def test_an_input_that_raises_leaves_its_outcomes_and_no_lock(self, stops: Stops) -> None:
         def broken() -> Iterator[RuntimeRef]:
@@ -242,7 +241,7 @@ class TestList:
             stops.emulator.add_runtime(*target)
 
         assert (await stops.run_workspace(where=lambda each: each.alias == "b")).ok
-        assert stops.states() == {"a": RuntimeState.STILL_RUNNING, "b": RuntimeState.NOT_RUNNING}
+        assert stops.running() == {"a": True, "b": False}
         report = await stops.run([A, B])
 
         assert (report.ok, report.resumed) == (True, 1)
@@ -293,7 +292,7 @@ class TestList:
             await batch
 
         assert batch.report.ended_early is not None
-        assert set(stops.states().values()) == {RuntimeState.STILL_RUNNING}
+        assert set(stops.running().values()) == {True}
         assert (await stops.run(targets)).resumed == 0
 
     async def test_nothing_is_sent_before_all_of_it_is_corrected(self, stops: Stops) -> None:
@@ -326,8 +325,8 @@ class TestList:
 
         # It is flushed at the end of the run as well.
         assert flushed == [0, 1]
-        assert (unreadable.target, unreadable.state) == (A, RuntimeState.UNCONFIRMED)
-        assert (listed_again.target, listed_again.state) == (B, RuntimeState.STILL_RUNNING)
+        assert (unreadable.target, unreadable.running) == (A, None)
+        assert (listed_again.target, listed_again.running) == (B, True)
         assert "the workspace was listed, and it runs" in str(listed_again.error)
 
     @pytest.mark.parametrize("is_missing", [False, True])
@@ -343,7 +342,7 @@ class TestList:
 
         killed = await self.killed_at_the_first_stop(stops)
 
-        assert [each.state for each in killed] == [RuntimeState.STILL_RUNNING]
+        assert [each.running for each in killed] == [True]
 
 
 class TestOpening:
@@ -446,7 +445,7 @@ class TestOfTheCaller:
     ) -> None:
         elsewhere = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
         assert (await stops.session.stop_runtimes([A], journal=journal)).ok
-        journal.write(replace(elsewhere, target=B, state=RuntimeState.NOT_RUNNING, error=None))
+        journal.write(replace(elsewhere, target=B, running=False, error=None))
         journal.write(replace(elsewhere, target=C))
 
         report = await stops.session.stop_runtimes([A, B, C], journal=journal)
@@ -465,7 +464,7 @@ class TestOfTheCaller:
 
         await stops.session.stop_workspace("ws-1", where=lambda _: False, journal=journal)
 
-        assert stops.states() == {"a": RuntimeState.STILL_RUNNING}
+        assert stops.running() == {"a": True}
 
     async def test_a_journal_of_another_server_is_refused(self, stops: Stops) -> None:
         stops.patch.setenv("BCTRL_BASE_URL", "http://127.0.0.1:1/v1/")
@@ -570,7 +569,7 @@ class TestOfTheCaller:
             patch.setattr(os, "write", write_half)
             await asyncio.gather(*(asyncio.to_thread(write_some, thread) for thread in range(4)))
 
-        assert len(stops.states()) == 40
+        assert len(stops.running()) == 40
 
 
 class TestFullDisk:
@@ -589,7 +588,7 @@ class TestFullDisk:
         # An input without a length is read no more.
         assert first.total == 40 - len(list(left))
         assert sorted(each.index for each in delivered) == list(range(first.total))
-        sent, kept = stops.emulator.received.total(), stops.states()
+        sent, kept = stops.emulator.received.total(), stops.running()
         assert first.counts == Counter({STOPPED: sent, NOT_SENT: first.total - sent})
         assert [each.result for each in first.failures] == [NOT_SENT] * (first.total - sent)
         assert sent == sum(stops.emulator.status(*target) == "stopped" for target in MANY)

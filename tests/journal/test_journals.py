@@ -18,7 +18,6 @@ from bctrl_async import (
     BctrlError,
     Runtime,
     RuntimeRef,
-    RuntimeState,
     StopOutcome,
     StopResult,
 )
@@ -26,7 +25,7 @@ from bctrl_async.journal import Journal, read_journals
 
 SERVER = "https://api.test/v1"
 NOW = datetime.now(UTC)
-DONE, RUNS = "not_running", "still_running"
+DONE, RUNS = False, True
 
 
 @pytest.fixture
@@ -34,13 +33,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "1"
 
 
-def header(base_url: str = SERVER, hours: float = 0.0, version: int = 3) -> bytes:
+def header(base_url: str = SERVER, hours: float = 0.0, version: int = 4) -> bytes:
     """Return the header of a journal that was started so many hours ago."""
     return header_line(base_url, NOW - timedelta(hours=hours), version)
 
 
-def entry(alias: str, state: str = DONE, *, minute: float = 0.0, **fields: object) -> bytes:
-    return entry_line(("ws-1", alias), NOW + timedelta(minutes=minute), state, **fields)
+def entry(
+    alias: str,
+    running: bool | None = DONE,  # noqa: FBT001 - it has a name, DONE or RUNS.
+    *,
+    minute: float = 0.0,
+    **fields: object,
+) -> bytes:
+    at = NOW + timedelta(minutes=minute)
+    return entry_line(("ws-1", alias), at, running=running, **fields)
 
 
 def write(path: Path, *lines: bytes, first: bytes = header()) -> Path:
@@ -48,8 +54,8 @@ def write(path: Path, *lines: bytes, first: bytes = header()) -> Path:
     return path
 
 
-def states(outcomes: Iterable[StopOutcome]) -> dict[str, str]:
-    return {each.target.alias: each.state.value for each in outcomes}
+def running(outcomes: Iterable[StopOutcome]) -> dict[str, bool | None]:
+    return {each.target.alias: each.running for each in outcomes}
 
 
 class TestList:
@@ -61,12 +67,10 @@ class TestList:
         targets = [("ws-1", "b"), RuntimeRef("ws-1", "a"), of_list]
         outcomes = list(read_journals([path], targets))
 
-        assert [
-            (each.index, each.target, each.state.value, each.attempts) for each in outcomes
-        ] == [
+        assert [(each.index, each.target, each.running, each.attempts) for each in outcomes] == [
             (0, ("ws-1", "b"), RUNS, 3),
             (1, ("ws-1", "a"), DONE, 0),
-            (2, (str(UUID(int=7)), "b"), "unconfirmed", 0),
+            (2, (str(UUID(int=7)), "b"), None, 0),
         ]
         assert not any(each.resumed for each in outcomes)
 
@@ -113,37 +117,37 @@ class TestLatest:
         ],
     )
     def test_the_latest_of_several_files_counts(
-        self, path: Path, done: float, runs: float, latest: str
+        self, path: Path, done: float, runs: float, *, latest: bool
     ) -> None:
         write(path, entry("a", minute=done))
         paths = [path, write(path.with_name("2"), entry("a", RUNS, minute=runs))]
-        assert states(read_journals(paths)) == {"a": latest}
-        assert states(read_journals(paths[::-1])) == {"a": latest}
+        assert running(read_journals(paths)) == {"a": latest}
+        assert running(read_journals(paths[::-1])) == {"a": latest}
 
     def test_the_last_of_one_file_counts_whatever_the_clock_says(self, path: Path) -> None:
         write(path, entry("a", minute=5), entry("a", RUNS, minute=1))
-        assert states(read_journals([path])) == {"a": RUNS}
+        assert running(read_journals([path])) == {"a": RUNS}
         journal = Journal(path, base_url=SERVER)
         assert journal.done(RuntimeRef("ws-1", "a")) is None
         journal.close()
 
-    @pytest.mark.parametrize("state", [DONE, RUNS])
-    def test_an_entry_of_the_future_is_not_believed(self, path: Path, state: str) -> None:
+    @pytest.mark.parametrize("is_running", [DONE, RUNS])
+    def test_an_entry_of_the_future_is_not_believed(self, path: Path, *, is_running: bool) -> None:
         """Fault: `report` said "1 of 1 done" by a clock that was days ahead."""
-        write(path, entry("a", state, minute=60), entry("b"))
+        write(path, entry("a", is_running, minute=60), entry("b"))
         paths = [path, write(path.with_name("2"), entry("a", RUNS))]
         with pytest.raises(
             BctrlConfigError, match=r"/1' .* its entry at byte .* is dated in the future"
         ):
             list(read_journals(paths, [("ws-1", "a")]))
-        assert states(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
+        assert running(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
         journal = Journal(path, base_url=SERVER)
         assert journal.done(RuntimeRef("ws-1", "a")) is None
         assert journal.done(RuntimeRef("ws-1", "b")) is not None
         journal.write(next(read_journals([paths[1]])))
         journal.close()
         # The run that sends the target again mends the file.
-        assert states(read_journals(paths)) == {"a": RUNS, "b": DONE}
+        assert running(read_journals(paths)) == {"a": RUNS, "b": DONE}
 
 
 def test_an_error_of_a_later_version_is_still_an_error(path: Path) -> None:
@@ -156,10 +160,35 @@ def test_an_error_of_a_later_version_is_still_an_error(path: Path) -> None:
 
 def test_an_item_that_was_not_a_target_is_invalid(path: Path) -> None:
     error = {"type": "BctrlConfigError", "message": "invalid target 3"}
-    [outcome] = read_journals([write(path, entry("3", "invalid", workspace_id="", error=error))])
+    line = entry("3", None, workspace_id="", error=error, result="invalid")
+    [outcome] = read_journals([write(path, line)])
 
-    assert (outcome.target, outcome.state) == (("", "3"), RuntimeState.INVALID)
+    assert (outcome.target, outcome.result) == (("", "3"), StopResult.INVALID)
     assert str(outcome.error) == "invalid target 3"
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "is_running"),
+    [
+        ("not_running", "stopped", False),
+        ("still_running", "rejected", True),
+        ("unconfirmed", "rejected", None),
+        ("invalid", "invalid", None),
+    ],
+)
+def test_an_entry_of_version_3_has_a_state_that_says_whether_it_runs(
+    path: Path, state: str, result: str, *, is_running: bool | None
+) -> None:
+    was = "stopped" if state == "not_running" else "rejected"
+    line = entry("a", None, state=state, result=was, ok=state == "not_running")
+    [outcome] = read_journals([write(path, line, first=header(version=3))])
+
+    assert (outcome.result, outcome.running) == (result, is_running)
+    # A run that resumes it appends to it.
+    journal = Journal(path, base_url=SERVER)
+    journal.write(replace(outcome, target=RuntimeRef("ws-1", "b"), running=True))
+    journal.close()
+    assert running(read_journals([path])) == {"a": is_running, "b": True}
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
@@ -167,7 +196,7 @@ UNUSABLE = {
     "notes": (b"my notes", "it is not a journal"),
     "a list": (b"ws-1,a\n", "it is not a journal"),
     "other JSON": (b"{}\n", "it is not a journal"),
-    "a later version": (header(version=4), "another version wrote it"),
+    "a later version": (header(version=5), "another version wrote it"),
     "a changed entry": (header() + entry("a").replace(b"a", b"b", 1), "damaged at byte"),
     "a line between": (header() + b"\n" + entry("a"), "damaged at byte"),
     "a sealed line without a result": (
@@ -228,12 +257,12 @@ def test_a_file_that_is_changed_while_it_is_read_is_an_error(path: Path) -> None
 class TestCutShort:
     """Only the last line may be cut short, by a crash or because it is being written."""
 
-    @pytest.mark.parametrize("tail", [entry("b")[:end] for end in (1, 9, 99, -1)])
+    @pytest.mark.parametrize("end", [1, 9, 99, -1])
     @pytest.mark.parametrize("nul", [0, 1 << 20])
-    def test_a_last_line_cut_anywhere_is_left_out(self, path: Path, tail: bytes, nul: int) -> None:
+    def test_a_last_line_cut_anywhere_is_left_out(self, path: Path, end: int, nul: int) -> None:
         """After a power failure, there may be NUL where data was not written."""
-        write(path, entry("a"), tail, b"\0" * nul)
-        assert states(read_journals([path])) == {"a": DONE}
+        write(path, entry("a"), entry("b")[:end], b"\0" * nul)
+        assert running(read_journals([path])) == {"a": DONE}
         Journal(path, base_url=SERVER).close()
         assert path.read_bytes() == header() + entry("a")
 
@@ -242,7 +271,7 @@ class TestCutShort:
         write(path, first=header()[:end])
         assert list(read_journals([path])) == []
         Journal(path, base_url=SERVER).close()
-        assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":3')
+        assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":4')
 
     def test_a_journal_is_read_while_it_is_written(self, path: Path) -> None:
         write(path, entry("a"), entry("b")[:-1])
@@ -251,7 +280,7 @@ class TestCutShort:
             next(outcomes)
             file.write(b"\n" + entry("c"))
             assert list(outcomes) == []
-        assert states(read_journals([path])) == {"a": DONE, "b": DONE, "c": DONE}
+        assert running(read_journals([path])) == {"a": DONE, "b": DONE, "c": DONE}
 
 
 def test_no_flipped_bit_is_accepted_before_the_last_line(path: Path) -> None:

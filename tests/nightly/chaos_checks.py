@@ -97,7 +97,7 @@ def check_targets(
             by_target[target].append(entry)
             if (entry["workspace_id"], entry["alias"]) != target:
                 yield f"target {entry['index']} has the names of another one in the journal"
-        elif entry["result"] != StopResult.REJECTED:
+        elif entry["result"] != StopResult.INVALID:
             yield f"target {entry['index']} is {entry['result']}, but it is invalid"
     for target, group in by_target.items():
         rules = _contradictions(group, requests[target], before[target], emulator.status(*target))

@@ -80,7 +80,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
         item = run.items[index]
         if isinstance(item, tuple) and item in world.plan.status:
             results[item].append(outcome)
-        elif outcome[0] is not StopResult.REJECTED:
+        elif outcome[0] is not StopResult.INVALID:
             yield Problem("invalid target", f"item {index} is {outcome[0]}, but it is invalid")
     sent = posts(exchanges)
     for target, group in results.items():
