@@ -120,6 +120,9 @@ class Display:
     def _state_text(self) -> str:
         progress, retries = self._batch.progress, self._batch.retries
         parts = [f"{progress.in_flight} in flight"]
+        calls = self._session.stats.waiting
+        if progress.is_throttled and calls and not progress.in_flight:
+            parts = [f"{calls:,} waiting"]
         silence = self._silence()
         if silence >= _SILENT_AFTER and not progress.is_unanswered:
             parts.append(f"no answer for {format_duration(int(silence))}")

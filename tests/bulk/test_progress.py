@@ -198,3 +198,11 @@ def test_the_fullest_view_fits_eighty_columns(*, interrupted: bool) -> None:
     assert all(cell_len(line) <= 80 for line in lines)
     assert len(lines) <= 5
     assert all(f" {result}" in " ".join(lines) for result in StopResult)
+
+
+def test_a_run_whose_stops_are_all_throttled_shows_how_many_wait() -> None:
+    shown = Shown(Batch(100, progress=Progress(0, is_throttled=True)))
+    shown.stats.waiting = 60
+    shown.batch.counts[STOPPED] = 40
+
+    assert shown.display.line() == "40 of 100 done, 60 waiting, throttled by the server, 40 stopped"
