@@ -16,14 +16,23 @@ SEEDS = [*range(60), 16451, 17879, 19500, 31668, 89738]
 """The first, and some of eleven in 100,000 that failed: clusters of dead targets, probes that their
 callers cancel, and canaries that are never answered."""
 FOUND_BY = {
+    "admitted-too-late": 49,
     "another-runtime": 62,
+    "caught-up": 1073,
+    "costly-429": 42,
     "dead-target": 90,
     "dead-upstream": 1089,
     "foreign-4xx": 119,
-    "held-input": 519,
+    "gateway-retry-after": 1412,
+    "held-input": 337,
+    "held-workers": 15,
+    "limit-by-targets": 154,
     "locked": 146,
     "lost-slot": 291,
-    "lone-503": 726,
+    "lone-503": 2375,
+    "no-lane": 37,
+    "no-move": 258,
+    "one-tenant": 252,
     "own-work": 119,
 }
 """The first seeds that find rare faults. Others are tried if they no longer do."""

@@ -7,7 +7,9 @@ from collections import Counter, defaultdict
 
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._calls.retry import BULK_PATIENCE
+from sim.check_throttling import THROTTLING, check_throttling, waits_itself
 from sim.exchange import Exchange, Target
+from sim.loop import STALL
 from sim.plan import Ending, Kind, Plan
 from sim.records import REACTION, BulkRun, PlannedError
 from sim.rules import (
@@ -92,7 +94,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from _check_duration(world.plan, run)
     yield from _check_dead_targets(world.plan, run, run.report, exchanges)
     yield from _check_outage(world, run.report)
-    yield from _check_quota(world.plan, run)
+    yield from check_throttling(world.plan, run)
 
 
 def _check_raised(plan: Plan, run: BulkRun) -> Problems:
@@ -221,7 +223,7 @@ def _check_precision(
             expected = exact[run.before[target]]
             if run.items.count(target) == 1 and group[0][0] != expected:
                 yield Problem("calm", f"{name(target)} is {group[0][0]}, not {expected}")
-    if plan.climate.hazards & {"stray", "server"}:
+    if plan.climate.hazards & {"stray", "server", "starved"}:
         return
     for time, _, outcome in run.recorded:
         target = outcome.target[0], outcome.target[1]
@@ -249,10 +251,15 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     begun = {each.target for each in exchanges if each.step <= moment.step + REACTION}
     first = {each.target for each in exchanges if each.stops and each.target not in begun}
     # An attempt in flight may still be connecting.
-    if plan.ending is not Ending.KEY_REVOKED and len(first) > moment.in_flight:
+    is_known = plan.ending is not Ending.KEY_REVOKED
+    if plan.ending is Ending.DEADLINE and plan.stalls:
+        # It counts from when the journal is open, which a stall delays.
+        is_known = False
+    if is_known and len(first) > moment.in_flight:
         yield Problem("begun after the end", f"{len(first)} targets were first sent after the end")
     took = run.ended - moment.time
     slow = plan.reader_delay * (len(run.items) + 100) + plan.thread_delay * 2 + 0.2
+    slow += STALL * len(plan.stalls)
     slow += plan.twice_after if plan.ending is Ending.CTRL_C_TWICE else 0.0
     if plan.ending in _AT_ONCE and took > slow:
         yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}")
@@ -274,10 +281,10 @@ def _check_duration(plan: Plan, run: BulkRun) -> Problems:
         # While canaries are not answered either, a gateway's 503 costs the whole patience.
         busy = [target for target, fate in climate.poison.items() if fate == 503]
         longest += BULK_PATIENCE * -(-sum(map(run.items.count, busy)) // workers)
-    if climate.hazards & {"quota", "random"}:
+    if climate.hazards & THROTTLING:
         throttled = [target for target in plan.targets if target[0] == climate.quota]
         # The only worker of a slow input waits for each throttled stop.
-        rounds = sum(map(run.items.count, throttled)) if _waits_itself(plan) else 1
+        rounds = sum(map(run.items.count, throttled)) if waits_itself(plan) else 1
         longest += PATIENCE + 2 * BULK_PATIENCE * rounds
     took = run.ended - run.began
     if took > longest:
@@ -317,31 +324,6 @@ def _check_dead_targets(
     took_all = run.ended - run.began
     if not plan.is_paced and not plan.verify and took_all > bound:
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
-
-
-def _waits_itself(plan: Plan) -> bool:
-    """Return True if the only worker sends throttled stops before it waits for the input."""
-    workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
-    return workers == 1 and plan.input in {"async", "generator"}
-
-
-def _check_quota(plan: Plan, run: BulkRun) -> Problems:
-    """Check that throttled targets hold up no other, and that none is lost at random."""
-    climate = plan.climate
-    has_rule = climate.hazards in ({"quota"}, {"random"}) and not plan.is_paced
-    if not has_rule or plan.ending is not Ending.COMPLETED or run.resumes:
-        return
-    bound = 20.0 + len(run.items) * (plan.input_delay + plan.latency + 0.2)
-    for time, _, outcome in run.recorded:
-        if outcome.target.workspace_id == climate.quota or outcome.target not in plan.targets:
-            continue
-        # A short patience may end in bad luck.
-        is_patient = plan.policy.patience is None or climate.quota is not None
-        if is_patient and outcome.result in {StopResult.REJECTED, StopResult.NOT_SENT}:
-            yield Problem("throttled others", f"{name(outcome.target)} is {outcome.result}")
-        if time - run.began > bound and not _waits_itself(plan):
-            took = f"had its outcome after {time - run.began:.0f} s"
-            yield Problem("throttled others", f"{name(outcome.target)} {took}")
 
 
 def _check_outage(world: World, report: StopReport) -> Problems:

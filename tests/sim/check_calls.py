@@ -9,6 +9,7 @@ from bctrl_async import (
     BctrlRateLimitError,
     Runtime,
 )
+from sim.check_throttling import check_service
 from sim.exchange import Exchange
 from sim.records import SingleCall
 from sim.rules import (
@@ -33,6 +34,7 @@ def check_call(world: World, call: SingleCall) -> Problems:
     took = call.ended - call.began
     if took > PATIENCE + world.plan.longest(len(world.calls), world.plan.max_connections):
         yield Problem("slow", f"the call of {name(call.target)} took {took:.0f} s")
+    yield from check_service(world, call)
     ended, now = call.result, world.statuses()[call.target]
     claim = f"the call of {name(call.target)}"
     if ended is None:

@@ -8,6 +8,7 @@ import random
 import uuid
 from dataclasses import dataclass, field
 
+from throttling import Server
 from wire_faults import WireFault
 
 from bctrl_async.emulator import Fault
@@ -125,6 +126,11 @@ class Climate:
     """A workspace whose stops are all throttled."""
     random_share: float = 0.0
     """The share of stops that are throttled at random."""
+    buckets: dict[str, Server] = field(default_factory=dict)
+    """The limits of workspaces; a limit for all is one bucket of each."""
+    dead: frozenset[Target] = frozenset()
+    """Runtimes for which a gateway answers 503, with a Retry-After of its own."""
+    dead_retry_after: str | None = None
     targets: list[Target] = field(default_factory=list)
 
     # Conditions of the network
@@ -147,16 +153,27 @@ class Climate:
         poison = self.poison.get(exchange.target)
         if isinstance(poison, Fate):
             return Action(poison)
-        if self._throttles(exchange, rng):
+        if exchange.target in self.dead:
+            page = unavailable(_UNAVAILABLE[1], self.dead_retry_after)
+            return Action(Fate.ANSWER, page=page, foreign=True)
+        if self._throttles(exchange, rng, now):
             return Action(Fate.ANSWER, page=refusal(429, self.retry_after))
         return self._decide(poison, rng, now)
 
-    def _throttles(self, exchange: Exchange, rng: random.Random) -> bool:
-        """Return True if a stop is over a quota, or throttled at random."""
-        if not exchange.stops or exchange.target is None:
+    def _throttles(self, exchange: Exchange, rng: random.Random, now: float) -> bool:
+        """Return True if a stop is over a quota or a limit, or throttled at random."""
+        workspace = exchange.target[0]
+        if "service" in self.hazards:
+            # The quota is of reads, too.
+            return workspace == self.quota
+        if not exchange.stops:
             return False
-        is_over_quota = exchange.target[0] == self.quota
-        return is_over_quota or (self.random_share > 0.0 and rng.random() < self.random_share)
+        if workspace == self.quota:
+            return True
+        bucket = self.buckets.get(workspace)
+        if bucket is not None and bucket(now) is not None:
+            return True
+        return self.random_share > 0.0 and rng.random() < self.random_share
 
     def _decide(self, poison: int | None, rng: random.Random, now: float) -> Action:
         page, is_foreign = self._unavailable(poison, rng, now), True

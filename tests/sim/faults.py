@@ -12,8 +12,11 @@ from aiohttp import ClientSession, TCPConnector
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
 from bctrl_async._calls.call import Call
-from bctrl_async._limiter.evidence import History
-from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.evidence import Evidence, History
+from bctrl_async._limiter.gate import Gate
+from bctrl_async._limiter.limiter import Limiter, RecalledError, _skips_lane
+from bctrl_async._limiter.queues import Priority
+from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.observer import StopObserver
@@ -21,6 +24,7 @@ from bctrl_async.outcomes import result_of
 
 _record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
 _release, _cancel = Limiter.release, Worker.cancel
+_on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
 
 
 def _record_unless_aborted(
@@ -56,6 +60,25 @@ async def _never_answered(*_: object) -> bool:
 
 def _release_if_answered(limiter: Limiter, answer: object, *history: History) -> bool:
     return answer is not None and _release(limiter, answer, *history)
+
+
+def _show_limit_of_all(evidence: Evidence, workspace: str) -> bool:
+    evidence._is_of_all = False
+    return _on_throttled(evidence, workspace)
+
+
+def _start_in_past(rate: AdaptiveRate, now: float) -> None:
+    _on_start(rate, min(now, max(rate._next_start, 0.0)))
+
+
+def _skip_lane_if_single(priority: Priority, history: History) -> bool:
+    return priority is Priority.SINGLE or _skips_lane(priority, history)
+
+
+def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:
+    for waiter in limiter._all.waiting:
+        if waiter.workspace == workspace and waiter.priority is Priority.BULK:
+            waiter.fail(RecalledError("its workspace is throttled"))
 
 
 async def _stop_without_a_look(
@@ -168,6 +191,59 @@ FAULTS = {
         "throttled targets of a workspace over its quota hold up all others",
         "slow",
         {"bctrl_async.bulk._parked._MAX_STOPS": 0},
+    ),
+    "held-workers": KnownFault(
+        "a worker waits for the lane of a throttled workspace, in place of its other targets",
+        "throttled others",
+        {"bctrl_async.bulk._run.Run._waits_in_lane": lambda *_: False},
+    ),
+    "one-tenant": KnownFault(
+        "a workspace that is throttled alone shows a limit for all",
+        "throttled others",
+        {"bctrl_async._limiter.evidence.Evidence.on_throttled": _show_limit_of_all},
+    ),
+    "costly-429": KnownFault(
+        "a throttled attempt costs an attempt of the policy",
+        "throttled others",
+        {"bctrl_async._calls.retry.THROTTLED": frozenset()},
+    ),
+    "limit-by-targets": KnownFault(
+        "targets that are throttled for ever count as news of a limit that is known",
+        "throttled others",
+        {
+            "bctrl_async._limiter.evidence.Evidence.on_throttled": _show_limit_of_all,
+            "bctrl_async._limiter.rate.AdaptiveRate._tells_of_limit": lambda *_: True,
+        },
+    ),
+    "gateway-retry-after": KnownFault(
+        "a Retry-After of a gateway holds more than its own call",
+        "throttled others",
+        {"bctrl_async._limiter.limiter.is_unanswered": lambda _: False},
+    ),
+    "caught-up": KnownFault(
+        "after a stall, all attempts start that the rate would have allowed meanwhile",
+        "rate",
+        {"bctrl_async._limiter.rate.AdaptiveRate.on_start": _start_in_past},
+    ),
+    "kept-lane": KnownFault(
+        "a call keeps its slot in the lane of its workspace",
+        "slot left",
+        {"bctrl_async._limiter.limiter.Limiter.leave_lane": lambda *_: None},
+    ),
+    "no-lane": KnownFault(
+        "single calls wait in no lane",
+        "flood",
+        {"bctrl_async._limiter.limiter._skips_lane": _skip_lane_if_single},
+    ),
+    "no-move": KnownFault(
+        "single calls that wait for a slot do not move to the lane of their workspace",
+        "flood",
+        {"bctrl_async._limiter.limiter.Limiter._move_waiters": _move_bulk_waiters},
+    ),
+    "admitted-too-late": KnownFault(
+        "a call that is cancelled as it is admitted keeps its slot",
+        "slot left",
+        {"bctrl_async._limiter.queues.Waiter.is_admitted": False},
     ),
     "lost-slot": KnownFault(
         "a cancelled attempt keeps its slot",

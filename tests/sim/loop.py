@@ -28,6 +28,8 @@ _STEP, _BUSY_STEP, _BUSY_AFTER = 1e-6, 1e-3, 100
 A loop that is never idle must not stop the clock: anyio cancels a task in every step until it has
 left its scope.
 """
+STALL = 1.0
+"""Virtual seconds for which a process that is starved of CPU runs no callback."""
 
 
 class StuckError(BaseException):
@@ -41,6 +43,7 @@ class _Selector(selectors.BaseSelector):
         self.now = 0.0
         self.limit = 0.0
         self.step = 0
+        self.stalls: list[float] = []
         self._busy = 0
         self.hooks: dict[int, list[Callable[[], object]]] = {}
         self._keys: dict[int, selectors.SelectorKey] = {}
@@ -67,6 +70,10 @@ class _Selector(selectors.BaseSelector):
             raise StuckError("every task waits, and no timer is set")
         self._busy = 0 if timeout > 0 else self._busy + 1
         self.now += timeout + (_STEP if self._busy < _BUSY_AFTER else _BUSY_STEP)
+        while self.stalls and self.now >= self.stalls[0]:
+            # All that was due meanwhile is called at once.
+            self.now += STALL
+            del self.stalls[0]
         if self.now > self.limit:
             raise StuckError(f"not done after {self.limit:.0f} s")
         if self.step > _MAX_STEPS:
@@ -121,6 +128,10 @@ class SimLoop(asyncio.SelectorEventLoop):
     def at_step(self, step: int, hook: Callable[[], object]) -> None:
         """Call a function between two iterations, as a signal or a thread would."""
         self._clock.hooks.setdefault(step, []).append(hook)
+
+    def starve(self, times: list[float]) -> None:
+        """Run no callback for `STALL` seconds from each of these times, in their order, on."""
+        self._clock.stalls += times
 
     def create_future(self) -> asyncio.Future[Any]:
         return _Future(next(self._future_numbers), self)

@@ -7,8 +7,11 @@ import random
 import uuid
 from enum import StrEnum
 
+import msgspec
+
 from bctrl_async import RetryPolicy, RuntimeRef
 from sim import climate as climates
+from sim import scenes
 from sim.exchange import Target
 
 _UUID = str(uuid.UUID(int=7))
@@ -121,6 +124,8 @@ class Plan:
         self._draw_output(rng)
         # Drawn apart, so that the rest of a seed's run stays as it is.
         self._draw_throttling(random.Random(f"throttling {seed}"))
+        self._draw_scene(random.Random(f"scene {seed}"))
+        self._draw_stalls(random.Random(f"stalls {seed}"))
 
     def _draw_pace(self, rng: random.Random) -> None:
         """Draw a shared pace: its rate, the answers of its store, and when the store is away."""
@@ -208,6 +213,44 @@ class Plan:
         # Limits inside of the client that only a large run would reach
         self.max_unread = rng.choice([1, 5, 100])
         self.max_pollers = rng.choice([1, 3, 1000])
+
+    def _draw_scene(self, rng: random.Random) -> None:
+        """Draw a scene of throttling with targets of its own, in place of no hazard."""
+        self.ideal = 0.0
+        if self.climate.hazards or rng.random() < 0.3:
+            return
+        if self.kind is Kind.CALLS:
+            scene = scenes.draw_service(rng)
+            self.spacing = rng.choice([0.0, 0.02, 0.1])
+        else:
+            scene = scenes.draw_bulk(rng)
+            self._set_items(scene.targets, rng)
+        climate = self.climate
+        climate.hazards = frozenset({scene.hazard})
+        climate.quota, climate.buckets = scene.quota, scene.buckets
+        climate.dead, climate.dead_retry_after = scene.dead, scene.dead_retry_after
+        climate.random_share, climate.retry_after = scene.random_share, scene.retry_after
+        climate.targets = self.targets = scene.targets
+        self.status = dict.fromkeys(scene.targets, "active")
+        self.ideal = scene.ideal
+        self.policy = msgspec.structs.replace(self.policy, patience=None)
+        self.rate = self.pace = self.concurrency = None
+        self.max_connections = rng.choice([5, 20, 100])
+        self.latency = min(self.latency, 0.01)
+
+    def _set_items(self, targets: list[Target], rng: random.Random) -> None:
+        self.items = [RuntimeRef(*target) for target in targets]
+        if self.input == "workspace":
+            self.input = "list"
+        if rng.random() < 0.8 and self.kind is Kind.BULK:
+            self.ending = Ending.COMPLETED
+
+    def _draw_stalls(self, rng: random.Random) -> None:
+        """Draw when the process is starved of CPU, in one run of twenty."""
+        self.stalls: list[float] = []
+        if rng.random() < 0.05:
+            self.stalls = sorted(10 ** rng.uniform(-2.0, 1.0) for _ in range(rng.randint(1, 3)))
+            self.climate.hazards |= {"starved"}
 
     @property
     def is_whole(self) -> bool:

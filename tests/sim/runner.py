@@ -21,6 +21,7 @@ from unittest.mock import patch
 from bctrl_async import Runtime
 from sim.check_bulk import check_run
 from sim.check_calls import check_call
+from sim.check_throttling import check_flood, check_rate
 from sim.faults import put_back
 from sim.loop import SimLoop, StuckError
 from sim.plan import Plan
@@ -81,6 +82,8 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
                 found += check_run(world, run)
             for call in world.calls:
                 found += check_call(world, call)
+            found += check_rate(plan, world.network.exchanges)
+            found += check_flood(plan, world.network.exchanges)
     verdict.requests = len(world.network.exchanges)
     verdict.seconds = loop.time()
     verdict.results = _results(world)
@@ -121,6 +124,12 @@ def _run(loop: SimLoop, world: World, found: list[Problem]) -> None:
             Problem("connection left", f"connection {each.number} is left open")
             for each in world.network.connections
             if each.client.protocol is not None
+        )
+        found += (
+            Problem("slot left", f"{gate.in_use} slots are left in use")
+            for limiter in world.limiters
+            for gate in limiter._gates()
+            if gate.in_use
         )
         found += (
             Problem("timer left", repr(timer)) for timer in _timers(loop) if not timer.cancelled()

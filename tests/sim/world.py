@@ -13,6 +13,7 @@ from pacing import MemoryPace
 from wire_faults import WireEmulator
 
 from bctrl_async import BctrlSession, Observer, Runtime
+from bctrl_async._limiter.limiter import Limiter
 from sim import climate as climates
 from sim.bulk_stop import BulkStop
 from sim.exchange import Target
@@ -35,6 +36,7 @@ class World:
     Attributes:
         runs: The bulk stops, in order.
         calls: The single calls.
+        limiters: The limiters of the sessions.
         statuses: The statuses of the runtimes at the end.
     """
 
@@ -43,9 +45,11 @@ class World:
         self.loop = loop
         self.network = loop.network = Network(loop, plan.seed, plan.climate)
         loop.thread_delay = plan.thread_delay
+        loop.starve(plan.stalls)
         self._folder = folder
         self.runs: list[BulkRun] = []
         self.calls: list[SingleCall] = []
+        self.limiters: list[Limiter] = []
         self.key = _KEY
         self.emulator = WireEmulator(
             host=plan.host,
@@ -111,7 +115,7 @@ class World:
             "plain": lambda: self.key,
             "async": key,
         }
-        return BctrlSession(
+        session = BctrlSession(
             functions[plan.key_function],
             base_url=self.emulator.url,
             timeout=plan.timeout,
@@ -121,6 +125,8 @@ class World:
             http=http,
             observer=observer,
         )
+        self.limiters.append(session._sender.limiter)
+        return session
 
     def _rate(self) -> float | MemoryPace | None:
         plan = self.plan

@@ -1,0 +1,124 @@
+"""The rules of throttling: it slows down its target or its workspace, and nobody else."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import itemgetter
+
+from bctrl_async import BctrlError, Runtime, StopResult
+from sim.exchange import Exchange, Target
+from sim.plan import Ending, Plan
+from sim.records import BulkRun, SingleCall
+from sim.rules import REFUSED, Problem, Problems, name
+from sim.world import World
+
+THROTTLING = frozenset({"quota", "random", "limit", "quotas", "gateway_retry_after"})
+"""Hazards of a bulk stop of which some targets are throttled."""
+_SHOWN, _DECAY = 8.0, 0.5
+"""Throttled first attempts that show the limit of a workspace; how many a success makes up for."""
+_PAUSE = 0.5
+"""Seconds of the pause after a limit is shown."""
+_FADES = 80
+"""Attempts that a workspace gets at most while nothing succeeds and its rate fades."""
+_SLOWEST = 0.5
+"""The attempts per second to which it fades."""
+
+
+def check_throttling(plan: Plan, run: BulkRun) -> Problems:
+    """Check that throttled targets hold up no other, and that none of the others is lost."""
+    hazards = plan.climate.hazards - {"starved"}
+    has_rule = len(hazards) == 1 and hazards <= THROTTLING and not plan.is_paced
+    if not has_rule or plan.ending is not Ending.COMPLETED or run.resumes:
+        return
+    bound = _longest(plan, len(run.items))
+    for time, _, outcome in run.recorded:
+        if not _is_other(plan, outcome.target):
+            continue
+        # A short patience may end in bad luck.
+        is_patient = plan.policy.patience is None or plan.climate.quota is not None
+        is_lost = outcome.result in {StopResult.REJECTED, StopResult.NOT_SENT}
+        # A starved process may see no answer in time.
+        if is_patient and is_lost and not plan.stalls:
+            yield Problem("throttled others", f"{name(outcome.target)} is {outcome.result}")
+        if time - run.began > bound and not waits_itself(plan):
+            took = f"had its outcome after {time - run.began:.0f} s"
+            yield Problem("throttled others", f"{name(outcome.target)} {took}")
+
+
+def waits_itself(plan: Plan) -> bool:
+    """Return True if the only worker sends throttled stops before it waits for the input."""
+    workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
+    return workers == 1 and plan.input in {"async", "generator"}
+
+
+def _longest(plan: Plan, count: int) -> float:
+    """Return the seconds within which all other targets have their outcomes."""
+    seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency)
+    if not plan.ideal and "gateway_retry_after" not in plan.climate.hazards:
+        return 20.0 + seconds + count * 0.2
+    return 10.0 + seconds + 1.5 * plan.ideal
+
+
+def _is_other(plan: Plan, target: Target) -> bool:
+    climate = plan.climate
+    is_bad = target[0] == climate.quota or target in climate.dead
+    return not is_bad and target in plan.targets
+
+
+def check_service(world: World, call: SingleCall) -> Problems:
+    """Check that a call does not wait for a workspace that is throttled, and does not fail."""
+    plan = world.plan
+    if "service" not in plan.climate.hazards or not _is_other(plan, call.target):
+        return
+    took = call.ended - call.began
+    if took > 2.0 + len(plan.stalls) + len(world.calls) * (plan.latency + 0.05):
+        yield Problem("throttled others", f"the call of {name(call.target)} took {took:.1f} s")
+    is_failed = not isinstance(call.result, Runtime | None)
+    if isinstance(call.result, BctrlError) and is_failed and not plan.stalls:
+        yield Problem("throttled others", f"{name(call.target)}: {call.result!r}")
+
+
+def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
+    """Check that a workspace that is throttled for ever is asked seldom."""
+    if "service" not in plan.climate.hazards:
+        return
+    own = [each for each in exchanges if each.target[0] == plan.climate.quota]
+    shown = _limit_shown_at(own)
+    if shown is None:
+        return
+    since = [each.written for each in own if each.written > shown]
+    # Those that are admitted may still be connecting.
+    early = bisect_left(since, shown + _PAUSE)
+    if early > plan.max_connections:
+        yield Problem("flood", f"{early} requests of a workspace were sent in its pause")
+    most = _FADES + plan.max_connections + _SLOWEST * (exchanges[-1].written - shown)
+    if len(since) > most:
+        yield Problem("flood", f"{len(since)} requests of a throttled workspace were sent")
+
+
+def _limit_shown_at(exchanges: list[Exchange]) -> float | None:
+    """Return when the first attempts have shown the limit of a workspace, if ever."""
+    firsts: dict[Target, Exchange] = {}
+    for each in exchanges:
+        firsts.setdefault(each.target, each)
+    excess = 0.0
+    answers = [(each.answered, each) for each in firsts.values() if each.answered is not None]
+    for time, each in sorted(answers, key=itemgetter(0)):
+        excess = excess + 1.0 if each.status in REFUSED else max(excess - _DECAY, 0.0)
+        if excess >= _SHOWN:
+            return time
+    return None
+
+
+def check_rate(plan: Plan, exchanges: list[Exchange]) -> Problems:
+    """Check that no second has more attempts than the rate allows, after a stall as well."""
+    if plan.rate is None or plan.climate.hazards - {"starved", *THROTTLING}:
+        return
+    times = [each.written for each in exchanges]
+    # An attempt that waits for its connection is written later than it was admitted.
+    most = 1.3 * plan.rate + 3.0
+    for start, time in enumerate(times):
+        count = bisect_left(times, time + 1.0) - start
+        if count > most:
+            yield Problem("rate", f"{count} attempts in a second from {time:.2f} s")
+            return

@@ -1,0 +1,108 @@
+"""Scenes of throttling: the targets and the limits of a run that chance alone would not draw."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from throttling import Server, token_bucket
+
+from sim.exchange import Target
+
+_BAD = "ws-bad"
+"""The workspace of the targets that are throttled for ever."""
+
+
+@dataclass
+class Scene:
+    """The targets of a run, in order, and what throttles them.
+
+    Attributes:
+        ideal: The seconds that the limits alone would take.
+    """
+
+    hazard: str
+    targets: list[Target]
+    quota: str | None = None
+    buckets: dict[str, Server] = field(default_factory=dict)
+    dead: frozenset[Target] = frozenset()
+    dead_retry_after: str | None = None
+    random_share: float = 0.0
+    retry_after: str | None = None
+    ideal: float = 0.0
+
+
+def draw_service(rng: random.Random) -> Scene:
+    """Draw single calls of several workspaces, of which one is throttled for ever."""
+    workspaces = [_BAD, *(f"ws-{number}" for number in range(rng.randint(2, 4)))]
+    weights = [rng.choice([1, 4])] + [2] * (len(workspaces) - 1)
+    owners = rng.choices(workspaces, weights, k=rng.randint(40, 120))
+    return Scene(
+        "service",
+        [(owner, f"r{number}") for number, owner in enumerate(owners)],
+        quota=_BAD,
+        retry_after=rng.choice([None, None, "1", "30"]),
+    )
+
+
+def draw_bulk(rng: random.Random) -> Scene:
+    """Draw a scene of a bulk stop."""
+    draw = rng.choice([_draw_limit, _draw_limit, _draw_quotas, _draw_gateway, _draw_random])
+    return draw(rng)
+
+
+def _draw_limit(rng: random.Random) -> Scene:
+    """Draw a limit for all beside targets that are throttled for ever."""
+    good = [("ws-1", f"r{number}") for number in range(rng.randint(60, 200))]
+    worse = [(_BAD, f"bad{number}") for number in range(rng.choice([5, 12, 40]))]
+    rate, burst = rng.choice([20.0, 50.0]), rng.choice([5, 20])
+    return Scene(
+        "limit",
+        _placed(rng, worse, good),
+        quota=_BAD,
+        buckets={"ws-1": token_bucket(lambda _: rate, burst)},
+        retry_after=rng.choice([None, None, "1"]),
+        ideal=(len(good) - burst) / rate,
+    )
+
+
+def _draw_quotas(rng: random.Random) -> Scene:
+    """Draw a quota for each workspace of a list, which is sorted by workspace or shuffled."""
+    workspaces, size = rng.randint(2, 6), rng.randint(15, 40)
+    targets = [(f"ws-{n}", f"r{n}-{m}") for n in range(workspaces) for m in range(size)]
+    if rng.random() < 0.5:
+        rng.shuffle(targets)
+    buckets = {f"ws-{n}": token_bucket(lambda _: 5.0, 5) for n in range(workspaces)}
+    return Scene("quotas", targets, buckets=buckets, ideal=(size - 5) / 5.0)
+
+
+def _draw_gateway(rng: random.Random) -> Scene:
+    """Draw dead targets for which a gateway answers 503 with a long Retry-After."""
+    good = [("ws-1", f"r{number}") for number in range(rng.randint(60, 200))]
+    where = rng.choice(["ws-1", _BAD])
+    dead = [(where, f"dead{number}") for number in range(rng.choice([3, 10, 20]))]
+    return Scene(
+        "gateway_retry_after",
+        _placed(rng, dead, good),
+        dead=frozenset(dead),
+        dead_retry_after=rng.choice(["30", "600"]),
+    )
+
+
+def _draw_random(rng: random.Random) -> Scene:
+    """Draw throttling at random of many targets."""
+    count = rng.randint(100, 300)
+    return Scene(
+        "random",
+        [("ws-1", f"r{number}") for number in range(count)],
+        random_share=rng.uniform(0.01, 0.15),
+        retry_after=rng.choice([None, "1"]),
+    )
+
+
+def _placed(rng: random.Random, bad: list[Target], good: list[Target]) -> list[Target]:
+    """Return all targets, with the bad ones first or spread."""
+    targets = bad + good
+    if rng.random() < 0.5:
+        rng.shuffle(targets)
+    return targets
