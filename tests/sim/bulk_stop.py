@@ -35,6 +35,7 @@ class BulkStop(BulkObserver):
         self._run = run
         self._ending = ending
         self._closing: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
@@ -57,11 +58,11 @@ class BulkStop(BulkObserver):
                     journal=self._run.journal,
                     verify=plan.verify,
                 )
-                self._task = asyncio.create_task(self._consume(batch))
+                self._task = task = asyncio.create_task(self._consume(batch))
                 self._arm()
-                await asyncio.wait([self._task])
+                await asyncio.wait([task])
                 self._run.raised = (
-                    asyncio.CancelledError() if self._task.cancelled() else self._task.exception()
+                    asyncio.CancelledError() if task.cancelled() else task.exception()
                 )
                 self._run.report = batch.report
                 del batch
@@ -93,7 +94,11 @@ class BulkStop(BulkObserver):
             f"{outcome.attempts} attempts, {outcome.error!r}",
         )
         if self._plan.trigger == "outcome" and len(run.recorded) == self._plan.end_count + 1:
-            self._end()
+            if self._task is None:
+                # An eager task has an outcome before it is known here.
+                self._loop.call_soon(self._end)
+            else:
+                self._end()
 
     # Input and output
 
@@ -182,13 +187,14 @@ class BulkStop(BulkObserver):
             self._loop.call_later(delay, self._end)
 
     def _end(self) -> None:
-        if self._task.done() or self._run.ended_at is not None:
+        task = self._task
+        if task is None or task.done() or self._run.ended_at is not None:
             return
         acts: dict[Ending, Callable[[], object]] = {
             Ending.DEADLINE: lambda: None,
             Ending.MOVE_ON_AFTER: lambda: None,
             Ending.FAIL_AFTER: lambda: None,
-            Ending.CANCELLED: self._task.cancel,
+            Ending.CANCELLED: task.cancel,
             Ending.SCOPE_CANCELLED: self._scope.cancel,
             Ending.STOP_READING: self._batch.stop_reading,
             Ending.ABORT: self._batch.abort,

@@ -93,7 +93,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
         yield from _check_end(world.plan, run, exchanges)
     yield from _check_duration(world.plan, run)
     yield from _check_dead_targets(world.plan, run, run.report, exchanges)
-    yield from _check_outage(world, run.report)
+    yield from _check_outage(world.plan, run.report, exchanges)
     yield from check_throttling(world.plan, run)
 
 
@@ -326,9 +326,8 @@ def _check_dead_targets(
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
 
 
-def _check_outage(world: World, report: StopReport) -> Problems:
+def _check_outage(plan: Plan, report: StopReport, exchanges: list[Exchange]) -> Problems:
     """Check that a run survives a server that dies and comes back."""
-    plan = world.plan
     if (
         "outage" not in plan.climate.hazards
         or plan.climate.hazards - {"outage", "cut", "poison"}
@@ -338,7 +337,6 @@ def _check_outage(world: World, report: StopReport) -> Problems:
     ):
         return
     start = min(span.start for span in plan.climate.outages)
-    exchanges = world.network.exchanges
     if not any(each.answered and each.answered < start and not each.page for each in exchanges):
         return
     lost = [

@@ -237,6 +237,8 @@ class Plan:
         self.rate = self.pace = self.concurrency = None
         self.max_connections = rng.choice([5, 20, 100])
         self.latency = min(self.latency, 0.01)
+        # Workers that poll dead targets themselves would hold up the others.
+        self.max_pollers = 1000
 
     def _set_items(self, targets: list[Target], rng: random.Random) -> None:
         self.items = [RuntimeRef(*target) for target in targets]
