@@ -251,10 +251,8 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     begun = {each.target for each in exchanges if each.step <= moment.step + REACTION}
     first = {each.target for each in exchanges if each.stops and each.target not in begun}
     # An attempt in flight may still be connecting.
-    is_known = plan.ending is not Ending.KEY_REVOKED
-    if plan.ending is Ending.DEADLINE and plan.stalls:
-        # It counts from when the journal is open, which a stall delays.
-        is_known = False
+    # A stall delays the moment from which a deadline counts, and attempts that are not written yet.
+    is_known = plan.ending is not Ending.KEY_REVOKED and not plan.stalls
     if is_known and len(first) > moment.in_flight:
         yield Problem("begun after the end", f"{len(first)} targets were first sent after the end")
     took = run.ended - moment.time

@@ -56,7 +56,9 @@ def _longest(plan: Plan, count: int) -> float:
     seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency)
     if not plan.ideal and "gateway_retry_after" not in plan.climate.hazards:
         return 20.0 + seconds + count * 0.2
-    return 10.0 + seconds + 1.5 * plan.ideal
+    # The last targets of a quota may sleep for some back-offs after it has room.
+    slack = 20.0 if "quotas" in plan.climate.hazards else 10.0
+    return slack + seconds + 1.5 * plan.ideal
 
 
 def _is_other(plan: Plan, target: Target) -> bool:
