@@ -600,6 +600,7 @@ class BctrlSession:
         retries = RetryState(policy, self._sender.quota, reads=reads, workspace=name)
         call = Call(operation, name, alias, path, limit, retries=retries)
         call.first_priority = priority
+        retries.may_park = priority is Priority.BULK
         return call
 
     def _time_limit(self, timeout: float | None) -> aiohttp.ClientTimeout:

@@ -118,7 +118,7 @@ async def test_calls_that_settle_at_once_log_nothing(connect: Connect, caplog: L
 
 @pytest.mark.parametrize(
     ("count", "scope"),
-    [(1, "all calls in workspace 'ws-0'"), (2, "all calls of the session")],
+    [(1, "all calls in workspace 'ws-0'"), (8, "all calls of the session")],
 )
 def test_the_start_and_the_end_of_throttling_are_logged_once_each(
     caplog: Log, count: int, scope: str

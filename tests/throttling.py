@@ -7,7 +7,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import virtual_time
@@ -15,7 +14,7 @@ import virtual_time
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._limiter.evidence import History
-from bctrl_async._limiter.limiter import Limiter, RecalledError
+from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 
@@ -105,7 +104,7 @@ class Run:
         loop = asyncio.get_running_loop()
         retries = RetryState(_PATIENT, RetryQuota())
         while True:
-            await self._acquire(limiter, retries)
+            await limiter.acquire(300, Priority.BULK, retries)
             self.requests += 1
             self.starts.append(loop.time())
             self._in_flight += 1
@@ -128,13 +127,6 @@ class Run:
                 self.gave_up += 1
                 return
             await limiter.sleep(delay)
-
-    async def _acquire(self, limiter: Limiter, retries: RetryState) -> None:
-        is_admitted = False
-        while not is_admitted:
-            with suppress(RecalledError):
-                await limiter.acquire(300, Priority.BULK, retries)
-                is_admitted = True
 
     async def gather(self, count: int) -> None:
         limiter = Limiter(self.limit, AdaptiveRate(self.cap))

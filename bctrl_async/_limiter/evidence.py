@@ -25,6 +25,8 @@ class History(msgspec.Struct, kw_only=True):
     """The time since which it has waited for a slot, or was throttled; inf if neither."""
     is_in_lane: bool = False
     """True while it has a slot of the lane of its workspace."""
+    may_park: bool = False
+    """True if it waits in a lane without a task, as stops of a bulk stop do."""
 
     @property
     def is_first(self) -> bool:
@@ -40,16 +42,13 @@ class History(msgspec.Struct, kw_only=True):
 class Evidence:
     """A CUSUM test: throttled responses, less those that successes make up for.
 
-    A limit for all must be shown by several workspaces: each contributes its share at most, which
-    is a half if two are asked.
+    A limit for all is shown by as many workspaces: each contributes one response.
     """
 
     def __init__(self, *, is_of_all: bool) -> None:
         self.excess: float = 0.0
         self._is_of_all = is_of_all
         self._shares: dict[str, float] = {}
-        # The keys are the workspaces that were asked last.
-        self._asked: dict[str, None] = {}
 
     @property
     def shows_limit(self) -> bool:
@@ -60,9 +59,8 @@ class Evidence:
         """Record a throttled response; return False if it tells of its workspace only."""
         if not self.excess:
             self._shares.clear()
-        self._ask(workspace)
         share = self._shares.get(workspace, 0.0)
-        if self._is_of_all and share >= _ENOUGH / max(len(self._asked), 2):
+        if self._is_of_all and share:
             return False
         self._shares[workspace] = share + 1.0
         self.excess = min(self.excess + 1.0, _ENOUGH)
@@ -70,18 +68,10 @@ class Evidence:
 
     def on_success(self, workspace: str) -> None:
         """Record the success of a first attempt."""
-        if not self.excess:
-            return
-        self._ask(workspace)
         self.excess = max(self.excess - _DECAY, 0.0)
-        if workspace in self._shares:
-            self._shares[workspace] -= _DECAY
-
-    def _ask(self, workspace: str) -> None:
-        self._asked.pop(workspace, None)
-        self._asked[workspace] = None
-        if len(self._asked) > _ENOUGH:
-            del self._asked[next(iter(self._asked))]
+        share = self._shares.pop(workspace, 0.0) - _DECAY
+        if share > 0.0:
+            self._shares[workspace] = share
 
 
 class Successes:

@@ -53,9 +53,14 @@ class Gate:
         return self._leases
 
     @property
-    def is_idle(self) -> bool:
-        """True if it holds nobody up, and knows of no throttling."""
-        return not (self.in_use or self._queues.count or self.rate.has_evidence)
+    def is_empty(self) -> bool:
+        """True if no call waits, and none is in flight."""
+        return not (self.in_use or self._queues.count)
+
+    @property
+    def is_limiting(self) -> bool:
+        """True if throttling by the server limits the rate of its calls."""
+        return self.rate.is_throttled and not self.is_empty
 
     @property
     def waiting(self) -> list[Waiter]:
@@ -199,10 +204,14 @@ class Gate:
             },
         )
 
-    def lift_limit(self, rate: AdaptiveRate) -> None:
-        """Start again with a new rate, as a limit for all explains the throttling."""
-        self.rate = rate
+    def lift_limit(self) -> None:
+        """Start again, as a limit for all explains the throttling; let those go on that wait."""
+        self.rate = AdaptiveRate.of_workspace(self.rate.deliveries)
         self._throttled_since = None
+        for waiter in self._queues.waiting:
+            # They pass the lane again when a worker takes them up: it may have a new limit then.
+            if not waiter.has_task:
+                waiter.go_on()
         self._admit()
 
     def _delay(self, now: float) -> float:

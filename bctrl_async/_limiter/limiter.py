@@ -17,7 +17,7 @@ from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
 _MAX_LANES = 1000
-"""The number of lanes above which those that limit nothing are forgotten."""
+"""The number of lanes above which the oldest without a call are forgotten."""
 
 
 class RecalledError(BctrlError):
@@ -58,7 +58,8 @@ class Limiter:
     @property
     def is_throttled(self) -> bool:
         """True while throttling by the server limits the rate of any call."""
-        return any(gate.rate.is_throttled for gate in self._gates())
+        lanes = self._lanes.values()
+        return self._all.rate.is_throttled or any(lane.is_limiting for lane in lanes)
 
     def _gates(self) -> Iterator[Gate]:
         yield self._all
@@ -111,6 +112,8 @@ class Limiter:
         gate = self._all if lane is None else lane
         if history.is_first and gate.acquire_nowait():
             return lane is None
+        if lane is not None and history.may_park:
+            raise RecalledError("its workspace is throttled")
         waiter = _waiter(max_wait, priority, history, is_in_lane=lane is not None)
         gate.add(waiter)
         try:
@@ -165,7 +168,7 @@ class Limiter:
         history.is_in_lane = False
         lane = self._lanes[history.workspace]
         lane.release()
-        if lane.is_idle:
+        if lane.is_empty and not lane.rate.has_evidence:
             del self._lanes[history.workspace]
 
     def release(self, answer: object, history: History | None = None) -> bool:
@@ -220,14 +223,20 @@ class Limiter:
             self._move_waiters(history.workspace, lane)
         self._all.on_throttled(now, status, retry_after, history, is_explained=is_explained)
         if self._all.rate.is_throttled and not was_throttled:
-            for workspace, each in self._lanes.items():
-                each.lift_limit(self._all.rate.of_workspace(workspace))
+            self._lift_lanes()
+
+    def _lift_lanes(self) -> None:
+        for workspace, lane in list(self._lanes.items()):
+            if lane.is_empty:
+                del self._lanes[workspace]
+            else:
+                lane.lift_limit()
 
     def _move_waiters(self, workspace: str, lane: Gate) -> None:
         """Let those who wait at the gate for all wait in a lane, now that it has a limit."""
         for waiter in self._all.take(workspace):
             self.leave_lane(waiter.history)
-            if waiter.priority is Priority.BULK:
+            if waiter.history.may_park:
                 waiter.fail(RecalledError("its workspace is throttled"))
             else:
                 waiter.is_in_lane = True
@@ -237,7 +246,8 @@ class Limiter:
         lane = self._lanes.get(workspace)
         if lane is None:
             self._forget_oldest_lane()
-            lane = Gate(math.inf, self._all.rate.of_workspace(workspace), workspace)
+            deliveries = self._all.rate.deliveries.of(workspace)
+            lane = Gate(math.inf, AdaptiveRate.of_workspace(deliveries), workspace)
             self._lanes[workspace] = lane
         return lane
 
@@ -246,7 +256,7 @@ class Limiter:
             return
         workspace, oldest = next(iter(self._lanes.items()))
         del self._lanes[workspace]
-        if oldest.in_use or oldest.waiting or oldest.rate.is_throttled:
+        if not oldest.is_empty:
             self._lanes[workspace] = oldest
 
     async def sleep(self, delay: float) -> None:

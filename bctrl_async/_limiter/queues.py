@@ -43,6 +43,8 @@ class Waiter(msgspec.Struct, eq=False):
     """True if it waits for a slot of its workspace, not of the session."""
     has_task: bool = True
     """False if its call gets its slot when a task takes it up."""
+    goes_on: bool = False
+    """True if it waits no more, and was not admitted."""
     error: BctrlError | None = None
     _timer: asyncio.Handle | None = None
 
@@ -50,12 +52,19 @@ class Waiter(msgspec.Struct, eq=False):
     def is_admitted(self) -> bool:
         """True if it has a slot."""
         admitted = self.admitted
-        return admitted.done() and not admitted.cancelled() and self.error is None
+        is_left = self.goes_on or self.error is not None
+        return admitted.done() and not admitted.cancelled() and not is_left
 
     def check(self) -> None:
         """Raise the error of a waiter that has failed."""
         if self.error is not None:
             raise self.error
+
+    def go_on(self) -> None:
+        """End the wait without a slot, unless it has ended."""
+        if not self.admitted.done():
+            self.goes_on = True
+            self.admitted.set_result(None)
 
     def fail(self, error: BctrlError) -> None:
         """Let the call fail, unless it was admitted or cancelled."""
@@ -130,15 +139,17 @@ class Queues:
 
     def take(self, workspace: str) -> list[Waiter]:
         """Remove the waiters of a workspace, but no canary, and return them in their order."""
-        taken = []
-        waiters = self.waiting
-        for queue in self._queues:
-            queue.clear()
-        self.count = 0
-        for waiter in waiters:
-            is_canary = waiter.priority is Priority.CANARY
-            if is_canary or waiter.history.workspace != workspace:
-                self.add(waiter)
-            else:
-                taken.append(waiter)
-        return taken
+        removed: list[Waiter] = []
+        for priority in Priority:
+            if priority is not Priority.CANARY:
+                removed += self._take(priority, workspace)
+        return removed
+
+    def _take(self, priority: Priority, workspace: str) -> list[Waiter]:
+        queue = self._queues[priority]
+        removed = [waiter for waiter in queue if waiter.history.workspace == workspace]
+        if removed:
+            others = [waiter for waiter in queue if waiter.history.workspace != workspace]
+            self._queues[priority] = deque(others)
+            self.count -= len(removed)
+        return [waiter for waiter in removed if not waiter.admitted.done()]

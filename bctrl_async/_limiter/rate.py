@@ -59,10 +59,11 @@ class AdaptiveRate:
         self._next_start = -math.inf
         self._limited_at = self._fades_from = -math.inf
 
-    def of_workspace(self, workspace: str) -> AdaptiveRate:
-        """Make a rate for one workspace, which this rate has limited so far."""
-        rate = AdaptiveRate(evidence=Evidence(is_of_all=False))
-        rate.deliveries = self.deliveries.of(workspace)
+    @classmethod
+    def of_workspace(cls, deliveries: Deliveries) -> AdaptiveRate:
+        """Make the rate of a workspace, given its deliveries; it limits nothing yet."""
+        rate = cls(evidence=Evidence(is_of_all=False))
+        rate.deliveries = deliveries
         rate.start.is_over = True
         return rate
 

@@ -25,6 +25,8 @@ class Stop(msgspec.Struct, eq=False):
     observer: StopObserver | None = None
     is_notified: bool = False
     was_parked: bool = False
+    token_asks: int = 0
+    """The number of times that the retry quota was exhausted when it was to be sent."""
     waiter: Waiter | None = None
     """Its place in the lane of its workspace."""
 

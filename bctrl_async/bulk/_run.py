@@ -41,6 +41,8 @@ from bctrl_async.outcomes import StopOutcome, outcome_of
 _RUNS = BctrlError("the workspace was listed, and it runs")
 _SLICE = 100
 """The number of journal entries that are corrected before other tasks get a turn."""
+_MAX_TOKEN_ASKS = 3
+"""The number of asks after which a parked stop asks for a token no more seldom."""
 _MAX_POLLERS = 1000
 """The most runtimes that are polled beside the stops; more would take too much memory."""
 
@@ -221,6 +223,8 @@ class Run(Engine):
             return await self._send_stop(worker, stop)
         if call.retries.resumes_at is None:
             return result
+        if not self.state.goes_on():
+            return await self._send_stop(worker, stop)
         self._park(stop, self.sender.limiter.start_sleep(call.retries.resumes_at - _now()))
         return None
 
@@ -257,14 +261,18 @@ class Run(Engine):
         retries = stop.call.retries
         if not retries.lacks_quota or retries.ask_quota() is not None:
             return False
-        self._park(stop, self.sender.limiter.start_sleep(probe_delay(self._policy, 1)))
+        stop.token_asks += 1
+        delay = probe_delay(self._policy, min(stop.token_asks, _MAX_TOKEN_ASKS))
+        self._park(stop, self.sender.limiter.start_sleep(delay))
         return True
 
     def _waits_in_lane(self, stop: Stop) -> bool:
         """Park a stop in the lane of its workspace; return False if it need not wait."""
-        if not self.state.goes_on():
-            return False
         retries = stop.call.retries
+        if not self.state.goes_on():
+            # Nothing is parked any more, so it waits in the lane with its worker.
+            retries.may_park = False
+            return False
         stop.waiter = self.sender.limiter.enqueue(
             retries.policy.max_throttle_wait, stop.call.priority, retries
         )

@@ -176,7 +176,7 @@ class TestLimitForAll:
         caplog.set_level(logging.INFO, "bctrl_async")
         serve = token_bucket(lambda _: 100.0, 20)
         simulation = simulate(lambda each: serve(each.at) or ANSWER, LATENCY)
-        targets = [(f"ws-{number % 4}", f"r{number}") for number in range(1000)]
+        targets = [(f"ws-{number % 20}", f"r{number}") for number in range(1000)]
         report = simulation.run(lambda session: stop_in_bulk(session, targets))
 
         assert report.counts == {STOPPED: 1000}
@@ -187,8 +187,8 @@ class TestLimitForAll:
     async def test_it_lifts_their_limits(self) -> None:
         limiter = Limiter(10, past_start())
         show_limit(limiter, "ws-1", retry_after=30.0)
-        for _ in range(4):
-            limiter._on_error(throttled(), History(workspace="ws-2"))
+        for number in range(2, 9):
+            limiter._on_error(throttled(), History(workspace=f"ws-{number}"))
         await use(limiter, "ws-1", ANSWER)
         assert now() == pytest.approx(0.5)
 
@@ -348,7 +348,7 @@ class Users:
         for waiter, history in [*self.waiters]:
             if waiter.admitted.done():
                 self.waiters.remove((waiter, history))
-                if self.limiter.enter_lane(waiter, history) is None and history.is_in_lane:
+                if self.limiter.enter_lane(waiter) is None and history.is_in_lane:
                     self._start(history, Priority.BULK)
 
     async def _use(self, history: History, priority: Priority) -> None:
@@ -501,12 +501,14 @@ class TestMemory:
                 await use(limiter, ALLOWED, ANSWER)
         assert len(limiter._lanes) <= _MAX_LANES + 1
 
-    async def test_those_that_limit_their_workspace_are_kept(self) -> None:
+    async def test_those_in_which_a_call_waits_are_kept(self) -> None:
         limiter = Limiter(10, past_start())
         show_limit(limiter, OVER_QUOTA, retry_after=30.0)
+        waiting = asyncio.create_task(use(limiter, OVER_QUOTA, ANSWER))
+        await asyncio.sleep(0)
         for number in range(3 * _MAX_LANES):
             await use(limiter, f"ws-{number}", throttled())
             for _ in range(2):
                 await use(limiter, ALLOWED, ANSWER)
-        await use(limiter, OVER_QUOTA, ANSWER)
+        await waiting
         assert now() == pytest.approx(30.0)

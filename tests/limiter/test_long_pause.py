@@ -76,7 +76,7 @@ class Calls:
         return calls
 
 
-OF_WORKSPACE, OF_ALL = ("ws-1",), ("ws-1", "ws-2")
+OF_WORKSPACE, OF_ALL = ("ws-1",), tuple(f"ws-{number}" for number in range(8))
 
 
 @pytest.fixture(params=[OF_WORKSPACE, OF_ALL], ids=["of a workspace", "of all"])

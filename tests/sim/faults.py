@@ -14,7 +14,7 @@ from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResu
 from bctrl_async._calls.call import Call
 from bctrl_async._limiter.evidence import Evidence, History
 from bctrl_async._limiter.gate import Gate
-from bctrl_async._limiter.limiter import Limiter, RecalledError, _skips_lane
+from bctrl_async._limiter.limiter import Limiter, RecalledError
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.bulk._cancel import CancelLevel, Worker
@@ -24,6 +24,7 @@ from bctrl_async.outcomes import result_of
 
 _record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
 _release, _cancel = Limiter.release, Worker.cancel
+_lane_to_pass = Limiter._lane_to_pass
 _on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
 
 
@@ -71,13 +72,13 @@ def _start_in_past(rate: AdaptiveRate, now: float) -> None:
     _on_start(rate, min(now, max(rate._next_start, 0.0)))
 
 
-def _skip_lane_if_single(priority: Priority, history: History) -> bool:
-    return priority is Priority.SINGLE or _skips_lane(priority, history)
+def _no_lane_for_singles(limiter: Limiter, priority: Priority, history: History) -> Gate | None:
+    return None if priority is Priority.SINGLE else _lane_to_pass(limiter, priority, history)
 
 
 def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:
     for waiter in limiter._all.waiting:
-        if waiter.workspace == workspace and waiter.priority is Priority.BULK:
+        if waiter.history.workspace == workspace and waiter.history.may_park:
             waiter.fail(RecalledError("its workspace is throttled"))
 
 
@@ -233,7 +234,7 @@ FAULTS = {
     "no-lane": KnownFault(
         "single calls wait in no lane",
         "flood",
-        {"bctrl_async._limiter.limiter._skips_lane": _skip_lane_if_single},
+        {"bctrl_async._limiter.limiter.Limiter._lane_to_pass": _no_lane_for_singles},
     ),
     "no-move": KnownFault(
         "single calls that wait for a slot do not move to the lane of their workspace",
