@@ -30,7 +30,7 @@ from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch, Targets
-from bctrl_async.bulk._engine import Options
+from bctrl_async.bulk._options import Options
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing
 from bctrl_async.bulk._verify import verify_for

@@ -2,7 +2,7 @@
 
 from bctrl_async.bulk._batch import StopBatch
 from bctrl_async.bulk._delivery import OnOutcome
-from bctrl_async.bulk._engine import Progress
+from bctrl_async.bulk._options import Progress
 from bctrl_async.bulk._targets import Targets
 
 __all__ = ["OnOutcome", "Progress", "StopBatch", "Targets"]

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import OutcomeBuffer
-from bctrl_async.bulk._engine import Engine, Progress
+from bctrl_async.bulk._engine import Engine
+from bctrl_async.bulk._options import Progress
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
@@ -193,6 +194,6 @@ def _end(run: Engine, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> No
     """End the buffer of a run that is over."""
     if runner.cancelled():
         # A task that is cancelled before its first step has no chance to cancel the run.
-        run.cancel()
+        run.state.cancel()
         outcomes.discard()
     outcomes.end()

@@ -6,7 +6,7 @@ import asyncio
 from enum import IntEnum
 from typing import Self
 
-from bctrl_async._calls.call import Call
+from bctrl_async._calls.call import Call, as_failure, is_cancelled
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlError
@@ -117,6 +117,7 @@ class RunState:
 
     `level` and `reason` say how far and why it is cancelled, `not_begun` is the error of targets
     that are not sent, `ended_early` the reason for an early end, and `asked` the caller's reasons.
+    `failure` is an exception that the run is to raise.
     """
 
     def __init__(self, source: Input, parked: Parked) -> None:
@@ -129,6 +130,7 @@ class RunState:
         self.not_begun: BctrlError = _ENDED
         self.ended_early: BctrlError | None = None
         self.asked: list[BctrlError] = []
+        self.failure: BaseException | None = None
 
     @property
     def in_flight(self) -> int:
@@ -142,6 +144,25 @@ class RunState:
     def set_ended_early(self, reason: BctrlError) -> None:
         """Set why the run ended early; the first reason stays."""
         self.ended_early = self.ended_early or reason
+
+    def cancel(self) -> None:
+        """Cancel the run: record the other targets, and deliver no more outcomes."""
+        self.ask_to_end("the run was cancelled", CancelLevel.DELIVERY)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run with an exception; the first is raised."""
+        self.failure = self.failure or error
+        self.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
+
+    def end_with(self, error: BaseException, source: str) -> None:
+        """End the run with the error of a task; `source` names the code that raised it."""
+        if isinstance(error, asyncio.CancelledError):
+            if is_cancelled():
+                self.cancel()
+            else:
+                self.fail(as_failure(error, source))
+        elif not isinstance(error, GeneratorExit):
+            self.fail(error)
 
     def ask_to_end(self, why: str, level: CancelLevel) -> None:
         """End the run early at its caller's request, without logging a warning."""

@@ -8,84 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import os
-import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from bctrl_async import _config
-from bctrl_async._calls.call import as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import RetryPolicy
-from bctrl_async._http import transport
-from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
+from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker
 from bctrl_async.bulk._delivery import OnOutcome
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._options import Options, Progress
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
-from bctrl_async.bulk._verify import verify_for
-from bctrl_async.errors import BctrlError, BctrlResponseError, format_duration, log_fields
-from bctrl_async.journal import Journal, open_journal
+from bctrl_async.errors import BctrlError, BctrlResponseError, format_duration
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
-
-_log = logging.getLogger("bctrl_async")
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of a bulk stop; raises BctrlConfigError if any is invalid."""
-
-    concurrency: int | None
-    deadline: float | None
-    on_outcome: OnOutcome | None
-    timeout: float | None
-    retry: RetryPolicy | None
-    journal: Journal | str | os.PathLike[str] | None
-    verify: bool | float
-    missing_ok: bool
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        if self.concurrency is not None:
-            _config.count(self.concurrency, "concurrency")
-        if self.deadline is not None:
-            _config.seconds(self.deadline, "deadline")
-        if self.timeout is not None:
-            transport.time_limit(self.timeout)
-        verify_for(self.verify)
-        _config.check_type(self.retry, RetryPolicy | None, "retry", "a RetryPolicy")
-        expected = "the path of a file, or a Journal"
-        _config.check_type(self.journal, Journal | str | os.PathLike | None, "journal", expected)
-        _config.check_type(self.missing_ok, bool, "missing_ok", "a bool")
-        if self.on_outcome is not None and not callable(self.on_outcome):
-            raise _config.invalid_type("on_outcome", type(self.on_outcome), "a function")
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """The activity of a bulk stop at one moment, as `StopBatch.progress` returns it.
-
-    Args:
-        in_flight: The number of requests in flight.
-        polling: The number of runtimes that are polled until they have stopped (`verify=`).
-        is_throttled: True while the session slows down because of a 429 or 503.
-        retry_after: The seconds for which the server has asked to wait (Retry-After); 0 if it has
-            not. In a pause of more than a minute, one attempt a minute is made as a probe.
-        is_unanswered: True while the server answers nothing and is only probed.
-        retrying: The number of targets that wait for another attempt, by the result of their last:
-            a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
-    """
-
-    in_flight: int
-    polling: int = 0
-    is_throttled: bool = False
-    retry_after: float = 0.0
-    is_unanswered: bool = False
-    retrying: Counter[str] = msgspec.field(default_factory=Counter)
 
 
 class Engine(ABC):
@@ -108,7 +46,6 @@ class Engine(ABC):
         self._tasks: dict[asyncio.Task[None], Worker] = {}
         self._has_no_task = asyncio.Event()
         self._deliveries: tuple[OnOutcome, ...] = ()
-        self._failure: BaseException | None = None
 
     @property
     @abstractmethod
@@ -126,14 +63,6 @@ class Engine(ABC):
     @abstractmethod
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         """Process one item and return its outcome; None if it is recorded later."""
-
-    def cancel(self) -> None:
-        """Cancel the run: record the other targets, and deliver no more outcomes."""
-        self.state.ask_to_end("the run was cancelled", CancelLevel.DELIVERY)
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
-        self.state.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
 
     # These methods execute the run as a whole, with its journal and its observer.
 
@@ -156,67 +85,18 @@ class Engine(ABC):
             self.ledger.observer = notify(self._observer.begin_bulk)
         try:
             if self.options.journal is not None:
-                await self._open_journal(self.options.journal)
+                await self.ledger.open(self.options.journal, self._base_url)
             await self._stop_all()
         except GeneratorExit:
             # The coroutine was closed; its tasks end without it, and the last closes the journal.
-            self.cancel()
+            self.state.cancel()
             raise
         finally:
             try:
-                if self.ledger.journal is not None and not self._tasks:
-                    await self._close_journal(self.ledger.journal)
+                if not self._tasks:
+                    await self.ledger.close()
             finally:
-                self._finish()
-
-    async def _open_journal(self, journal: Journal | str | os.PathLike[str]) -> None:
-        # Reading a long journal takes time, so a thread does it.
-        opening = asyncio.create_task(asyncio.to_thread(open_journal, journal, self._base_url))
-        try:
-            await wait_shielded(opening)
-            self.ledger.journal = opening.result()
-        except BctrlError as error:
-            self.state.set_ended_early(error)
-            raise
-        except asyncio.CancelledError:
-            # No target was read, so no outcome would show the cancellation.
-            self.cancel()
-            if opening.exception() is None:
-                self.ledger.journal = opening.result()
-            raise
-
-    async def _close_journal(self, journal: Journal) -> None:
-        # A flush to disk takes time, so a thread does it.
-        closing = asyncio.create_task(asyncio.to_thread(self._release_journal, journal))
-        try:
-            await wait_shielded(closing)
-        finally:
-            if closing.done() and isinstance(error := closing.exception(), BctrlError):
-                self.state.set_ended_early(error)
-
-    def _release_journal(self, journal: Journal) -> None:
-        """Flush the journal to disk, and close it unless it is the caller's."""
-        if journal is self.options.journal:
-            journal.flush()
-        else:
-            journal.close()
-
-    def _finish(self) -> None:
-        """Stop the clock, log an early end, and notify the observer."""
-        ledger, read = self.ledger, self.source.count
-        ledger.ended = time.monotonic()
-        if (reason := self.state.ended_early) is not None:
-            counts = {"bctrl.total": read, "bctrl.failures": len(ledger.tally.failures)}
-            _log.log(
-                logging.INFO if reason in self.state.asked else logging.WARNING,
-                "a bulk stop ended early, with %d targets read and %d failures: %s",
-                read,
-                counts["bctrl.failures"],
-                reason.summary,
-                extra={"bctrl.event": "ended_early", **log_fields(reason), **counts},
-            )
-        if ledger.observer is not None:
-            notify(ledger.observer.end, ledger.report(read))
+                self.ledger.end(self.source.count)
 
     async def _stop_all(self) -> None:
         """Give every target its outcome; then raise the error of the input or of a delivery."""
@@ -237,7 +117,7 @@ class Engine(ABC):
             if (failed := source.error) is not None:
                 raised = BctrlError(f"the input raised {type(failed).__name__}")
                 self.state.set_ended_early(failed if isinstance(failed, BctrlError) else raised)
-        if (error := self._failure or failed) is not None:
+        if (error := self.state.failure or failed) is not None:
             raise error
         if source.length is not None and not source.exhausted:
             self.state.set_ended_early(
@@ -255,14 +135,14 @@ class Engine(ABC):
                 await self._has_no_task.wait()
             except asyncio.CancelledError as error:
                 cancelled = error.args
-                self.cancel()
+                self.state.cancel()
         if cancelled is not None:
             raise asyncio.CancelledError(*cancelled)
 
     def _starts_for_rest(self) -> bool:
         """Start a worker for the remaining items, if all workers were cancelled from outside."""
         if not self.source.closed:
-            self.cancel()
+            self.state.cancel()
             if self.source.can_drain:
                 self._start(self._work)
         return bool(self._tasks)
@@ -281,7 +161,7 @@ class Engine(ABC):
         del self.state.workers[self._tasks.pop(task)]
         if self.parked.ready and not self._tasks:
             # All workers were cancelled from outside.
-            self.cancel()
+            self.state.cancel()
             self._start(self._work)
         if self._tasks or self.parked.count:
             return
@@ -289,26 +169,16 @@ class Engine(ABC):
         journal = self.ledger.journal
         if journal is not None and self.ledger.ended is not None:
             # The task's other callback may record an outcome, and must come first.
-            task.get_loop().call_soon(self._release_journal, journal)
+            task.get_loop().call_soon(self.ledger.release, journal)
 
     async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
         """Do the work of a task; an exception ends the run, which raises it."""
         try:
             await work(worker)
         except BaseException as error:
-            self._end_with(error, "on_outcome")
+            self.state.end_with(error, "on_outcome")
             if isinstance(error, asyncio.CancelledError | GeneratorExit):
                 raise
-
-    def _end_with(self, error: BaseException, source: str) -> None:
-        """End the run with the error of a task; `source` names the code that raised it."""
-        if isinstance(error, asyncio.CancelledError):
-            if is_cancelled():
-                self.cancel()
-            else:
-                self._fail(as_failure(error, source))
-        elif not isinstance(error, GeneratorExit):
-            self._fail(error)
 
     # These methods handle an item, whichever worker has it.
 
@@ -343,7 +213,7 @@ class Engine(ABC):
             target = as_target(item)
         except BctrlError as error:
             if error.argument == "targets":
-                self._fail(error)
+                self.state.fail(error)
             return self._reject(index, best_effort_ref(item), error)
         # If the input is the list of a workspace, it decides what is sent, not the journal.
         if self.source.found is None and (known := self.ledger.earlier(target)) is not None:

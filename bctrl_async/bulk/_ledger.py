@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import time
 from collections import Counter
 
 import msgspec
 
 from bctrl_async._calls.observing import notify
-from bctrl_async.bulk._cancel import CancelLevel, RunState
-from bctrl_async.errors import BctrlError
-from bctrl_async.journal import Journal
+from bctrl_async.bulk._cancel import CancelLevel, RunState, wait_shielded
+from bctrl_async.errors import BctrlError, log_fields
+from bctrl_async.journal import Journal, open_journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
 from bctrl_async.outcomes import OutcomeTally, StopOutcome, StopReport, StopResult
+
+_log = logging.getLogger("bctrl_async")
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
 _NOT_ENDED = BctrlError("the bulk stop has not ended")
@@ -25,12 +30,67 @@ class Ledger:
     def __init__(self, state: RunState, *, missing_ok: bool) -> None:
         self._state = state
         self._missing_ok = missing_ok
+        self._is_borrowed = False
         self.journal: Journal | None = None
         self.observer: BulkObserver | None = None
         self.began: float | None = None
         self.ended: float | None = None
         self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
+
+    async def open(self, journal: Journal | str | os.PathLike[str], base_url: str) -> None:
+        """Open a journal, which belongs to the server at `base_url`, and read its entries."""
+        self._is_borrowed = isinstance(journal, Journal)
+        # Reading a long journal takes time, so a thread does it.
+        opening = asyncio.create_task(asyncio.to_thread(open_journal, journal, base_url))
+        try:
+            await wait_shielded(opening)
+            self.journal = opening.result()
+        except BctrlError as error:
+            self._state.set_ended_early(error)
+            raise
+        except asyncio.CancelledError:
+            # No target was read, so no outcome would show the cancellation.
+            self._state.cancel()
+            if opening.exception() is None:
+                self.journal = opening.result()
+            raise
+
+    async def close(self) -> None:
+        """Release the journal, if any; an error ends the run early."""
+        if self.journal is None:
+            return
+        # A flush to disk takes time, so a thread does it.
+        closing = asyncio.create_task(asyncio.to_thread(self.release, self.journal))
+        try:
+            await wait_shielded(closing)
+        finally:
+            if closing.done() and isinstance(error := closing.exception(), BctrlError):
+                self._state.set_ended_early(error)
+
+    def release(self, journal: Journal) -> None:
+        """Flush the journal to disk, and close it unless it is the caller's."""
+        if self._is_borrowed:
+            journal.flush()
+        else:
+            journal.close()
+
+    def end(self, read: int) -> None:
+        """Stop the clock, log an early end, and notify the observer."""
+        self.ended = time.monotonic()
+        reason = self._state.ended_early
+        if reason is not None:
+            counts = {"bctrl.total": read, "bctrl.failures": len(self.tally.failures)}
+            _log.log(
+                logging.INFO if reason in self._state.asked else logging.WARNING,
+                "a bulk stop ended early, with %d targets read and %d failures: %s",
+                read,
+                counts["bctrl.failures"],
+                reason.summary,
+                extra={"bctrl.event": "ended_early", **log_fields(reason), **counts},
+            )
+        if self.observer is not None:
+            notify(self.observer.end, self.report(read))
 
     def earlier(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of an earlier run if it left the runtime not running, or None."""

@@ -20,8 +20,9 @@ from bctrl_async._http.request import STOP
 from bctrl_async._limiter.limiter import RecalledError
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker, wait_shielded
-from bctrl_async.bulk._engine import Engine, Options, Progress
+from bctrl_async.bulk._engine import Engine
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._options import Options, Progress
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._targets import Input
 from bctrl_async.bulk._verify import needs_verification, outcome_after_poll, verify_for
@@ -385,7 +386,7 @@ class Run(Engine):
             # The frames of a hundred thousand tracebacks would take too much memory.
             ended = error.with_traceback(None)
         except BaseException as error:
-            self._end_with(error, "the call")
+            self.state.end_with(error, "the call")
             raise
         finally:
             worker.call = call.wait_to_retry = None

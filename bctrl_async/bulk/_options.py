@@ -1,0 +1,66 @@
+"""The arguments of a bulk stop, and its progress."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import msgspec
+
+from bctrl_async import _config
+from bctrl_async._calls.retry import RetryPolicy
+from bctrl_async._http import transport
+from bctrl_async.bulk._delivery import OnOutcome
+from bctrl_async.bulk._verify import verify_for
+from bctrl_async.journal import Journal
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of a bulk stop; raises BctrlConfigError if any is invalid."""
+
+    concurrency: int | None
+    deadline: float | None
+    on_outcome: OnOutcome | None
+    timeout: float | None
+    retry: RetryPolicy | None
+    journal: Journal | str | os.PathLike[str] | None
+    verify: bool | float
+    missing_ok: bool
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.concurrency is not None:
+            _config.count(self.concurrency, "concurrency")
+        if self.deadline is not None:
+            _config.seconds(self.deadline, "deadline")
+        if self.timeout is not None:
+            transport.time_limit(self.timeout)
+        verify_for(self.verify)
+        _config.check_type(self.retry, RetryPolicy | None, "retry", "a RetryPolicy")
+        expected = "the path of a file, or a Journal"
+        _config.check_type(self.journal, Journal | str | os.PathLike | None, "journal", expected)
+        _config.check_type(self.missing_ok, bool, "missing_ok", "a bool")
+        if self.on_outcome is not None and not callable(self.on_outcome):
+            raise _config.invalid_type("on_outcome", type(self.on_outcome), "a function")
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The activity of a bulk stop at one moment, as `StopBatch.progress` returns it.
+
+    Args:
+        in_flight: The number of requests in flight.
+        polling: The number of runtimes that are polled until they have stopped (`verify=`).
+        is_throttled: True while the session slows down because of a 429 or 503.
+        retry_after: The seconds for which the server has asked to wait (Retry-After); 0 if it has
+            not. In a pause of more than a minute, one attempt a minute is made as a probe.
+        is_unanswered: True while the server answers nothing and is only probed.
+        retrying: The number of targets that wait for another attempt, by the result of their last:
+            a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
+    """
+
+    in_flight: int
+    polling: int = 0
+    is_throttled: bool = False
+    retry_after: float = 0.0
+    is_unanswered: bool = False
+    retrying: Counter[str] = msgspec.field(default_factory=Counter)
