@@ -30,10 +30,9 @@ from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch, Targets
-from bctrl_async.bulk._options import Options
+from bctrl_async.bulk._options import Options, verify_for
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing
-from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
 from bctrl_async.journal import Journal
@@ -560,7 +559,7 @@ class BctrlSession:
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)
         poll_limit = limit
-        if (seconds := verify_for(options.verify)) is not None:
+        if seconds := verify_for(options.verify):
             poll_limit = transport.at_most(limit, max(seconds, _SHORTEST_POLL))
         policy = self._policy(options.retry).for_bulk(options.deadline)
         workers = options.concurrency or self._limiter.limit

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections import Counter
-from collections.abc import Coroutine, Generator
+from collections import Counter, deque
+from collections.abc import Awaitable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
-from bctrl_async.bulk._delivery import OutcomeBuffer
-from bctrl_async.bulk._engine import Engine
 from bctrl_async.bulk._options import Progress
+from bctrl_async.bulk._run import Run
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
@@ -22,6 +21,51 @@ _MAX_UNREAD = 100
 """The most unread outcomes; beyond them, workers wait for the reader."""
 
 _runners: set[asyncio.Task[None]] = set()
+
+
+class OutcomeBuffer:
+    """A queue of outcomes between the workers of a bulk stop and the readers of its outcomes.
+
+    A worker waits while more than `limit` are unread. An `asyncio.Queue` would cost a coroutine for
+    each outcome, even if there is nothing to wait for.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._unread: deque[StopOutcome] = deque()
+        self._has_outcome, self._has_room = asyncio.Event(), asyncio.Event()
+        self._has_ended = False
+
+    def put(self, outcome: StopOutcome) -> Awaitable[object] | None:
+        """Add an outcome; return what its worker must await if too many are unread."""
+        self._unread.append(outcome)
+        self._has_outcome.set()
+        if len(self._unread) <= self._limit:
+            return None
+        self._has_room.clear()
+        return self._has_room.wait()
+
+    async def get(self) -> StopOutcome | None:
+        """Return the next outcome, waiting if necessary; None at the end."""
+        while not self._unread:
+            if self._has_ended:
+                return None
+            self._has_outcome.clear()
+            await self._has_outcome.wait()
+        outcome = self._unread.popleft()
+        if len(self._unread) <= self._limit:
+            self._has_room.set()
+        return outcome
+
+    def end(self) -> None:
+        """Give readers the unread outcomes, and then None."""
+        self._has_ended = True
+        self._has_outcome.set()
+
+    def discard(self) -> None:
+        """Discard the unread outcomes, and give readers None."""
+        self._unread.clear()
+        self.end()
 
 
 class StopBatch(Coroutine[object, object, StopReport]):
@@ -41,7 +85,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     _has_started = True
     _runner: asyncio.Task[None] | None = None
 
-    def __init__(self, run: Engine) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
         self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes = OutcomeBuffer(_MAX_UNREAD)
@@ -137,8 +181,9 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
+        self._run.receivers.append(self._outcomes.put)
         # The task does not refer to this handle, so that dropping the handle ends the task.
-        self._runner = asyncio.create_task(self._run.feed(self._outcomes.put))
+        self._runner = asyncio.create_task(self._run.feed())
         self._runner.add_done_callback(partial(_end, self._run, self._outcomes))
         # The event loop keeps only weak references to tasks.
         _runners.add(self._runner)
@@ -190,7 +235,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self.report
 
 
-def _end(run: Engine, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
+def _end(run: Run, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
     """End the buffer of a run that is over."""
     if runner.cancelled():
         # A task that is cancelled before its first step has no chance to cancel the run.

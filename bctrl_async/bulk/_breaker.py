@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
+
+from msgspec.structs import replace
 
 from bctrl_async import _quick
 from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import observe_call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.failures import is_untrusted
-from bctrl_async.bulk._cancel import CancelScope, RunState
+from bctrl_async.bulk._cancel import CancelScope
+from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import THROTTLED, BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
@@ -42,8 +47,8 @@ class CircuitBreaker:
     Attempts are compared by their numbers: an answer proves that the server was up after a failure
     only if its attempt started later.
 
-    `patience` is how many seconds to wait for a server that has answered before. `ask_canary` sends
-    a GET of a target once, and returns True if the server answers it.
+    `patience` is how many seconds to wait for a server that has answered before; `make_canary`
+    makes a GET of a target, with a `policy`.
     """
 
     def __init__(
@@ -51,14 +56,16 @@ class CircuitBreaker:
         sender: Sender,
         policy: RetryPolicy,
         patience: float,
-        ask_canary: Callable[[RuntimeRef], Awaitable[bool]],
-        state: RunState,
+        make_canary: Callable[..., Call[Runtime]],
+        ledger: Ledger,
     ) -> None:
         self._sender = sender
         self._policy = policy
         self._patience = patience
-        self._ask_canary = ask_canary
-        self._state = state
+        once = replace(policy, attempts=1, statuses=frozenset())
+        self._make_canary = partial(make_canary, policy=once)
+        self._state = ledger.state
+        self._ledger = ledger
         self._attempts_before = sender.tally.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
@@ -181,11 +188,21 @@ class CircuitBreaker:
         target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
         if answered is not None:
             target = RuntimeRef(answered.workspace_id, answered.alias or "")
-        is_answered = await self._ask_canary(target)
+        is_answered = await self._send_canary(target)
         if not is_answered and self._answered is answered:
             # The canary's target may have died since it was answered.
             self._answered = None
         return is_answered
+
+    async def _send_canary(self, target: RuntimeRef) -> bool:
+        """Send a GET once, before all new calls; return True if the server answers it."""
+        canary = self._make_canary(*target)
+        try:
+            with observe_call(self._ledger.observer, canary.operation, *target) as canary.observer:
+                await self._sender.request(canary)
+        except BctrlError as error:
+            return error.status is not None and not is_unanswered(error)
+        return True
 
     async def _back_off(self, call: Call[Runtime], failure: BctrlError | None) -> bool:
         """Wait as the policy says after an answer; return False to give up."""

@@ -28,7 +28,7 @@ class Ledger:
     """The outcomes of one bulk stop so far, with its journal, its observer and its clock."""
 
     def __init__(self, state: RunState, *, missing_ok: bool) -> None:
-        self._state = state
+        self.state: RunState = state
         self._missing_ok = missing_ok
         self._is_borrowed = False
         self.journal: Journal | None = None
@@ -47,11 +47,11 @@ class Ledger:
             await wait_shielded(opening)
             self.journal = opening.result()
         except BctrlError as error:
-            self._state.set_ended_early(error)
+            self.state.set_ended_early(error)
             raise
         except asyncio.CancelledError:
             # No target was read, so no outcome would show the cancellation.
-            self._state.cancel()
+            self.state.cancel()
             if opening.exception() is None:
                 self.journal = opening.result()
             raise
@@ -66,7 +66,7 @@ class Ledger:
             await wait_shielded(closing)
         finally:
             if closing.done() and isinstance(error := closing.exception(), BctrlError):
-                self._state.set_ended_early(error)
+                self.state.set_ended_early(error)
 
     def release(self, journal: Journal) -> None:
         """Flush the journal to disk, and close it unless it is the caller's."""
@@ -78,11 +78,11 @@ class Ledger:
     def end(self, read: int) -> None:
         """Stop the clock, log an early end, and notify the observer."""
         self.ended = time.monotonic()
-        reason = self._state.ended_early
+        reason = self.state.ended_early
         if reason is not None:
             counts = {"bctrl.total": read, "bctrl.failures": len(self.tally.failures)}
             _log.log(
-                logging.INFO if reason in self._state.asked else logging.WARNING,
+                logging.INFO if reason in self.state.asked else logging.WARNING,
                 "a bulk stop ended early, with %d targets read and %d failures: %s",
                 read,
                 counts["bctrl.failures"],
@@ -122,12 +122,12 @@ class Ledger:
         try:
             self.journal.write(outcome, flush=flush)
         except BctrlError as error:
-            self._state.set_ended_early(error)
-            self._state.end_early(error, CancelLevel.WAITING)
+            self.state.set_ended_early(error)
+            self.state.end_early(error, CancelLevel.WAITING)
 
     def report(self, read: int) -> StopReport:
         """Return the report so far; `read` is the number of targets that were read."""
-        began, ended_early = self.began, self._state.ended_early
+        began, ended_early = self.began, self.state.ended_early
         if began is None:
             ended_early = _NOT_RUN
         elif self.ended is None or sum(self.tally.counts.values()) < read:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from bctrl_async import _config
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._http import transport
-from bctrl_async.bulk._delivery import OnOutcome
-from bctrl_async.bulk._verify import verify_for
 from bctrl_async.journal import Journal
+from bctrl_async.outcomes import StopOutcome
+
+OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
+"""Takes an outcome; may return an awaitable, which the worker awaits before its next target."""
+_VERIFY_FOR = 30.0
+"""Seconds of polling by default, because a stop without effect would be polled for ever."""
+
+
+def verify_for(verify: bool | float) -> float:  # noqa: FBT001 - the value of `verify=`.
+    """Return the seconds of polling for a value of `verify=`; 0 for no polling."""
+    if verify is True:
+        return _VERIFY_FOR
+    return 0.0 if verify is False else _config.seconds(verify, "verify")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
 from msgspec.structs import replace
 
-from bctrl_async import _config
+from bctrl_async import _quick
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.retry import is_transient, probe_delay
+from bctrl_async.bulk._cancel import Worker
+from bctrl_async.bulk._parked import Stop
+from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime
 from bctrl_async.outcomes import (
@@ -17,20 +27,72 @@ from bctrl_async.outcomes import (
 )
 
 _TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
-VERIFY_FOR = 30.0
-"""Seconds of polling by default, because a stop without effect would be polled for ever."""
+_MAX_POLLERS = 1000
+"""The most runtimes that are polled beside the stops; more would take too much memory."""
 
 
-def verify_for(verify: bool | float) -> float | None:  # noqa: FBT001 - the value of `verify=`.
-    """Return the seconds of polling for a value of `verify=`; None for no polling."""
-    if verify is True:
-        return VERIFY_FOR
-    return None if verify is False else _config.seconds(verify, "verify")
+class Polls:
+    """The polls of a run: each ends with an outcome that is recorded.
 
+    `make_poll` makes a GET of a target, with a `policy`; `seconds` is how long a target is polled.
+    `unverified` has the outcomes so far of the stops whose targets are polled.
+    """
 
-def needs_verification(outcome: StopOutcome) -> bool:
-    """Return True if the server took the stop, or may have, and its runtime may still run."""
-    return not outcome.ok and outcome.result in _TAKEN
+    def __init__(
+        self, sender: BulkSender, make_poll: Callable[..., Call[Runtime]], seconds: float
+    ) -> None:
+        self._sender = sender
+        self._seconds = seconds
+        patience = min(sender.policy.max_throttle_wait, seconds)
+        once = replace(sender.policy, attempts=1, patience=patience)
+        self._make_poll = partial(make_poll, policy=once)
+        self.unverified: dict[Stop, StopOutcome] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """True if a worker is to poll the next runtime itself."""
+        return len(self.unverified) > _MAX_POLLERS
+
+    def needs(self, outcome: StopOutcome) -> bool:
+        """Return True if the server took the stop, or may have, and its runtime may still run."""
+        is_on = self._seconds > 0 and self._sender.state.goes_on()
+        return is_on and not outcome.ok and outcome.result in _TAKEN
+
+    async def poll(self, stop: Stop, worker: Worker) -> StopOutcome:
+        """Poll a target until its outcome is settled or time is up, and record the outcome."""
+        loop = asyncio.get_running_loop()
+        policy = self._sender.policy
+        outcome = self.unverified[stop]
+        deadline = loop.time() + self._seconds
+        polls = 0
+        try:
+            while self.needs(outcome):
+                remaining = max(deadline - loop.time(), 0.0)
+                if polls and (not remaining or _quick.is_enough(polls)):
+                    break
+                polls += 1
+                poll = self._make_poll(*stop.target)
+                poll.observer = stop.observer
+                delay = min(probe_delay(policy, polls), remaining)
+                answer = await self._sender.send(worker, poll, delay, deadline)
+                outcome = self.unverified[stop] = outcome_after_poll(outcome, answer)
+                if isinstance(answer, BctrlError) and (
+                    _quick.hangs(answer) or not is_transient(answer, policy.statuses, reads=True)
+                ):
+                    break
+        finally:
+            outcome = self._record(stop)
+        return outcome
+
+    def record(self, stop: Stop) -> None:
+        """Record the outcome of a stop, unless its poller has recorded it."""
+        if stop in self.unverified:
+            self._record(stop)
+
+    def _record(self, stop: Stop) -> StopOutcome:
+        outcome = self.unverified.pop(stop)
+        elapsed = time.monotonic() - stop.started
+        return self._sender.ledger.record(replace(outcome, elapsed=elapsed), stop.observer)
 
 
 def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome:
@@ -46,26 +108,25 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
             if result is StopResult.UNKNOWN and ending is StopResult.ACCEPTED:
                 # Nobody accepted the stop, but another would find the runtime not running.
                 ending = StopResult.ALREADY_STOPPED
-            return _replace(outcome, ending, polled, None, running=False)
+            return replace(
+                outcome, result=ending, running=False, runtime=polled, error=None, at=now()
+            )
         case Runtime():
+            running = running_of(result, polled)
             error = outcome.error
             if result is StopResult.ACCEPTED:
                 error = only_accepted(outcome.target, polled, outcome.attempts)
-            return _replace(outcome, result, polled, error, running=running_of(result, polled))
+            return replace(outcome, running=running, runtime=polled, error=error, at=now())
         case BctrlNotFoundError(names_runtime=True):
             if result is StopResult.ACCEPTED and outcome.runtime is not None:
-                return _replace(outcome, result, None, None, running=False)
+                return replace(outcome, running=False, runtime=None, error=None, at=now())
             polled.may_have_stopped = True
-            return _replace(outcome, StopResult.NOT_FOUND, None, polled, running=None)
+            return replace(
+                outcome,
+                result=StopResult.NOT_FOUND,
+                running=None,
+                runtime=None,
+                error=polled,
+                at=now(),
+            )
     return outcome
-
-
-def _replace(
-    outcome: StopOutcome,
-    result: StopResult,
-    runtime: Runtime | None,
-    error: BctrlError | None,
-    *,
-    running: bool | None,
-) -> StopOutcome:
-    return replace(outcome, result=result, running=running, runtime=runtime, error=error, at=now())

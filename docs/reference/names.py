@@ -26,7 +26,7 @@ _DESCRIBED = re.compile(r"^\.\. py:(?:class|data|type):: ([\w.]+)\n\n((?:   .+\n
 """A name that its page describes itself."""
 _ALIASES = {
     "bctrl_async.bulk._targets": ("Target", "Targets"),
-    "bctrl_async.bulk._delivery": ("OnOutcome",),
+    "bctrl_async.bulk._options": ("OnOutcome",),
     "bctrl_async.fastapi._app": ("Lifespan", "PlainLifespan"),
     "bctrl_async.models": ("_OpenEnum",),
     "bctrl_async.redis": ("_Client",),

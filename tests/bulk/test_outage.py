@@ -43,7 +43,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.bulk import _run
+from bctrl_async.bulk._breaker import CircuitBreaker
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 asks_to_wait = partial(unavailable, retry_after=5.0)
@@ -248,7 +248,7 @@ class TestNeverAnswered:
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, fail: Fail, attempts: int
     ) -> None:
         """Fault: the probe ended with the session, and the other targets waited for it for ever."""
-        asked, ask = 0, _run._ask_canary
+        asked, ask = 0, CircuitBreaker._send_canary
 
         async def ask_a_few_times(*args: Any) -> bool:  # noqa: ANN401 - passed on.
             nonlocal asked
@@ -256,7 +256,7 @@ class TestNeverAnswered:
             assert asked < 100
             return await ask(*args)
 
-        monkeypatch.setattr(_run, "_ask_canary", ask_a_few_times)
+        monkeypatch.setattr(CircuitBreaker, "_send_canary", ask_a_few_times)
         simulation = simulate(lambda _: fail())
         simulation.before_response = lambda each: asyncio.sleep(20 if each.alias == "r1" else 0)
 

@@ -275,7 +275,7 @@ class TestEnd:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0.001)
                 for task in asyncio.all_tasks() - {asyncio.current_task(), run}:
-                    if "Engine._guard" in repr(task):
+                    if "Run._guard" in repr(task):
                         cancelled += task.cancel()
             await asyncio.wait([run])
             return batch.report

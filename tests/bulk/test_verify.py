@@ -190,7 +190,7 @@ class TestPolling:
     def test_no_target_is_sent_while_all_pollers_are_busy(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", 5)
+        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", 5)
         simulation = simulate(active_until(20))
         report = simulation.stop(50, verify=True, concurrency=3)
 
@@ -224,7 +224,7 @@ class TestEnding:
         max_pollers: int,
         count: int,
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", max_pollers)
+        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", max_pollers)
         simulation = simulate(polled(ACTIVE))
 
         async def main(session: BctrlSession) -> StopReport:

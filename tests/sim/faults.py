@@ -152,7 +152,7 @@ FAULTS = {
     "dead-target": KnownFault(
         "a target that is never answered passes for a dead server",
         "dead targets",
-        {"bctrl_async.bulk._run._ask_canary": _never_answered},
+        {"bctrl_async.bulk._breaker.CircuitBreaker._send_canary": _never_answered},
     ),
     "stop-reading": KnownFault(
         "targets that wait for the limiter are still sent after stop_reading",

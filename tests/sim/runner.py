@@ -74,7 +74,7 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
         found = verdict.problems
         stack.enter_context(_watched(loop, found))
         stack.enter_context(patch("bctrl_async.bulk._batch._MAX_UNREAD", plan.max_unread))
-        stack.enter_context(patch("bctrl_async.bulk._run._MAX_POLLERS", plan.max_pollers))
+        stack.enter_context(patch("bctrl_async.bulk._verify._MAX_POLLERS", plan.max_pollers))
         world = World(plan, loop, folder)
         _run(loop, world, found)
         if not found:

@@ -1,0 +1,100 @@
+"""The way from an item of the input to its stop, and from its result to its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+
+from msgspec.structs import replace
+
+from bctrl_async._calls.call import Call, annotate
+from bctrl_async._http.request import STOP
+from bctrl_async.bulk._cancel import wait_shielded
+from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._parked import Stop
+from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
+from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
+from bctrl_async.filters import FoundTargets
+from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
+
+_RUNS = BctrlError("the workspace was listed, and it runs")
+_SLICE = 100
+"""The number of journal entries that are corrected before other tasks get a turn."""
+
+
+class Intake:
+    """The items of an input as stops, or as outcomes if they are not to be sent.
+
+    `make_call` makes the call of a target, and raises BctrlConfigError if its name is invalid.
+    """
+
+    def __init__(
+        self, source: Input, ledger: Ledger, make_call: Callable[[str, str], Call[Runtime]]
+    ) -> None:
+        self._source = source
+        self._ledger = ledger
+        self._make_call = make_call
+
+    async def write_running(self, found: FoundTargets) -> None:
+        """Correct the journal's entries of all listed runtimes that run, and flush it to disk.
+
+        This comes before any stop is sent: after a crash, none of them may count as stopped. An end
+        of the run waits for it.
+        """
+        if self._ledger.journal is not None:
+            entries = self._ledger.journal.offsets.get(found.workspace_id, {})
+            await wait_shielded(asyncio.create_task(self._correct(found, entries)))
+
+    async def _correct(self, found: FoundTargets, entries: Collection[str]) -> None:
+        aliases = [alias for alias in found.running if alias in entries]
+        for number, alias in enumerate(aliases):
+            if not number % _SLICE:
+                await asyncio.sleep(0)
+            outcome = outcome_of(RuntimeRef(found.workspace_id, alias), _RUNS)
+            self._ledger.write(self._source.with_listed(outcome), flush=alias == aliases[-1])
+
+    def stop(self, index: int, item: object) -> Stop | StopOutcome:
+        """Return the stop of an item, or its outcome if it is not to be sent."""
+        if isinstance(item, Stop):
+            return item
+        started = time.monotonic()
+        try:
+            if not index:
+                check_first(item)
+            target = as_target(item)
+        except BctrlError as error:
+            if error.argument == "targets":
+                self._ledger.state.fail(error)
+            return self._reject(index, best_effort_ref(item), error)
+        # If the input is the list of a workspace, it decides what is sent, not the journal.
+        if self._source.found is None and (known := self._ledger.earlier(target)) is not None:
+            return self._ledger.record(replace(known, index=index))
+        try:
+            call = self._make_call(*target)
+        except BctrlConfigError as error:
+            annotate(error, STOP.name, *target)
+            return self._reject(index, target, error)
+        return Stop(index, target, call, started)
+
+    def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
+        result = StopResult.INVALID
+        if isinstance(error, BctrlResponseError):
+            # A listed runtime that cannot be read is a target, but what to do is not known.
+            result = StopResult.REJECTED
+        rejected = outcome_of(target, error.with_traceback(None), index=index, result=result)
+        return self._ledger.record(self._source.with_listed(rejected))
+
+    def outcome(self, stop: Stop, result: Runtime | BctrlError) -> StopOutcome:
+        """Return the outcome of a stop that has its result."""
+        return self._source.with_listed(
+            outcome_of(
+                stop.target,
+                result,
+                index=stop.index,
+                attempts=stop.call.attempts,
+                elapsed=time.monotonic() - stop.started,
+                request_id=stop.call.request_id,
+            )
+        )

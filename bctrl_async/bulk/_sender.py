@@ -1,0 +1,180 @@
+"""Send the calls of a bulk stop, each in its worker's scope; end a run whose calls all fail."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import notify
+from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
+from bctrl_async._calls.sender import Sender
+from bctrl_async._limiter.limiter import RecalledError
+from bctrl_async.bulk._breaker import CircuitBreaker
+from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker
+from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._parked import Stop
+from bctrl_async.errors import (
+    THROTTLED,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlError,
+)
+from bctrl_async.models import Runtime
+
+
+_MAX_TOKEN_ASKS = 3
+"""The number of asks after which a parked stop asks for a token no more seldom."""
+
+
+class BulkSender:
+    """The session's sender, for the calls of one bulk stop."""
+
+    def __init__(
+        self, sender: Sender, policy: RetryPolicy, breaker: CircuitBreaker, ledger: Ledger
+    ) -> None:
+        self._sender = sender
+        self.policy: RetryPolicy = policy
+        self._breaker = breaker
+        self.state: RunState = ledger.state
+        self.ledger: Ledger = ledger
+        self._limiter = sender.limiter
+
+    async def send_stop(
+        self, worker: Worker, stop: Stop
+    ) -> Runtime | BctrlError | asyncio.Future[None]:
+        """Send a stop, unless the run is over; return what it waits for if it is to be parked."""
+        call = stop.call
+        error = await self._take_up(worker, stop)
+        if error is not None:
+            return error
+        if self.ledger.observer is not None and not stop.is_notified:
+            stop.is_notified = True
+            stop.observer = call.observer = notify(self.ledger.observer.begin_stop, *stop.target)
+        # A stop in doubt is woken early if the run is over.
+        delay = call.retries.resume(_now())
+        turn = self._turn(stop)
+        if turn is not None:
+            return turn
+        result = await self.send(worker, call, delay)
+        if isinstance(result, RecalledError):
+            return await self.send_stop(worker, stop)
+        if call.retries.resumes_at is None:
+            return result
+        if not self.state.goes_on():
+            return await self.send_stop(worker, stop)
+        return self._limiter.start_sleep(call.retries.resumes_at - _now())
+
+    async def _take_up(self, worker: Worker, stop: Stop) -> BctrlError | None:
+        """Take up a stop that may have been parked; return its error if it is not to be sent."""
+        call = stop.call
+        error = None
+        if stop.waiter is not None:
+            error = self._limiter.enter_lane(stop.waiter)
+            stop.waiter = None
+        elif call.retries.throttled and self._may_retry(call):
+            with worker.scope():
+                await self._breaker.compare(call)
+        if not self._may_retry(call):
+            self._limiter.leave_lane(call.retries)
+            self.state.set_ended_early(self.state.reason)
+            if not call.attempts:
+                return self.state.not_begun
+            # The other tasks get a turn, however many stops are recorded here.
+            await asyncio.sleep(0)
+            return call.aborted(self.state.reason.summary)
+        if error is not None:
+            call.annotate(error)
+            self._end_if_all_will_fail(error)
+        return error
+
+    def _turn(self, stop: Stop) -> asyncio.Future[None] | None:
+        """Return the turn of a stop that waits for the quota or in a lane, or None."""
+        retries = stop.call.retries
+        if retries.lacks_quota and retries.ask_quota() is None:
+            stop.token_asks += 1
+            delay = probe_delay(self.policy, min(stop.token_asks, _MAX_TOKEN_ASKS))
+            return self._limiter.start_sleep(delay)
+        if not self.state.goes_on():
+            # Nothing is parked any more, so it waits in the lane with its worker.
+            retries.may_park = False
+            return None
+        stop.waiter = self._limiter.enqueue(
+            retries.policy.max_throttle_wait, stop.call.priority, retries
+        )
+        if stop.waiter is None:
+            return None
+        return stop.waiter.admitted
+
+    async def send(
+        self, worker: Worker, call: Call[Runtime], delay: float = 0.0, until: float | None = None
+    ) -> Runtime | BctrlError:
+        """Make a call in a cancel scope, after a delay in seconds; retry it up to a time."""
+        call.wait_to_retry = self._wait_to_retry
+        if until is not None:
+            call.wait_to_retry = partial(self._wait_to_retry, until=until)
+        result: Runtime | BctrlError | None = None
+        throttled = call.retries.throttled
+        worker.call = call
+        try:
+            with worker.scope():
+                if delay:
+                    await self._limiter.sleep(delay)
+                result = await self._sender.request(call)
+        except BctrlError as error:
+            # The frames of a hundred thousand tracebacks would take too much memory.
+            result = error.with_traceback(None)
+        except BaseException as error:
+            self.state.end_with(error, "the call")
+            raise
+        finally:
+            worker.call = call.wait_to_retry = None
+            self._breaker.leave(call)
+            self._limiter.leave_lane(call.retries)
+            self.ledger.throttled += call.retries.throttled - throttled
+        if result is None or call.cut_off:
+            return call.aborted(self.state.reason.summary)
+        if isinstance(result, Runtime):
+            self._breaker.on_answer(call)
+        else:
+            self._end_if_all_will_fail(result)
+        return result
+
+    async def _wait_to_retry(self, call: Call[Runtime], until: float | None = None) -> bool:
+        """Wait before retrying a call; return False to give up, at the latest at a time.
+
+        A stop that was throttled does not wait here: it is parked.
+        """
+        failure = call.retries.last_failure
+        if not self._may_retry(call):
+            if failure is not None and is_transient(failure, self.policy.statuses):
+                self.state.set_ended_early(self.state.reason)
+                call.cut_off = True
+            return False
+        if failure is not None and failure.status in THROTTLED and call.operation.stops:
+            delay = self._breaker.delay_of_throttled(call)
+            if delay is not None:
+                call.retries.resumes_at = _now() + delay
+            return False
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._breaker.wait_to_retry(call)
+        except TimeoutError:
+            return False
+
+    def _may_retry(self, call: Call[Runtime]) -> bool:
+        """Return True unless the run is over for this call; a stop in doubt goes on for longer."""
+        is_in_doubt = call.operation.stops and call.in_doubt
+        return self.state.goes_on() or (self.state.level is CancelLevel.READING and is_in_doubt)
+
+    def _end_if_all_will_fail(self, error: BctrlError) -> None:
+        # The Retry-After of a target ends the run only if it holds all.
+        is_held = self._limiter.retry_after_of_all > self.policy.max_throttle_wait
+        if is_held or isinstance(error, BctrlAuthenticationError | BctrlConfigError):
+            self.state.end_early(error, CancelLevel.WAITING)
+        elif self._breaker.gave_up:
+            self.state.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
