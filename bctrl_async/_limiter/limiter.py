@@ -28,7 +28,7 @@ class Limiter:
     """A gate for all attempts of a session, and a lane for each workspace that is throttled.
 
     A lane is a gate of its own that comes before: a workspace over its quota slows down alone. If
-    several workspaces are throttled, they show a limit for all, which takes the place of theirs.
+    eight workspaces are throttled, they show a limit for all, which takes the place of theirs.
     """
 
     def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:

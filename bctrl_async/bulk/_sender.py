@@ -22,7 +22,6 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import Runtime
 
-
 _MAX_TOKEN_ASKS = 3
 """The number of asks after which a parked stop asks for a token no more seldom."""
 
