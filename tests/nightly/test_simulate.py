@@ -16,7 +16,6 @@ SEEDS = [*range(60), 16451, 17879, 19500, 31668, 89738]
 """The first, and some of eleven in 100,000 that failed: clusters of dead targets, probes that their
 callers cancel, and canaries that are never answered."""
 FOUND_BY = {
-    "admitted-too-late": 49,
     "another-runtime": 62,
     "caught-up": 1073,
     "costly-429": 42,

@@ -19,6 +19,7 @@ from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._parked import Stop
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import result_of
 
@@ -70,6 +71,10 @@ def _show_limit_of_all(evidence: Evidence, workspace: str) -> bool:
 
 def _start_in_past(rate: AdaptiveRate, now: float) -> None:
     _on_start(rate, min(now, max(rate._next_start, 0.0)))
+
+
+def _wait_with_worker(_: object, stop: Stop) -> None:
+    stop.call.retries.may_park = False
 
 
 def _no_lane_for_singles(limiter: Limiter, priority: Priority, history: History) -> Gate | None:
@@ -196,7 +201,7 @@ FAULTS = {
     "held-workers": KnownFault(
         "a worker waits for the lane of a throttled workspace, in place of its other targets",
         "throttled others",
-        {"bctrl_async.bulk._run.Run._waits_in_lane": lambda *_: False},
+        {"bctrl_async.bulk._sender.BulkSender._turn": _wait_with_worker},
     ),
     "one-tenant": KnownFault(
         "a workspace that is throttled alone shows a limit for all",
@@ -240,11 +245,6 @@ FAULTS = {
         "single calls that wait for a slot do not move to the lane of their workspace",
         "flood",
         {"bctrl_async._limiter.limiter.Limiter._move_waiters": _move_bulk_waiters},
-    ),
-    "admitted-too-late": KnownFault(
-        "a call that is cancelled as it is admitted keeps its slot",
-        "slot left",
-        {"bctrl_async._limiter.queues.Waiter.is_admitted": False},
     ),
     "lost-slot": KnownFault(
         "a cancelled attempt keeps its slot",
