@@ -73,14 +73,12 @@ class Waiter(msgspec.Struct, eq=False):
             self.admitted.set_result(None)
 
     def set_timer(self, timer: asyncio.Handle) -> None:
-        """Keep a timer for as long as it waits."""
-        if self._timer is None:
-            self.admitted.add_done_callback(self._cancel_timer)
-        else:
-            self._timer.cancel()
+        """Keep a timer for as long as it waits, in place of an earlier timer."""
+        self._cancel_timer()
         self._timer = timer
+        self.admitted.add_done_callback(self._cancel_timer)
 
-    def _cancel_timer(self, _: object) -> None:
+    def _cancel_timer(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
 

@@ -258,12 +258,10 @@ class Run:
             item = await self.source.next()
         if item is None:
             return None
-        try:
-            worker.has_slot = await self._slots.acquire()
-        except asyncio.CancelledError:
-            self.parked.ready.append(item)
-            raise
-        return item
+        # If this worker is cancelled meanwhile, another takes the item.
+        self.parked.ready.append(item)
+        worker.has_slot = await self._slots.acquire()
+        return await self._next(worker)
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         """Process one item and return its outcome; None if it is recorded later."""

@@ -32,6 +32,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.bulk import _parked
+from bctrl_async.bulk._run import Run
 
 STOPPED, REJECTED, NOT_SENT, UNKNOWN = (
     StopResult.STOPPED,
@@ -283,6 +284,29 @@ class TestEnd:
         report = simulation.run(main)
         assert report.total == report.counts.total() == 30
         assert report.ended_early is not None
+
+    def test_a_worker_that_is_cancelled_before_it_starts_leaves_none_behind(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Run, "_start_worker", lambda run: run._start(run._work).cancel())
+        simulation, ended = simulate(throttling_bad, 0.01), Ended()
+        report = stop(simulation, mixed(5, 20), ended)
+
+        assert report.total == report.counts.total() == 25
+        assert report.ended_early is not None
+
+    def test_dead_targets_wait_for_the_retry_quota(self, simulate: Simulate) -> None:
+        """Fault: those that found it exhausted were given up after two attempts."""
+
+        def serve(each: Request) -> Runtime | BctrlError:
+            return unavailable() if is_bad(each.alias) else ANSWER
+
+        simulation, ended = simulate(serve, 0.01), Ended()
+        report = stop(simulation, mixed(60, 5), ended)
+
+        assert report.counts[STOPPED] == 5
+        assert report.counts.total() == 65
+        assert not any("retry quota" in str(outcome.error) for outcome in ended.outcomes)
 
     def test_an_early_end_counts_what_was_never_sent(self, simulate: Simulate) -> None:
         simulation, ended = simulate(throttling_bad, 0.01), Ended()

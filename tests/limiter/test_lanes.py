@@ -192,6 +192,32 @@ class TestLimitForAll:
         await use(limiter, "ws-1", ANSWER)
         assert now() == pytest.approx(0.5)
 
+    async def test_a_call_that_waits_without_a_task_passes_its_lane_again(self) -> None:
+        """Fault: a whole lane was let through, and its next limit held none of them."""
+        limiter = Limiter(10, past_start())
+        show_limit(limiter, "ws-1", retry_after=30.0)
+        history = History(workspace="ws-1")
+        waiter = limiter.enqueue(60.0, Priority.BULK, history)
+        assert waiter is not None
+        single = asyncio.create_task(use(limiter, "ws-1", ANSWER))
+        await asyncio.sleep(0)
+        for number in range(2, 9):
+            limiter._on_error(throttled(), History(workspace=f"ws-{number}"))
+        waiter.go_on()
+
+        assert waiter.admitted.done()
+        assert limiter.enter_lane(waiter) is None
+        assert not history.is_in_lane
+        await single
+        assert now() == pytest.approx(0.5)
+
+    async def test_a_sleep_that_is_cancelled_as_it_ends_is_cancelled(self) -> None:
+        limiter = Limiter(10, past_start())
+        sleeper = limiter.start_sleep(0.0)
+        asyncio.get_running_loop().call_soon(sleeper.cancel)
+        await asyncio.sleep(0.01)
+        assert sleeper.cancelled()
+
     async def test_quotas_of_several_workspaces_show_none(self) -> None:
         """Fault: ten workspaces over their quotas held up all others."""
         limiter = Limiter(10, past_start())
