@@ -114,7 +114,9 @@ def _limit_shown_at(exchanges: list[Exchange]) -> float | None:
 
 def check_rate(plan: Plan, exchanges: list[Exchange]) -> Problems:
     """Check that no second has more attempts than the rate allows, after a stall as well."""
-    if plan.rate is None or plan.climate.hazards - {"starved", *THROTTLING}:
+    # A shared pace is the only rate of its session.
+    is_paced = plan.pace is not None
+    if plan.rate is None or is_paced or plan.climate.hazards - {"starved", *THROTTLING}:
         return
     times = [each.written for each in exchanges]
     # An attempt that waits for its connection is written later than it was admitted.
