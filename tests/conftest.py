@@ -123,6 +123,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if is_async_test(item)]
         for item in items:
+            if "pauses" in getattr(item, "fixturenames", ()):
+                # The fixture moves the clock by each wait that it skips.
+                item.add_marker("moves_clock")
             if item.get_closest_marker("moves_clock"):
                 item.add_marker(pytest.mark.skip("the clock of uvloop cannot be moved"))
     for item in items:
