@@ -59,10 +59,9 @@ class Evidence:
         """Record a throttled response; return False if it tells of its workspace only."""
         if not self.excess:
             self._shares.clear()
-        share = self._shares.get(workspace, 0.0)
-        if self._is_of_all and share:
+        if self._is_of_all and workspace in self._shares:
             return False
-        self._shares[workspace] = share + 1.0
+        self._shares[workspace] = 1.0
         self.excess = min(self.excess + 1.0, _ENOUGH)
         return True
 

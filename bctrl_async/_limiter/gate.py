@@ -135,9 +135,8 @@ class Gate:
 
     def _deadline(self, waiter: Waiter, now: float) -> float:
         """Return when the patience of a waiter ends if every attempt is throttled until then."""
-        return (
-            max(waiter.history.waits_since, min(self.rate.throttled_since, now)) + waiter.max_wait
-        )
+        since = max(waiter.history.waits_since, min(self.rate.throttled_since, now))
+        return since + waiter.max_wait
 
     def _schedule_deadline(self, waiter: Waiter, now: float) -> None:
         loop = asyncio.get_running_loop()
@@ -211,7 +210,7 @@ class Gate:
         for waiter in self._queues.waiting:
             # They pass the lane again when a worker takes them up: it may have a new limit then.
             if not waiter.has_task:
-                waiter.go_on()
+                waiter.admitted.cancel()
         self._admit()
 
     def _delay(self, now: float) -> float:

@@ -298,13 +298,7 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 def _waiter(max_wait: float, priority: Priority, history: History, *, is_in_lane: bool) -> Waiter:
     loop = asyncio.get_running_loop()
     history.waits_since = min(history.waits_since, loop.time())
-    return Waiter(
-        loop.create_future(),
-        history,
-        priority,
-        max_wait,
-        is_in_lane=is_in_lane,
-    )
+    return Waiter(loop.create_future(), history, priority, max_wait, is_in_lane=is_in_lane)
 
 
 def _seconds_until(time: float) -> float:

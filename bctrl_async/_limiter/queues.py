@@ -43,8 +43,6 @@ class Waiter(msgspec.Struct, eq=False):
     """True if it waits for a slot of its workspace, not of the session."""
     has_task: bool = True
     """False if its call gets its slot when a task takes it up."""
-    goes_on: bool = False
-    """True if it waits no more, and was not admitted."""
     error: BctrlError | None = None
     _timer: asyncio.Handle | None = None
 
@@ -52,19 +50,12 @@ class Waiter(msgspec.Struct, eq=False):
     def is_admitted(self) -> bool:
         """True if it has a slot."""
         admitted = self.admitted
-        is_left = self.goes_on or self.error is not None
-        return admitted.done() and not admitted.cancelled() and not is_left
+        return admitted.done() and not admitted.cancelled() and self.error is None
 
     def check(self) -> None:
         """Raise the error of a waiter that has failed."""
         if self.error is not None:
             raise self.error
-
-    def go_on(self) -> None:
-        """End the wait without a slot, unless it has ended."""
-        if not self.admitted.done():
-            self.goes_on = True
-            self.admitted.set_result(None)
 
     def fail(self, error: BctrlError) -> None:
         """Let the call fail, unless it was admitted or cancelled."""

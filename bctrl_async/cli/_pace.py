@@ -58,8 +58,8 @@ class _OwnClientPace(Pace):
 
 def _client(url: str) -> "Redis | None":
     """Return a client of a server, or None if the URL is invalid."""
-    from redis.asyncio import Redis  # noqa: PLC0415 - an extra.
-    from redis.exceptions import RedisError  # noqa: PLC0415 - an extra.
+    from redis.asyncio import Redis  # noqa: PLC0415 - it may be missing.
+    from redis.exceptions import RedisError  # noqa: PLC0415 - it may be missing.
 
     try:
         client = Redis.from_url(url)

@@ -63,7 +63,7 @@ def report(
     for outcome in read_journals(journals, targets, max_age=journal_max_age):
         counts[outcome.result] += 1
         if ignore_not_found and outcome.result is StopResult.NOT_FOUND:
-            outcome = replace(outcome, running=False, error=None)  # noqa: PLW2901
+            outcome = replace(outcome, running=False, error=None)  # noqa: PLW2901 - it is done.
         done += outcome.ok
         printer.print(outcome)
     printer.finish()

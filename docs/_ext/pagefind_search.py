@@ -89,7 +89,7 @@ async def _index(app: Sphinx) -> None:
             await index.add_html_file(content=content, source_path=f"{page}.html")
         await index.write_files()
         # It answers before its last files are on disk, and would end without them.
-        while not all(path.stat().st_size for path in bundle.rglob("*")):  # noqa: ASYNC110 - it writes.
+        while not all(path.stat().st_size for path in bundle.rglob("*")):  # noqa: ASYNC110 - a process.
             await asyncio.sleep(0.1)
 
 

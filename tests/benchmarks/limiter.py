@@ -15,6 +15,7 @@ import math
 import os
 import random
 import sys
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -158,14 +159,15 @@ def _random(share: float) -> _MakeAnswers:
 # The limiter alone, on both servers
 
 
-class _OnBoth:
+class _OnBoth(ABC):
     """A row of the limiter alone."""
 
     def __call__(self, seed: int) -> list[_Figures]:
         return [self.run(seed, halfway=halfway) for halfway in (False, True)]
 
+    @abstractmethod
     def run(self, seed: int, *, halfway: bool) -> _Figures:
-        raise NotImplementedError
+        """Run with one of the servers."""
 
 
 @dataclass

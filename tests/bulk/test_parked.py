@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 from simulated import (
@@ -27,6 +28,7 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
+    StopBatch,
     StopOutcome,
     StopReport,
     StopResult,
@@ -76,14 +78,14 @@ def stop(
     simulation: Simulation,
     items: Iterable[tuple[str, str]] | AsyncIterator[tuple[str, str]],
     ended: Ended,
-    **options: object,
+    **options: Any,  # noqa: ANN401 - `stop_runtimes` has them.
 ) -> StopReport:
     async def main(session: BctrlSession) -> StopReport:
         return await session.stop_runtimes(
             items,
             on_outcome=ended,
             verify=False,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
     return simulation.run(main)
@@ -213,8 +215,8 @@ class TestThrottledTargets:
         assert simulation.run(main) == (30, 0)
 
 
-async def batch_end(batch: object) -> None:
-    await batch  # type: ignore[misc]
+async def batch_end(batch: StopBatch) -> None:
+    await batch
 
 
 class TestEnd:

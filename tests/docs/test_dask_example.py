@@ -67,7 +67,7 @@ async def client() -> AsyncIterator[Any]:
 class Stops:
     """Runs of the example in this process, with the same list and the same journal."""
 
-    def __init__(self, example: ModuleType, client: Any, path: Path) -> None:  # noqa: ANN401
+    def __init__(self, example: ModuleType, client: Any, path: Path) -> None:  # noqa: ANN401 - dask has no types.
         self._example = example
         self._client = client
         self._path = path
@@ -85,18 +85,18 @@ class Stops:
 
 
 @pytest.fixture
-def stops(example: ModuleType, client: Any, emulator: Emulator, tmp_path: Path) -> Stops:  # noqa: ANN401
+def stops(example: ModuleType, client: Any, emulator: Emulator, tmp_path: Path) -> Stops:  # noqa: ANN401 - dask has no types.
     stops = Stops(example, client, tmp_path / "tonight.jsonl")
     stops.targets = [RuntimeRef(*target) for target in add_runtimes(emulator, 32)]
     return stops
 
 
-def count_tasks(dask_worker: Any) -> int:  # noqa: ANN401
+def count_tasks(dask_worker: Any) -> int:  # noqa: ANN401 - dask has no types.
     """Count the tasks that a worker has, on the worker."""
     return len(dask_worker.state.tasks)
 
 
-async def lose(dask_scheduler: Any, address: str) -> None:  # noqa: ANN401
+async def lose(dask_scheduler: Any, address: str) -> None:  # noqa: ANN401 - dask has no types.
     """Treat a worker as dead, on the scheduler, once it has a single chunk left."""
     async with asyncio.timeout(BOUND):
         while len(dask_scheduler.tasks) > 1:
@@ -124,7 +124,7 @@ class TestInProcess:
         self,
         stops: Stops,
         emulator: Emulator,
-        client: Any,  # noqa: ANN401
+        client: Any,  # noqa: ANN401 - dask has no types.
     ) -> None:
         aliases = [alias for _, alias in stops.targets]
         emulator.hold("ws-1", *aliases)
@@ -150,7 +150,7 @@ class TestInProcess:
         self,
         stops: Stops,
         emulator: Emulator,
-        client: Any,  # noqa: ANN401
+        client: Any,  # noqa: ANN401 - dask has no types.
     ) -> None:
         """Fault: dask repeated chunks whose outcomes were in the journal."""
         emulator.hold("ws-1", "r31")

@@ -171,7 +171,8 @@ async def test_each_line_that_replaces_another_runs(
 ) -> None:
     bctrl_emulator.add_runtime("demo", "crm")
     text = (DOCS / "how-to" / "migrate.md").read_text("utf-8")
-    rows = re.findall(r"(?m)^\| .* \| `(.*)` \|$", text.partition("## From an earlier commit")[2])
+    table = text.partition("## From an earlier version")[2].partition("###")[0]
+    rows = re.findall(r"(?m)^\| .* \| `(.*)` \|$", table)
     assert rows
     for row in rows:
         if row.startswith("export"):

@@ -203,7 +203,6 @@ class TestLimitForAll:
         await asyncio.sleep(0)
         for number in range(2, 9):
             limiter._on_error(throttled(), History(workspace=f"ws-{number}"))
-        waiter.go_on()
 
         assert waiter.admitted.done()
         assert limiter.enter_lane(waiter) is None

@@ -63,7 +63,7 @@ async def stop_chunk(plugin: str, chunk: list[RuntimeRef]) -> list[StopOutcome]:
     return outcomes
 
 
-async def stop_all(client: Any, targets: list[RuntimeRef], journal: Journal) -> None:  # noqa: ANN401
+async def stop_all(client: Any, targets: list[RuntimeRef], journal: Journal) -> None:  # noqa: ANN401 - it has no types.
     """Stop targets on the cluster, and write the outcomes that come back to the journal."""
     plugin = Session(journal.base_url)
     await client.register_plugin(plugin)
@@ -76,7 +76,7 @@ async def stop_all(client: Any, targets: list[RuntimeRef], journal: Journal) -> 
             chunk = chunks.pop(future)
             try:
                 outcomes: list[StopOutcome] = await future
-            except Exception as error:  # noqa: BLE001 - dask has many.
+            except Exception as error:  # noqa: BLE001 - a task may raise anything.
                 log.warning("%d targets did not come back: %.200r", len(chunk), error)
                 continue
             finally:
