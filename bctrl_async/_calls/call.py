@@ -60,7 +60,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
     def on_failure(self, error: BctrlError) -> None:
         """Record what a failed attempt may have done; only a stop may have stopped a runtime."""
-        self.request_id = error.request_id or self.request_id
+        self.keep_request_id(error.request_id)
         self.in_doubt |= error.may_have_stopped
         error.may_have_stopped &= self.operation.stops
         error.accepted &= self.operation.stops

@@ -155,7 +155,8 @@ class RetryState(History):
         self.attempts += 1
         self.status = error.status or self.status
         self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
-        self.throttled += error.status in THROTTLED
+        if error.status in THROTTLED:
+            self.count_throttled()
         if _quick.hangs(error):
             self.hung += 1
             error.advice = _quick.ADVICE
@@ -169,8 +170,7 @@ class RetryState(History):
         if not is_transient(error, self.policy.statuses, reads=self.reads):
             return None
         if error.status in THROTTLED:
-            self.throttled_at = now
-            self.waits_since = min(self.waits_since, now)
+            self.wait_from(now)
         is_busy = error.status in THROTTLED and not self.target_failed
         left = self.policy.max_throttle_wait
         if is_busy:

@@ -171,6 +171,10 @@ class Request(msgspec.Struct, Generic[_T]):
         """Record that the attempt has its connection."""
         self.is_connected = True
 
+    def keep_request_id(self, request_id: str | None) -> None:
+        """Keep the request id of an answer, if it has one."""
+        self.request_id = request_id or self.request_id
+
 
 STOP = Operation(
     name="stop",

@@ -28,6 +28,15 @@ class History(msgspec.Struct, kw_only=True):
     may_park: bool = False
     """True if it waits in a lane without a task, as stops of a bulk stop do."""
 
+    def count_throttled(self) -> None:
+        """Count a throttled response."""
+        self.throttled += 1
+
+    def wait_from(self, now: float) -> None:
+        """Record the time of a throttled response, after which the call waits."""
+        self.throttled_at = now
+        self.waits_since = min(self.waits_since, now)
+
     @property
     def is_first(self) -> bool:
         """True if no attempt was throttled, so that the next is a fair sample of the targets."""
