@@ -167,7 +167,7 @@ class TestEagerTasks:
                     [outcome async for outcome in batch]
                 return batch.report
 
-        assert eagerly(main()).counts == {StopResult.REJECTED: 2}
+        assert eagerly(main()).counts == {StopResult.INVALID: 2}
         assert counts == [1, 2]
 
     def test_a_stop_in_its_first_step_is_one_that_an_abort_ends(self) -> None:

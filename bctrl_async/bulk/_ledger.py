@@ -117,13 +117,14 @@ class Ledger:
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Write an outcome to the journal, if any, without recording it."""
-        if self.journal is None or self.journal.failure is not None:
+        if self.journal is None:
             return
         try:
             self.journal.write(outcome, flush=flush)
         except BctrlError as error:
             self.state.set_ended_early(error)
-            self.state.end_early(error, CancelLevel.WAITING)
+            if self.state.level is None or self.state.level < CancelLevel.WAITING:
+                self.state.end_early(error, CancelLevel.WAITING)
 
     def report(self, read: int) -> StopReport:
         """Return the report so far; `read` is the number of targets that were read."""

@@ -230,7 +230,7 @@ class Run:
     async def _process_all(self, worker: Worker) -> None:
         source, parked = self.source, self.parked
         while True:
-            if parked.count or source.is_awaited:
+            if parked.ready or parked.count or source.is_awaited:
                 item = await self._next(worker)
             else:
                 item = source.next_nowait()

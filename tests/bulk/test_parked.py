@@ -297,6 +297,22 @@ class TestEnd:
         assert report.total == report.counts.total() == 25
         assert report.ended_early is not None
 
+    def test_an_item_whose_worker_is_gone_is_taken_if_nothing_else_is_parked(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: workers that did not take it were started for ever."""
+        simulation = simulate(throttling_bad, 0.01)
+
+        async def main(session: BctrlSession) -> StopReport:
+            batch = session.stop_runtimes(mixed(0, 3), verify=False)
+            item = batch._run.source.next_nowait()
+            assert item is not None
+            batch._run.parked.ready.append(item)
+            return await batch
+
+        report = simulation.run(main)
+        assert report.counts == {STOPPED: 3}
+
     def test_dead_targets_wait_for_the_retry_quota(self, simulate: Simulate) -> None:
         """Fault: those that found it exhausted were given up after two attempts."""
 

@@ -10,7 +10,7 @@ import resource
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -520,6 +520,22 @@ class TestOfTheCaller:
         with pytest.raises(BctrlError, match="cannot be written"):
             await stops.session.stop_runtimes([A], journal=journal)
         assert stops.emulator.received[A] == 0
+
+    async def test_a_run_ends_early_if_another_has_found_the_disk_full(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: its outcomes were not written, and its report was ok."""
+
+        def fill_disk(outcome: StopOutcome) -> None:
+            with disk_of(stops.path.stat().st_size + 10), suppress(BctrlError):
+                journal.write(outcome)
+
+        report = await stops.session.stop_runtimes(
+            [A, B, C], journal=journal, on_outcome=fill_disk, concurrency=1
+        )
+
+        assert "cannot be written" in str(report.ended_early)
+        assert report.counts == {StopResult.STOPPED: 2, StopResult.NOT_SENT: 1}
 
     async def test_no_thread_writes_after_the_half_line_of_another(
         self, stops: Stops, journal: Journal
