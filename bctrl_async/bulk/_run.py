@@ -245,23 +245,28 @@ class Run:
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         """Take a stop that was parked, or the next item; None if another worker will."""
-        if self.parked.ready:
-            return self.parked.ready.popleft()
-        if self.parked.is_full or self._working > self._concurrency:
-            return None
-        if not self.source.is_awaited:
-            return self.source.next_nowait()
+        while not self.parked.ready:
+            if self.parked.is_full or self._working > self._concurrency:
+                return None
+            if not self.source.is_awaited:
+                return self.source.next_nowait()
+            if not await self._await_item(worker):
+                return None
+        return self.parked.ready.popleft()
+
+    async def _await_item(self, worker: Worker) -> bool:
+        """Wait without a slot for an item that a worker is to take; return False at the end."""
         self._slots.release()
         worker.has_slot = False
         item = None
         with worker.scope():
             item = await self.source.next()
         if item is None:
-            return None
+            return False
         # If this worker is cancelled meanwhile, another takes the item.
         self.parked.ready.append(item)
         worker.has_slot = await self._slots.acquire()
-        return await self._next(worker)
+        return True
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         """Process one item and return its outcome; None if it is recorded later."""

@@ -43,6 +43,15 @@ class BulkSender:
         self, worker: Worker, stop: Stop
     ) -> Runtime | BctrlError | asyncio.Future[None]:
         """Send a stop, unless the run is over; return what it waits for if it is to be parked."""
+        result = None
+        while result is None:
+            result = await self._try(worker, stop)
+        return result
+
+    async def _try(
+        self, worker: Worker, stop: Stop
+    ) -> Runtime | BctrlError | asyncio.Future[None] | None:
+        """Send a stop once; return None if it is to be taken up again at once."""
         call = stop.call
         error = await self._take_up(worker, stop)
         if error is not None:
@@ -57,11 +66,11 @@ class BulkSender:
             return turn
         result = await self.send(worker, call, delay)
         if isinstance(result, RecalledError):
-            return await self.send_stop(worker, stop)
+            return None
         if call.retries.resumes_at is None:
             return result
         if not self.state.goes_on():
-            return await self.send_stop(worker, stop)
+            return None
         return self._limiter.start_sleep(call.retries.resumes_at - _now())
 
     async def _take_up(self, worker: Worker, stop: Stop) -> BctrlError | None:

@@ -297,6 +297,29 @@ class TestEnd:
         assert report.total == report.counts.total() == 25
         assert report.ended_early is not None
 
+    def test_a_stop_in_doubt_may_be_throttled_a_thousand_times_after_the_end(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: the run raised a RecursionError."""
+
+        def serve(each: Request) -> Runtime | BctrlError:
+            return unavailable() if each.number == 1 else throttled()
+
+        simulation = simulate(serve, 0.01)
+
+        async def main(session: BctrlSession) -> StopReport:
+            policy = RetryPolicy(base=0.05, cap=0.05, patience=40)
+            batch = session.stop_runtimes(mixed(1, 0), retry=policy, verify=False)
+            run = asyncio.create_task(batch_end(batch))
+            await asyncio.sleep(0.1)
+            batch.stop_reading()
+            await asyncio.wait([run])
+            return batch.report
+
+        report = simulation.run(main)
+        assert len(simulation.stops) > 1000
+        assert report.counts == {UNKNOWN: 1}
+
     def test_an_item_whose_worker_is_gone_is_taken_if_nothing_else_is_parked(
         self, simulate: Simulate
     ) -> None:
