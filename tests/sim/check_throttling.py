@@ -40,7 +40,9 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
         # A starved process may see no answer in time.
         if is_patient and is_lost and not plan.stalls:
             yield Problem("throttled others", f"{name(outcome.target)} is {outcome.result}")
-        if time - run.began > bound and not waits_itself(plan):
+        # A stop that a starved process saw no answer to is polled for as long as `verify` says.
+        is_polled = plan.stalls and outcome.result is StopResult.UNKNOWN
+        if time - run.began > bound and not (waits_itself(plan) or is_polled):
             took = f"had its outcome after {time - run.began:.0f} s"
             yield Problem("throttled others", f"{name(outcome.target)} {took}")
 
