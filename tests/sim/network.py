@@ -116,8 +116,12 @@ class Connection:
 
     def _deliver_stray(self, stray: Stray) -> None:
         """Deliver an answer too many, unless only a god could tell it from a real one."""
-        asked = None if self.current is None else self.current.target
-        if not self.client.closing and (asked is None or stray.about not in {None, asked}):
+        current = self.current
+        # The bytes of a stream keep their order, so nothing comes into the middle of an answer.
+        may_come = current is None or (
+            not current.delivered and stray.about not in {None, current.target}
+        )
+        if not self.client.closing and may_come:
             self.network.log(self.number, f"<- stray {_summary(stray.page)} ({stray.moment})")
             self.network.strays += 1
             self.client.receive(stray.page)
