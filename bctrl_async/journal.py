@@ -24,6 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bctrl_async import _config
+from bctrl_async._refs import as_target
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import (
@@ -127,19 +128,28 @@ def read_journals(
         if not journals:
             raise BctrlConfigError("there are no journals", argument="paths")
         if targets is None:
-            found = (item for journal in journals for item in journal.offsets.items())
             targets = dict.fromkeys(
-                RuntimeRef(ws, alias) for ws, aliases in found for alias in aliases
+                RuntimeRef(workspace_id, alias)
+                for journal in journals
+                for workspace_id, aliases in journal.offsets.items()
+                for alias in aliases
             )
-        for index, target in enumerate(map(_as_target, targets)):
-            known = [outcome for journal in journals if (outcome := journal.outcome(target))]
-            # An outcome that is not ok wins a tie, so that its target is sent again.
-            latest = max(known, key=lambda each: (each.at, not each.ok), default=None)
+        for index, target in enumerate(map(as_target, targets)):
+            latest = _latest(journals, target)
+            if latest is None:
+                # A name that cannot be sent may be written in a shorter form.
+                latest = _latest(journals, RuntimeRef(*map(_short, target)))
             if latest is None:
                 # Its process may have died after it sent the stop.
                 error = BctrlError("no journal has it", **target._asdict(), may_have_stopped=True)
                 latest = outcome_of(target, error)
-            yield replace(latest, index=index)
+            yield replace(latest, index=index, target=target)
+
+
+def _latest(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome | None:
+    outcomes = [outcome for journal in journals if (outcome := journal.outcome(target))]
+    # An outcome that is not ok wins a tie, so that its target is sent again.
+    return max(outcomes, key=lambda each: (each.at, not each.ok), default=None)
 
 
 class JournalReader:
@@ -418,15 +428,6 @@ def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Jo
         return Journal(journal, base_url=base_url)
     journal.refresh(base_url)
     return journal
-
-
-def _as_target(item: object) -> RuntimeRef:
-    match item:
-        case Runtime():
-            return RuntimeRef(str(item.workspace_id), item.alias)
-        case (str() | UUID() as workspace_id, str() as alias):
-            return RuntimeRef(str(workspace_id), alias)
-    raise _config.invalid_type("targets", type(item), "pairs (workspace id, alias)")
 
 
 def _entry_line(outcome: StopOutcome) -> bytes:

@@ -13,7 +13,7 @@ from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import wait_shielded
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
-from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
+from bctrl_async.bulk._targets import Input, best_effort_ref, check_first, target_of
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
 from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
@@ -63,7 +63,7 @@ class Intake:
         try:
             if not index:
                 check_first(item)
-            target = as_target(item)
+            target = target_of(item)
         except BctrlError as error:
             if error.argument == "targets":
                 self._ledger.state.fail(error)

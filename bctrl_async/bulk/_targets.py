@@ -9,22 +9,18 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Iterable,
     Iterator,
     Mapping,
     Sized,
 )
-from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from itertools import islice
 from uuid import UUID
 
 from msgspec.structs import replace
 
-from bctrl_async import _config
+from bctrl_async import _config, _refs
 from bctrl_async._calls.call import as_failure, is_cancelled
-from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
@@ -204,7 +200,7 @@ def check_targets(targets: object) -> None:
 
 def check_first(item: object) -> None:
     """Raise BctrlConfigError if the first item has the wrong type: others probably have it too."""
-    if not isinstance(item, Runtime | Exception) and len(_parts(item)) != _PAIR:
+    if not isinstance(item, Exception) and len(_refs.parts(item)) != _PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",
             advice="Pass pairs, such as [('ws-1', 'crm')]; nothing was stopped",
@@ -213,55 +209,27 @@ def check_first(item: object) -> None:
         )
 
 
-def as_target(item: object) -> RuntimeRef:
-    """Return an item as a target: any pair of strings, such as a row of a CSV file.
+def target_of(item: object) -> RuntimeRef:
+    """Return an item of an input as a target; raise the reason if it is not a target.
 
-    Other items raise BctrlConfigError; an item that is a `ValueError` becomes the reason and the
-    cause of that error. A listed runtime that could not be parsed raises its own error.
+    An item that is a `ValueError` becomes the reason and the cause of a BctrlConfigError. A listed
+    runtime that could not be parsed raises its own error.
     """
-    # Most items are RuntimeRefs or tuples; this check costs a third of the general check.
-    if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
-        workspace_id, alias = item
-        if type(workspace_id) is str and type(alias) is str:
-            return item if type(item) is RuntimeRef else RuntimeRef(workspace_id, alias)
-    match item:
-        case Runtime():
-            return RuntimeRef(str(item.workspace_id), item.alias)
-        case BctrlResponseError():
-            raise item
-        case ValueError():
-            raise BctrlConfigError(
-                f"invalid target {quote(item)}: {item!s:.200}",
-                reason_class="invalid_input",
-            ) from item
-    match _parts(item):
-        case (str() | UUID() as workspace_id, str() as alias):
-            return RuntimeRef(plain_text(workspace_id), plain_text(alias))
-    raise BctrlConfigError(
-        f"invalid target {quote(item)}: expected (workspace id, alias)",
-        reason_class="invalid_input",
-    )
+    if isinstance(item, BctrlResponseError):
+        raise item
+    if isinstance(item, ValueError):
+        raise BctrlConfigError(
+            f"invalid target {quote(item)}: {item!s:.200}",
+            reason_class="invalid_input",
+        ) from item
+    return _refs.as_target(item)
 
 
 def best_effort_ref(item: object) -> RuntimeRef:
     """Return the closest reference to an item that is not a valid target."""
     if isinstance(item, BctrlResponseError):
         return RuntimeRef(item.workspace_id or "", item.alias or "")
-    match _parts(item):
+    match _refs.parts(item):
         case (workspace_id, alias):
-            return RuntimeRef(_as_text(workspace_id), _as_text(alias))
-    return RuntimeRef("", _as_text(item))
-
-
-def _parts(item: object) -> tuple[object, ...]:
-    # A lazily loaded row may raise on access; treat it as invalid.
-    with suppress(Exception, asyncio.CancelledError):
-        if isinstance(item, str | bytes | Mapping | AbstractSet):
-            return ()
-        if isinstance(item, Collection) and len(item) == _PAIR:
-            return tuple(item)
-    return ()
-
-
-def _as_text(value: object) -> str:
-    return plain_text(value) if isinstance(value, str | UUID) else quote(value)
+            return RuntimeRef(_refs.as_text(workspace_id), _refs.as_text(alias))
+    return RuntimeRef("", _refs.as_text(item))

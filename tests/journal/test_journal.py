@@ -20,6 +20,7 @@ import pytest
 from helpers import BOUND, add_runtimes, await_batch, until, wait_for_requests
 from journal_lines import entry_line, header_line, read_lines
 from msgspec.structs import replace
+from runtimes import Name
 
 from bctrl_async import (
     BctrlConfigError,
@@ -125,6 +126,21 @@ class TestFile:
             # The shortened name is too long for that of a runtime.
             f"{'é' * 1000}…": None,
         }
+
+    async def test_a_target_has_the_same_result_in_the_run_and_in_the_journal(
+        self, stops: Stops
+    ) -> None:
+        """Fault: the name of an enum's member, or an invalid name, was in no journal."""
+        names = ["\ud800", "..", "é" * 100_000]
+        targets = [(Name.WORKSPACE, "a"), *(("ws-1", name) for name in names)]
+        report = await stops.run(targets)
+        assert report.counts == {STOPPED: 1, StopResult.INVALID: 3}
+
+        outcomes = list(read_journals([stops.path], targets))
+
+        assert [each.result for each in outcomes] == [STOPPED, *[StopResult.INVALID] * 3]
+        assert [each.target.alias for each in outcomes] == ["a", *names]
+        assert outcomes[0].target == A
 
     async def test_leaving_the_block_while_it_is_closed_is_no_early_end(self, stops: Stops) -> None:
         closing, released = threading.Event(), threading.Event()

@@ -1,0 +1,49 @@
+"""References to runtimes, made from the items of a list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from uuid import UUID
+
+from bctrl_async.errors import BctrlConfigError, quote
+from bctrl_async.models import Runtime, RuntimeRef
+
+
+def as_target(item: object) -> RuntimeRef:
+    """Return a runtime or any pair of strings, such as a row of a CSV file, as a target.
+
+    Other items raise BctrlConfigError.
+    """
+    match parts(item):
+        case (str() | UUID() as workspace_id, str() as alias):
+            return RuntimeRef(as_text(workspace_id), as_text(alias))
+    raise BctrlConfigError(
+        f"invalid target {quote(item)}: expected (workspace id, alias)",
+        reason_class="invalid_input",
+    )
+
+
+def parts(item: object) -> tuple[object, ...]:
+    """Return the parts of a row, or the names of a runtime; an empty tuple for another item."""
+    if isinstance(item, tuple):
+        return item
+    if isinstance(item, Runtime):
+        return item.workspace_id, item.alias
+    # A lazily loaded row may raise on access; treat it as invalid.
+    with suppress(Exception, asyncio.CancelledError):
+        if isinstance(item, str | bytes | Mapping | AbstractSet):
+            return ()
+        if isinstance(item, Collection):
+            return tuple(item)
+    return ()
+
+
+def as_text(value: object) -> str:
+    """Return the text of a string or a UUID; the repr of any other value, shortened."""
+    if isinstance(value, str):
+        # `str()` of an enum's member may be its Python name.
+        return str.__str__(value)
+    return str(value) if isinstance(value, UUID) else quote(value)
