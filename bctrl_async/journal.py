@@ -374,20 +374,27 @@ class Journal(JournalReader):
         self._append(_entry_line(outcome), flush=flush)
 
     def flush(self) -> None:
-        """Flush the file to disk (`fsync`); raise a BctrlError if that fails."""
+        """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
         if not self.file.closed:
             self._append(b"", flush=True)
+            self._check_writable()
 
     def close(self) -> None:
         """Flush the file to disk, unlock and close it; a second call does nothing.
 
         Raises:
-            BctrlError: The file cannot be flushed; it is closed even so.
+            BctrlError: The file cannot be flushed; it is closed even so. An earlier failure is not
+                raised again.
         """
         if self.file.closed:
             return
+        is_intact = self.failure is None
         try:
             self.flush()
+        except BctrlError:
+            # The first failure was raised before; here it would hide the report of a run.
+            if is_intact:
+                raise
         finally:
             with self._lock:
                 if fcntl is not None:  # pragma: no branch

@@ -196,8 +196,9 @@ def stop(
             missing_ok=ignore_not_found,
         )
         interrupted = _run(session, batch, output)
-    explain(batch.ended_early)
-    return _report(batch, printer, interrupted=interrupted, has_journal=journal is not None)
+        explain(batch.ended_early)
+        # The journal may raise when it is closed, so the report comes before.
+        return _report(batch, printer, interrupted=interrupted, has_journal=journal is not None)
 
 
 def _open_journal(

@@ -380,7 +380,7 @@ class Journal(JournalReader):
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, which is then the last entry of its target."""
     def flush(self) -> None:
-        """Flush the file to disk (`fsync`); raise a BctrlError if that fails."""
+        """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
     def close(self) -> None:
         """Flush the file to disk, unlock and close it; a second call does nothing."""
 

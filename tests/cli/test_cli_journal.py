@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from datetime import UTC, datetime
 from io import FileIO
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,27 @@ async def test_a_dry_run_only_reads(command: Command, torn: bytes, *, has_entry:
     assert f"Dry run: {2 - has_entry} to stop, " in err
     assert ("1 no longer running" in err) is has_entry
     assert (code, content(), command.api.requests) == (0, before, [])
+
+
+@pytest.mark.parametrize("fails_from", [1, 2])
+@pytest.mark.parametrize("output_format", ["table", "json"])
+async def test_a_journal_that_cannot_be_flushed_is_an_error_beside_the_summary(
+    command: Command, output_format: str, fails_from: int
+) -> None:
+    """Fault: only the error was printed, because the journal was flushed again at its end."""
+    flushes = count(1)
+
+    def fail(_: int) -> None:
+        if next(flushes) >= fails_from:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    command.patch.setattr("os.fsync", fail)
+    command.api.add_runtime("ws", "a")
+    args = ("stop", "--journal", JOURNAL, "-o", output_format, "ws", "a")
+    code, out, err = await command(*args)
+
+    assert (code, err.count("No space left on device")) == (1, 1)
+    assert "1 of 1 no longer running" in out + err
 
 
 # The command report

@@ -553,6 +553,24 @@ class TestOfTheCaller:
         assert "cannot be written" in str(report.ended_early)
         assert report.counts == {StopResult.STOPPED: 2, StopResult.NOT_SENT: 1}
 
+    async def test_closing_it_raises_a_failure_only_if_it_is_the_first(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: the report of a run was lost because its `with` block raised the same error."""
+
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        stops.patch.setattr(os, "fsync", fail)
+        with Journal(stops.path.with_name("other"), base_url=stops.emulator.url) as other:
+            report = await stops.session.stop_runtimes([A], journal=other)
+        assert "Input/output error" in str(report.ended_early)
+        with pytest.raises(BctrlError, match="Input/output error"):
+            journal.close()
+        # It is closed and unlocked even so.
+        stops.patch.undo()
+        assert (await stops.run([A])).ok
+
     async def test_no_thread_writes_after_the_half_line_of_another(
         self, stops: Stops, journal: Journal
     ) -> None:
