@@ -54,6 +54,7 @@ _MAX_LINE = 1 << 16  # bytes
 _MAX_TEXT = 1000  # characters to which texts are cut if a line is too long
 _MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
 _encode = msgspec.json.Encoder().encode
+_check_entry = msgspec.json.Decoder(JournalRecord).decode
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -114,17 +115,16 @@ def read_journals(
         raise _config.invalid_type("paths", type(paths), expected)
     _config.check_type(paths, Iterable, "paths", expected)
     _config.check_type(targets, Iterable | None, "targets", "an iterable of targets")
-    if max_age is not None:
-        max_age = _config.seconds(max_age, "max_age")
     with ExitStack() as stack:
         journals: list[JournalReader] = []
         base_url = ""
         for path in paths:
             _config.check_type(path, str | os.PathLike, "paths", expected)
-            journals.append(JournalReader(path, base_url, max_age))
-            stack.enter_context(journals[-1].file)
-            journals[-1].warn_if_old()
-            base_url = journals[-1].base_url
+            journal = JournalReader(path, base_url, max_age)
+            stack.enter_context(journal.file)
+            journal.warn_if_old()
+            base_url = journal.base_url
+            journals.append(journal)
         if not journals:
             raise BctrlConfigError("there are no journals", argument="paths")
         if targets is None:
@@ -160,6 +160,8 @@ class JournalReader:
     def __init__(
         self, path: str | os.PathLike[str], base_url: str = "", max_age: float | None = None
     ) -> None:
+        if max_age is not None:
+            max_age = _config.seconds(max_age, "max_age")
         self.base_url: str = base_url
         self._path = Path(path)
         self._age = timedelta()
@@ -271,12 +273,15 @@ class JournalReader:
     def warn_if_old(self) -> None:
         """Warn if the file is over a day old: runtimes started anew since then count as stopped."""
         if self._age > timedelta(days=1):
-            fields = {"bctrl.journal": str(self._path), "bctrl.age": self._age.total_seconds()}
             _log.warning(
                 "the journal %r is %s old, and runtimes started anew since then count as stopped",
                 str(self._path),
                 self._age,
-                extra={"bctrl.event": "old_journal", **fields},
+                extra={
+                    "bctrl.event": "old_journal",
+                    "bctrl.journal": str(self._path),
+                    "bctrl.age": self._age.total_seconds(),
+                },
             )
 
 
@@ -318,19 +323,15 @@ class Journal(JournalReader):
         max_age: float | None = None,
     ) -> None:
         _config.check_type(path, str | os.PathLike, "path", "the path of a file")
-        if max_age is not None:
-            max_age = _config.seconds(max_age, "max_age")
         self.failure: str | None = None
-        server = _config.base_url(base_url, allow_plaintext=True)
-        super().__init__(path, str(server), max_age)
+        super().__init__(path, str(_config.base_url(base_url, allow_plaintext=True)), max_age)
 
     def _load(self, max_age: float | None) -> None:
         """Lock the file, read it, and make it end with a whole line."""
         if fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         super()._load(max_age)
-        if self._size < self.file.seek(0, os.SEEK_END):
-            os.ftruncate(self.file.fileno(), self._size)
+        self.file.truncate(self._size)
         if not self._size:
             header = _Header("bctrl_async", _VERSION, self.base_url, datetime.now(UTC))
             line = _seal(_encode(header))
@@ -367,7 +368,8 @@ class Journal(JournalReader):
                 default it is flushed when it is closed.
 
         Raises:
-            BctrlConfigError: The journal is closed.
+            BctrlConfigError: The journal is closed; or a field of the outcome has a wrong type, or
+                `at` has no time zone. Nothing is written.
             BctrlError: The file cannot be written. All later calls raise this as well, because a
                 line after half a line would make the file unreadable.
         """
@@ -438,7 +440,11 @@ def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Jo
 
 
 def _entry_line(outcome: StopOutcome) -> bytes:
-    """Return the line of an outcome, which is never longer than `_MAX_LINE`."""
+    """Return the line of an outcome, which is never longer than `_MAX_LINE`, and can be read."""
+    _config.check_type(outcome, StopOutcome, "outcome", "a StopOutcome")
+    _config.check_type(outcome.target, RuntimeRef, "target", "a RuntimeRef")
+    if outcome.error is not None:
+        _config.check_type(outcome.error, BctrlError, "error", "a BctrlError or None")
     record = OutcomeRecord.of(outcome)
     if record.ok:
         # The runtime adds nothing, and would make the line three times as long.
@@ -448,12 +454,17 @@ def _entry_line(outcome: StopOutcome) -> bytes:
     except UnicodeEncodeError:
         # An invalid target, or a header of the answer, has a lone surrogate.
         line = b""
-    if 0 < len(line) <= _MAX_LINE:
-        return line
-    names = {"workspace_id": _short(record.workspace_id), "alias": _short(record.alias)}
-    error = record.error and ErrorRecord(record.error.type, _short(record.error.message))
-    record = replace(record, **names, runtime=None, request_id=None, error=error)
-    return _seal(_encode(record))
+    if not 0 < len(line) <= _MAX_LINE:
+        names = {"workspace_id": _short(record.workspace_id), "alias": _short(record.alias)}
+        error = record.error and ErrorRecord(record.error.type, _short(record.error.message))
+        record = replace(record, **names, runtime=None, request_id=None, error=error)
+        line = _seal(_encode(record))
+    try:
+        _check_entry(line)
+    except msgspec.ValidationError as error:
+        problem = str(error).replace("Expected", "expected").replace("got", "not")
+        raise _config.invalid("outcome", problem) from error
+    return line
 
 
 def _short(text: str) -> str:

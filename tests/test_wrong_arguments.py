@@ -90,7 +90,7 @@ VALID: dict[str, object] = {
     "targets": [],
     "number": 1,
     "count": 2,
-    "paths": [],
+    "paths": ["unused.jsonl"],
     "workspace_id": "ws-1",
     "alias": "crm",
 }

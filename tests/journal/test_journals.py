@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -189,6 +190,52 @@ def test_an_entry_of_version_3_has_a_state_that_says_whether_it_runs(
     journal.write(replace(outcome, target=RuntimeRef("ws-1", "b"), running=True))
     journal.close()
     assert running(read_journals([path])) == {"a": is_running, "b": True}
+
+
+STOPPED = StopOutcome(
+    index=0, target=RuntimeRef("ws-1", "b"), result=StopResult.STOPPED, running=False
+)
+INVALID = {
+    "another object": ({"index": 0}, "outcome: expected a StopOutcome, not dict"),
+    "a tuple as target": (
+        replace(STOPPED, target=("ws-1", "b")),
+        "target: expected a RuntimeRef, not tuple",
+    ),
+    "another error": (
+        replace(STOPPED, error=OSError()),
+        "error: expected a BctrlError or None, not OSError",
+    ),
+    "a time without a zone": (
+        replace(STOPPED, at=NOW.replace(tzinfo=None)),
+        "outcome: expected `datetime` with a timezone component - at `$.at`",
+    ),
+    "an unknown result": (
+        replace(STOPPED, result="nonsense"),
+        "outcome: Invalid enum value 'nonsense' - at `$.result`",
+    ),
+    "a text as index": (
+        replace(STOPPED, index="1"),
+        "outcome: expected `int`, not `str` - at `$.index`",
+    ),
+    "no number": (
+        replace(STOPPED, elapsed=math.nan),
+        "outcome: expected `float`, not `null` - at `$.elapsed`",
+    ),
+}
+
+
+@pytest.mark.parametrize(("outcome", "problem"), INVALID.values(), ids=INVALID)
+def test_an_outcome_that_could_not_be_read_again_is_not_written(
+    path: Path, outcome: StopOutcome, problem: str
+) -> None:
+    """Fault: a time without a zone damaged the file, and a tuple was an AttributeError."""
+    with Journal(write(path, entry("a")), base_url=SERVER) as journal:
+        with pytest.raises(BctrlConfigError) as caught:
+            journal.write(outcome)
+        journal.write(STOPPED)
+
+    assert str(caught.value) == f"invalid {problem}"
+    assert running(read_journals([path])) == {"a": DONE, "b": DONE}
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
