@@ -95,9 +95,9 @@ def read_journals(
     Args:
         paths: The files.
         targets: The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s. Each has one
-            outcome, in the order of the list; a target that no file has is `unknown`, since its
-            process may have died after it sent the stop. None yields only targets in the files:
-            those without an entry are not reported.
+            outcome, in the order of the list. A target that no file has, or only as `not_sent`, is
+            `unknown`, since a process may have died after it sent the stop. None yields only
+            targets in the files: those without an entry are not reported.
         max_age: The greatest age of a file in seconds, above 0; an older file, such as last
             night's, is rejected. None accepts any age.
 
@@ -139,10 +139,8 @@ def read_journals(
             if latest is None:
                 # A name that cannot be sent may be written in a shorter form.
                 latest = _latest(journals, RuntimeRef(*map(_short, target)))
-            if latest is None:
-                # Its process may have died after it sent the stop.
-                error = BctrlError("no journal has it", **target._asdict(), may_have_stopped=True)
-                latest = outcome_of(target, error)
+            if latest is None or (latest.result is StopResult.NOT_SENT and not latest.ok):
+                latest = _in_doubt(target, latest)
             yield replace(latest, index=index, target=target)
 
 
@@ -150,6 +148,15 @@ def _latest(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome | 
     outcomes = [outcome for journal in journals if (outcome := journal.outcome(target))]
     # An outcome that is not ok wins a tie, so that its target is sent again.
     return max(outcomes, key=lambda each: (each.at, not each.ok), default=None)
+
+
+def _in_doubt(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
+    """Return the outcome of a target that no journal has as sent."""
+    problem = "no journal has it"
+    if latest is not None and latest.error is not None:
+        problem = f"{latest.error.summary}; another run may have sent it"
+    # A process may have died after it sent the stop, and before it wrote an entry.
+    return outcome_of(target, BctrlError(problem, **target._asdict(), may_have_stopped=True))
 
 
 class JournalReader:

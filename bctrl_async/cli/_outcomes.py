@@ -38,12 +38,10 @@ class OutcomePrinter:
         output: out.Output,
         aliases: Sequence[str] | None,
         *,
-        shows_unsent: bool = False,
         prints_json: bool = False,
     ) -> None:
         self.output: out.Output = output
         self.prints_json: bool = prints_json
-        self._shows_unsent = shows_unsent
         self._prints_all = aliases is not None
         self._groups: dict[tuple[StopResult, str], _Group] = {}
         widest = max((cell_len(out.escape(each)) for each in aliases or ()), default=out.MAX_WIDTH)
@@ -54,7 +52,7 @@ class OutcomePrinter:
         is_unsent = outcome.result is StopResult.NOT_SENT and not outcome.attempts
         if self.prints_json:
             self.output.print_object(outcome.to_dict())
-        elif not (outcome.ok or (is_unsent and not self._shows_unsent)):
+        elif not (outcome.ok or is_unsent):
             self._print_failure(outcome)
         elif self._prints_all and not out.is_quiet.get():
             self._print_line(outcome, _describe(outcome))

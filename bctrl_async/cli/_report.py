@@ -51,7 +51,7 @@ def report(
     if allow_empty and file is None:
         raise BctrlConfigError("--allow-empty needs --from")
     output = out.Output()
-    printer = OutcomePrinter(output, None, shows_unsent=True, prints_json=output_format == "json")
+    printer = OutcomePrinter(output, None, prints_json=output_format == "json")
     targets, bad = None, list[BadLine]()
     if file is not None:
         items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)

@@ -360,7 +360,7 @@ async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_i
             assert handed_over < 600
             waiting = await client.show(location)
             assert waiting["state"] == "queued"
-            assert waiting["counts"] == {"stopped": handed_over, "not_sent": 900 - handed_over}
+            assert waiting["counts"] == {"stopped": handed_over, "unknown": 900 - handed_over}
 
             killed = await backend.start_worker()
             await until(lambda: len(emulator.requests) >= 600)

@@ -84,6 +84,17 @@ class TestList:
             "stop of 'a' in workspace 'ws-1': no journal has it (the runtime may have stopped)"
         )
 
+    @pytest.mark.parametrize(
+        ("is_running", "result"), [(DONE, StopResult.NOT_SENT), (RUNS, StopResult.UNKNOWN)]
+    )
+    def test_a_target_that_was_not_sent_is_done_only_if_a_list_says_so(
+        self, path: Path, *, is_running: bool, result: StopResult
+    ) -> None:
+        line = entry("a", is_running, result="not_sent", error=None)
+        [outcome] = read_journals([write(path, line)])
+
+        assert (outcome.result, outcome.ok) == (result, not is_running)
+
     def test_without_a_list_each_target_of_the_journals_has_one(self, path: Path) -> None:
         write(path, entry("a"), entry("b", workspace_id="ws-2"))
         second = write(path.with_name("2"), entry("b", RUNS), entry("a", RUNS, minute=1))
