@@ -145,7 +145,11 @@ def read_journals(
 
 
 def _latest(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome | None:
-    outcomes = [outcome for journal in journals if (outcome := journal.outcome(target))]
+    outcomes = [
+        outcome
+        for journal in journals
+        if (outcome := journal._outcome(target))  # noqa: SLF001 - users shall not see it.
+    ]
     # An outcome that is not ok wins a tie, so that its target is sent again.
     return max(outcomes, key=lambda each: (each.at, not each.ok), default=None)
 
@@ -229,7 +233,7 @@ class JournalReader:
         if max_age is not None and age > max_age:
             raise ValueError(f"it is {self._age} old; the limit is {timedelta(seconds=max_age)}")
 
-    def outcome(self, target: RuntimeRef) -> StopOutcome | None:
+    def _outcome(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of a target, None if it has none."""
         offset = self.offsets.get(target.workspace_id, {}).get(target.alias)
         if offset is None:
@@ -268,7 +272,7 @@ class JournalReader:
     def done(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of a target that was done when the file was read, else None."""
         try:
-            outcome = self.outcome(target)
+            outcome = self._outcome(target)
         except BctrlConfigError:
             # The entry cannot be used, and sending the target again is safe.
             return None
@@ -351,7 +355,7 @@ class Journal(JournalReader):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def refresh(self, base_url: str) -> None:
+    def _refresh(self, base_url: str) -> None:
         """Read the entries that were written since, for a bulk stop of this server."""
         self._check_writable()
         if base_url != self.base_url:
@@ -442,7 +446,7 @@ def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Jo
     """Return the journal of a bulk stop, made from a path or the caller's, with all entries."""
     if not isinstance(journal, Journal):
         return Journal(journal, base_url=base_url)
-    journal.refresh(base_url)
+    journal._refresh(base_url)  # noqa: SLF001 - users shall not see it.
     return journal
 
 

@@ -203,6 +203,15 @@ def test_an_entry_of_version_3_has_a_state_that_says_whether_it_runs(
     assert running(read_journals([path])) == {"a": is_running, "b": True}
 
 
+def test_a_journal_has_few_names_that_are_not_for_users(path: Path) -> None:
+    with Journal(path, base_url=SERVER) as journal:
+        names = {name for name in dir(journal) if not name.startswith("_")}
+
+    # A run and the command use these; they are in other modules.
+    inside = {"done", "failure", "file", "offsets", "warn_if_old"}
+    assert names - inside == {"base_url", "close", "flush", "write"}
+
+
 STOPPED = StopOutcome(
     index=0, target=RuntimeRef("ws-1", "b"), result=StopResult.STOPPED, running=False
 )
