@@ -11,12 +11,19 @@ from uuid import UUID
 from bctrl_async.errors import BctrlConfigError, quote
 from bctrl_async.models import Runtime, RuntimeRef
 
+PAIR = 2
+
 
 def as_target(item: object) -> RuntimeRef:
     """Return a runtime or any pair of strings, such as a row of a CSV file, as a target.
 
     Other items raise BctrlConfigError.
     """
+    # Most items are RuntimeRefs or tuples; this check costs a third of the general check.
+    if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == PAIR:
+        workspace_id, alias = item
+        if type(workspace_id) is str and type(alias) is str:
+            return item if type(item) is RuntimeRef else RuntimeRef(workspace_id, alias)
     match parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(as_text(workspace_id), as_text(alias))

@@ -29,7 +29,6 @@ from bctrl_async.outcomes import StopOutcome, StopResult, running_of
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
-_PAIR = 2
 _SLOW = 0.005
 """Seconds in which a plain generator may yield its next item while the event loop waits."""
 WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.INVALID, StopResult.NOT_SENT})
@@ -200,7 +199,7 @@ def check_targets(targets: object) -> None:
 
 def check_first(item: object) -> None:
     """Raise BctrlConfigError if the first item has the wrong type: others probably have it too."""
-    if not isinstance(item, Exception) and len(_refs.parts(item)) != _PAIR:
+    if not isinstance(item, Exception) and len(_refs.parts(item)) != _refs.PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",
             advice="Pass pairs, such as [('ws-1', 'crm')]; nothing was stopped",
