@@ -23,8 +23,7 @@ from zlib import crc32
 import msgspec
 from msgspec.structs import replace
 
-from bctrl_async import _config
-from bctrl_async._refs import as_target
+from bctrl_async import _config, _refs
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import (
@@ -134,7 +133,7 @@ def read_journals(
                 for workspace_id, aliases in journal.offsets.items()
                 for alias in aliases
             )
-        for index, target in enumerate(map(as_target, targets)):
+        for index, target in enumerate(map(_refs.as_target, targets)):
             latest = _latest(journals, target)
             if latest is None:
                 # A name that cannot be sent may be written in a shorter form.
@@ -342,10 +341,11 @@ class Journal(JournalReader):
         if fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         super()._load(max_age)
-        self.file.truncate(self._size)
+        os.ftruncate(self.file.fileno(), self._size)
         if not self._size:
-            header = _Header("bctrl_async", _VERSION, self.base_url, datetime.now(UTC))
-            line = _seal(_encode(header))
+            line = _seal(
+                _encode(_Header("bctrl_async", _VERSION, self.base_url, datetime.now(UTC)))
+            )
             self._append(line)
             self._size = len(line)
 

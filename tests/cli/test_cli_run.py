@@ -30,13 +30,13 @@ from commands import (
 )
 from conftest import KEY
 from helpers import BOUND, add_runtimes, until, wait_for_requests
+from journal_lines import read_lines
 from warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.emulator import Emulator
-from bctrl_async.journal import read_journals
 
 ONE_AT_A_TIME = ("stop", "--concurrency", "1", "ws", "a", "b", "c")
 
@@ -273,5 +273,6 @@ async def test_like_windows_ctrl_c_aborts_and_all_have_an_outcome(command: Comma
     code, _, err = await finish(process)
 
     assert code == 130, err
-    results = Counter(outcome.result for outcome in read_journals(["journal.jsonl"]))
-    assert results == {StopResult.UNKNOWN: 100, StopResult.NOT_SENT: 50}
+    written = (command.folder / "journal.jsonl").read_bytes()
+    entries = read_lines(written).entries
+    assert Counter(entry["result"] for entry in entries) == {"unknown": 100, "not_sent": 50}
