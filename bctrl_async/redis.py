@@ -6,18 +6,13 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from ssl import SSLError
 from typing import Any, Protocol
 
 from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError
-from bctrl_async.pace import Pace
+from bctrl_async.pace._leases import PATIENCE, Pace
 
 __all__ = ["RedisPace"]
-
-_PATIENCE = 1.0
-"""Seconds for an answer, which includes the first connection."""
-_LONG_AGO = -1e9
 
 # The hash has the time of the last request, and for how many seconds slots were reserved then.
 # ARGV[2] is the time since the process's own last request, on its own clock. If more has passed on
@@ -36,9 +31,10 @@ return tostring(ahead)
 
 _misconfigured = re.compile(
     "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
-    "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command"
+    "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command|SSL: \\w+"
 ).search
-"""Finds a permanent error by the server's words, or by its class in redis-py and valkey-py."""
+"""Finds a permanent error by the server's words, by OpenSSL's, or by its class in redis-py and
+valkey-py."""
 
 
 class _Client(Protocol):
@@ -72,7 +68,7 @@ class RedisPace(Pace):
             raise _config.invalid_type("client", type(client), "a client of redis.asyncio")
         self._key = f"bctrl-async:{name}"
         self._reserve = client.register_script(_RESERVE)
-        self._asked_at = _LONG_AGO
+        self._asked_at = -1e9  # Long ago.
 
     async def acquire(self, slots: int) -> None:
         """Wait until this many attempts may start.
@@ -84,18 +80,14 @@ class RedisPace(Pace):
         """
         now = time.monotonic()
         try:
-            async with asyncio.timeout(_PATIENCE):
-                arguments = [slots / self.rate, now - self._asked_at]
-                ahead = await self._reserve([self._key], arguments)
+            async with asyncio.timeout(PATIENCE):
+                ahead = await self._reserve([self._key], [slots / self.rate, now - self._asked_at])
         except Exception as error:
-            name = type(error).__name__
-            reason = _misconfigured(f"{name}: {error}")
-            if reason is not None:
-                name = reason[0]
-            elif not isinstance(error.__context__, SSLError):
+            reason = _misconfigured(f"{type(error).__name__}: {error}")
+            if reason is None:
                 raise
             raise BctrlConfigError(
-                f"the pace in Redis cannot be used as configured ({name})",
+                f"the pace in Redis cannot be used as configured ({reason[0]})",
                 advice="Check the scheme, user, password and database of its URL",
                 argument="client",
             ) from None

@@ -283,7 +283,7 @@ def ways() -> Iterator[Ways]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no store be away because it is slow, and ask one that is away only once."""
-    for name in ("pace._leases._INTERVAL", "pace._file.PATIENCE", "redis._PATIENCE"):
+    for name in ("pace._leases._INTERVAL", "pace._file.PATIENCE", "redis.PATIENCE"):
         monkeypatch.setattr(f"bctrl_async.{name}", BOUND)
 
 

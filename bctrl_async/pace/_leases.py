@@ -77,9 +77,9 @@ class Leases:
         self._waiting = waiting
         self._on_lease = on_lease
         self._on_misconfigured = on_misconfigured
-        self._slots: deque[float] = deque()  # A slot is the time of its use.
+        self._slots = deque[float]()  # A slot is the time of its use.
         self._request: asyncio.Task[None] | None = None
-        self._requested_at = -math.inf
+        self._requested_at = 0.0
         self._is_proven = False
         self._is_away = False
         # While calls wait for each lease, the seconds that leases take and their slots give the
@@ -87,15 +87,18 @@ class Leases:
         self._is_busy = False
         self._seconds = 1.0 / pace.rate
         self._leased = 1.0
-        self._next_without_store = -math.inf
+        self._next_without_store = 0.0
 
     def delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf until a lease is there."""
         slots = self._slots
         while slots and slots[0] < now - _LEASE:
             slots.popleft()
-        if self._waiting() > len(slots):
-            self._renew(now)
+        is_due = not self._is_away or now >= self._requested_at + _INTERVAL
+        if self._request is None and is_due and self._waiting() > len(slots):
+            self._requested_at = now
+            self._request = asyncio.create_task(self._acquire())
+            self._request.add_done_callback(self._on_answer)
         if slots:
             return slots[0] - now
         if self._is_away:
@@ -116,26 +119,16 @@ class Leases:
             self._request.cancel()
             await asyncio.wait([self._request], timeout=PATIENCE)
 
-    def _renew(self, now: float) -> None:
-        """Ask for a lease, unless a request is in flight, or it is too early for another."""
-        is_due = not self._is_away or now >= self._requested_at + _INTERVAL
-        if self._request is None and is_due:
-            self._requested_at = now
-            self._request = asyncio.get_running_loop().create_task(self._acquire())
-            self._request.add_done_callback(self._on_answer)
-
     async def _acquire(self) -> None:
         # First, all calls of the same turn of the loop start to wait.
         await asyncio.sleep(0)
-        loop = asyncio.get_running_loop()
-        asked_at = loop.time()
-        wanted = max(self._waiting() - len(self._slots), 1)
-        slots = min(wanted, max(int(self._pace.rate * _LEASE), 1))
+        wanted = self._waiting() - len(self._slots)
+        slots = max(min(wanted, int(self._pace.rate * _LEASE)), 1)
         await self._pace.acquire(slots)
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         if self._is_busy:
             # A session that asks late waits less, but nobody has more than the whole rate.
-            elapsed = max(now - asked_at, slots / self._pace.rate)
+            elapsed = max(now - self._requested_at, slots / self._pace.rate)
             most = _MAX_TO_MEAN * slots * self._seconds / self._leased
             self._seconds = self._seconds * _DECAY + min(elapsed, most)
             self._leased = self._leased * _DECAY + slots
@@ -151,29 +144,23 @@ class Leases:
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if isinstance(error, BctrlConfigError) and not self._is_proven:
             self._on_misconfigured(error)
-        elif error is not None and not request.cancelling():
+        elif error is not None and not (self._is_away or request.cancelling()):
             self._on_store_away(error)
         self._on_lease()
         self._is_busy = self._request is not None
 
     def _on_store_away(self, error: BaseException) -> None:
-        if self._is_away:
-            return
         self._is_away = True
+        # The text of another library's error may contain the URL with its password.
+        text = str(error) if isinstance(error, OSError | BctrlConfigError) else ""
         rate = self._rate_without_store()
         _log.warning(
             "the shared pace cannot be asked (%s): this session goes on with %.3g attempts a "
             "second",
-            _reason(error),
+            " ".join(f"{type(error).__name__}: {text}".removesuffix(": ").split()),
             rate,
             extra={"bctrl.event": "pace_away", "bctrl.rate": rate},
         )
 
     def _rate_without_store(self) -> float:
         return _MARGIN * self._leased / self._seconds
-
-
-def _reason(error: BaseException) -> str:
-    # The text of another library's error may contain the URL with its password.
-    text = str(error) if isinstance(error, OSError | BctrlConfigError) else ""
-    return " ".join(f"{type(error).__name__}: {text}".removesuffix(": ").split())

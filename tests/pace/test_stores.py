@@ -64,7 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     script = _RESERVE.replace("redis.call('TIME')", "{1800000000, 123457}")
     monkeypatch.setattr("bctrl_async.redis._RESERVE", script)
     # A machine that is busy must not make a store late.
-    monkeypatch.setattr("bctrl_async.redis._PATIENCE", BOUND)
+    monkeypatch.setattr("bctrl_async.redis.PATIENCE", BOUND)
     monkeypatch.setattr("bctrl_async.pace._file.PATIENCE", BOUND)
     return clock
 
