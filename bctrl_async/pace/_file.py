@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
+from concurrent.futures import Future
 from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
@@ -53,40 +55,51 @@ class FilePace(Pace):
 
         Raises:
             BctrlConfigError: The path cannot be written, or is a folder, a link, or another file.
-            OSError: The file cannot be used now: the disk is full, or others lock it for 1 s.
+            OSError: The file cannot be used now: the disk is full or hangs, or others lock it for
+                1 s.
         """
+        name = f"bctrl-async {self._path}"
         ahead = None
         async with asyncio.timeout(PATIENCE):
             while ahead is None:
-                # A disk that hangs must hold up nothing else.
-                ahead = await asyncio.to_thread(self._reserve, slots / self.rate)
+                # A disk that hangs gets no second request. No thread lives on in a forked child.
+                if name not in {thread.name for thread in threading.enumerate()}:
+                    answer = Future[float | None]()
+                    answer.set_running_or_notify_cancel()
+                    # Neither the loop nor the process waits for the end of a daemon.
+                    threading.Thread(
+                        target=self._reserve, name=name, args=(slots, answer), daemon=True
+                    ).start()
+                    ahead = await asyncio.wrap_future(answer)
                 if ahead is None:
                     await asyncio.sleep(0.001)
         await asyncio.sleep(ahead)
 
-    def _reserve(self, seconds: float) -> float | None:
-        """Reserve the next seconds; return the seconds until they start, None if it is locked."""
+    def _reserve(self, slots: int, answer: Future[float | None]) -> None:
+        """Reserve slots; answer with the seconds until the first, or None if the file is locked."""
         try:
             # The file is opened each time: after it was deleted, others use the new file.
             with open(self._path, "r+b", opener=_open) as file:
                 try:
                     _lock(file.fileno())
                 except OSError:
-                    return None
+                    answer.set_result(None)
+                    return
                 last, ahead = _parse(file.read(_LENGTH))
                 # This clock is the same in all processes, and starts again only with the machine.
                 now = time.monotonic()
                 ahead = max(ahead - max(now - last, 0.0), 0.0)
                 file.seek(0)
                 # The new text replaces the old of the same length, so that a full disk keeps it.
-                file.write(_HEADER + f"{now:020.6f} {ahead + seconds:020.6f}\n".encode())
+                file.write(_HEADER + f"{now:020.6f} {ahead + slots / self.rate:020.6f}\n".encode())
+            answer.set_result(ahead)
         except ValueError as error:
-            raise self._unusable(error) from None
+            answer.set_exception(self._unusable(error))
         except OSError as error:
-            if error.errno not in _PERMANENT:
-                raise
-            raise self._unusable(error.strerror) from None
-        return ahead
+            if error.errno in _PERMANENT:
+                answer.set_exception(self._unusable(error.strerror))
+            else:
+                answer.set_exception(error)
 
     def _unusable(self, problem: object) -> BctrlConfigError:
         return BctrlConfigError(

@@ -10,20 +10,24 @@ import gc
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
-from helpers import Connect, add_runtimes, until
+from helpers import BOUND, Connect, add_runtimes, until
 from pacing import Member, MemoryPace
 from redis.asyncio import Redis
 from redis_server import SERVER, SERVERS, RedisServer, delayed, redis_server
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.emulator import Emulator
-from bctrl_async.pace import FilePace, Pace
+from bctrl_async.pace import FilePace, Pace, _file
 from bctrl_async.redis import RedisPace
 
 RATE = 200.0
@@ -58,6 +62,27 @@ def without_folder(path: Path) -> Iterator[None]:
     shutil.rmtree(path.parent.rename(path.parent.with_name("removed")))
     yield
     path.parent.mkdir()
+
+
+@contextmanager
+def hung_disk(path: Path) -> Iterator[list[str]]:
+    """Let no request to a disk return; yield the paths of the requests."""
+    paths = []
+    is_back = threading.Event()
+    open_file = _file._open
+
+    def hang(name: str, flags: int) -> int:
+        if name == str(path):
+            paths.append(name)
+            is_back.wait()
+        return open_file(name, flags)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_file, "_open", hang)
+        try:
+            yield paths
+        finally:
+            is_back.set()
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -104,7 +129,7 @@ async def test_a_server_that_fails_for_a_while_is_used_again(
             await assert_used_again(RedisPace(client, rate=RATE), outage(server), caplog)
 
 
-@pytest.mark.parametrize("outage", [locked, without_folder])
+@pytest.mark.parametrize("outage", [locked, without_folder, hung_disk])
 async def test_a_file_that_cannot_be_used_for_a_while_is_used_again(
     tmp_path: Path,
     outage: Callable[[Path], AbstractContextManager[None]],
@@ -113,6 +138,59 @@ async def test_a_file_that_cannot_be_used_for_a_while_is_used_again(
     path = tmp_path / "folder" / "pace"
     path.parent.mkdir()
     await assert_used_again(FilePace(path, rate=RATE), outage(path), caplog)
+
+
+async def test_a_disk_that_hangs_gets_one_request_and_holds_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: each request took a thread of the loop, until none was left for DNS and journals."""
+    monkeypatch.setattr(_file, "PATIENCE", 0.01)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    pace = FilePace(tmp_path / "pace", rate=RATE)
+    with hung_disk(tmp_path / "pace") as requests:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await pace.acquire(1)
+        assert len(requests) == 1
+        async with asyncio.timeout(BOUND):
+            await asyncio.to_thread(os.getpid)
+
+
+HANGS = """
+import asyncio, os, threading
+from bctrl_async.pace import FilePace, _file
+
+open_file = _file._open
+_file._open = lambda *_: threading.Event().wait()
+_file.PATIENCE = 0.01
+pace = FilePace("pace", rate=200)
+try:
+    asyncio.run(pace.acquire(1))
+except TimeoutError:
+    print("the disk hangs", flush=True)
+if os.fork():
+    os.wait()
+else:
+    _file._open = open_file
+    _file.PATIENCE = 50.0
+    asyncio.run(pace.acquire(1))
+    print("its child has a slot", flush=True)
+"""
+"""A program that ends while its disk hangs; before, it forks a child whose disk does not."""
+
+
+def test_a_process_can_fork_and_exit_while_its_disk_hangs(tmp_path: Path) -> None:
+    """Fault: the threads of a loop are waited for, at its end and at the exit."""
+    # A fork beside a thread is a warning since Python 3.12.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HANGS],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=BOUND,
+    )
+    assert done.stdout.splitlines() == ["the disk hangs", "its child has a slot"]
 
 
 @pytest.mark.usefixtures("patient")
