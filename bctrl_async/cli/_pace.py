@@ -41,19 +41,18 @@ def open_rate(rate: float | None, place: str | None, origin: str) -> float | Pac
     return _OwnClientPace(client, rate=rate)
 
 
-class _OwnClientPace(Pace):
+class _OwnClientPace(RedisPace):
     """A pace in Redis whose client closes with the event loop."""
 
     def __init__(self, client: "Redis", *, rate: float) -> None:
-        super().__init__(rate=rate)
-        self._client = client
-        self._pace = RedisPace(client, rate=rate)
+        super().__init__(client, rate=rate)
+        self._close = client.aclose
         self._lifetime: AsyncGenerator[None] | None = None
 
     async def acquire(self, slots: int) -> None:
         if self._lifetime is None:
-            self._lifetime = close_with_loop(self._client.aclose)
-        await self._pace.acquire(slots)
+            self._lifetime = close_with_loop(self._close)
+        await super().acquire(slots)
 
 
 def _client(url: str) -> "Redis | None":
