@@ -69,10 +69,10 @@ def report(
     printer.finish()
     for line in bad[: out.MAX_SHOWN]:
         out.print_error(f"invalid target {line!r}: {line}")
-    total = counts.total() + len(bad)
-    parts = [f"{done:,} of {total:,} done", f"{counts.total() - done:,} pending"]
-    parts += [f"{len(bad):,} invalid"] * bool(bad)
-    summary = f"{', '.join(parts)}: {out.format_counts(counts) or 'no target'}"
+    counts[StopResult.INVALID] += len(bad)
+    total = counts.total()
+    results = out.format_counts(counts) or "no target"
+    summary = f"{done:,} of {total:,} done, {total - done:,} pending: {results}"
     if printer.prints_json:
         out.print_info(summary)
     else:

@@ -49,6 +49,7 @@ FILES = {
     "header.csv": "alias;host\na;h\n",
     "both.csv": "ws;a,b\n",
     "late.csv": "ws,a\n" * 100 + "nonsense\n" * 12,
+    "dots.csv": "ws,a\n" * 100 + "ws,..\nnonsense\n",
     "open.csv": "ws,a\n" * 100 + 'ws,"b\nws,c\n',
     "note.csv": 'workspace,alias,note\nws,a,"of two\nlines"\n',
     "pretty.json": '{\n"workspace": "ws",\n"alias": "a"\n}\n{\n}\n',
