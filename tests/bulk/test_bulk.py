@@ -254,6 +254,9 @@ class TestProgress:
             assert batch.progress.retrying == {}
             await until(lambda: batch.progress.retrying.total() == 2)
             assert batch.progress.retrying == {"500": 1, "BctrlNetworkError": 1}
+            # The time of the canary must not pass before its answer is read.
+            await until(lambda: len(bulk.emulator.requests) == 4)
+            await until(lambda: bulk.session.stats.in_flight == 0)
             bulk.emulator.inject(*[Fault.HANG] * 2)
             pass_time(60)
             await until(lambda: batch.progress.in_flight == 2)
