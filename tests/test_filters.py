@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import runtimes
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind
 

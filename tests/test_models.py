@@ -11,8 +11,7 @@ from typing import cast
 import msgspec
 import pytest
 import runtimes
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from bctrl_async import LaunchMode, Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 

@@ -21,8 +21,7 @@ from bctrl_async import (
     RuntimeFilter,
     RuntimeRef,
 )
-from bctrl_async.cli import _options as opt
-from bctrl_async.cli import _output as out
+from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.errors import format_duration

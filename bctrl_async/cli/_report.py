@@ -8,8 +8,7 @@ from cyclopts import Parameter
 from msgspec.structs import replace
 
 from bctrl_async import BctrlConfigError, StopResult
-from bctrl_async.cli import _options as opt
-from bctrl_async.cli import _output as out
+from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._lines import BadLine, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._targets import collect, open_targets

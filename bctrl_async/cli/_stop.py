@@ -21,9 +21,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.cli import _options as opt
-from bctrl_async.cli import _output as out
-from bctrl_async.cli import _targets
+from bctrl_async.cli import _options as opt, _output as out, _targets
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._list import find_runtimes

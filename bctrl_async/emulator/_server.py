@@ -11,8 +11,7 @@ from typing import Self
 
 from aiohttp import web
 
-from bctrl_async.emulator import _contract as contract
-from bctrl_async.emulator import _replies as replies
+from bctrl_async.emulator import _contract as contract, _replies as replies
 from bctrl_async.emulator._assertions import ReceivedRequest, Target, explain
 from bctrl_async.emulator._faults import UNANSWERED, Fault, FaultPlan, reply_of, send
 from bctrl_async.emulator._replies import Payload, Reply

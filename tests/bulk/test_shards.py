@@ -9,8 +9,7 @@ from typing import cast
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bctrl_async import BctrlConfigError, BctrlResponseError, RuntimeRef, shard
 from bctrl_async.bulk._targets import Target, Targets

@@ -14,8 +14,7 @@ from uuid import UUID
 
 import pytest
 from helpers import BOUND, free_port, pass_time, until
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from wire import GET, KEY, LIST, STOP, Wire, ask, errors_against_contract, path_of
 from wire_faults import OVERSIZED
 from yarl import URL

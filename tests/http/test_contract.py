@@ -17,8 +17,7 @@ from contract import (
     resolved,
     response_schema,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from jsonschema import Draft202012Validator
 
 from bctrl_async import _config

@@ -6,8 +6,7 @@ import re
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from runtimes import RUNTIME
 from servers import http_answer, raw_server, recording
 from yarl import URL

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 from runtimes import WIRE, wire
 

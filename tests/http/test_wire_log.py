@@ -12,8 +12,7 @@ import pytest
 from helpers import Connect, unused_url
 from runtimes import RUNTIME
 from servers import answering, closing, http_answer, raw_server, served
-from test_secrets import BASIC, CALLS, ECHOES, KEY, LOGIN, ONCE
-from test_secrets import Call as SessionCall
+from test_secrets import BASIC, CALLS, ECHOES, KEY, LOGIN, ONCE, Call as SessionCall
 from tls import forward_proxy, over_tls
 from ways import Ways
 

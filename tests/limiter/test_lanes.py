@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import virtual_time
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from simulated import ANSWER, Request, Simulate, throttled
 from throttling import Server, past_start, token_bucket
 from virtual_time import in_virtual_time, now

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 import virtual_time
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from simulated import ANSWER, Request, Simulate, targets
 from throttling import past_start, show_limit, throttled
 from virtual_time import in_virtual_time, now

@@ -10,8 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from bctrl_async import RetryPolicy, RuntimeRef
-from sim import climate as climates
-from sim import scenes
+from sim import climate as climates, scenes
 from sim.exchange import Target
 
 _UUID = str(uuid.UUID(int=7))
