@@ -1,7 +1,8 @@
-"""Close the resources of an event loop, at the latest when the loop ends."""
+"""The ends of tasks and of event loops."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 
@@ -24,3 +25,9 @@ async def _lifetime(close: Callable[[], Awaitable[object]]) -> AsyncGenerator[No
         yield
     finally:
         await close()
+
+
+def is_cancelled() -> bool:
+    """Return True if the current task was asked to cancel."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bctrl_async._kinds import Failure
 from bctrl_async.errors import BctrlTimeoutError
 
 is_on: bool = False
@@ -17,6 +18,6 @@ def is_enough(tries: int) -> bool:
     return is_on and tries >= _TRIES
 
 
-def hangs(error: object) -> bool:
-    """Return True for the error of an attempt that was not answered in a test's time limit."""
-    return is_on and isinstance(error, BctrlTimeoutError)
+def hangs(failure: Failure) -> bool:
+    """Return True for the failure of an attempt that had no answer in a test's time limit."""
+    return is_on and failure.kind.raises is BctrlTimeoutError

@@ -21,7 +21,6 @@ error status, a `BctrlNetworkError` is the lack of a usable answer.
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -45,6 +44,10 @@ __all__ = [
 
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Statuses of a request that the server did not process, because of load (contract errors.md)."""
+NOT_FOUND_CODES = frozenset({"runtime.not_found", "workspace.not_found"})
+"""The codes of a workspace or an alias that does not exist (contract errors.md)."""
+NOT_RUNNING_CODE = "runtime.not_active"
+"""The code of an alias under which nothing runs (contract errors.md)."""
 
 _name = reprlib.Repr()
 _name.maxstring = _name.maxother = 100
@@ -75,12 +78,13 @@ class BctrlError(Exception):
     Args:
         summary: The failure in one line, without a full stop.
         advice: The remedy, by default the advice of the class; None if there is none.
-        operation: The operation of the API, such as `stop`, `get` or `list`.
+        operation: The operation of the API, such as `stop`.
         workspace_id: The workspace of the call.
         alias: The alias of the call.
         attempts: The number of requests started for this call.
-        may_have_stopped: True if any of these requests may have stopped the runtime; always False
-            for operations other than a stop.
+        may_have_worked: True if any of these requests may have taken effect; always False for an
+            operation that only reads.
+        may_have_stopped: The same for a stop: the runtime may have stopped.
         accepted: True if the server accepted a stop with a 2xx status, but its answer has an
             unusable body (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.
@@ -103,6 +107,7 @@ class BctrlError(Exception):
     workspace_id: str | None = None
     alias: str | None = None
     attempts: int = 0
+    may_have_worked: bool = False
     may_have_stopped: bool = False
     accepted: bool = False
     status: int | None = None
@@ -117,6 +122,7 @@ class BctrlError(Exception):
 
     def __post_init__(self) -> None:
         self.summary = self.summary.rstrip(".")
+        self.may_have_worked |= self.may_have_stopped
         if self.advice is None:
             self.advice = type(self).advice
         # Pickle calls the class with `args`, and restores the attributes afterwards.
@@ -202,7 +208,7 @@ class BctrlNotFoundError(BctrlApiError):
         Its code is then `runtime.not_found` (contract) or `workspace.not_found`. Any other 404,
         such as a gateway's, says nothing about them.
         """
-        return self.code in {"runtime.not_found", "workspace.not_found"}
+        return self.code in NOT_FOUND_CODES
 
 
 class BctrlConflictError(BctrlApiError):
@@ -213,7 +219,7 @@ class BctrlConflictError(BctrlApiError):
     @property
     def already_stopped(self) -> bool:
         """True if nothing was running under this alias (contract: `runtime.not_active`)."""
-        return self.code == "runtime.not_active"
+        return self.code == NOT_RUNNING_CODE
 
 
 class BctrlRateLimitError(BctrlApiError):
@@ -252,25 +258,6 @@ def subject_of(error: BctrlError) -> str:
     return f"{error.operation} of {place}: "
 
 
-is_code: Callable[[str], re.Match[str] | None] = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
-"""Matches a code of the API (contract errors.md); a gateway may send other text or a number."""
-
-
-def is_unanswered(error: BctrlError) -> bool:
-    """Return True if the API did not answer: no answer, or a gateway's 502, 503 or 504."""
-    if isinstance(error, BctrlNetworkError):
-        # An unreadable or foreign answer is still an answer. An `argument` is set if there was no
-        # key: then no request was sent, and the API had nothing to answer.
-        return (
-            error.status is None
-            and error.argument is None
-            and not isinstance(error, BctrlResponseError)
-        )
-    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return is_code(error.code or "") is None
-    return error.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
-
-
 def error_type(error: BaseException) -> str:
     """Return OpenTelemetry's `error.type`: an error status, or the name of the exception."""
     if isinstance(error, BctrlError):
@@ -293,9 +280,7 @@ def log_fields(error: BctrlError) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def session_closed(*, may_have_stopped: bool = False) -> BctrlConfigError:
+def session_closed() -> BctrlConfigError:
     """Return the error of a call on a closed session."""
     advice = "Make the call inside `async with`, or make a new session"
-    return BctrlConfigError(
-        "the session is closed", advice=advice, may_have_stopped=may_have_stopped
-    )
+    return BctrlConfigError("the session is closed", advice=advice)

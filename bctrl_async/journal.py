@@ -32,7 +32,6 @@ from bctrl_async.outcomes import (
     OutcomeRecord,
     StopOutcome,
     StopResult,
-    outcome_of,
 )
 
 try:
@@ -159,7 +158,8 @@ def _in_doubt(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
     if latest is not None and latest.error is not None:
         problem = f"{latest.error.summary}; another run may have sent it"
     # A process may have died after it sent the stop, and before it wrote an entry.
-    return outcome_of(target, BctrlError(problem, **target._asdict(), may_have_stopped=True))
+    error = BctrlError(problem, **target._asdict(), may_have_stopped=True)
+    return StopOutcome(index=0, target=target, result=StopResult.UNKNOWN, error=error, attempts=0)
 
 
 class JournalReader:

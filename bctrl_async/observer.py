@@ -30,7 +30,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         number: The number of the attempt within the call, from 1.
-        operation: The operation of the API, such as `stop`, `get` or `list`.
+        operation: The operation of the API, such as `stop`.
         stops: True if the operation may stop a runtime.
         method: The HTTP method.
         url: The URL of the request.
@@ -112,7 +112,7 @@ class _WithCalls:
         the server is up. The GETs of `verify=` belong to their stop.
 
         Args:
-            operation: The operation of the API, such as `get` or `list`.
+            operation: The operation of the API, such as `get`.
             workspace_id: The workspace's id.
             alias: The runtime's alias; None for a call about a whole workspace.
         """

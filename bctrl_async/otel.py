@@ -29,7 +29,7 @@ from bctrl_async.observer import (
     Observer,
     StopObserver,
 )
-from bctrl_async.outcomes import ANSWERED, StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
 try:
     from opentelemetry import context, metrics, propagate, trace
@@ -196,7 +196,7 @@ class _Stop(_WithSpan, StopObserver):
             span.set_attribute("bctrl.running", outcome.running)
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-        if self._raised is None and outcome.result in ANSWERED:
+        if self._raised is None and outcome.result.is_processed:
             error = None
         _end(span, error)
 

@@ -1,4 +1,4 @@
-"""The outcome of each stop, the report of a bulk stop, and the rules that decide a result."""
+"""The outcome of each stop, and the report of a bulk stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from bctrl_async import errors
-from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlNotFoundError
+from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
 __all__ = ["StopOutcome", "StopReport", "StopResult"]
@@ -42,6 +42,26 @@ class StopResult(StrEnum):
     UNKNOWN = "unknown"
     """A request was sent but no answer settled it: the runtime may have stopped."""
 
+    @property
+    def needs_poll(self) -> bool:
+        """True if the server took the stop, or may have, and the runtime may still run."""
+        return self.is_taken or self is StopResult.UNKNOWN
+
+    @property
+    def is_taken(self) -> bool:
+        """True if the server took the stop, and has not said that the runtime is stopped."""
+        return self is StopResult.ACCEPTED
+
+    @property
+    def has_no_effect(self) -> bool:
+        """True if the stop cannot have stopped the runtime."""
+        return self in {StopResult.REJECTED, StopResult.INVALID, StopResult.NOT_SENT}
+
+    @property
+    def is_processed(self) -> bool:
+        """True if the server has processed the stop, so that the call did not fail."""
+        return not (self.has_no_effect or self is StopResult.UNKNOWN)
+
     def __repr__(self) -> str:
         # Printed counts are shorter without the name of the class.
         return repr(self.value)
@@ -52,8 +72,6 @@ now: Callable[[], datetime] = partial(datetime.now, UTC)
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _RUNNING_BY_STATE = {"not_running": False, "still_running": True}
-ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
-"""Results that do not count as a failed call, although the runtime may run."""
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,29 +345,6 @@ class JournalRecord(OutcomeRecord, frozen=True, omit_defaults=True, gc=False):
         return outcome
 
 
-def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
-    """Return the result of a stop whose call returned a runtime or raised an error."""
-    if isinstance(ended, Runtime):
-        # Any other status means that the stop was accepted, but not confirmed.
-        is_stopped = ended.status == RuntimeStatus.STOPPED
-        return StopResult.STOPPED if is_stopped else StopResult.ACCEPTED
-    match ended:
-        case BctrlConflictError(already_stopped=True):
-            return StopResult.ALREADY_STOPPED
-        case BctrlNotFoundError(names_runtime=True):
-            return StopResult.NOT_FOUND
-        case BctrlError(accepted=True):
-            return StopResult.ACCEPTED
-        case BctrlError(may_have_stopped=True):
-            return StopResult.UNKNOWN
-        # The status is from the last answer, a refusal, even if a later attempt had no answer.
-        case BctrlError(status=int()):
-            return StopResult.REJECTED
-        case BctrlConfigError(reason_class="invalid_input"):
-            return StopResult.INVALID
-    return StopResult.NOT_SENT
-
-
 def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
     """Return True if a runtime is running, False if it is not, and None if nobody knows."""
     if result in _STOPPED:
@@ -362,48 +357,3 @@ def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
     if runtime.status == RuntimeStatus.ACTIVE:
         return True
     return None
-
-
-def outcome_of(
-    target: RuntimeRef,
-    ended: Runtime | BctrlError,
-    *,
-    index: int = 0,
-    result: StopResult | None = None,
-    attempts: int = 0,
-    elapsed: float = 0.0,
-    request_id: str | None = None,
-) -> StopOutcome:
-    """Return the outcome of a stop whose call ended with a runtime or an error."""
-    runtime, error = (ended, None) if isinstance(ended, Runtime) else (None, ended)
-    result = result or result_of(ended)
-    running = running_of(result, runtime)
-    if error is not None:
-        request_id = error.request_id or request_id
-    if running is False:
-        error = None
-    elif runtime is not None:
-        error = only_accepted(target, runtime, attempts)
-    return StopOutcome(
-        index=index,
-        target=target,
-        result=result,
-        running=running,
-        runtime=runtime,
-        error=error,
-        attempts=attempts,
-        elapsed=elapsed,
-        request_id=request_id,
-    )
-
-
-def only_accepted(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlError:
-    """Return the error of a stop that was accepted, whose runtime may still run."""
-    return BctrlError(
-        f"the stop was accepted, and the runtime was still {runtime.status.value!r:.50} after it",
-        advice="Look at it again, or stop it again: a stop is safe to repeat",
-        workspace_id=target.workspace_id,
-        alias=target.alias,
-        attempts=attempts,
-        may_have_stopped=True,
-    )

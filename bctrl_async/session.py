@@ -24,6 +24,7 @@ from bctrl_async._http import transport
 from bctrl_async._http.fast import open_pool
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.request import GET, LIST, STOP, Operation, checked_headers, plain_text
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
@@ -33,7 +34,7 @@ from bctrl_async.bulk import OnOutcome, StopBatch, Targets
 from bctrl_async.bulk._options import Options, verify_for
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing
-from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlResponseError
+from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime
@@ -290,6 +291,7 @@ class BctrlSession:
             retries = RetryState(
                 policy,
                 self._sender.quota,
+                STOP.repeat,
                 workspace=name,
                 is_in_lane=history.is_in_lane,
                 waits_since=history.waits_since,
@@ -312,20 +314,24 @@ class BctrlSession:
         self, call: Call[Runtime], http: aiohttp.ClientSession, *, stopped_ok: bool
     ) -> Runtime:
         """Make the attempts of an admitted stop; get the runtime if it was stopped already."""
-        try:
-            return await self._sender.attempt_loop(call, http)
-        except BctrlConflictError as conflict:
-            if not conflict.already_stopped or not (stopped_ok or conflict.may_have_stopped):
-                raise
-            get = self._make_call(
-                GET, call.limit, call.workspace_id, call.alias, policy=call.retries.policy
-            )
-            get.headers, get.observer = CIMultiDict(call.headers), call.observer
-            get.headers.popall(_IDEMPOTENCY_KEY, None)
+        result = await self._sender.attempt_loop(call, http)
+        if type(result) is not Failure:
+            return result
+        if result.kind is not Kind.NOT_RUNNING or not (stopped_ok or call.retries.in_doubt):
             try:
-                return await self._sender.request(get)
-            except BctrlError as error:
-                raise conflict from error
+                raise call.error(result)
+            finally:
+                # As in `Sender.call`.
+                del result
+        get = self._make_call(
+            GET, call.limit, call.workspace_id, call.alias, policy=call.retries.policy
+        )
+        get.headers, get.observer = CIMultiDict(call.headers), call.observer
+        get.headers.popall(_IDEMPOTENCY_KEY, None)
+        try:
+            return await self._sender.call(get)
+        except BctrlError as error:
+            raise call.error(result) from error
 
     async def get_runtime(
         self,
@@ -392,7 +398,6 @@ class BctrlSession:
                     runtimes.append(item)
                     continue
                 annotate(item, LIST.name, workspace_id, item.alias)
-                item.may_have_stopped = False
                 if on_unreadable is None:
                     raise item
                 on_unreadable(item)
@@ -595,8 +600,7 @@ class BctrlSession:
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
         name = str(workspace_id)
-        reads = operation.method == "GET"
-        retries = RetryState(policy, self._sender.quota, reads=reads, workspace=name)
+        retries = RetryState(policy, self._sender.quota, operation.repeat, workspace=name)
         call = Call(operation, name, alias, path, limit, retries=retries)
         call.first_priority = priority
         retries.may_park = priority is Priority.BULK
@@ -627,7 +631,7 @@ class BctrlSession:
         limit, policy = self._time_limit(timeout), self._policy(retry)
         call = self._make_call(operation, limit, workspace_id, alias, policy=policy)
         call.observer = observer
-        return await self._sender.request(call)
+        return await self._sender.call(call)
 
 
 def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
 import virtual_time
+from msgspec.structs import replace
 from runtimes import runtime
 
 from bctrl_async import (
@@ -19,12 +20,14 @@ from bctrl_async import (
     BctrlRateLimitError,
     BctrlServerError,
     BctrlSession,
+    BctrlTimeoutError,
     Runtime,
     StopOutcome,
     StopReport,
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
+from bctrl_async._kinds import Failure, Kind
 
 _T = TypeVar("_T")
 
@@ -40,8 +43,9 @@ class Request(NamedTuple):
     stops: bool
 
 
-Server = Callable[[Request], Runtime | BctrlError]
-"""Takes a request; returns its response."""
+Answer = Runtime | Failure | BctrlError
+"""The response to a request; an error stands for its failure."""
+Server = Callable[[Request], Answer]
 CANARY = "bctrl-async-canary"
 
 # What a server, or a gateway before it, does to a request in place of an answer.
@@ -51,7 +55,7 @@ throttled = partial(BctrlRateLimitError, "429", status=429)
 server_error = partial(BctrlServerError, "500", status=500, may_have_stopped=True)
 bad_gateway = partial(BctrlServerError, "502", status=502, may_have_stopped=True)
 unavailable = partial(BctrlServerError, "503", status=503, may_have_stopped=True)
-Fail = Callable[[], BctrlError]
+Fail = Callable[[], BctrlError | Failure]
 
 
 def down(since: float, until: float, fail: Fail = disconnected) -> Server:
@@ -75,6 +79,20 @@ def targets(count: int) -> list[tuple[str, str]]:
     return [("ws-1", f"r{number}") for number in range(count)]
 
 
+_IN_DOUBT: dict[type[BctrlError], Kind] = {
+    BctrlNetworkError: Kind.LOST,
+    BctrlTimeoutError: Kind.SLOW_ANSWER,
+}
+
+
+def _as_result(answer: Answer) -> Runtime | Failure:
+    if not isinstance(answer, BctrlError):
+        return answer
+    failure = Failure.of(answer)
+    kind = _IN_DOUBT.get(type(answer)) if answer.may_have_stopped else None
+    return failure if kind is None else replace(failure, kind=kind)
+
+
 class Simulation:
     """A simulated server, and what it and the bulk stops of a session saw."""
 
@@ -86,12 +104,13 @@ class Simulation:
         self.outcomes: list[StopOutcome] = []
         self.ended_at: dict[str, float] = {}
         self.seconds = 0.0
-        self.read_answer: BctrlError | None = None
+        self.read_answer: BctrlError | Failure | None = None
         """The response to every GET, if the server answers none."""
         self.read_latency = latency
         self.before_response: Callable[[Request], Awaitable[None] | None] = lambda _: None
 
-        async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
+        async def attempt(sender: Sender, call: Call[Runtime], *_: object) -> Runtime | Failure:
+            sender._begin(call)
             call.on_connection()
             alias, stops = call.alias or "", call.operation.stops
             self.received[alias] += 1
@@ -100,12 +119,12 @@ class Simulation:
             self.requests.append(request)
             if not stops and self.read_answer is not None:
                 await asyncio.sleep(self.read_latency)
-                return self.read_answer
+                return _as_result(self.read_answer)
             answer = server(request)
             if (pause := self.before_response(request)) is not None:
                 await pause
             await asyncio.sleep(latency)
-            return answer
+            return _as_result(answer)
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
         random.seed(0)  # For the jitter of the retries.

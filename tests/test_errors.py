@@ -20,7 +20,6 @@ from bctrl_async.errors import (
     BctrlServerError,
     BctrlTimeoutError,
     BctrlValidationError,
-    is_unanswered,
 )
 
 TREE: dict[type[BctrlError], tuple[type[Exception], ...]] = {
@@ -40,23 +39,6 @@ TREE: dict[type[BctrlError], tuple[type[Exception], ...]] = {
 }
 
 every_class = pytest.mark.parametrize("error_class", TREE, ids=lambda cls: cls.__name__)
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "expected"),
-    [
-        (500, None, False),
-        (502, None, True),
-        (503, None, True),
-        (503, "server.unavailable", False),
-        (504, None, True),
-        (404, None, False),
-    ],
-)
-def test_a_gateway_that_reached_no_api_has_not_answered(
-    status: int, code: str | None, *, expected: bool
-) -> None:
-    assert is_unanswered(BctrlServerError("", status=status, code=code)) is expected
 
 
 def test_the_tree_is_that_of_the_design() -> None:

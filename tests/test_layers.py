@@ -26,9 +26,11 @@ MODULES = {
 # A module may import from lower layers, and without cycles from its own. A folder is one entry.
 LAYERS = [
     {"_version", "_lifetime", "errors"},
-    {"models", "_config", "_quick", "_refs", "stats"},
-    {"pace"},
-    {"_limiter", "_http", "outcomes", "filters"},
+    {"models", "_config", "_refs", "stats"},
+    {"pace", "outcomes"},
+    {"_kinds"},
+    {"_quick"},
+    {"_limiter", "_http", "filters"},
     {"observer", "journal"},
     {"_calls"},
     {"bulk"},
@@ -160,8 +162,9 @@ class TestImports:
         for module in modules_in(*EXTRAS):
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
             # `_config` has the errors of wrong arguments; `_quick` is the switch of `testing`;
-            # `_lifetime` closes the client of the command's pace; `_leases` has what stores share.
-            allowed = {"_version", "_config", "_quick", "_lifetime", "pace._leases"}
+            # `_lifetime` closes the client of the command's pace; `_leases` has what stores share;
+            # `_kinds` has the problem and the exit code of an error.
+            allowed = {"_version", "_config", "_quick", "_lifetime", "_kinds", "pace._leases"}
             assert private <= allowed, module
 
     def test_no_function_of_the_core_imports_anything(self) -> None:
@@ -253,19 +256,20 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_quick", "_version"): Size(1570, 1),
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): Size(4625, 1),
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): Size(4165, 1),
     ("session", "shards"): Size(3400, 1),
     ("otel", "testing"): Size(2110, 0),
     ("pace", "redis"): Size(1811, 0),
+    ("_kinds",): Size(1562, 0),
     ("_refs",): Size(293, 0),
-    ("_calls",): Size(4580, 2),
-    ("_http",): Size(10250, 4),
+    ("_calls",): Size(4807, 2),
+    ("_http",): Size(10629, 3),
     ("_limiter",): Size(8700, 0),
-    ("bulk",): Size(12107, 3),
-    ("journal",): Size(2620, 1),
+    ("bulk",): Size(11800, 2),
+    ("journal",): Size(2642, 1),
     ("cli",): Size(15283, 17),
     ("emulator",): Size(5678, 3),
-    ("fastapi",): Size(2814, 1),
+    ("fastapi",): Size(2640, 0),
 }
 """The greatest size of each part of the package. A number rises only for a promise that is new."""
 

@@ -18,6 +18,7 @@ from helpers import Connect, unused_url
 
 import bctrl_async
 from bctrl_async import BctrlApiError, BctrlRateLimitError, BctrlSession, RetryPolicy
+from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
@@ -130,7 +131,7 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
             history = History(workspace=workspace)
             await limiter.acquire(60.0, history=history)
             error = BctrlRateLimitError("429", status=429, retry_after=2.0)
-            limiter.release(error, history)
+            limiter.release(Failure.of(error), history)
         for _ in range(2000):
             history = History(workspace="ws-0")
             await limiter.acquire(60.0, history=history)

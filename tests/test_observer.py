@@ -221,7 +221,7 @@ class TestCancellation:
             (Fault.HANG, "unknown: aborted before an answer: CancelledError"),
             (
                 Reply(503, headers={"Retry-After": "30"}),
-                "rejected: aborted before it was sent again: CancelledError; before that, the",
+                "rejected: aborted before its next attempt: CancelledError; before that, the",
             ),
         ],
     )

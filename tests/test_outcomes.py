@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from runtimes import runtime
 
+from bctrl_async._calls.results import outcome_of, result_of
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlConfigError,
@@ -27,8 +28,6 @@ from bctrl_async.outcomes import (
     OutcomeRecord,
     StopOutcome,
     StopResult,
-    outcome_of,
-    result_of,
     running_of,
 )
 

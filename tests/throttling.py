@@ -13,6 +13,7 @@ import virtual_time
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState
+from bctrl_async._kinds import Failure, Repeat
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
@@ -40,13 +41,20 @@ def throttled(retry_after: float | None = None) -> BctrlError:
 def show_limit(limiter: Limiter, retry_after: float | None = None) -> None:
     """Let so many attempts be throttled that the server has a limit."""
     for _ in range(8):
-        limiter._on_error(throttled(retry_after), History())
+        limiter._on_failure(Failure.of(throttled(retry_after)), History())
 
 
 async def answer(limiter: Limiter, parsed: object) -> None:
     """Make an attempt that takes no time and has this answer."""
     await limiter.acquire(60.0)
-    limiter.release(parsed)
+    release(limiter, parsed)
+
+
+def release(limiter: Limiter, answer: object, history: History | None = None) -> bool:
+    """Release the slot of an attempt with this answer."""
+    if isinstance(answer, BctrlError):
+        answer = Failure.of(answer)
+    return limiter.release(answer, history)
 
 
 def token_bucket(
@@ -102,7 +110,7 @@ class Run:
 
     async def stop(self, limiter: Limiter) -> None:
         loop = asyncio.get_running_loop()
-        retries = RetryState(_PATIENT, RetryQuota())
+        retries = RetryState(_PATIENT, RetryQuota(), Repeat.CONVERGES)
         while True:
             await limiter.acquire(300, Priority.BULK, retries)
             self.requests += 1
@@ -117,11 +125,11 @@ class Run:
             )
             await asyncio.sleep(latency - there)
             self._in_flight -= 1
-            target_failed = limiter.release(answer or "a runtime", retries)
+            target_failed = release(limiter, answer or "a runtime", retries)
             if answer is None:
                 return
             self.throttled += 1
-            retries.record(answer, target_failed=target_failed)
+            retries.record(Failure.of(answer), target_failed=target_failed)
             delay = retries.delay(loop.time())
             if delay is None:
                 self.gave_up += 1

@@ -9,10 +9,12 @@ from typing import Generic, TypeVar
 
 from bctrl_async._calls.retry import RetryState, probe_delay
 from bctrl_async._http.request import Request
+from bctrl_async._kinds import Failure, Kind, Repeat
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
-from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, subject_of
+from bctrl_async.errors import BctrlError, log_fields, subject_of
 from bctrl_async.observer import CallObserver, StopObserver
+from bctrl_async.outcomes import StopResult
 
 _log = logging.getLogger("bctrl_async")
 
@@ -33,8 +35,6 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
-    in_doubt: bool = False
-    """True if an attempt that failed may have taken effect."""
     cut_off: bool = False
     """True if the bulk stop ended before a retry that was due."""
 
@@ -44,7 +44,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
         A throttled call has done nothing, so it queues again behind those that wait already.
         """
-        if self.in_doubt and self.first_priority is not Priority.POLL:
+        if self.retries.in_doubt and self.first_priority is not Priority.POLL:
             return Priority.RETRY
         return self.first_priority
 
@@ -53,49 +53,70 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         """True if an attempt is in flight and has its connection."""
         return self.in_flight and self.is_connected
 
-    @property
-    def may_be_repeated(self) -> bool:
-        """False once an attempt may have taken effect, unless repeating it does no harm."""
-        return self.operation.repeat_in_doubt or not self.in_doubt
+    def attempt_error(self, failure: Failure) -> BctrlError:
+        """Return the exception of a failed attempt, for observers and the log."""
+        return self._error(failure, in_doubt=self.retries.leaves_doubt(failure))
 
-    def on_failure(self, error: BctrlError) -> None:
-        """Record what a failed attempt may have done; only a stop may have stopped a runtime."""
-        self.keep_request_id(error.request_id)
-        self.in_doubt |= error.may_have_stopped
-        error.may_have_stopped &= self.operation.stops
-        error.accepted &= self.operation.stops
-        if self.operation.stops and isinstance(error, BctrlConflictError) and error.already_stopped:
-            error.advice = "Nothing to do: it is not running"
+    def error(self, failure: Failure) -> BctrlError:
+        """Return the exception of this call, which ends with a failure."""
+        retries = self.retries
+        error = self._error(
+            failure,
+            in_doubt=retries.leaves_doubt(failure) or retries.in_doubt,
+            attempts=self.attempts,
+            status=failure.status or retries.status,
+        )
+        first = retries.attempts - len(retries.last_failures) + 1
+        for number, earlier in enumerate(retries.last_failures, first):
+            if earlier is not failure:
+                error.add_note(f"attempt {number}: {earlier.summary}")
+        return error
 
-    def annotate(self, error: BctrlError) -> None:
-        """Add the call and its earlier attempts to the error that ends it."""
-        annotate(error, self.operation.name, self.workspace_id, self.alias)
-        error.attempts = self.attempts
-        error.may_have_stopped |= self.in_doubt and self.operation.stops
-        self.retries.annotate(error)
-        if not self.may_be_repeated:
-            error.advice = f"The {self.operation.name} may have worked: look before repeating it"
+    def _advice(self, failure: Failure, *, in_doubt: bool) -> str | None:
+        operation = self.operation
+        if in_doubt and operation.repeat is Repeat.ONCE:
+            return f"The {operation.name} may have worked: look before repeating it"
+        if failure.kind is Kind.NOT_RUNNING and operation.stops:
+            return "Nothing to do: it is not running"
+        if failure is self.retries.last_failure and self.retries.advice is not None:
+            return self.retries.advice
+        return failure.advice
 
-    def aborted(self, reason: str) -> BctrlError:
-        """Return the error with which this call ends if it is cancelled now."""
+    def _error(self, failure: Failure, *, in_doubt: bool, **facts: object) -> BctrlError:
+        operation = self.operation
+        return failure.error(
+            operation=operation.name,
+            workspace_id=self.workspace_id,
+            alias=self.alias,
+            may_have_worked=in_doubt and operation.repeat is not Repeat.READ,
+            may_have_stopped=in_doubt and operation.stops,
+            accepted=operation.stops and failure.kind.result is StopResult.ACCEPTED,
+            advice=self._advice(failure, in_doubt=in_doubt),
+            **facts,
+        )
+
+    def aborted(self, reason: str) -> Failure:
+        """Return the failure with which this call ends if it is cancelled now."""
+        retries = self.retries
         if self.in_flight:
             when = "before an answer" if self.is_connected else "before it had a connection"
         else:
-            when = "before it was sent again" if self.attempts else "while it waited for a slot"
-        last = self.retries.last_failure
+            when = "before its next attempt" if self.attempts else "while it waited for a slot"
+        last = retries.last_failure
         earlier = "" if last is None else f"; before that, {last.summary}"
+        name = self.operation.name
         advice = "Try again: nothing was sent"
-        if self.may_be_sent or self.in_doubt or self.retries.status is not None:
-            name = self.operation.name
+        if self.may_be_sent or retries.in_doubt or retries.status is not None:
             advice = f"{name.capitalize()} it again: a {name} is safe to repeat"
-        error = BctrlError(
-            f"aborted {when}: {reason}{earlier}",
+            if self.operation.repeat is Repeat.ONCE:
+                # In doubt, the call has other advice.
+                advice = f"{name.capitalize()} it again: it has had no effect"
+        return Failure(
+            kind=Kind.ABORTED,
+            summary=f"aborted {when}: {reason}{earlier}",
             advice=advice,
-            may_have_stopped=self.may_be_sent,
+            in_doubt=self.may_be_sent,
         )
-        self.on_failure(error)
-        self.annotate(error)
-        return error
 
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
@@ -120,16 +141,16 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         """Log the failure of the last attempt, and the shortest delay until the next."""
         failed = self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
-            annotate(failed, self.operation.name, self.workspace_id, self.alias)
+            error = self.attempt_error(failed)
             _log.info(
                 "attempt %d failed: %s%s; the next follows in %.3f s at the earliest",
                 self.attempts,
-                subject_of(failed),
+                subject_of(error),
                 failed.summary,
                 delay,
                 extra={
                     "bctrl.event": "retry",
-                    **log_fields(failed),
+                    **log_fields(error),
                     "bctrl.attempts": self.attempts,
                     "bctrl.delay": delay,
                 },
@@ -141,12 +162,6 @@ def annotate(error: BctrlError, operation: str, workspace_id: object, alias: obj
     error.operation = operation
     error.workspace_id = str(workspace_id)
     error.alias = alias if alias is None else str(alias)
-
-
-def is_cancelled() -> bool:
-    """Return True if the current task was asked to cancel."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def as_failure(raised: BaseException, source: str) -> BctrlError:

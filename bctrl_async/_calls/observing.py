@@ -12,11 +12,12 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from bctrl_async._calls.call import Call, annotate
+from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.request import Operation
-from bctrl_async.errors import BctrlConflictError, BctrlError
+from bctrl_async._kinds import Kind
+from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import BulkObserver, CallObserver, Observer, StopObserver
-from bctrl_async.outcomes import outcome_of
 
 _log = logging.getLogger("bctrl_async")
 
@@ -75,15 +76,19 @@ class ObservedStop:
 
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None) -> None:
         """Notify the observer of the outcome; `call` is None if no call was made."""
-        settled: Runtime | BaseException = ended
-        match call and call.retries.last_failure:
+        last = None if call is None else call.retries.last_failure
+        settled: Runtime | BctrlError
+        if call is not None and last is not None and last.kind is Kind.NOT_RUNNING:
             # The conflict settles the stop, whatever the GET that follows returns.
-            case BctrlConflictError(already_stopped=True) as conflict:
-                settled = conflict
-        if not isinstance(settled, Runtime | BctrlError):
-            reason, name = settled, type(settled).__name__
-            settled = BctrlError(f"aborted: {name}") if call is None else call.aborted(name)
-            settled.__cause__ = reason
+            settled = call.error(last)
+        elif isinstance(ended, Runtime | BctrlError):
+            settled = ended
+        else:
+            name = type(ended).__name__
+            settled = BctrlError(f"aborted: {name}")
+            if call is not None:
+                settled = call.error(call.aborted(name))
+            settled.__cause__ = ended
         outcome = outcome_of(
             self._target,
             settled,

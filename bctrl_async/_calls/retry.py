@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 import msgspec
 
 from bctrl_async import _config, _quick
+from bctrl_async._kinds import Cost, Failure, Repeat
 from bctrl_async._limiter.evidence import History
-from bctrl_async.errors import (
-    THROTTLED,
-    BctrlApiError,
-    BctrlConfigError,
-    BctrlError,
-    BctrlNetworkError,
-    BctrlResponseError,
-)
+from bctrl_async.errors import BctrlConfigError
 
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
 _PATIENCE = 60.0
@@ -130,8 +123,8 @@ class RetryState(History):
 
     policy: RetryPolicy
     quota: RetryQuota
+    repeat: Repeat
     uniform: Callable[[float, float], float] = random.uniform
-    reads: bool = False
     attempts: int = 0
     failures: int = 0
     """Failed attempts that cost an attempt of the policy."""
@@ -145,33 +138,55 @@ class RetryState(History):
     """Seconds of the patience that are over."""
     resumes_at: float | None = None
     """The time of the next attempt of a bulk stop's call that waits without a worker."""
-    last_failures: tuple[BctrlError, ...] = ()
+    last_failures: tuple[Failure, ...] = ()
+    in_doubt: bool = False
+    """True if a failed attempt may have taken effect."""
     status: int | None = None
+    """The status of the last answer."""
+    advice: str | None = None
+    """The reason why the last failure is not retried, if that is not the failure's own."""
     lacks_quota: bool = False
     """True if only the quota keeps the call from its next attempt."""
 
-    def record(self, error: BctrlError, *, target_failed: bool = False) -> None:
+    def record(self, failure: Failure, *, target_failed: bool = False) -> None:
         """Record a failed attempt, and whether a gateway's 503 is its target's own failure."""
         self.attempts += 1
-        self.status = error.status or self.status
-        self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
-        if error.status in THROTTLED:
-            self.count_throttled()
-        if _quick.hangs(error):
-            self.hung += 1
-            error.advice = _quick.ADVICE
+        self.status = failure.status or self.status
+        self.in_doubt |= self.leaves_doubt(failure)
+        self.last_failures = (*self.last_failures, failure)[-_MAX_NOTES:]
         self.target_failed = target_failed
-        if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
+        self.advice = None
+        if failure.kind.is_throttling:
+            self.count_throttled()
+        if _quick.hangs(failure):
+            self.hung += 1
+            self.advice = _quick.ADVICE
+        if failure.kind.is_refusal:
             self.quota.release()
+
+    def leaves_doubt(self, failure: Failure) -> bool:
+        """Return True if a failed attempt may have taken effect, or a second one would do harm."""
+        is_harmful = failure.kind.costs is Cost.IF_SAFE and self.repeat is Repeat.ONCE
+        return failure.may_have_worked or is_harmful
+
+    def may_succeed(self, failure: Failure) -> bool:
+        """Return True if the same request may be sent again after a failure, and succeed."""
+        if self.repeat not in failure.kind.costs.repeats:
+            return False
+        if self.in_doubt and self.repeat is Repeat.ONCE:
+            return False
+        if failure.status is None or failure.kind.costs is Cost.IF_READ:
+            return True
+        return failure.status in self.policy.statuses
 
     def delay(self, now: float) -> float | None:
         """Return the seconds to sleep before the next attempt, or None to give up."""
-        error = self.last_failures[-1]
-        if not is_transient(error, self.policy.statuses, reads=self.reads):
+        failure = self.last_failures[-1]
+        if not self.may_succeed(failure):
             return None
-        if error.status in THROTTLED:
+        if failure.kind.is_throttling:
             self.wait_from(now)
-        is_busy = error.status in THROTTLED and not self.target_failed
+        is_busy = failure.kind.is_throttling and not self.target_failed
         left = self.policy.max_throttle_wait
         if is_busy:
             self.busy += 1
@@ -182,25 +197,24 @@ class RetryState(History):
             gives_up = self.failures >= self.policy.attempts
         if gives_up or self._is_enough_of_a_test():
             return None
-        if (error.retry_after or 0.0) > left:
+        retry_after = failure.retry_after or 0.0
+        if retry_after > left:
             # The patience ends before the Retry-After, and an earlier retry would only add load.
-            error.advice = (
-                f"Call again in {error.retry_after:.0f} s (Retry-After), or raise the patience"
-            )
+            self.advice = f"Call again in {retry_after:.0f} s (Retry-After), or raise the patience"
             return None
         if not is_busy:
             return self.ask_quota()
-        return self._wait_for(error, left)
+        return self._wait_for(retry_after, left)
 
     def _is_enough_of_a_test(self) -> bool:
         return self.hung > 1 or _quick.is_enough(self.busy)
 
-    def _wait_for(self, error: BctrlError, left: float) -> float:
+    def _wait_for(self, retry_after: float, left: float) -> float:
         """Return the delay after a throttled response; it costs patience."""
         if _quick.is_on:
             return 0.0
         backoff = self.policy.backoff(self.busy, self.uniform)
-        delay = max(error.retry_after or 0.0, min(backoff, left))
+        delay = max(retry_after, min(backoff, left))
         self.waited += delay
         return delay
 
@@ -212,46 +226,22 @@ class RetryState(History):
 
     def ask_quota(self) -> float | None:
         """Take a token of the quota; return the delay, or None while the quota is exhausted."""
-        error = self.last_failures[-1]
         self.lacks_quota = not self.quota.acquire()
         if self.lacks_quota:
-            error.advice = "Not retried: the retry quota is exhausted. Call again later"
+            self.advice = "Not retried: the retry quota is exhausted. Call again later"
             return None
         backoff = self.policy.backoff(self.failures, self.uniform)
-        return max(error.retry_after or 0.0, backoff)
+        return max(self.last_failures[-1].retry_after or 0.0, backoff)
 
     @property
-    def last_failure(self) -> BctrlError | None:
-        """The error of the last attempt."""
+    def last_failure(self) -> Failure | None:
+        """The failure of the last attempt."""
         return self.last_failures[-1] if self.last_failures else None
 
     @property
     def uncounted(self) -> int:
         """The number of failed attempts that cost neither an attempt of the policy nor patience."""
         return self.attempts - self.failures - self.busy
-
-    def annotate(self, error: BctrlError) -> None:
-        """Add the earlier attempts to the error that ends the call."""
-        error.status = error.status or self.status
-        for number, failed in enumerate(
-            self.last_failures, self.attempts - len(self.last_failures) + 1
-        ):
-            if failed is not error:
-                error.add_note(f"attempt {number}: {failed.summary}")
-        if error is self.last_failure:
-            # The traceback of the raised error refers to this call; keeping a copy avoids a cycle.
-            self.last_failures = (*self.last_failures[:-1], replace(error))
-
-
-def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:
-    """Return True if the same request may succeed later, given the statuses to retry."""
-    if isinstance(error, BctrlApiError):
-        return error.status in statuses
-    if not isinstance(error, BctrlNetworkError):
-        return False
-    # A status means that the server has answered: a second stop would only get a conflict. A GET
-    # may be repeated, to read the rest of its answer.
-    return error.status is None or (reads and not isinstance(error, BctrlResponseError))
 
 
 def probe_delay(policy: RetryPolicy, probes: int) -> float:

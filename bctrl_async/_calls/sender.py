@@ -9,31 +9,23 @@ from functools import partial
 from typing import TypeVar
 
 import aiohttp
+from aiohttp import hdrs
 from msgspec.structs import replace
 from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._calls.call import Call, is_cancelled
+from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryQuota
 from bctrl_async._http import transport
-from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.redaction import detached
 from bctrl_async._http.request import checked_headers
+from bctrl_async._kinds import Failure, Kind
+from bctrl_async._lifetime import is_cancelled
 from bctrl_async._limiter.limiter import Limiter
-from bctrl_async.errors import (
-    THROTTLED,
-    BctrlApiError,
-    BctrlConfigError,
-    BctrlError,
-    BctrlNetworkError,
-    BctrlTimeoutError,
-    format_duration,
-    is_unanswered,
-    session_closed,
-)
+from bctrl_async.errors import BctrlConfigError, BctrlError, format_duration, session_closed
 from bctrl_async.observer import Attempt, AttemptObserver
 from bctrl_async.stats import SessionStats
 
@@ -108,107 +100,115 @@ class Sender:
             raise session_closed()
         return self._pool.get()
 
-    async def request(self, call: Call[_T]) -> _T:
+    async def call(self, call: Call[_T]) -> _T:
+        """Make a call, and raise the exception of its failure."""
+        result = await self.request(call)
+        if type(result) is not Failure:
+            return result
+        try:
+            raise call.error(result)
+        finally:
+            # The frames of a key function that raised refer to this frame: a reference cycle.
+            del result
+
+    async def request(self, call: Call[_T]) -> _T | Failure:
         """Acquire a slot, then make the attempts of a call."""
         try:
             http = self.open_pool()
             if not self.limiter.acquire_nowait(call.retries.workspace):
                 await self._acquire(call)
         except BctrlError as error:
-            call.annotate(error)
-            raise
+            return Failure.of(error)
         return await self.attempt_loop(call, http)
 
-    async def attempt_loop(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
-        """Make the attempts of a call that holds a slot."""
-        ended: _T | BctrlError | None = None
-        try:
-            while True:
-                ended, target_failed = None, False
-                try:
-                    key = None
-                    if self._key_provider is not None:
-                        key = await _fetch_key(self._key_provider, call.limit)
-                    self.tally.retries += call.attempts > 0
-                    call.attempts += 1
-                    self.tally.attempts += 1
-                    call.number = self.tally.attempts
-                    call.in_flight, call.is_connected = True, self._pool.is_borrowed
-                    ended = await self._attempt(call, http, key)
-                except BctrlError as error:  # The key could not be fetched.
-                    ended = error.with_traceback(None)
-                except asyncio.CancelledError:
-                    # Closing the pool cancels a DNS lookup, and aiohttp raises CancelledError in
-                    # every task that waits for it.
-                    if not http.closed or is_cancelled():
-                        raise
-                    ended = BctrlNetworkError(
-                        "the DNS lookup was still in progress", may_have_stopped=call.is_connected
-                    )
-                finally:
-                    self.tally.cancelled += ended is None and call.in_flight
-                    target_failed = self.limiter.release(ended, call.retries)
-                was_sent, call.in_flight = call.in_flight, False
-                if not isinstance(ended, BctrlError):
-                    self.last_answered = max(self.last_answered, call.number)
-                    self.quota.release()
-                    self.tally.succeeded += 1
-                    return ended
-                self._record_failure(call, ended, was_sent=was_sent)
-                call.retries.record(ended, target_failed=target_failed)
-                if self.closed and ended.status in THROTTLED:
-                    # The call would wait next, so it fails like a waiting call; any doubt remains.
-                    raise session_closed() from ended
-                ends = self.closed or not call.may_be_repeated
-                if ends or not await self._wait_to_retry(call, ended):
-                    raise ended
+    async def attempt_loop(self, call: Call[_T], http: aiohttp.ClientSession) -> _T | Failure:
+        """Make the attempts of a call that holds a slot; return its answer or last failure."""
+        while True:
+            result: _T | Failure | None = None
+            try:
+                result = await self._attempt(call, http)
+            except BctrlError as error:
+                # The frames of the key function refer to the call, which does not keep the failure.
+                return Failure.of(error)
+            finally:
+                self.tally.cancelled += result is None and call.in_flight
+                target_failed = self.limiter.release(result, call.retries)
+            # `isinstance` takes four times as long for a Struct.
+            if type(result) is not Failure:
+                self._record_success(call)
+                return result
+            failure = self._record_failure(call, result, target_failed=target_failed)
+            if not await self._wait_to_retry(call, failure):
+                return failure
+            try:
                 http = self.open_pool()
                 await self._acquire(call)
-        except BctrlError as error:
-            call.annotate(error)
-            raise
-        finally:
-            # A traceback refers to this frame; an error kept in it would be a reference cycle.
-            ended = None
+            except BctrlError as error:
+                return Failure.of(error)
 
     async def _acquire(self, call: Call[_T]) -> None:
         retries = call.retries
         await self.limiter.acquire(retries.policy.max_throttle_wait, call.priority, retries)
 
-    def _record_failure(self, call: Call[_T], error: BctrlError, *, was_sent: bool) -> None:
-        if self.closed and isinstance(error, BctrlNetworkError) and error.status is None:
-            error.summary = "the session was closed during the call"
-            error.advice = "Close the session after its calls have ended"
-        call.on_failure(error)
-        if was_sent:
-            has_status = isinstance(error, BctrlApiError) and error.status is not None
-            self.tally.failed[str(error.status) if has_status else type(error).__name__] += 1
-            if not is_unanswered(error):
-                self.last_answered = max(self.last_answered, call.number)
+    def _record_success(self, call: Call[_T]) -> None:
+        call.in_flight = False
+        self.last_answered = max(self.last_answered, call.number)
+        self.quota.release()
+        self.tally.succeeded += 1
 
-    async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
+    def _record_failure(self, call: Call[_T], failure: Failure, *, target_failed: bool) -> Failure:
+        kind = failure.kind
+        if self.closed and kind.is_unanswered and failure.status is None:
+            failure = replace(
+                failure,
+                summary="the session was closed during the call",
+                advice="Close the session after its calls have ended",
+            )
+        # Without a key, no request was sent.
+        if call.in_flight:
+            call.in_flight = False
+            self.tally.failed[failure.type] += 1
+            if not kind.is_unanswered:
+                self.last_answered = max(self.last_answered, call.number)
+        call.keep_request_id(failure.request_id)
+        call.retries.record(failure, target_failed=target_failed)
+        return failure
+
+    async def _wait_to_retry(self, call: Call[_T], failure: Failure) -> bool:
+        if self.closed:
+            return False
         if call.wait_to_retry is not None:
             return await call.wait_to_retry(call)
         # A single call cannot know that a retry may meet another certificate, so it gives up.
-        return not is_untrusted(failure) and await call.back_off(self.limiter)
+        return failure.kind is not Kind.UNTRUSTED and await call.back_off(self.limiter)
 
-    def _attempt(
-        self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
-    ) -> Awaitable[_T | BctrlError]:
-        # A failed attempt is returned, not raised: the frames of a traceback may hold parts of the
-        # key that the server echoed.
-        if call.observer is not None or call.headers or key is not None:
-            return self._attempt_with_headers(call, http, key)
+    def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | Failure]:
+        if call.observer is not None or call.headers or self._key_provider is not None:
+            return self._attempt_with_headers(call, http)
+        self._begin(call)
         return self._send(http, self._pool.fast_path, call, self._url, self._headers)
 
+    def _begin(self, call: Call[_T]) -> None:
+        tally = self.tally
+        tally.retries += call.attempts > 0
+        call.attempts += 1
+        tally.attempts += 1
+        call.number = tally.attempts
+        call.in_flight = True
+        call.is_connected = self._pool.is_borrowed
+
     async def _attempt_with_headers(
-        self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
-    ) -> _T | BctrlError:
+        self, call: Call[_T], http: aiohttp.ClientSession
+    ) -> _T | Failure:
         """Make an attempt with its own headers; observe it if the call has an observer."""
         headers = self._headers.copy()
         headers.update(call.headers)
-        if key is not None:
-            headers["Authorization"] = key
+        if self._key_provider is not None:
+            key = await _fetch_key(self._key_provider, call.limit)
+            if isinstance(key, Failure):
+                return key
+            headers[hdrs.AUTHORIZATION] = key
+        self._begin(call)
         send = partial(self._send, http, self._pool.fast_path, call, self._url, headers)
         if call.observer is None:
             return await send()
@@ -225,17 +225,18 @@ class Sender:
         for name, value in added.items():
             headers.setdefault(name, value)
         try:
-            ended = await send(answered=lambda status: notify(attempt.answered, status))
+            result = await send(answered=lambda status: notify(attempt.answered, status))
         except BaseException as error:
             notify(attempt.end, error)
             raise
-        if isinstance(ended, BctrlError):
-            call.on_failure(ended)
-        notify(attempt.end, ended if isinstance(ended, BctrlError) else None)
-        return ended
+        failed = isinstance(result, Failure)
+        notify(attempt.end, call.attempt_error(result) if failed else None)
+        return result
 
 
-async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
+async def _fetch_key(
+    provider: KeyProvider, limit: aiohttp.ClientTimeout
+) -> _config.Secret | Failure:
     try:
         async with asyncio.timeout(limit.total) as timeout:
             key: object = provider()
@@ -246,11 +247,14 @@ async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _co
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         if timeout.expired():
-            # The traceback's frames refer to the call, which keeps the error: a reference cycle.
-            raise BctrlTimeoutError(
-                f"the api_key function returned no key within {format_duration(limit.total)}",
+            # The traceback's frames refer to the call, which keeps the failure: a reference cycle.
+            seconds = format_duration(limit.total)
+            return Failure(
+                kind=Kind.NO_KEY,
+                summary=f"the api_key function returned no key within {seconds}",
                 argument="api_key",
-            ) from detached(error)
+                cause=detached(error),
+            )
         # The function's error may hold secrets, so only the cause shows its text.
         raise BctrlConfigError(
             f"the api_key function raised {type(error).__name__}", advice="See the error's cause"

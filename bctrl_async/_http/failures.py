@@ -1,7 +1,8 @@
-"""Map aiohttp's exceptions to our own errors, and remove the API key from them."""
+"""Map aiohttp's exceptions to failures, and remove the API key from them."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -10,72 +11,84 @@ from typing import TypeVar
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
+from msgspec.structs import replace
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
 from bctrl_async._http.request import Operation, Request
 from bctrl_async._http.response import ADVICE, MIB
-from bctrl_async.errors import (
-    BctrlConfigError,
-    BctrlError,
-    BctrlNetworkError,
-    BctrlResponseError,
-    BctrlTimeoutError,
-    format_duration,
-)
+from bctrl_async._kinds import Failure, Kind, Repeat
+from bctrl_async._lifetime import is_cancelled
+from bctrl_async.errors import format_duration, session_closed
 
 _T = TypeVar("_T")
 
 AIOHTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 """The exceptions that aiohttp may raise for a request; ValueError is for bad arguments."""
 
-# These are raised before any part of the request is sent.
 _ConnectError = (
     aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.ServerFingerprintMismatch
 )
-_CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
-
-_PROXY = "Check the URL of the proxy and the network; retrying is safe"
-_TLS = "Check the host; if its CA is a private one, trust that"
+_ADVICE: dict[type[BaseException], str] = {
+    aiohttp.ClientProxyConnectionError: (
+        "Check the URL of the proxy and the network; retrying is safe"
+    ),
+    aiohttp.ClientConnectorCertificateError: (
+        "Check the host; if its CA is a private one, trust that"
+    ),
+    ValueError: "Check the base URL and the proxies; netrc must not name the host of the API",
+}
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
 _is_words = re.compile("[A-Za-z ,.]+").fullmatch
 _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 
 
-def failed_request(error: Exception, call: Request[_T], authorization: str) -> BctrlError:
-    """Return our error for one of `AIOHTTP_ERRORS` that came instead of a response."""
+def failed_request(
+    error: BaseException, call: Request[_T], authorization: str, *, is_closed: bool
+) -> Failure | None:
+    """Return the failure for an exception that came instead of a response; None for any other.
+
+    `is_closed` is True if the pool is closed.
+    """
     cause = _scrub(error, bearer_key(authorization))
-    mapped = _map_error(cause, call)
-    mapped.__cause__ = cause
-    return mapped
-
-
-def is_untrusted(error: BctrlError) -> bool:
-    """Return True if there was no connection because the server's certificate is not trusted."""
-    return isinstance(error.__cause__, _CERTIFICATE_ERRORS)
+    if is_closed and isinstance(cause, RuntimeError | AssertionError):
+        # The pool may be closed while the key is fetched, or a tracer waits.
+        return replace(Failure.of(session_closed()), in_doubt=call.is_connected)
+    if is_closed and isinstance(cause, asyncio.CancelledError) and not is_cancelled():
+        # Closing the pool cancels a DNS lookup, and aiohttp raises CancelledError in every task
+        # that waits for it.
+        summary = "the DNS lookup was still in progress"
+        return Failure(kind=Kind.LOST, summary=summary, in_doubt=call.is_connected)
+    if not isinstance(cause, AIOHTTP_ERRORS):
+        return None
+    kind, summary = _describe(cause, call)
+    advice = _ADVICE.get(type(cause))
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        advice = ADVICE.get(cause.status, _PROXY_RULES)
+    # A tracer or a middleware may raise a ValueError after the answer.
+    in_doubt = call.is_connected if kind is Kind.MISCONFIGURED else None
+    return Failure(kind=kind, summary=summary, advice=advice, in_doubt=in_doubt, cause=cause)
 
 
 def partial_response(
     status: int, cause: BaseException | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
-) -> BctrlError:
-    """Return the error for an incomplete 2xx body; `cause` is None for a body beyond `max_body`."""
-    kind: type[BctrlNetworkError] = BctrlResponseError
+) -> Failure:
+    """Return the failure of a 2xx with a part of its body; `cause` is None beyond `max_body`."""
+    kind = Kind.UNREADABLE
     problem = "was truncated or cannot be decompressed"
     if cause is None:
         problem = f"has more than {operation.max_body // MIB} MiB"
     elif isinstance(cause, TimeoutError):
-        kind, problem = BctrlTimeoutError, f"took more than {format_duration(limit.total)}"
-    elif not operation.stops:
-        # A GET may be sent again, but not a stop: the server has accepted it.
-        kind = BctrlNetworkError
+        kind = Kind.SLOW_BODY
+        problem = f"took more than {format_duration(limit.total)}"
+    elif operation.repeat is Repeat.READ:
+        kind = Kind.CUT_SHORT
     summary = f"the server answered {status}, but the body {problem}"
-    error = kind(summary, may_have_stopped=True, status=status)
-    error.__cause__ = cause
-    return error
+    return Failure(kind=kind, summary=summary, status=status, cause=cause)
 
 
-def _scrub(error: Exception, key: str) -> BaseException:
+def _scrub(error: BaseException, key: str) -> BaseException:
     """Remove the parts of an error that may contain the key or the credentials of a proxy."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
@@ -102,47 +115,43 @@ def _scrub(error: Exception, key: str) -> BaseException:
     return detached(error)
 
 
-def _map_error(error: BaseException, call: Request[_T]) -> BctrlError:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return BctrlTimeoutError(f"no connection within {format_duration(call.limit.connect)}")
-    if isinstance(error, TimeoutError):
-        return BctrlTimeoutError(
-            f"no response within {format_duration(call.limit.total)}", may_have_stopped=True
-        )
-    # This comes before ValueError, since a certificate error is also a ValueError.
-    if isinstance(error, _ConnectError):
-        return _no_connection(error)
-    if isinstance(error, ValueError):
-        return BctrlConfigError(
-            f"aiohttp rejected the request: {error}",
-            advice="Check the base URL and the proxies; netrc must not name the host of the API",
-            # A tracer or a middleware may raise a ValueError after the answer.
-            may_have_stopped=call.is_connected,
-        )
-    if isinstance(error, HttpProcessingError):
-        return BctrlResponseError(f"invalid HTTP response: {error.message}", may_have_stopped=True)
-    return BctrlNetworkError(
-        f"connection lost before a response: {str(error) or type(error).__name__}",
-        may_have_stopped=True,
-    )
+def _describe(  # noqa: PLR0911 - a table.
+    error: BaseException, call: Request[_T]
+) -> tuple[Kind, str]:
+    """Return the kind of an error, and a summary with none of aiohttp's internals."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            limit = format_duration(call.limit.connect)
+            return Kind.SLOW_CONNECTION, f"no connection within {limit}"
+        case TimeoutError():
+            return Kind.SLOW_ANSWER, f"no response within {format_duration(call.limit.total)}"
+        # These are raised before any part of the request is sent. A certificate error is also a
+        # ValueError.
+        case aiohttp.ServerFingerprintMismatch() | aiohttp.ClientConnectorCertificateError():
+            return Kind.UNTRUSTED, f"no connection: {_place(error)}"
+        case aiohttp.ClientHttpProxyError() | aiohttp.ClientConnectorError():
+            return Kind.NO_CONNECTION, f"no connection: {_place(error)}"
+        case ValueError():
+            return Kind.MISCONFIGURED, f"aiohttp rejected the request: {error}"
+        case HttpProcessingError():
+            return Kind.NOT_HTTP, f"invalid HTTP response: {error.message}"
+    return Kind.LOST, f"connection lost before a response: {str(error) or type(error).__name__}"
 
 
-def _no_connection(error: _ConnectError) -> BctrlNetworkError:
-    """Return the error of a failed connection; its text has none of aiohttp's internals."""
-    advice = None
+def _place(error: _ConnectError) -> str:
+    """Return where a connection failed, and why."""
     match error:
         case aiohttp.ClientHttpProxyError():
-            text = f"the proxy answered {error.status} {error.message}".rstrip()
-            advice = ADVICE.get(error.status, _PROXY_RULES)
-        case aiohttp.ClientProxyConnectionError():
-            text, advice = f"proxy {error.host}:{error.port}: {_reason(error.os_error)}", _PROXY
-        case aiohttp.ClientConnectorCertificateError():
-            text, advice = f"{error.host}:{error.port}: {_reason(error.certificate_error)}", _TLS
+            return f"the proxy answered {error.status} {error.message}".rstrip()
         case aiohttp.ServerFingerprintMismatch():
-            text = f"{error.host}:{error.port}: the certificate has another fingerprint"
+            reason = "the certificate has another fingerprint"
+        case aiohttp.ClientConnectorCertificateError():
+            reason = _reason(error.certificate_error)
+        case aiohttp.ClientProxyConnectionError():
+            return f"proxy {error.host}:{error.port}: {_reason(error.os_error)}"
         case _:
-            text = f"{error.host}:{error.port}: {_reason(error.os_error)}"
-    return BctrlNetworkError(f"no connection: {text}", advice=advice)
+            reason = _reason(error.os_error)
+    return f"{error.host}:{error.port}: {reason}"
 
 
 def _reason(error: Exception) -> str:

@@ -63,10 +63,17 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
                 raise msgspec.ValidationError(
                     f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
                 ) from None
-            problem = unreadable(HTTPStatus.OK, f"runtimes[{len(runtimes)}]", "Runtime", error)
-            problem.alias = names.alias[:MAX_TEXT] if (names := names_in(item)) else None
-            runtimes.append(problem)
+            runtimes.append(_problem(f"runtimes[{len(runtimes)}]", item, error))
     return runtimes
+
+
+def _problem(part: str, item: bytes, error: Exception) -> BctrlResponseError:
+    failure = unreadable(HTTPStatus.OK, part, "Runtime", error)
+    names = names_in(item)
+    alias = None if names is None else names.alias[:MAX_TEXT]
+    problem = BctrlResponseError(failure.summary, alias=alias, status=failure.status)
+    problem.__cause__ = failure.cause
+    return problem
 
 
 def check_whole(status: int, links: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 from bctrl_async._config import Secret, check_type
 from bctrl_async._http.lists import parse_runtimes
 from bctrl_async._http.response import MIB, decode_runtime
+from bctrl_async._kinds import Repeat
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.models import Runtime
 
@@ -129,14 +130,17 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     method: str
     suffix: str | None
     """The end of the path, after the alias; None for an operation on a whole workspace."""
-    stops: bool
-    """True if a request may stop a runtime."""
-    repeat_in_doubt: bool
-    """True if a request may be sent again after an attempt that may have taken effect."""
+    repeat: Repeat
+    """The effect of a request that arrives twice; retries and the words of errors follow."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
     """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async for a list."""
     max_body: int = MIB
     """The most bytes to read of a 2xx body, after decompression; a Runtime has about 500."""
+
+    @property
+    def stops(self) -> bool:
+        """True if a request may stop a runtime."""
+        return self.name == "stop"
 
     @property
     def template(self) -> str:
@@ -180,21 +184,17 @@ STOP = Operation(
     name="stop",
     method="POST",
     suffix="/stop",
-    stops=True,
-    repeat_in_doubt=True,
+    repeat=Repeat.CONVERGES,
     parse=decode_runtime,
 )
 """Contract: `runtimes-stop`."""
-GET = Operation(
-    name="get", method="GET", suffix="", stops=False, repeat_in_doubt=True, parse=decode_runtime
-)
+GET = Operation(name="get", method="GET", suffix="", repeat=Repeat.READ, parse=decode_runtime)
 """Contract errors.md: `runtimes-get`."""
 LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
     name="list",
     method="GET",
     suffix=None,
-    stops=False,
-    repeat_in_doubt=True,
+    repeat=Repeat.READ,
     parse=parse_runtimes,
     max_body=64 * MIB,  # This is enough for a hundred thousand runtimes.
 )

@@ -22,9 +22,9 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import asdict, replace
 
-from bctrl_async import errors
 from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
-from bctrl_async.errors import BctrlApiError, BctrlError, BctrlResponseError
+from bctrl_async._kinds import Doubt, Failure, Kind, is_code, kind_of_status
+from bctrl_async.errors import BctrlConflictError
 from bctrl_async.models import Runtime
 
 _T = TypeVar("_T")
@@ -122,31 +122,25 @@ def _in_utf8(body: bytes) -> bytes:
     return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
 
 
-def unreadable(status: int, part: str, expected: str, cause: Exception) -> BctrlResponseError:
-    """Return the error for a 2xx response, a part of which cannot be decoded."""
+def unreadable(status: int, part: str, expected: str, cause: Exception) -> Failure:
+    """Return the failure of a 2xx response, a part of which cannot be decoded."""
     is_json = isinstance(cause, msgspec.ValidationError)
     problem = f"not a valid {expected}: {cause}" if is_json else "not JSON"
     summary = f"the server answered {status}, but {part} is {problem}"
-    error = BctrlResponseError(summary, may_have_stopped=True, status=status)
-    error.__cause__ = detached(cause)
-    return error
+    return Failure(kind=Kind.UNREADABLE, summary=summary, status=status, cause=detached(cause))
 
 
-def unusable(error: BctrlError, content_type: str, body: bytes, authorization: str) -> BctrlError:
-    """Mark the error of a 2xx body as `accepted`, unless the body is a login or proxy page."""
+def with_body(failure: Failure, content_type: str, body: bytes, authorization: str) -> Failure:
+    """Return the failure of a 2xx response with its body, which may be a login or proxy page."""
+    failure = replace(failure, body=excerpt_of(body, bearer_key(authorization)))
     if not _is_page_type(content_type) and not _begins_like_page(body, 0, MIB):
-        error.accepted = True
-    else:
-        cause = error.__cause__
-        error = BctrlResponseError(
-            f"the server answered {error.status} with a page, such as a login page, instead "
-            "of JSON",
-            may_have_stopped=True,
-            status=error.status,
-        )
-        error.__cause__ = cause
-    error.body = excerpt_of(body, bearer_key(authorization))
-    return error
+        return failure
+    return replace(
+        failure,
+        kind=Kind.PAGE,
+        summary=f"the server answered {failure.status} with a page, such as a login page, instead "
+        "of JSON",
+    )
 
 
 class _Names(msgspec.Struct, rename="camel"):
@@ -167,15 +161,15 @@ def names_in(body: bytes) -> _Names | None:
 
 def check_answer(
     parsed: object, body: bytes, workspace_id: str, alias: str | None, authorization: str
-) -> BctrlResponseError | None:
-    """Return an error if an answer belongs to another request.
+) -> Failure | None:
+    """Return a failure if an answer belongs to another request.
 
     A list is compared by its first runtime, an invalid Runtime by its names, and a workspace only
     if it is a UUID. The alias may be the runtime's id, or differ in case or normalization form.
     """
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
-    if isinstance(parsed, BctrlError):
+    if isinstance(parsed, Failure):
         parsed = names_in(body)
     elif isinstance(parsed, list):
         parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
@@ -185,12 +179,12 @@ def check_answer(
         return None
     key = bearer_key(authorization)
     other, place = (sanitize(str(name), key) or "" for name in (parsed.alias, parsed.workspace_id))
-    return BctrlResponseError(
-        f"the answer describes another runtime, {other!r} in workspace {place!r}",
+    # The answer says nothing about this request, so the failure has no status.
+    return Failure(
+        kind=Kind.FOREIGN,
+        summary=f"the answer describes another runtime, {other!r} in workspace {place!r}",
         advice="Retrying is safe. If a mock server answers with made-up data, pass "
         "check_answers=False to the session",
-        # The answer says nothing about this request, so the error has no status.
-        may_have_stopped=True,
     )
 
 
@@ -222,51 +216,30 @@ def _as_uuid(text: str) -> UUID | None:
     return UUID(text) if _is_uuid(text) else None
 
 
-_ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
-    400: errors.BctrlValidationError,
-    401: errors.BctrlAuthenticationError,
-    403: errors.BctrlPermissionError,
-    404: errors.BctrlNotFoundError,
-    409: errors.BctrlConflictError,
-    422: errors.BctrlValidationError,
-    429: errors.BctrlRateLimitError,
-}
-
-
 ADVICE = {407: "Check the user and the password of the proxy"}
-_NOT_FORWARDED = frozenset({400, 401, 403, 404, 405, 407, 411, 413, 414, 421, 425, 429, 431, 451})
+_NOT_FORWARDED = frozenset({400, 405, 407, 411, 413, 414, 421, 425, 431, 451})
 """Statuses with which a gateway rejects a request; after others, the API may have received it."""
 
 
 def parse_error(
     status: int, header: Header, body: bytes, authorization: str, *, now: datetime
-) -> BctrlError:
-    """Build the error for a response other than 2xx, whatever its body (contract errors.md)."""
+) -> Failure:
+    """Return the failure of a response other than 2xx, whatever its body (contract errors.md)."""
     key, phrase = bearer_key(authorization), responses.get(status, "(no reason given)")
     if status < HTTPStatus.BAD_REQUEST:
         place = _secrets_of_url.sub("", header("Location") or "")
-        return _unexpected(status, phrase, sanitize(place, key))
-    fields = _fields_of(body)
-
-    def first(*names: str) -> str | None:
-        texts = (sanitize(fields.get(name), key) for name in names)
-        return next((text for text in texts if text), None)
-
+        return _redirect(status, phrase, sanitize(place, key))
+    first = _texts_in(body, key)
     code, message = first("code"), first("error", "message", "detail", "title")
-    is_server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    error_class = _ERRORS_BY_STATUS.get(
-        status, errors.BctrlServerError if is_server_error else BctrlApiError
-    )
+    kind = kind_of_status(status, code)
+    in_doubt = _doubt(kind, status, code)
+    advice = BctrlConflictError.advice if in_doubt else ADVICE.get(status)
     reason = ": ".join(part for part in (code, message) if part)
-    look = errors.BctrlConflictError.advice
-    # The API's own 503 says that nothing was done; a gateway may have forwarded the request.
-    is_doubtful = is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE
-    if code is None or not errors.is_code(code):
-        is_doubtful = status not in _NOT_FORWARDED
-    return error_class(
-        f"the server answered {status} {reason or phrase}",
-        advice=look if is_doubtful and not is_server_error else ADVICE.get(status),
-        may_have_stopped=is_doubtful,
+    return Failure(
+        kind=kind,
+        summary=f"the server answered {status} {reason or phrase}",
+        advice=advice,
+        in_doubt=in_doubt,
         status=status,
         code=code,
         message=message,
@@ -278,17 +251,33 @@ def parse_error(
     )
 
 
-def _unexpected(status: int, phrase: str, location: str | None) -> BctrlResponseError:
+def _doubt(kind: Kind, status: int, code: str | None) -> bool | None:
+    """Return True if a gateway may have forwarded the request; None for what the kind says."""
+    if kind.doubt is not Doubt.MAYBE or is_code(code or ""):
+        return None
+    return status not in _NOT_FORWARDED
+
+
+def _texts_in(body: bytes, key: str) -> Callable[..., str | None]:
+    """Return a function that returns the first text with one of some names, if any."""
+    fields = _fields_of(body)
+
+    def first(*names: str) -> str | None:
+        texts = (sanitize(fields.get(name), key) for name in names)
+        return next((text for text in texts if text), None)
+
+    return first
+
+
+def _redirect(status: int, phrase: str, location: str | None) -> Failure:
     problem, advice = f"{status} {phrase}, an unexpected status", None
     if location:
         problem = f"{status}, a redirect to {location}: not followed, to protect the API key"
         advice = "Point the base URL at the API itself"
-    return BctrlResponseError(
-        f"the server answered {problem}",
+    return Failure(
+        kind=kind_of_status(status, None),
+        summary=f"the server answered {problem}",
         advice=advice,
-        # 307 and 308 ask to repeat the request elsewhere (RFC 9110 sections 15.4.8 and 15.4.9); the
-        # others may follow a request that was carried out.
-        may_have_stopped=status not in {307, 308},
         status=status,
     )
 

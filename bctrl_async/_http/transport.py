@@ -1,17 +1,19 @@
-"""Make one attempt over aiohttp and parse its response; errors are returned, not raised."""
+"""Make one attempt over aiohttp and parse its response; a failure is returned, not raised."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import CoroutineType
 from typing import TypeVar
 
 import aiohttp
+import msgspec
 from aiohttp import hdrs
+from msgspec.structs import replace
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -20,17 +22,18 @@ from bctrl_async._http import fast, wire
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
 from bctrl_async._http.lists import check_whole
 from bctrl_async._http.redaction import detached
-from bctrl_async._http.request import Request
+from bctrl_async._http.request import Operation, Request
 from bctrl_async._http.response import (
     DECODE_ERRORS,
     MIB,
+    Header,
     check_answer,
     parse_error,
     request_id_in,
     unreadable,
-    unusable,
+    with_body,
 )
-from bctrl_async.errors import BctrlError, session_closed
+from bctrl_async._kinds import Failure
 
 _T = TypeVar("_T")
 
@@ -61,7 +64,19 @@ def at_most(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeo
     return time_limit(seconds)
 
 
-async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, one after the other.
+class _Answer(msgspec.Struct):
+    """A response that was read, up to the most bytes that its body may have."""
+
+    status: int
+    header: Header
+    body: bytes
+    may_have_id: bool = True
+    problem: BaseException | None = None
+    """The error that truncated the body."""
+    links: Sequence[str] = ()
+
+
+async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after the other.
     http: aiohttp.ClientSession,
     fast_path: fast.FastPath | None,
     call: Request[_T],
@@ -70,74 +85,57 @@ async def send_once(  # noqa: C901, PLR0912, PLR0915 - the steps of an attempt, 
     *,
     check_answers: bool,
     answered: Callable[[int], object] | None = None,
-) -> _T | BctrlError:
-    """Send a request with exactly these headers; return the parsed body or an error."""
-    operation, authorization = call.operation, headers[hdrs.AUTHORIZATION]
-    record: wire.Record | None = None
-    if wire.is_on():
-        request_line = f"{operation.method} {url.with_path(call.path, encoded=True)}"
-        record = wire.Record(request_line, headers)
+) -> _T | Failure:
+    """Send a request with exactly these headers; return the parsed body or a failure."""
+    authorization = headers[hdrs.AUTHORIZATION]
+    record = wire.record(call.operation.method, url, call.path, headers)
+    response: _Response
     try:
-        response: _Response
-        if fast_path is not None and record is None and fast_path.takes(operation.method):
+        # With the log on, every request takes the long way.
+        if record is None and fast_path is not None and fast_path.takes(call.operation.method):
             response = await fast_path.post(call.path, headers, call.limit, call.on_connection)
         else:
             response = await _request(http, call, url, headers)
-    except AIOHTTP_ERRORS as error:
-        failure = failed_request(error, call, authorization)
+    except BaseException as error:
+        failure = failed_request(error, call, authorization, is_closed=http.closed)
+        if failure is None:
+            raise
         if record is not None:
             record.log_failure(failure)
         return failure
-    except BaseException as error:
-        # The pool may be closed while the key is fetched, or a tracer waits.
-        if http.closed and isinstance(error, RuntimeError | AssertionError):
-            return session_closed(may_have_stopped=call.is_connected)
-        # The frames of aiohttp and asyncio have the bytes of the request, and with them the key.
-        detached(error)
-        raise
     if answered is not None:
         answered(response.status)
-    is_success = _OK <= response.status < _REDIRECTS
-    max_body = operation.max_body if is_success else MIB
-    problem: BaseException | None = None
-    if isinstance(response, fast.Exchange):
-        body, header, may_have_id = response.body, response.header, response.may_have_id
+    if isinstance(response, fast.Exchange) and response.body is not None:
+        answer = _Answer(response.status, response.header, response.body, response.may_have_id)
     else:
-        body, header, may_have_id = None, response.headers.get, True
-    if body is None:
-        body, problem = await _read_body(response, max_body)
-    # With the log on, every request takes the long way.
-    if record is not None and not isinstance(response, fast.Exchange):
-        record.log_answer(response, body, problem)
-    if not is_success:
+        answer = await _read(response, call.operation, record)
+    if not _is_success(answer.status):
         # A truncated body does not matter if the status is an error.
         now = datetime.now(UTC)
-        return parse_error(response.status, header, body, authorization, now=now)
-    call.request_id = request_id_in(header, authorization) if may_have_id else None
-    ended: _T | BctrlError
+        return parse_error(answer.status, answer.header, answer.body, authorization, now=now)
+    call.request_id = request_id_in(answer.header, authorization) if answer.may_have_id else None
     try:
-        if problem is not None or len(body) > max_body:
-            ended = partial_response(response.status, problem, call.limit, operation)
-        else:
-            if call.alias is None and isinstance(response, aiohttp.ClientResponse):
-                check_whole(response.status, response.headers.getall(hdrs.LINK, ()))
-            found = operation.parse(body)
-            # An `async def` gives this type; mypy cannot know that no `_T` is a coroutine.
-            ended = await found if isinstance(found, CoroutineType) else found  # type: ignore[assignment]
+        result = _parse(call, answer)
+        if isinstance(result, CoroutineType):
+            result = await result
     except DECODE_ERRORS as error:
         expected = "list of runtimes" if call.alias is None else "Runtime"
-        ended = unreadable(response.status, "the body", expected, error)
+        result = unreadable(answer.status, "the body", expected, error)
     foreign = None
     if check_answers:
-        foreign = check_answer(ended, body, call.workspace_id, call.alias, authorization)
+        foreign = check_answer(result, answer.body, call.workspace_id, call.alias, authorization)
     if foreign is not None:
         fast.close_connection(response)
-        ended = foreign
-    elif isinstance(ended, BctrlError):
-        ended = unusable(ended, header(hdrs.CONTENT_TYPE) or "", body, authorization)
-    if isinstance(ended, BctrlError):
-        ended.request_id = call.request_id
-    return ended
+        return replace(foreign, request_id=call.request_id)
+    if type(result) is Failure:
+        content_type = answer.header(hdrs.CONTENT_TYPE) or ""
+        result = with_body(result, content_type, answer.body, authorization)
+        return replace(result, request_id=call.request_id)
+    return result
+
+
+def _is_success(status: int) -> bool:
+    return _OK <= status < _REDIRECTS
 
 
 async def _request(
@@ -154,6 +152,33 @@ async def _request(
         auto_decompress=True,
         timeout=call.limit,
     )
+
+
+def _parse(
+    call: Request[_T], answer: _Answer
+) -> _T | Failure | CoroutineType[object, object, _T | Failure]:
+    """Return the value of a 2xx response; return a failure, or raise one of `DECODE_ERRORS`."""
+    operation = call.operation
+    if answer.problem is not None or len(answer.body) > operation.max_body:
+        return partial_response(answer.status, answer.problem, call.limit, operation)
+    if call.alias is None:
+        check_whole(answer.status, answer.links)
+    # An `async def` gives a coroutine, and mypy cannot know that no `_T` is one.
+    return operation.parse(answer.body)  # type: ignore[return-value]
+
+
+async def _read(
+    response: _Response, operation: Operation[_T], record: wire.Record | None
+) -> _Answer:
+    """Read a response, and close its connection unless the body is complete."""
+    max_body = operation.max_body if _is_success(response.status) else MIB
+    body, problem = await _read_body(response, max_body)
+    if isinstance(response, fast.Exchange):
+        return _Answer(response.status, response.header, body, problem=problem)
+    if record is not None:
+        record.log_answer(response, body, problem)
+    links = response.headers.getall(hdrs.LINK, ())
+    return _Answer(response.status, response.headers.get, body, problem=problem, links=links)
 
 
 async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseException | None]:

@@ -9,22 +9,16 @@ from collections.abc import Mapping
 import aiohttp
 from aiohttp import hdrs
 from multidict import CIMultiDict
+from yarl import URL
 
 from bctrl_async._config import Secret
 from bctrl_async._http.redaction import bearer_key, excerpt_of, redacted, sanitize
-from bctrl_async.errors import BctrlError, log_fields
+from bctrl_async._kinds import Failure
+from bctrl_async.errors import log_fields
 
 _MAX_BODY = 1024
 """The most characters of a body that are logged."""
 _log = logging.getLogger("bctrl_async.wire")
-
-
-def is_on() -> bool:
-    """Return True if the log is on.
-
-    Only the logger's own level counts: a level for a whole app does not ask for bodies.
-    """
-    return logging.NOTSET < _log.level <= logging.DEBUG
 
 
 class Record:
@@ -35,9 +29,9 @@ class Record:
         self._headers = headers
         self._started = time.monotonic()
 
-    def log_failure(self, error: BctrlError) -> None:
+    def log_failure(self, failure: Failure) -> None:
         """Log an attempt without an answer."""
-        self._write([f"! {error.summary}"], log_fields(error))
+        self._write([f"! {failure.summary}"], log_fields(failure.error()))
 
     def log_answer(
         self, response: aiohttp.ClientResponse, body: bytes, problem: BaseException | None
@@ -64,3 +58,13 @@ class Record:
         request += [f"> {name}: {value!r}" for name, value in self._headers.items()]
         extra = {**fields, "bctrl.event": "wire", "bctrl.elapsed": elapsed}
         _log.debug("\n".join([*request, *lines]), extra=extra)
+
+
+def record(method: str, url: URL, path: str, headers: CIMultiDict[str]) -> Record | None:
+    """Return the record of an attempt that starts; None unless the log is on.
+
+    Only the logger's own level counts: a level for a whole app does not ask for bodies.
+    """
+    if not logging.NOTSET < _log.level <= logging.DEBUG:
+        return None
+    return Record(f"{method} {url.with_path(path, encoded=True)}", headers)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bctrl_async import _quick
+from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.queues import Priority, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async.errors import THROTTLED, BctrlError, is_unanswered, session_closed
+from bctrl_async.errors import BctrlError, session_closed
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
@@ -20,7 +21,7 @@ _MAX_LANES = 1000
 """The number of lanes above which the oldest without a call are forgotten."""
 
 
-class RecalledError(BctrlError):
+class RecalledError(Exception):
     """A bulk stop is to wait without a worker, in the lane of its workspace."""
 
 
@@ -152,14 +153,14 @@ class Limiter:
         lane.add(waiter)
         return waiter
 
-    def enter_lane(self, waiter: Waiter) -> BctrlError | None:
-        """Enter the lane after `enqueue`; return the error of a waiter that has failed."""
+    def enter_lane(self, waiter: Waiter) -> None:
+        """Enter the lane after `enqueue`; raise the error of a waiter that has failed."""
         history = waiter.history
         lane = self._lanes.get(history.workspace)
         if waiter.is_admitted and lane is not None:
             history.is_in_lane = True
             lane.in_use += 1
-        return waiter.error
+        waiter.check()
 
     def leave_lane(self, history: History) -> None:
         """Release the slot that a call has in the lane of its workspace, if any."""
@@ -172,15 +173,15 @@ class Limiter:
             del self._lanes[history.workspace]
 
     def release(self, answer: object, history: History | None = None) -> bool:
-        """Release a slot after an attempt; `answer` is its response or `BctrlError`, if any.
+        """Release a slot after an attempt; `answer` is its response or `Failure`, if any.
 
         `history` is that of its call. Return True if a gateway answered 503 again while other
         calls are answered.
         """
         history = history or History()
         target_failed = False
-        if isinstance(answer, BctrlError):
-            target_failed = self._on_error(answer, history)
+        if type(answer) is Failure:
+            target_failed = self._on_failure(answer, history)
         elif answer is not None:
             self._on_success(history)
         self.leave_lane(history)
@@ -194,21 +195,24 @@ class Limiter:
         if lane is not None:
             lane.on_success(now, history)
 
-    def _on_error(self, error: BctrlError, history: History) -> bool:
-        by_gateway = is_unanswered(error)
-        if error.status not in THROTTLED:
-            if error.status is not None and not by_gateway:
+    def _on_failure(self, failure: Failure, history: History) -> bool:
+        kind = failure.kind
+        if not kind.is_throttling:
+            if kind.is_answer:
                 self._on_success(history)
             return False
         rate = self._all.rate
-        target_failed = by_gateway and rate.successes.throttles_alone(history.throttled_at)
+        target_failed = False
+        retry_after = failure.retry_after
+        if kind.is_unanswered:
+            target_failed = rate.successes.throttles_alone(history.throttled_at)
+            # A gateway's Retry-After holds its own call only.
+            retry_after = None
         if _quick.is_on:
             # The rate learns nothing from the answer: its limits would make calls wait.
             rate.start.is_over = True
             return target_failed
-        # A gateway's Retry-After holds its own call only.
-        retry_after = None if by_gateway else error.retry_after
-        self._on_throttled(error.status, retry_after, history)
+        self._on_throttled(failure.status, retry_after, history)
         return target_failed
 
     def _on_throttled(

@@ -9,7 +9,6 @@ from enum import IntEnum
 import msgspec
 
 from bctrl_async._limiter.evidence import History
-from bctrl_async.errors import BctrlError
 
 _MAX_PASSED = 4
 """Attempts of single calls that are admitted in a row while a bulk stop waits."""
@@ -43,7 +42,7 @@ class Waiter(msgspec.Struct, eq=False):
     """True if it waits for a slot of its workspace, not of the session."""
     has_task: bool = True
     """False if its call gets its slot when a task takes it up."""
-    error: BctrlError | None = None
+    error: Exception | None = None
     _timer: asyncio.Handle | None = None
 
     @property
@@ -57,7 +56,7 @@ class Waiter(msgspec.Struct, eq=False):
         if self.error is not None:
             raise self.error
 
-    def fail(self, error: BctrlError) -> None:
+    def fail(self, error: Exception) -> None:
         """Let the call fail, unless it was admitted or cancelled."""
         if not self.admitted.done():
             self.error = error

@@ -17,10 +17,10 @@ from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import observe_call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
-from bctrl_async._http.failures import is_untrusted
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._cancel import CancelScope
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.errors import THROTTLED, BctrlError, BctrlNetworkError, is_unanswered
+from bctrl_async.errors import BctrlError, BctrlNetworkError
 from bctrl_async.models import Runtime, RuntimeRef
 
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
@@ -91,9 +91,9 @@ class CircuitBreaker:
         """True once the server has answered an attempt of the session since the run was made."""
         return self._is_up_since(self._attempts_before)
 
-    def on_answer(self, call: Call[Runtime], failure: BctrlError | None = None) -> None:
+    def on_answer(self, call: Call[Runtime], failure: Failure | None = None) -> None:
         """Record that the server answered the last attempt of a call, perhaps with a failure."""
-        if failure is None or failure.status not in THROTTLED:
+        if failure is None or not failure.kind.is_throttling:
             self._answered = call
         self._close_if_up()
         for asking, failed_at in self._asking.items():
@@ -117,15 +117,16 @@ class CircuitBreaker:
             self._probe = None
             self._has_no_probe.set()
 
-    def as_dead(self, error: BctrlError) -> BctrlNetworkError:
-        """Return the error of a run that gave up on its server, given the error of a target."""
-        if self.has_answered:
-            # An outage may pass; a certificate has to be renewed or trusted.
-            advice = error.advice if is_untrusted(error) else "Run it again once the server is back"
-            return BctrlNetworkError(f"the server answers no more: {error.summary}", advice=advice)
-        # The advice of other classes is for a single call, such as to allow a longer timeout.
-        advice = error.advice if type(error) is BctrlNetworkError else None
-        return BctrlNetworkError(f"the server does not answer: {error.summary}", advice=advice)
+    def as_dead(self, failure: Failure) -> BctrlNetworkError:
+        """Return the error of a run that gave up on its server, given the failure of a target."""
+        advice = failure.advice
+        if not self.has_answered:
+            summary = f"the server does not answer: {failure.summary}"
+            return BctrlNetworkError(summary, advice=advice)
+        # An outage may pass; a certificate has to be renewed or trusted.
+        if failure.kind is not Kind.UNTRUSTED:
+            advice = "Run it again once the server is back"
+        return BctrlNetworkError(f"the server answers no more: {failure.summary}", advice=advice)
 
     async def wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.
@@ -133,7 +134,7 @@ class CircuitBreaker:
         The caller must `leave` when the call has ended.
         """
         failure = call.retries.last_failure
-        if failure is None or failure.status in THROTTLED or not is_unanswered(failure):
+        if failure is None or failure.kind.is_throttling or not failure.kind.is_unanswered:
             return await self._back_off(call, failure)
         failed_at = self._sender.tally.attempts
         if self._probe is call and await self._gives_up_target():
@@ -199,12 +200,13 @@ class CircuitBreaker:
         canary = self._make_canary(*target)
         try:
             with observe_call(self._ledger.observer, canary.operation, *target) as canary.observer:
-                await self._sender.request(canary)
-        except BctrlError as error:
-            return error.status is not None and not is_unanswered(error)
+                await self._sender.call(canary)
+        except BctrlError:
+            failure = canary.retries.last_failure
+            return failure is not None and failure.kind.is_answer
         return True
 
-    async def _back_off(self, call: Call[Runtime], failure: BctrlError | None) -> bool:
+    async def _back_off(self, call: Call[Runtime], failure: Failure | None) -> bool:
         """Wait as the policy says after an answer; return False to give up."""
         if failure is not None and failure.status is not None:
             self.on_answer(call, failure)
@@ -230,7 +232,7 @@ class CircuitBreaker:
     async def compare(self, call: Call[Runtime]) -> None:
         """Let canaries show whether a gateway answers 503 for all targets or only for some."""
         retries, failure = call.retries, call.retries.last_failure
-        if retries.throttled < _MANY_THROTTLED or failure is None or not is_unanswered(failure):
+        if retries.throttled < _MANY_THROTTLED or failure is None or not failure.kind.is_unanswered:
             return
         async with self._comparing:
             for _ in range(_MAX_CANARIES):
@@ -242,7 +244,7 @@ class CircuitBreaker:
                     self._unanswered_at = started
                     return
 
-    def _gives_up(self, failure: BctrlError) -> bool:
+    def _gives_up(self, failure: Failure) -> bool:
         """Return True if the probe gives up after this failure, alone or with the whole run."""
         hangs = _quick.hangs(failure)
         if self.has_answered:
@@ -252,7 +254,8 @@ class CircuitBreaker:
             return self.gave_up
         # Waiting does not change a certificate, unless other calls are answered: then it belongs to
         # one of several machines, or to a proxy that reloads.
-        if self._failures < self._policy.attempts and not (is_untrusted(failure) or hangs):
+        is_untrusted = failure.kind is Kind.UNTRUSTED
+        if self._failures < self._policy.attempts and not (is_untrusted or hangs):
             return False
         # While requests are in flight, the server may be slow rather than dead.
         if self._state.in_flight:

@@ -6,7 +6,8 @@ import asyncio
 from enum import IntEnum
 from typing import Self
 
-from bctrl_async._calls.call import Call, as_failure, is_cancelled
+from bctrl_async._calls.call import Call, as_failure
+from bctrl_async._lifetime import is_cancelled
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlError
@@ -109,7 +110,7 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
         return CancelLevel.READING
     if call.may_be_sent:
         return CancelLevel.IN_FLIGHT
-    return CancelLevel.WAITING if call.in_doubt else CancelLevel.READING
+    return CancelLevel.WAITING if call.retries.in_doubt else CancelLevel.READING
 
 
 class RunState:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from bctrl_async._calls.call import Call, annotate
+from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import wait_shielded
 from bctrl_async.bulk._ledger import Ledger
@@ -17,7 +18,7 @@ from bctrl_async.bulk._targets import Input, best_effort_ref, check_first, targe
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
 from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
+from bctrl_async.outcomes import StopOutcome, StopResult
 
 _RUNS = BctrlError("the workspace was listed, and it runs")
 _SLICE = 100

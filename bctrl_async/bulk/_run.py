@@ -25,7 +25,7 @@ from bctrl_async.bulk._parked import Parked, Stop
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._targets import Input
 from bctrl_async.bulk._verify import Polls
-from bctrl_async.errors import BctrlError, error_type, format_duration
+from bctrl_async.errors import BctrlError, format_duration
 from bctrl_async.models import Runtime
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome
@@ -91,7 +91,7 @@ class Run:
             is_throttled=self._sender.limiter.is_throttled,
             retry_after=self._sender.limiter.retry_after,
             is_unanswered=self._breaker.is_open,
-            retrying=Counter(error_type(failure) for failure in failures if failure is not None),
+            retrying=Counter(failure.type for failure in failures if failure is not None),
         )
 
     def open(self) -> None:
@@ -276,7 +276,7 @@ class Run:
         try:
             result = await self._calls.send_stop(worker, stop)
         except BaseException:
-            aborted = stop.call.aborted(self.state.reason.summary)
+            aborted = stop.call.error(stop.call.aborted(self.state.reason.summary))
             self.ledger.record(self._intake.outcome(stop, aborted), stop.observer)
             self._settle(stop)
             raise

@@ -7,19 +7,15 @@ from functools import partial
 
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
+from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
+from bctrl_async._kinds import Failure
 from bctrl_async._limiter.limiter import RecalledError
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
-from bctrl_async.errors import (
-    THROTTLED,
-    BctrlAuthenticationError,
-    BctrlConfigError,
-    BctrlError,
-)
+from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
 
 _MAX_TOKEN_ASKS = 3
@@ -64,11 +60,12 @@ class BulkSender:
         turn = self._turn(stop)
         if turn is not None:
             return turn
-        result = await self.send(worker, call, delay)
-        if isinstance(result, RecalledError):
+        try:
+            result = await self.send(worker, call, delay)
+        except RecalledError:
             return None
         if call.retries.resumes_at is None:
-            return result
+            return result if isinstance(result, Runtime) else call.error(result)
         if not self.state.goes_on():
             return None
         return self._limiter.start_sleep(call.retries.resumes_at - _now())
@@ -76,9 +73,12 @@ class BulkSender:
     async def _take_up(self, worker: Worker, stop: Stop) -> BctrlError | None:
         """Take up a stop that may have been parked; return its error if it is not to be sent."""
         call = stop.call
-        error = None
+        failure = None
         if stop.waiter is not None:
-            error = self._limiter.enter_lane(stop.waiter)
+            try:
+                self._limiter.enter_lane(stop.waiter)
+            except BctrlError as error:
+                failure = Failure.of(error)
             stop.waiter = None
         elif call.retries.throttled and self._may_retry(call):
             with worker.scope():
@@ -90,11 +90,11 @@ class BulkSender:
                 return self.state.not_begun
             # The other tasks get a turn, however many stops are recorded here.
             await asyncio.sleep(0)
-            return call.aborted(self.state.reason.summary)
-        if error is not None:
-            call.annotate(error)
-            self._end_if_all_will_fail(error)
-        return error
+            return call.error(call.aborted(self.state.reason.summary))
+        if failure is None:
+            return None
+        self._end_if_all_will_fail(call, failure)
+        return call.error(failure)
 
     def _turn(self, stop: Stop) -> asyncio.Future[None] | None:
         """Return the turn of a stop that waits for the quota or in a lane, or None."""
@@ -116,12 +116,12 @@ class BulkSender:
 
     async def send(
         self, worker: Worker, call: Call[Runtime], delay: float = 0.0, until: float | None = None
-    ) -> Runtime | BctrlError:
+    ) -> Runtime | Failure:
         """Make a call in a cancel scope, after a delay in seconds; retry it up to a time."""
         call.wait_to_retry = self._wait_to_retry
         if until is not None:
             call.wait_to_retry = partial(self._wait_to_retry, until=until)
-        result: Runtime | BctrlError | None = None
+        result: Runtime | Failure | None = None
         throttled = call.retries.throttled
         worker.call = call
         try:
@@ -129,9 +129,8 @@ class BulkSender:
                 if delay:
                     await self._limiter.sleep(delay)
                 result = await self._sender.request(call)
-        except BctrlError as error:
-            # The frames of a hundred thousand tracebacks would take too much memory.
-            result = error.with_traceback(None)
+        except RecalledError:
+            raise
         except BaseException as error:
             self.state.end_with(error, "the call")
             raise
@@ -145,7 +144,7 @@ class BulkSender:
         if isinstance(result, Runtime):
             self._breaker.on_answer(call)
         else:
-            self._end_if_all_will_fail(result)
+            self._end_if_all_will_fail(call, result)
         return result
 
     async def _wait_to_retry(self, call: Call[Runtime], until: float | None = None) -> bool:
@@ -155,11 +154,11 @@ class BulkSender:
         """
         failure = call.retries.last_failure
         if not self._may_retry(call):
-            if failure is not None and is_transient(failure, self.policy.statuses):
+            if failure is not None and call.retries.may_succeed(failure):
                 self.state.set_ended_early(self.state.reason)
                 call.cut_off = True
             return False
-        if failure is not None and failure.status in THROTTLED and call.operation.stops:
+        if failure is not None and failure.kind.is_throttling and call.operation.stops:
             delay = self._breaker.delay_of_throttled(call)
             if delay is not None:
                 call.retries.resumes_at = _now() + delay
@@ -172,16 +171,16 @@ class BulkSender:
 
     def _may_retry(self, call: Call[Runtime]) -> bool:
         """Return True unless the run is over for this call; a stop in doubt goes on for longer."""
-        is_in_doubt = call.operation.stops and call.in_doubt
+        is_in_doubt = call.operation.stops and call.retries.in_doubt
         return self.state.goes_on() or (self.state.level is CancelLevel.READING and is_in_doubt)
 
-    def _end_if_all_will_fail(self, error: BctrlError) -> None:
+    def _end_if_all_will_fail(self, call: Call[Runtime], failure: Failure) -> None:
         # The Retry-After of a target ends the run only if it holds all.
         is_held = self._limiter.retry_after_of_all > self.policy.max_throttle_wait
-        if is_held or isinstance(error, BctrlAuthenticationError | BctrlConfigError):
-            self.state.end_early(error, CancelLevel.WAITING)
+        if is_held or failure.kind.ends_run:
+            self.state.end_early(call.error(failure), CancelLevel.WAITING)
         elif self._breaker.gave_up:
-            self.state.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
+            self.state.end_early(self._breaker.as_dead(failure), CancelLevel.WAITING)
 
 
 def _now() -> float:

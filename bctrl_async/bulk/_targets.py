@@ -20,18 +20,18 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from bctrl_async import _config, _refs
-from bctrl_async._calls.call import as_failure, is_cancelled
+from bctrl_async._calls.call import as_failure
+from bctrl_async._lifetime import is_cancelled
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult, running_of
+from bctrl_async.outcomes import StopOutcome, running_of
 
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
 _SLOW = 0.005
 """Seconds in which a plain generator may yield its next item while the event loop waits."""
-WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.INVALID, StopResult.NOT_SENT})
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
@@ -86,7 +86,7 @@ class Input:
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the runtime as listed, if no request can have changed it."""
-        if self.found is None or outcome.result not in WITHOUT_EFFECT:
+        if self.found is None or not outcome.result.has_no_effect:
             return outcome
         runtime = self.found.running.get(outcome.target.alias)
         if runtime is None:

@@ -11,22 +11,20 @@ from msgspec.structs import replace
 
 from bctrl_async import _quick
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.retry import is_transient, probe_delay
+from bctrl_async._calls.results import only_accepted, result_of
+from bctrl_async._calls.retry import probe_delay
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._sender import BulkSender
-from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime
 from bctrl_async.outcomes import (
     StopOutcome,
     StopResult,
     now,
-    only_accepted,
-    result_of,
     running_of,
 )
 
-_TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
 _MAX_POLLERS = 1000
 """The most runtimes that are polled beside the stops; more would take too much memory."""
 
@@ -56,7 +54,7 @@ class Polls:
     def needs(self, outcome: StopOutcome) -> bool:
         """Return True if the server took the stop, or may have, and its runtime may still run."""
         is_on = self._seconds > 0 and self._sender.state.goes_on()
-        return is_on and not outcome.ok and outcome.result in _TAKEN
+        return is_on and not outcome.ok and outcome.result.needs_poll
 
     async def poll(self, stop: Stop, worker: Worker) -> StopOutcome:
         """Poll a target until its outcome is settled or time is up, and record the outcome."""
@@ -75,9 +73,9 @@ class Polls:
                 poll.observer = stop.observer
                 delay = min(probe_delay(policy, polls), remaining)
                 answer = await self._sender.send(worker, poll, delay, deadline)
-                outcome = self.unverified[stop] = outcome_after_poll(outcome, answer)
-                if isinstance(answer, BctrlError) and (
-                    _quick.hangs(answer) or not is_transient(answer, policy.statuses, reads=True)
+                outcome = self.unverified[stop] = outcome_after_poll(outcome, answer, poll)
+                if isinstance(answer, Failure) and (
+                    _quick.hangs(answer) or not poll.retries.may_succeed(answer)
                 ):
                     break
         finally:
@@ -95,7 +93,9 @@ class Polls:
         return self._sender.ledger.record(replace(outcome, elapsed=elapsed), stop.observer)
 
 
-def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome:
+def outcome_after_poll(
+    outcome: StopOutcome, polled: Runtime | Failure, poll: Call[Runtime]
+) -> StopOutcome:
     """Return an outcome updated by a poll.
 
     A polled status counts like a status in the answer to the stop. A runtime that is gone
@@ -105,7 +105,7 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
     match polled:
         case Runtime(status=status) if status.is_final:
             ending = result_of(polled)
-            if result is StopResult.UNKNOWN and ending is StopResult.ACCEPTED:
+            if ending.is_taken and not result.is_taken:
                 # Nobody accepted the stop, but another would find the runtime not running.
                 ending = StopResult.ALREADY_STOPPED
             return replace(
@@ -114,19 +114,21 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
         case Runtime():
             running = running_of(result, polled)
             error = outcome.error
-            if result is StopResult.ACCEPTED:
+            if result.is_taken:
                 error = only_accepted(outcome.target, polled, outcome.attempts)
             return replace(outcome, running=running, runtime=polled, error=error, at=now())
-        case BctrlNotFoundError(names_runtime=True):
-            if result is StopResult.ACCEPTED and outcome.runtime is not None:
+        case Failure(kind=Kind.NOT_FOUND):
+            if result.is_taken and outcome.runtime is not None:
                 return replace(outcome, running=False, runtime=None, error=None, at=now())
-            polled.may_have_stopped = True
+            missing = poll.error(polled)
+            # The doubt is the stop's.
+            missing.may_have_worked = missing.may_have_stopped = True
             return replace(
                 outcome,
                 result=StopResult.NOT_FOUND,
                 running=None,
                 runtime=None,
-                error=polled,
+                error=missing,
                 at=now(),
             )
     return outcome

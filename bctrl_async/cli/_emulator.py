@@ -208,5 +208,5 @@ def demo(
 def _is_true(outcome: StopOutcome, status: str | None) -> bool:
     if outcome.result is StopResult.NOT_FOUND:
         return status is None
-    is_open = outcome.result in {StopResult.ACCEPTED, StopResult.UNKNOWN} and not outcome.ok
+    is_open = outcome.result.needs_poll and not outcome.ok
     return is_open or outcome.ok == (status == "stopped")

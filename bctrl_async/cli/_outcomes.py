@@ -9,7 +9,6 @@ from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _output as out
-from bctrl_async.outcomes import ANSWERED
 
 _MAX_NAME = 100
 _MAX_NAMED = 3
@@ -90,7 +89,7 @@ class OutcomePrinter:
                 self.output.print_result(line)
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
-        is_stopped = outcome.ok and outcome.result is not StopResult.ACCEPTED
+        is_stopped = outcome.ok and not outcome.result.is_taken
         name = self._name(outcome.target)
         name += " " * (self._width - cell_len(name))
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", "green" if is_stopped else "yellow")
@@ -114,7 +113,7 @@ def _summary(error: BctrlError) -> str:
 
 def _reported_error(outcome: StopOutcome) -> BctrlError | None:
     """Return the error of an outcome, unless the status of its runtime says as much."""
-    is_described = outcome.result is StopResult.ACCEPTED and outcome.runtime is not None
+    is_described = outcome.result.is_taken and outcome.runtime is not None
     return None if is_described else outcome.error
 
 
@@ -138,7 +137,9 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
         facts.append(f"status {out.escape(outcome.runtime.status)} ({_RUNNING[outcome.running]})")
     if error is not None:
         # The default advice of an error's class assumes a failed stop; show it only then.
-        advises = advises and (outcome.result not in ANSWERED or error.advice != type(error).advice)
+        advises = advises and (
+            not outcome.result.is_processed or error.advice != type(error).advice
+        )
         text = out.describe(error) if advises else error.summary
         # The name of an invalid target is shown already.
         facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))

@@ -18,7 +18,8 @@ from functools import partial
 from rich.console import Console
 from rich.text import Text
 
-from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, StopResult
+from bctrl_async import BctrlConfigError, BctrlError, StopResult
+from bctrl_async._kinds import kind_of
 from bctrl_async.errors import quote, subject_of
 
 FAILED = 1
@@ -71,8 +72,8 @@ def set_verbosity(*, verbose: int, quiet: bool) -> None:
 
 def exit_code(errors: Iterable[BctrlError | None]) -> int:
     """Return the exit code of a command that failed with these errors."""
-    kinds = BctrlAuthenticationError | BctrlConfigError
-    return USAGE if any(isinstance(error, kinds) for error in errors) else FAILED
+    codes = [kind_of(error).exit_code for error in errors if error is not None]
+    return max(codes, default=FAILED)
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -27,7 +27,7 @@ class ReceivedRequest:
         body: The body as on the wire, not decompressed.
         fault: The fault or reply that was applied, None for normal behaviour.
         status: The HTTP status of the response, None if there was no response.
-        operation: `stop`, `get` or `list`; None if the path is unknown, or its operation has
+        operation: Its name, such as `stop`; None if the path is unknown, or its operation has
             another method.
         received_at: Seconds from the emulator's start until the request had arrived, on a clock
             that never goes back.

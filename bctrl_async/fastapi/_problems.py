@@ -9,18 +9,8 @@ from fastapi.openapi.utils import validation_error_definition, validation_error_
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from bctrl_async import (
-    BctrlApiError,
-    BctrlConfigError,
-    BctrlConflictError,
-    BctrlError,
-    BctrlNetworkError,
-    BctrlNotFoundError,
-    BctrlRateLimitError,
-    BctrlServerError,
-    BctrlTimeoutError,
-    BctrlValidationError,
-)
+from bctrl_async import BctrlConfigError, BctrlError
+from bctrl_async._kinds import kind_of
 from bctrl_async.errors import THROTTLED
 
 MEDIA_TYPE = "application/problem+json"
@@ -57,6 +47,9 @@ class ProblemType(Enum):
     @property
     def uri(self) -> str:
         return f"urn:bctrl-async:problem:{self.slug}"
+
+
+_TYPES = {each.slug: each for each in ProblemType}
 
 
 def _encodable(text: object) -> object:
@@ -159,34 +152,9 @@ def identifier(text: str | None) -> str | None:
     return text if text is not None and _is_identifier(text) else None
 
 
-def classify(error: BctrlError) -> ProblemType:  # noqa: C901, PLR0911 - a table.
+def classify(error: BctrlError) -> ProblemType:
     """Return the type of the problem that an error becomes."""
-    match error:
-        case BctrlRateLimitError():
-            return ProblemType.RATE_LIMITED
-        case BctrlConflictError(already_stopped=True):
-            return ProblemType.NOT_RUNNING
-        case BctrlConflictError():
-            return ProblemType.NOT_STOPPABLE
-        case BctrlNotFoundError(names_runtime=True):
-            return ProblemType.NOT_FOUND
-        case BctrlValidationError() | BctrlConfigError(reason_class="invalid_input"):
-            return ProblemType.INVALID_TARGET
-        case BctrlServerError(status=HTTPStatus.SERVICE_UNAVAILABLE):
-            return ProblemType.UNAVAILABLE
-        case (
-            BctrlTimeoutError()
-            | BctrlServerError(status=HTTPStatus.GATEWAY_TIMEOUT)
-            | BctrlApiError(status=HTTPStatus.REQUEST_TIMEOUT)
-        ):
-            return ProblemType.TIMEOUT
-        case BctrlNetworkError() | BctrlServerError():
-            return ProblemType.NO_USABLE_RESPONSE
-        case BctrlApiError():
-            return ProblemType.REJECTED
-        case BctrlConfigError():
-            return ProblemType.MISCONFIGURED
-    return ProblemType.NOT_SETTLED
+    return _TYPES[kind_of(error).problem]
 
 
 class _Content(dict[str, Any]):

@@ -200,6 +200,18 @@ class StopResult(StrEnum):
     INVALID = 'invalid'
     NOT_SENT = 'not_sent'
     UNKNOWN = 'unknown'
+    @property
+    def needs_poll(self) -> bool:
+        """True if the server took the stop, or may have, and the runtime may still run."""
+    @property
+    def is_taken(self) -> bool:
+        """True if the server took the stop, and has not said that the runtime is stopped."""
+    @property
+    def has_no_effect(self) -> bool:
+        """True if the stop cannot have stopped the runtime."""
+    @property
+    def is_processed(self) -> bool:
+        """True if the server has processed the stop, so that the call did not fail."""
 
 # bctrl_async.StopOutcome, in bctrl_async/outcomes.py
 class StopOutcome(msgspec.Struct):
@@ -271,15 +283,17 @@ class BctrlError(Exception):
     advice: str | None = None
     """The remedy, by default the advice of the class; None if there is none."""
     operation: str = 'stop'
-    """The operation of the API, such as `stop`, `get` or `list`."""
+    """The operation of the API, such as `stop`."""
     workspace_id: str | None = None
     """The workspace of the call."""
     alias: str | None = None
     """The alias of the call."""
     attempts: int = 0
     """The number of requests started for this call."""
+    may_have_worked: bool = False
+    """True if any of these requests may have taken effect; always False for an operation that only reads."""
     may_have_stopped: bool = False
-    """True if any of these requests may have stopped the runtime; always False for operations other than a stop."""
+    """The same for a stop: the runtime may have stopped."""
     accepted: bool = False
     """True if the server accepted a stop with a 2xx status, but its answer has an unusable body (`BctrlNetworkError` only)."""
     status: int | None = None
@@ -531,7 +545,7 @@ class Attempt(msgspec.Struct):
     number: int
     """The number of the attempt within the call, from 1."""
     operation: str
-    """The operation of the API, such as `stop`, `get` or `list`."""
+    """The operation of the API, such as `stop`."""
     stops: bool
     """True if the operation may stop a runtime."""
     method: str
@@ -700,7 +714,7 @@ class ReceivedRequest:
     status: int | None
     """The HTTP status of the response, None if there was no response."""
     operation: str | None
-    """`stop`, `get` or `list`; None if the path is unknown, or its operation has another method."""
+    """Its name, such as `stop`; None if the path is unknown, or its operation has another method."""
     received_at: float
     """Seconds from the emulator's start until the request had arrived, on a clock that never goes back."""
 

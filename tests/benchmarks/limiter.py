@@ -46,6 +46,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
+from bctrl_async._kinds import Failure
 
 _T = TypeVar("_T")
 _Target = tuple[str, str]
@@ -284,7 +285,7 @@ class _Service:
         self._seed = seed
         self._rng = random.Random(seed)
 
-    async def _attempt(self, call: Call[Runtime]) -> Runtime | BctrlError:
+    async def _attempt(self, call: Call[Runtime]) -> Runtime | Failure:
         call.on_connection()
         self.requests += 1
         answer = None
@@ -292,13 +293,14 @@ class _Service:
             now = asyncio.get_running_loop().time()
             answer = self._answers(now, call.workspace_id, call.alias)
         await asyncio.sleep(self._latency * self._rng.uniform(0.5, 1.5))
-        return ANSWER if answer is None else answer
+        return ANSWER if answer is None else Failure.of(answer)
 
     def run(self, main: Callable[[BctrlSession], Awaitable[_T]], slots: int = 100) -> _T:
         """Use a session in virtual time."""
         random.seed(self._seed)
 
-        async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
+        async def attempt(sender: Sender, call: Call[Runtime], *_: object) -> Runtime | Failure:
+            sender._begin(call)
             return await self._attempt(call)
 
         async def scenario() -> _T:

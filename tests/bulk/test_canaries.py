@@ -22,7 +22,6 @@ from simulated import (
 
 from bctrl_async import (
     BctrlError,
-    BctrlRateLimitError,
     BctrlServerError,
     BctrlSession,
     RetryPolicy,
@@ -32,6 +31,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async._limiter.limiter import Limiter
 
 STOPPED, UNKNOWN = StopResult.STOPPED, StopResult.UNKNOWN
@@ -61,9 +61,9 @@ def test_a_canary_not_sent_is_no_answer(
     """Fault: the server counted as up, so that each target used up its attempts."""
     request = Sender.request
 
-    async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime:
+    async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime | Failure:
         if not call.operation.stops:
-            raise BctrlRateLimitError("not sent: rate limited")
+            return Failure(kind=Kind.NOT_ADMITTED, summary="not sent: rate limited")
         return await request(sender, call)
 
     monkeypatch.setattr(Sender, "request", send_only_stops)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
-from unittest.mock import Mock
 
-import aiohttp
 import pytest
 from simulated import (
     ANSWER,
     CANARY,
+    Answer,
     Fail,
     Request,
     Server,
@@ -35,33 +33,30 @@ from simulated import (
 )
 
 from bctrl_async import (
-    BctrlError,
-    BctrlNetworkError,
     BctrlSession,
     RetryPolicy,
-    Runtime,
     StopReport,
     StopResult,
 )
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._breaker import CircuitBreaker
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 asks_to_wait = partial(unavailable, retry_after=5.0)
 
 
-def untrusted() -> BctrlError:
-    place = Mock(host="bctrl.test", port=443)
-    error = BctrlNetworkError(
-        "no connection: the certificate has expired", advice="Renew the certificate"
+def untrusted() -> Failure:
+    return Failure(
+        kind=Kind.UNTRUSTED,
+        summary="no connection: the certificate has expired",
+        advice="Renew the certificate",
     )
-    error.__cause__ = aiohttp.ClientConnectorCertificateError(place, ssl.CertificateError())
-    return error
 
 
 def at_random(share: float, since: float, until: float, *fails: Fail) -> Server:
     """Make a server that fails a share of the requests between two times."""
 
-    def answer(each: Request) -> Runtime | BctrlError:
+    def answer(each: Request) -> Answer:
         chance = random.Random(repr(each))
         is_bad = since <= each.at < until and chance.random() < share
         return chance.choice(fails)() if is_bad else ANSWER
@@ -74,13 +69,13 @@ def in_an_outage(outage: Server, poison: Server) -> Server:
     return lambda each: poison(each) if outage(each) is ANSWER else outage(each)
 
 
-def dying_once_stopped(each: Request) -> Runtime | BctrlError:
+def dying_once_stopped(each: Request) -> Answer:
     """Answer nothing of the nodes of all but a few runtimes after half a second."""
     gone = each.alias != CANARY and int(each.alias[1:]) < 95 and each.at > 0.5
     return disconnected() if gone or each.alias == "r99" else ANSWER
 
 
-def throttling_canaries(each: Request) -> Runtime | BctrlError:
+def throttling_canaries(each: Request) -> Answer:
     return throttled() if each.alias == CANARY else down(0, 1)(each)
 
 
@@ -332,7 +327,7 @@ class TestOutage:
     def test_a_throttled_probe_ends_it_for_all_targets(self, simulate: Simulate) -> None:
         probed = set()
 
-        def server(each: Request) -> Runtime | BctrlError:
+        def server(each: Request) -> Answer:
             if 2 <= each.at < 10:
                 if each.at > 4:
                     probed.add(each.alias)

@@ -349,6 +349,17 @@ class TestEnd:
         assert report.counts.total() == 65
         assert not any("retry quota" in str(outcome.error) for outcome in ended.outcomes)
 
+    def test_a_first_attempt_takes_no_token_of_the_retry_quota(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda _: ANSWER, 0.01)
+
+        async def main(session: BctrlSession) -> StopReport:
+            while session._sender.quota.acquire():
+                pass
+            return await session.stop_runtimes(mixed(0, 20), verify=False)
+
+        assert simulation.run(main).counts == {STOPPED: 20}
+        assert simulation.seconds < 0.1
+
     def test_an_early_end_counts_what_was_never_sent(self, simulate: Simulate) -> None:
         simulation, ended = simulate(throttling_bad, 0.01), Ended()
         report = stop(simulation, mixed(300, 100), ended, deadline=2.0)

@@ -15,6 +15,7 @@ import pytest
 from helpers import BOUND, Bulk, Connect, pass_time, run_of, wait_for_requests
 from runtimes import runtime
 from simulated import (
+    Answer,
     Request,
     Server,
     Simulate,
@@ -66,18 +67,18 @@ def active_or_disconnected_until(until: float) -> Server:
     return lambda each: disconnected() if each.stops else status(each)
 
 
-def throttled_once(each: Request) -> Runtime | BctrlError:
+def throttled_once(each: Request) -> Answer:
     """Throttle the first poll for twenty seconds."""
     if each.number == 2:
         return unavailable(code=OWN, retry_after=20)
     return runtime("active" if each.stops else "stopped")
 
 
-def down_for_half_a_minute(each: Request) -> Runtime | BctrlError:
+def down_for_half_a_minute(each: Request) -> Answer:
     return disconnected() if 2 <= each.at < 32 else active_until(2)(each)
 
 
-def down_for_ever(each: Request) -> Runtime | BctrlError:
+def down_for_ever(each: Request) -> Answer:
     return disconnected() if each.at >= 2 else ACTIVE
 
 

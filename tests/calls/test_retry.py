@@ -8,20 +8,27 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+from aiohttp import ClientTimeout
+from msgspec.structs import replace
 
 from bctrl_async import (
     BctrlApiError,
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
+    BctrlRateLimitError,
     BctrlResponseError,
     BctrlServerError,
     BctrlTimeoutError,
     RetryPolicy,
+    Runtime,
     StopResult,
 )
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.results import result_of
 from bctrl_async._calls.retry import RetryQuota, RetryState
-from bctrl_async.outcomes import result_of
+from bctrl_async._http.request import STOP
+from bctrl_async._kinds import Failure, Kind, Repeat, kind_of_status
 
 
 def longest(low: float, high: float) -> float:
@@ -47,14 +54,32 @@ def state(
     quota: RetryQuota | None = None,
     **policy: Any,  # noqa: ANN401 - `RetryPolicy` checks them.
 ) -> RetryState:
-    return RetryState(RetryPolicy(**policy), quota or RetryQuota(), longest)
+    quota = quota or RetryQuota()
+    return RetryState(RetryPolicy(**policy), quota, Repeat.CONVERGES, longest)
+
+
+def failure_of(error: BctrlError) -> Failure:
+    """Return the failure of an error, whose class may be that of another status."""
+    failure = Failure.of(error)
+    if error.status is None:
+        return failure
+    return replace(failure, kind=kind_of_status(error.status, error.code))
 
 
 def delay_after(
     retries: RetryState, error: BctrlError, now: float = 0.0, *, target_failed: bool = False
 ) -> float | None:
-    retries.record(error, target_failed=target_failed)
+    retries.record(failure_of(error), target_failed=target_failed)
     return retries.delay(now)
+
+
+def call_of(*errors: BctrlError) -> Call[Runtime]:
+    """Return a stop whose attempts have failed with these errors."""
+    call = Call(STOP, "ws-1", "crm", "/", ClientTimeout(), retries=state())
+    for error in errors:
+        call.attempts += 1
+        call.retries.record(failure_of(error))
+    return call
 
 
 class TestPolicy:
@@ -207,29 +232,30 @@ def test_the_delays_are_those_of_the_policy(
 
 
 def test_each_earlier_attempt_is_a_note_on_the_last_error_alone() -> None:
-    retries = state()
-    first, second, last = answered(429), lost(), answered(500)
-    for error in (first, second, last):
-        delay_after(retries, error)
+    call = call_of(answered(429), lost(), answered(500))
+    failures = call.retries.last_failures
 
-    retries.annotate(last)
-
-    assert last.__notes__ == [
+    assert call.error(failures[-1]).__notes__ == [
         "attempt 1: the server answered 429",
         "attempt 2: the connection broke",
     ]
-    assert not hasattr(first, "__notes__")
+    assert not hasattr(call.attempt_error(failures[0]), "__notes__")
 
 
 def test_a_throttled_call_is_rejected_if_its_next_connection_fails() -> None:
     """Fault: it was `not_sent`, although the server had said no."""
-    retries, refused = state(), BctrlNetworkError("no connection")
-    retries.record(answered(429))
-    retries.record(refused)
+    call = call_of(BctrlApiError("429", status=429), BctrlNetworkError("no connection"))
 
-    retries.annotate(refused)
+    error = call.error(call.retries.last_failures[-1])
 
-    assert result_of(refused) is StopResult.REJECTED
+    assert result_of(error) is StopResult.REJECTED
+
+
+def test_an_error_says_when_the_server_may_be_called_again() -> None:
+    call = call_of(BctrlRateLimitError("429", status=429, retry_after=100.0))
+
+    assert call.retries.delay(0.0) is None
+    assert "Call again in 100 s (Retry-After)" in str(call.error(call.retries.last_failures[-1]))
 
 
 Attempt = Callable[[RetryQuota], None]
@@ -237,7 +263,7 @@ Attempt = Callable[[RetryQuota], None]
 
 def failed(status: int) -> Attempt:
     """Return an attempt that is answered with a status, and not retried."""
-    return lambda quota: state(quota, statuses=frozenset()).record(answered(status))
+    return lambda quota: state(quota, statuses=frozenset()).record(failure_of(answered(status)))
 
 
 class TestQuota:
@@ -258,8 +284,14 @@ class TestQuota:
         assert sum(quota.acquire() for _ in range(retries + 1)) == retries
 
     def test_a_call_is_given_up_with_a_reason_if_it_is_exhausted(self) -> None:
-        quota, error = RetryQuota(), lost()
-        while quota.acquire():
+        call = call_of(lost())
+        while call.retries.quota.acquire():
             pass
-        assert delay_after(state(quota), error) is None
+        assert call.retries.delay(0.0) is None
+        error = call.error(call.retries.last_failures[-1])
         assert "Not retried: the retry quota is exhausted" in str(error)
+        # What comes after it was not given up for that.
+        refused = Failure(kind=Kind.NOT_ADMITTED, summary="the server is busy")
+        assert "quota" not in str(call.error(refused))
+        call.retries.record(Failure.of(lost()))
+        assert "quota" not in str(call.error(call.retries.last_failures[-1]))

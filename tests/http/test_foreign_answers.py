@@ -16,12 +16,12 @@ from servers import http_answer, served
 
 from bctrl_async import (
     BctrlNetworkError,
-    BctrlResponseError,
     RetryPolicy,
     StopOutcome,
     StopResult,
 )
-from bctrl_async._http.response import unusable
+from bctrl_async._http.response import with_body
+from bctrl_async._kinds import Failure, Kind
 
 CRM = ("ws-1", "crm")
 ONCE = RetryPolicy(attempts=1, patience=0)
@@ -52,14 +52,13 @@ BODIES: dict[str, tuple[str, bytes, bool]] = {
 @pytest.mark.parametrize(("content_type", "body", "is_page"), BODIES.values(), ids=BODIES)
 def test_only_a_page_is_not_accepted(content_type: str, body: bytes, *, is_page: bool) -> None:
     """Fault: a login page counts as accepted if it has a BOM, is UTF-16, cut, long or slow."""
-    error = BctrlResponseError("it is not a runtime", may_have_stopped=True, status=200)
+    failure = Failure(kind=Kind.UNREADABLE, summary="it is not a runtime", status=200)
 
-    returned = unusable(error, content_type, body, "Bearer k")
+    returned = with_body(failure, content_type, body, "Bearer k")
 
-    assert type(returned) is BctrlResponseError
+    assert returned.kind is (Kind.PAGE if is_page else Kind.UNREADABLE)
     assert ("a page" in returned.summary) is is_page
-    assert returned.accepted is not is_page
-    assert (returned.status, returned.may_have_stopped) == (200, True)
+    assert (returned.status, returned.may_have_worked) == (200, True)
 
 
 async def complete(answer: bytes, writer: asyncio.StreamWriter) -> None:

@@ -14,7 +14,8 @@ from servers import answering, http_answer, served
 
 from bctrl_async import BctrlResponseError, Runtime
 from bctrl_async._http.lists import parse_runtimes
-from bctrl_async._http.response import DECODE_ERRORS, decode_runtime, unreadable, unusable
+from bctrl_async._http.response import DECODE_ERRORS, decode_runtime, unreadable, with_body
+from bctrl_async._kinds import Failure, Kind
 
 MIB = 1024 * 1024
 Listed = list[Runtime | BctrlResponseError] | BctrlResponseError
@@ -51,7 +52,9 @@ def parse_in_turns(body: bytes) -> tuple[Listed, int]:
         parsed: Listed = finished.value
         return parsed, count
     except DECODE_ERRORS as error:
-        return unreadable(200, "the body", "list of runtimes", error), count
+        problem = unreadable(200, "the body", "list of runtimes", error).error()
+        assert isinstance(problem, BctrlResponseError)
+        return problem, count
 
 
 def parse(items: list[object]) -> Listed:
@@ -121,10 +124,13 @@ class TestBounds:
 
     def test_only_the_first_mib_of_a_blank_list_is_searched_for_a_page(self) -> None:
         """Fault: a blank body of 64 MiB was searched in one turn of the event loop, for 0.2 s."""
-        error = BctrlResponseError("it is not JSON", status=200)
+        failure = Failure(kind=Kind.UNREADABLE, summary="it is not JSON", status=200)
 
-        assert unusable(error, "", b" " * 2 * MIB + b"<", "Bearer k") is error
-        assert unusable(error, "", b" " * (MIB - 1) + b"<", "Bearer k") is not error
+        def kind(body: bytes) -> Kind:
+            return with_body(failure, "", body, "Bearer k").kind
+
+        assert kind(b" " * 2 * MIB + b"<") is Kind.UNREADABLE
+        assert kind(b" " * (MIB - 1) + b"<") is Kind.PAGE
 
     def test_beside_a_hundred_invalid_runtimes_the_valid_ones_are_kept(self) -> None:
         parsed = parse([0, WIRE] * 100)

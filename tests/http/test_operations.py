@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -17,7 +18,6 @@ from yarl import URL
 
 from bctrl_async import (
     Attempt,
-    BctrlConflictError,
     BctrlError,
     BctrlSession,
     RetryPolicy,
@@ -26,6 +26,7 @@ from bctrl_async._calls.call import Call
 from bctrl_async._http import request as operations
 from bctrl_async._http.request import Operation
 from bctrl_async._http.response import decode_runtime
+from bctrl_async._kinds import Failure, Kind, Repeat
 from bctrl_async.emulator import Emulator, Reply
 
 AnyOperation = Operation[Any]
@@ -39,24 +40,38 @@ class Facts(NamedTuple):
 
     method: str
     template: str
+    repeat: Repeat
     stops: bool
+    status: str = "active"
+    """The status of an active runtime after it; another for each operation with an effect."""
 
 
 LIST = "/v1/workspaces/{id}/runtimes"
 FACTS = {
-    "stop": Facts("POST", f"{LIST}/{{alias}}/stop", stops=True),
-    "get": Facts("GET", f"{LIST}/{{alias}}", stops=False),
-    "list": Facts("GET", LIST, stops=False),
+    "stop": Facts("POST", f"{LIST}/{{alias}}/stop", Repeat.CONVERGES, stops=True, status="stopped"),
+    "get": Facts("GET", f"{LIST}/{{alias}}", Repeat.READ, stops=False),
+    "list": Facts("GET", LIST, Repeat.READ, stops=False),
 }
 """A new operation needs a row here, and the contract must say so in `docs/contract/`."""
+
+
+CONTRACT = Path(__file__).parents[2] / "docs/contract"
+_ADVICE = (
+    "write in FACTS what the contract (docs/contract/) says of a second {}: READ if it has no "
+    "effect, CONVERGES if two are as good as one, else ONCE; write the same in its Operation"
+)
+
+
+def facts_of(name: str) -> Facts:
+    assert name in FACTS, _ADVICE.format(name)
+    return FACTS[name]
 
 
 START: AnyOperation = Operation(
     name="start",
     method="POST",
     suffix="/start",
-    stops=False,
-    repeat_in_doubt=False,
+    repeat=Repeat.ONCE,
     parse=decode_runtime,
 )
 """An operation that the API does not have: starting twice is not starting once."""
@@ -91,7 +106,7 @@ async def failure(operation: AnyOperation, first: bytes) -> tuple[BctrlError, in
 
     async with served(handle) as session:
         with pytest.raises(BctrlError) as caught:
-            await session._sender.request(call_of(session, operation, AGAIN))
+            await session._sender.call(call_of(session, operation, AGAIN))
     return caught.value, requests
 
 
@@ -112,14 +127,23 @@ async def test_a_request_is_sent_again_if_it_did_nothing_or_if_that_does_no_harm
 ) -> None:
     error, requests = await failure(operation, first)
 
-    is_repeated = operation.repeat_in_doubt or not in_doubt
+    is_repeated = operation.repeat is not Repeat.ONCE or not in_doubt
     assert requests == 1 + is_repeated
     # aiohttp itself sends a GET again.
     assert error.attempts == requests or operation.method == "GET"
+    assert error.may_have_worked is (operation.repeat is not Repeat.READ and in_doubt)
     assert error.may_have_stopped is (operation.stops and in_doubt)
     assert ("the runtime may have stopped" in str(error)) is error.may_have_stopped
     advice = f"The {operation.name} may have worked: look before repeating it"
     assert str(error).endswith(advice) is not is_repeated
+
+
+async def test_an_observer_of_an_attempt_reads_the_same_advice(connect: Connect) -> None:
+    """Fault: it read that retrying a start was safe, after its answer was lost."""
+    lost = Failure(kind=Kind.LOST, summary="the connection broke")
+    async with connect() as session:
+        call = call_of(session, START)
+    assert "look before repeating it" in str(call.attempt_error(lost))
 
 
 @each
@@ -129,14 +153,27 @@ async def test_an_unreadable_answer_is_not_asked_for_again(operation: AnyOperati
     assert (requests, error.status) == (1, 200)
     assert error.accepted is operation.stops
     assert error.may_have_stopped is operation.stops
-    assert ("may have worked" in str(error)) is not operation.repeat_in_doubt
+    assert ("may have worked" in str(error)) is (operation.repeat is Repeat.ONCE)
+
+
+@each
+async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice(
+    operation: AnyOperation,
+) -> None:
+    """Fault: a pause was sent twice after it (RFC 9110 section 15.5.9 lets a client repeat it)."""
+    error, requests = await failure(operation, http_answer("408 X", b'{"code": "request.timeout"}'))
+
+    is_once = operation.repeat is Repeat.ONCE
+    assert requests == 2 - is_once
+    assert error.may_have_worked is is_once
+    assert ("may have worked: look before" in str(error)) is is_once
 
 
 @each
 async def test_only_a_stop_has_nothing_to_do(operation: AnyOperation, connect: Connect) -> None:
-    error = BctrlConflictError("409", status=409, code="runtime.not_active")
+    failure = Failure(kind=Kind.NOT_RUNNING, summary="409", status=409, code="runtime.not_active")
     async with connect() as session:
-        call_of(session, operation).on_failure(error)
+        error = call_of(session, operation).error(failure)
     assert ("Nothing to do: it is not running" in str(error)) is operation.stops
 
 
@@ -149,8 +186,8 @@ async def test_the_error_of_an_aborted_call_advises_the_same(
     async with connect() as session:
         call = call_of(session, operation)
     call.attempts, call.in_flight, call.is_connected = 1, True, connected
-    error = call.aborted("the run has ended")
-    is_safe = operation.repeat_in_doubt or not connected
+    error = call.error(call.aborted("the run has ended"))
+    is_safe = operation.repeat is not Repeat.ONCE or not connected
     assert ("Try again: nothing was sent" in str(error)) is not connected
     assert (f"a {operation.name} is safe to repeat" in str(error)) is (is_safe and connected)
     assert ("may have worked" in str(error)) is not is_safe
@@ -184,12 +221,14 @@ async def test_an_error_shows_the_value_of_a_member_of_an_enum(
 async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
     name: str, emulator: Emulator, connect: Connect
 ) -> None:
-    recorder, facts = Recorder(), FACTS[name]
+    recorder, facts = Recorder(), facts_of(name)
     path = facts.template.format(id="ws-1", alias="crm")
     with patch.object(recorder, "begin_attempt", wraps=recorder.begin_attempt) as begin:
         async with connect(observer=recorder) as session:
             await CALLS[name](session)
 
+    assert recorder.events, f"observe the call of {name}"
+    assert recorder.events[0].startswith(f"{name} "), "observe it by its own name"
     assert recorder.events[-1].startswith("end StopOutcome" if facts.stops else "end")
     assert not [event for event in recorder.events if "Name." in event]
     begin.assert_called_once_with(
@@ -204,8 +243,21 @@ async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
     )
     # The emulator imports nothing of the client, so nothing else keeps the two together.
     assert [request.operation for request in emulator.requests] == [name]
-    assert (emulator.status("ws-1", "crm") == "stopped") is ALL[name].stops is facts.stops
-    assert ALL[name].repeat_in_doubt
+    assert emulator.status("ws-1", "crm") == facts.status
+    assert ALL[name].stops is facts.stops
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_contract_says_what_a_request_does_that_arrives_twice(name: str) -> None:
+    """Fault: a pause whose answer was lost was sent again, and its error called that safe."""
+    facts = facts_of(name)
+
+    assert ALL[name].repeat is facts.repeat, _ADVICE.format(name)
+    # A read is a GET (RFC 9110 section 9.2.1), and what is no read has an effect in the emulator.
+    is_read = facts.repeat is Repeat.READ
+    assert is_read is (facts.method == "GET") is (facts.status == "active"), _ADVICE.format(name)
+    contract = "".join(path.read_text("utf-8") for path in CONTRACT.iterdir())
+    assert facts.template in contract, f"say in docs/contract/ where {name} is documented"
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -41,8 +41,9 @@ def parse_invalid(body: bytes, status: int = 200) -> BctrlResponseError:
     with pytest.raises(response.DECODE_ERRORS) as caught:
         response.decode_runtime(body)
     assert isinstance(caught.value, Exception)
-    error = response.unreadable(status, "the body", "Runtime", caught.value)
-    response.unusable(error, "", body, BEARER)
+    failure = response.unreadable(status, "the body", "Runtime", caught.value)
+    error = response.with_body(failure, "", body, BEARER).error()
+    assert isinstance(error, BctrlResponseError)
     return error
 
 
@@ -92,13 +93,14 @@ def parse_error(
     authorization: str = BEARER,
 ) -> BctrlError:
     """Parse an error response; a body that is not bytes is encoded as JSON."""
-    return response.parse_error(
+    failure = response.parse_error(
         status,
         CIMultiDict(headers or {}).get,
         body if isinstance(body, bytes) else json.dumps(body).encode(),
         authorization,
         now=NOW,
     )
+    return failure.error(may_have_stopped=failure.may_have_worked)
 
 
 class TestErrorClass:

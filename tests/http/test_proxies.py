@@ -18,8 +18,8 @@ from tls import forward_proxy, over_tls
 from ways import Ways
 
 from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, RetryPolicy, StopResult
+from bctrl_async._calls.results import result_of
 from bctrl_async.emulator import Emulator
-from bctrl_async.outcomes import result_of
 
 USER, PASSWORD = "proxy-user", "s3cret-p4ss"
 LOGIN = f"{USER}:{PASSWORD}"

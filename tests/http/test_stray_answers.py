@@ -25,10 +25,11 @@ from bctrl_async import (
     RetryPolicy,
     StopResult,
 )
+from bctrl_async._calls.results import result_of
 from bctrl_async._http.fast.answer import _readability
 from bctrl_async._http.response import check_answer, decode_runtime
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async.emulator import Emulator
-from bctrl_async.outcomes import result_of
 
 KEY = "a-key-that-is-not-shown"
 WORKSPACE = str(WIRE["workspaceId"])
@@ -168,7 +169,7 @@ class TestAnswersAboutAnotherRuntime:
 
 
 ID = str(WIRE["id"])
-UNREADABLE = BctrlResponseError("the answer cannot be read")
+UNREADABLE = Failure(kind=Kind.UNREADABLE, summary="the answer cannot be read")
 
 
 def belongs(

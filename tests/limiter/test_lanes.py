@@ -7,13 +7,14 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import virtual_time
 from hypothesis import given, settings, strategies as st
 from simulated import ANSWER, Request, Simulate, throttled
-from throttling import Server, past_start, token_bucket
+from throttling import Server, past_start, release, token_bucket
 from virtual_time import in_virtual_time, now
 
 from bctrl_async import (
@@ -27,6 +28,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import _MAX_LANES, Limiter, RecalledError
 from bctrl_async._limiter.queues import Priority, Waiter
@@ -87,13 +89,15 @@ async def seconds_of_calls(session: BctrlSession, count: int) -> list[float]:
 def show_limit(limiter: Limiter, workspace: str, retry_after: float | None = None) -> None:
     """Let so many first attempts be throttled that the workspace has a limit."""
     for _ in range(8):
-        limiter._on_error(throttled(retry_after=retry_after), History(workspace=workspace))
+        limiter._on_failure(
+            Failure.of(throttled(retry_after=retry_after)), History(workspace=workspace)
+        )
 
 
 async def use(limiter: Limiter, workspace: str, answer: object) -> None:
     history = History(workspace=workspace)
     await limiter.acquire(60.0, history=history)
-    limiter.release(answer, history)
+    release(limiter, answer, history)
 
 
 class TestOthers:
@@ -187,7 +191,7 @@ class TestLimitForAll:
         limiter = Limiter(10, past_start())
         show_limit(limiter, "ws-1", retry_after=30.0)
         for number in range(2, 9):
-            limiter._on_error(throttled(), History(workspace=f"ws-{number}"))
+            limiter._on_failure(Failure.of(throttled()), History(workspace=f"ws-{number}"))
         await use(limiter, "ws-1", ANSWER)
         assert now() == pytest.approx(0.5)
 
@@ -201,10 +205,10 @@ class TestLimitForAll:
         single = asyncio.create_task(use(limiter, "ws-1", ANSWER))
         await asyncio.sleep(0)
         for number in range(2, 9):
-            limiter._on_error(throttled(), History(workspace=f"ws-{number}"))
+            limiter._on_failure(Failure.of(throttled()), History(workspace=f"ws-{number}"))
 
         assert waiter.admitted.done()
-        assert limiter.enter_lane(waiter) is None
+        limiter.enter_lane(waiter)
         assert not history.is_in_lane
         await single
         assert now() == pytest.approx(0.5)
@@ -372,7 +376,9 @@ class Users:
         for waiter, history in [*self.waiters]:
             if waiter.admitted.done():
                 self.waiters.remove((waiter, history))
-                if self.limiter.enter_lane(waiter) is None and history.is_in_lane:
+                with suppress(BctrlRateLimitError):
+                    self.limiter.enter_lane(waiter)
+                if history.is_in_lane:
                     self._start(history, Priority.BULK)
 
     async def _use(self, history: History, priority: Priority) -> None:
@@ -388,7 +394,7 @@ class Users:
             answer = await end
         finally:
             self.holding.remove(end)
-            self.limiter.release(answer, history)
+            release(self.limiter, answer, history)
 
     async def finish_all(self) -> None:
         """Let every call end within minutes; then so many succeed that nothing is throttled."""

@@ -6,7 +6,7 @@ import pytest
 import virtual_time
 from hypothesis import given, settings, strategies as st
 from simulated import ANSWER, Request, Simulate, targets
-from throttling import past_start, show_limit, throttled
+from throttling import past_start, release, show_limit, throttled
 from virtual_time import in_virtual_time, now
 
 from bctrl_async import (
@@ -199,7 +199,7 @@ class TestWait:
         patient = asyncio.create_task(limiter.acquire(7200.0))
         await asyncio.sleep(1)
         show_limit(limiter, 3600.0)
-        limiter.release(throttled(3600.0))
+        release(limiter, throttled(3600.0))
         for too_short in (limiter.acquire(60.0), impatient):
             with pytest.raises(BctrlRateLimitError, match=r"another 3600 s \(Retry-A") as caught:
                 await too_short

@@ -9,7 +9,7 @@ from helpers import pass_time
 from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
 from simulated import ANSWER, Simulate, targets
-from throttling import throttled
+from throttling import release, throttled
 from virtual_time import in_virtual_time, now
 
 from bctrl_async import (
@@ -24,6 +24,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.pause import PROBE_INTERVAL
@@ -46,7 +47,7 @@ class Calls:
         """Let so many first attempts be throttled that there is a limit."""
         for number in range(8):
             history = History(workspace=self._limited[number % len(self._limited)])
-            self.limiter._on_error(throttled(retry_after), history)
+            self.limiter._on_failure(Failure.of(throttled(retry_after)), history)
 
     async def acquire(self, max_wait: float = PATIENCE) -> None:
         history = History(workspace="ws-1")
@@ -55,7 +56,7 @@ class Calls:
 
     def release(self, answer: object) -> None:
         """End the attempt that was the last to start."""
-        self.limiter.release(answer, self._in_flight.pop())
+        release(self.limiter, answer, self._in_flight.pop())
 
     async def answer(self, answer: object) -> None:
         """Make an attempt that takes no time and has this answer."""

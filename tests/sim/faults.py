@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from aiohttp import ClientSession, TCPConnector
+from msgspec.structs import replace
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
 from bctrl_async._calls.call import Call
+from bctrl_async._calls.results import result_of
+from bctrl_async._kinds import Doubt, Failure
 from bctrl_async._limiter.evidence import Evidence, History
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.limiter import Limiter, RecalledError
@@ -21,7 +24,6 @@ from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.observer import StopObserver
-from bctrl_async.outcomes import result_of
 
 _record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
 _release, _cancel = Limiter.release, Worker.cancel
@@ -37,15 +39,13 @@ def _record_unless_aborted(
     return _record(ledger, outcome, observer)
 
 
-def _aborted_without_doubt(call: Call[Any], reason: str) -> BctrlError:
-    error = _aborted(call, reason)
-    error.may_have_stopped = False
-    return error
+def _aborted_without_doubt(call: Call[Any], reason: str) -> Failure:
+    return replace(_aborted(call, reason), in_doubt=False)
 
 
-def _result_by_status(ended: Runtime | BctrlError) -> StopResult:
-    result = _result_of(ended)
-    if result is StopResult.REJECTED and type(ended) is BctrlError:
+def _result_by_status(answer: Runtime | BctrlError) -> StopResult:
+    result = _result_of(answer)
+    if result is StopResult.REJECTED and type(answer) is BctrlError:
         return StopResult.NOT_SENT
     return result
 
@@ -90,7 +90,10 @@ def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:
 async def _stop_without_a_look(
     session: BctrlSession, call: Call[Runtime], http: ClientSession, **_: object
 ) -> Runtime:
-    return await session._sender.attempt_loop(call, http)
+    result = await session._sender.attempt_loop(call, http)
+    if isinstance(result, Failure):
+        raise call.error(result)
+    return result
 
 
 class KnownFault(NamedTuple):
@@ -111,12 +114,15 @@ FAULTS = {
     "foreign-404": KnownFault(
         "a 404 of another service settles a stop as not_found",
         "is there",
-        {"bctrl_async.errors.BctrlNotFoundError.names_runtime": True},
+        {"bctrl_async._kinds.Kind.WRONG_PATH.result": StopResult.NOT_FOUND},
     ),
     "foreign-503": KnownFault(
         "a 503 of a gateway is proof that nothing was done",
         "had an effect",
-        {"bctrl_async._http.response._NOT_FORWARDED": frozenset({403, 404, 429, 503})},
+        {
+            "bctrl_async._kinds.Kind.GATEWAY_BUSY.doubt": Doubt.NO,
+            "bctrl_async._kinds.Kind.GATEWAY_BUSY.result": StopResult.REJECTED,
+        },
     ),
     "foreign-4xx": KnownFault(
         "any 4xx of a gateway is proof that nothing was done",
@@ -167,7 +173,7 @@ FAULTS = {
     "cut-off": KnownFault(
         "a target that was throttled when the run ended is not sent",
         "was sent",
-        {"bctrl_async.outcomes.result_of": _result_by_status},
+        {"bctrl_async._calls.results.result_of": _result_by_status},
     ),
     "own-work": KnownFault(
         "stop_runtime raises a conflict although its own earlier attempt stopped the runtime",
@@ -211,7 +217,10 @@ FAULTS = {
     "costly-429": KnownFault(
         "a throttled attempt costs an attempt of the policy",
         "throttled others",
-        {"bctrl_async._calls.retry.THROTTLED": frozenset()},
+        {
+            "bctrl_async._kinds.Kind.THROTTLED.is_throttling": False,
+            "bctrl_async._kinds.Kind.BUSY.is_throttling": False,
+        },
     ),
     "limit-by-targets": KnownFault(
         "targets that are throttled for ever count as news of a limit that is known",
@@ -224,7 +233,7 @@ FAULTS = {
     "gateway-retry-after": KnownFault(
         "a Retry-After of a gateway holds more than its own call",
         "throttled others",
-        {"bctrl_async._limiter.limiter.is_unanswered": lambda _: False},
+        {"bctrl_async._kinds.Kind.GATEWAY_BUSY.is_unanswered": False},
     ),
     "caught-up": KnownFault(
         "after a stall, all attempts start that the rate would have allowed meanwhile",
