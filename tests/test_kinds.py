@@ -161,7 +161,7 @@ ROWS = {
         Kind.SLOW_ANSWER,
         Kind.NOT_HTTP,
     ],
-    "500, 502, 504; a 3xx other than 307 and 308": [
+    "a 5xx other than 503; a 3xx other than 307 and 308": [
         Kind.SERVER_ERROR,
         Kind.BAD_GATEWAY,
         Kind.GATEWAY_TIMEOUT,
@@ -172,7 +172,7 @@ ROWS = {
     "429, and the API's own 503": [Kind.THROTTLED, Kind.BUSY],
     "404 with the `code` `runtime.not_found` or `workspace.not_found`": [Kind.NOT_FOUND],
     "409 with the `code` `runtime.not_active`": [Kind.NOT_RUNNING],
-    "another status of 400 or more, from the API itself": [
+    "another 4xx from the API itself": [
         Kind.INVALID,
         Kind.CONFLICT,
         Kind.REFUSED,
