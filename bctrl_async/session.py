@@ -321,7 +321,7 @@ class BctrlSession:
             try:
                 raise call.error(result)
             finally:
-                # As in `Sender.call`.
+                # The frames of a key function refer to this frame, as to that of `Sender.call`.
                 del result
         get = self._make_call(
             GET, call.limit, call.workspace_id, call.alias, policy=call.retries.policy

@@ -164,7 +164,7 @@ class Sender:
                 summary="the session was closed during the call",
                 advice="Close the session after its calls have ended",
             )
-        # Without a key, no request was sent.
+        # No request was sent if there was no key.
         if call.in_flight:
             call.in_flight = False
             self.tally.failed[failure.type] += 1
