@@ -274,7 +274,9 @@ class Run:
         if isinstance(stop, StopOutcome):
             return stop
         try:
-            result = await self._calls.send_stop(worker, stop)
+            result = None
+            while result is None:
+                result = await self._calls.send_stop(worker, stop)
         except BaseException:
             aborted = stop.call.error(stop.call.aborted(self.state.reason.summary))
             self.ledger.record(self._intake.outcome(stop, aborted), stop.observer)

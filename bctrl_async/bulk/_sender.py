@@ -37,17 +37,11 @@ class BulkSender:
 
     async def send_stop(
         self, worker: Worker, stop: Stop
-    ) -> Runtime | BctrlError | asyncio.Future[None]:
-        """Send a stop, unless the run is over; return what it waits for if it is to be parked."""
-        result = None
-        while result is None:
-            result = await self._try(worker, stop)
-        return result
-
-    async def _try(
-        self, worker: Worker, stop: Stop
     ) -> Runtime | BctrlError | asyncio.Future[None] | None:
-        """Send a stop once; return None if it is to be taken up again at once."""
+        """Send a stop, unless the run is over; return what it waits for if it is to be parked.
+
+        None stands for a stop that is to be sent again at once.
+        """
         call = stop.call
         error = await self._take_up(worker, stop)
         if error is not None:
