@@ -14,17 +14,16 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import commands
 import hypothesis
 import pytest
-import warm_server
-from browser import Tab, chromium, new_tab
-from commands import Command
-from helpers import BOUND, Bulk, Connect, pass_time
-from loops import EAGER_HELP, LoopFactory, start_eagerly
 from pytest_asyncio import is_async_test
-from simulated import Simulate, Simulation
-from ways import LONG_WAY_HELP, Ways, take_long_way
+from support import commands, warm_server
+from support.browser import Tab, chromium, new_tab
+from support.commands import Command
+from support.helpers import BOUND, Bulk, Connect, pass_time
+from support.loops import EAGER_HELP, LoopFactory, start_eagerly
+from support.simulated import Simulate, Simulation
+from support.ways import LONG_WAY_HELP, Ways, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async._limiter.limiter import Limiter

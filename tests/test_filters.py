@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-import runtimes
 from hypothesis import given, settings, strategies as st
+from support import runtimes
 
 from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from failure_decisions import count_all
+from support.failure_decisions import count_all
 
 from bctrl_async import (
     BctrlApiError,

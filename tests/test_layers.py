@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from code_size import Size, size
+from support.code_size import Size, size
 
 import bctrl_async
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import aiohttp
 import pytest
-from helpers import BOUND, Connect, until, wait_for_requests
-from servers import answering, emulator_in_a_thread, served
+from support.helpers import BOUND, Connect, until, wait_for_requests
+from support.servers import answering, emulator_in_a_thread, served
 
 from bctrl_async import (
     BctrlConfigError,

@@ -13,8 +13,8 @@ from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
-import virtual_time
-from helpers import Connect, unused_url
+from support import virtual_time
+from support.helpers import Connect, unused_url
 
 import bctrl_async
 from bctrl_async import BctrlApiError, BctrlRateLimitError, BctrlSession, RetryPolicy

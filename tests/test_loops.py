@@ -9,10 +9,10 @@ from typing import TypeVar
 from unittest.mock import Mock
 
 import pytest
-from helpers import add_runtimes, pass_time
-from loops import eager_task_factory, package_of
-from pacing import Member, MemoryPace
-from throttling import past_start
+from support.helpers import add_runtimes, pass_time
+from support.loops import eager_task_factory, package_of
+from support.pacing import Member, MemoryPace
+from support.throttling import past_start
 
 from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopReport, StopResult
 from bctrl_async._http.fast.exchange import Exchange, _Deadlines

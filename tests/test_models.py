@@ -10,8 +10,8 @@ from typing import cast
 
 import msgspec
 import pytest
-import runtimes
 from hypothesis import example, given, strategies as st
+from support import runtimes
 
 from bctrl_async import LaunchMode, Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from helpers import Connect, add_runtimes, started, until, wait_for_requests
-from servers import emulator_in_a_thread
+from support.helpers import Connect, add_runtimes, started, until, wait_for_requests
+from support.servers import emulator_in_a_thread
 
 from bctrl_async import (
     Attempt,

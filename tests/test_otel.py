@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import Connect, wait_for_requests
 from opentelemetry import baggage, context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric, Sum
@@ -20,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from support.helpers import Connect, wait_for_requests
 
 import bctrl_async
 from bctrl_async import BctrlError, BctrlSession, RetryPolicy, StopResult

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from runtimes import runtime
+from support.runtimes import runtime
 
 from bctrl_async._calls.results import outcome_of, result_of
 from bctrl_async.errors import (

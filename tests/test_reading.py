@@ -9,10 +9,10 @@ from typing import Literal
 from unittest.mock import Mock
 
 import pytest
-from helpers import Connect, add_runtimes, pass_time, until, wait_for_requests
-from runtimes import WIRE
-from servers import answering, http_answer, served
-from wire_faults import OVERSIZED, bomb
+from support.helpers import Connect, add_runtimes, pass_time, until, wait_for_requests
+from support.runtimes import WIRE
+from support.servers import answering, http_answer, served
+from support.wire_faults import OVERSIZED, bomb
 
 from bctrl_async import (
     BctrlConfigError,

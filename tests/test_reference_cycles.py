@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
-from helpers import BOUND, unused_url
-from servers import Handler, answering, http_answer, raw_server
+from support.helpers import BOUND, unused_url
+from support.servers import Handler, answering, http_answer, raw_server
 
 import bctrl_async
 from bctrl_async import BctrlError, BctrlNetworkError, BctrlSession, Observer, RetryPolicy

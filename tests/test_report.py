@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 from conftest import KEY
-from helpers import unused_url
 from pydantic import TypeAdapter
+from support.helpers import unused_url
 
 from bctrl_async import (
     BctrlError,

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from rich.console import Console
 from rich.pretty import Pretty
 from rich.traceback import Traceback
-from servers import Handler, closing, http_answer, raw_server, served
+from support.servers import Handler, closing, http_answer, raw_server, served
 from yarl import URL
 
 from bctrl_async import (

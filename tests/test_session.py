@@ -11,9 +11,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from contract import assert_request_fits_contract
-from helpers import Connect, add_runtimes, pass_time, wait_for_requests
-from ways import Ways
+from support.contract import assert_request_fits_contract
+from support.helpers import Connect, add_runtimes, pass_time, wait_for_requests
+from support.ways import Ways
 
 import bctrl_async
 from bctrl_async import (

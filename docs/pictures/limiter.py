@@ -15,8 +15,8 @@ from typing import NamedTuple
 from bctrl_async import BctrlError
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-import virtual_time
-from throttling import Run, Server, throttled, token_bucket
+from support import virtual_time
+from support.throttling import Run, Server, throttled, token_bucket
 
 _FOLDER = Path(__file__).parent
 

@@ -32,9 +32,9 @@ import pytest
 from harness import Report, Row, command, measured
 
 sys.path.append(str(Path(__file__).parents[1]))
-import virtual_time
-from simulated import ANSWER, CANARY, Request, Simulation, unavailable
-from throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
+from support import virtual_time
+from support.simulated import ANSWER, CANARY, Request, Simulation, unavailable
+from support.throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import (
     BctrlError,

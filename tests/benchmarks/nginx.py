@@ -21,7 +21,7 @@ from harness import Goal, Report, Row, command, installed, measured, run, server
 from bctrl_async import BctrlSession, StopResult
 
 sys.path.append(str(Path(__file__).parents[1]))
-from nginx_server import BURST, RATE, nginx
+from support.nginx_server import BURST, RATE, nginx
 
 
 class _Figures(msgspec.Struct, frozen=True):

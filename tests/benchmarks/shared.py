@@ -27,9 +27,9 @@ import redis
 from harness import Goal, Report, Row, command, measured_together, run, server, wait_for_start
 
 sys.path.append(str(Path(__file__).parents[1]))
-from nginx_server import BURST, RATE, nginx
 from redis.asyncio import Redis
-from redis_server import SERVER, RedisServer, delayed, redis_server
+from support.nginx_server import BURST, RATE, nginx
+from support.redis_server import SERVER, RedisServer, delayed, redis_server
 
 from bctrl_async import BctrlSession, StopResult
 from bctrl_async.pace import FilePace, Pace

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import (
+from support.helpers import (
     BOUND,
     Bulk,
     Connect,
@@ -23,8 +23,8 @@ from helpers import (
     until,
     wait_for_requests,
 )
-from journal_lines import read_lines
-from leaks import bulk_tasks
+from support.journal_lines import read_lines
+from support.leaks import bulk_tasks
 
 from bctrl_async import (
     BctrlConfigError,

@@ -14,7 +14,7 @@ import aiohttp
 import anyio
 import pytest
 import pytest_asyncio
-from helpers import (
+from support.helpers import (
     BOUND,
     Bulk,
     Connect,
@@ -28,7 +28,7 @@ from helpers import (
     until,
     wait_for_requests,
 )
-from leaks import bulk_tasks
+from support.leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, RetryPolicy, StopBatch, StopOutcome, StopResult
 from bctrl_async._http.fast.answer import Connector

@@ -8,7 +8,7 @@ from itertools import chain, repeat
 
 import aiohttp
 import pytest
-from helpers import (
+from support.helpers import (
     Bulk,
     Connect,
     add_runtimes,
@@ -19,8 +19,8 @@ from helpers import (
     started,
     wait_for_requests,
 )
-from servers import emulator_in_a_thread
-from simulated import targets
+from support.servers import emulator_in_a_thread
+from support.simulated import targets
 
 from bctrl_async import (
     BctrlConfigError,

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from simulated import (
+from support.simulated import (
     ANSWER,
     Request,
     Simulate,

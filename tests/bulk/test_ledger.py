@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from helpers import Bulk, add_runtimes
-from journal_lines import entry_line, header_line
+from support.helpers import Bulk, add_runtimes
+from support.journal_lines import entry_line, header_line
 
 from bctrl_async import RuntimeRef, StopOutcome, StopResult
 from bctrl_async.bulk._cancel import RunState

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from simulated import (
+from support.simulated import (
     ANSWER,
     CANARY,
     Answer,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from simulated import (
+from support.simulated import (
     ANSWER,
     Request,
     Simulate,
@@ -20,7 +20,7 @@ from simulated import (
     throttled,
     unavailable,
 )
-from throttling import Server, token_bucket
+from support.throttling import Server, token_bucket
 
 from bctrl_async import (
     BctrlError,

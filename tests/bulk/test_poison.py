@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
-import virtual_time
-from helpers import add_runtimes
+from support import virtual_time
+from support.helpers import add_runtimes
 
 from bctrl_async import BctrlSession, RetryPolicy, StopOutcome, StopReport, StopResult
 from bctrl_async.emulator import Emulator, Fault, Reply

@@ -10,7 +10,7 @@ from typing import cast
 from uuid import UUID
 
 import pytest
-from helpers import Bulk, await_batch, read_all
+from support.helpers import Bulk, await_batch, read_all
 
 from bctrl_async import (
     BctrlConfigError,

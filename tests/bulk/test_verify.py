@@ -12,9 +12,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from helpers import BOUND, Bulk, Connect, pass_time, run_of, wait_for_requests
-from runtimes import runtime
-from simulated import (
+from support.helpers import BOUND, Bulk, Connect, pass_time, run_of, wait_for_requests
+from support.runtimes import runtime
+from support.simulated import (
     Answer,
     Request,
     Server,
@@ -24,7 +24,7 @@ from simulated import (
     targets,
     unavailable,
 )
-from wire_faults import OVERSIZED
+from support.wire_faults import OVERSIZED
 
 from bctrl_async import (
     BctrlAuthenticationError,

@@ -9,8 +9,16 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 import pytest
-from helpers import BOUND, Bulk, Connect, add_runtimes, await_batch, pass_time, wait_for_requests
-from servers import http_answer, served
+from support.helpers import (
+    BOUND,
+    Bulk,
+    Connect,
+    add_runtimes,
+    await_batch,
+    pass_time,
+    wait_for_requests,
+)
+from support.servers import http_answer, served
 
 from bctrl_async import (
     BctrlConfigError,

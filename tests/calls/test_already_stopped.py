@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from helpers import Connect
-from runtimes import RUNTIME, Name
-from servers import answering, http_answer, served
+from support.helpers import Connect
+from support.runtimes import RUNTIME, Name
+from support.servers import answering, http_answer, served
 from test_observer import Recorder
 
 from bctrl_async import (

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from unittest.mock import Mock
 
 import pytest
-from helpers import add_runtimes, pass_time, until, wait_for_requests
-from runtimes import RUNTIME
-from servers import answering, emulator_in_a_thread, http_answer, served
+from support.helpers import add_runtimes, pass_time, until, wait_for_requests
+from support.runtimes import RUNTIME
+from support.servers import answering, emulator_in_a_thread, http_answer, served
+from support.wire_faults import WireEmulator, WireFault
 from test_observer import Recorder
-from wire_faults import WireEmulator, WireFault
 
 from bctrl_async import (
     BctrlApiError,

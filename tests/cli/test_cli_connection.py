@@ -7,12 +7,12 @@ from base64 import b64encode
 from unittest.mock import Mock
 
 import pytest
-from commands import Command
 from conftest import KEY
-from helpers import unused_url
 from redis.asyncio import Redis
-from redis_server import SERVER, redis_server
-from tls import forward_proxy, over_tls
+from support.commands import Command
+from support.helpers import unused_url
+from support.redis_server import SERVER, redis_server
+from support.tls import forward_proxy, over_tls
 
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async.emulator import Fault

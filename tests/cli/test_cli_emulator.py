@@ -9,9 +9,9 @@ import sys
 
 import aiohttp
 import pytest
-from commands import Command, Process, begin_to_end, finish, start, without_times
-from helpers import BOUND, wait_for_line
-from warm_server import program
+from support.commands import Command, Process, begin_to_end, finish, start, without_times
+from support.helpers import BOUND, wait_for_line
+from support.warm_server import program
 from yarl import URL
 
 from bctrl_async.cli._emulator import emulator as run_emulator

@@ -8,8 +8,8 @@ import re
 import sys
 
 import pytest
-from commands import COMMANDS, Command, Terminal, finish, start, start_on_terminal
-from servers import http_answer, raw_server
+from support.commands import COMMANDS, Command, Terminal, finish, start, start_on_terminal
+from support.servers import http_answer, raw_server
 
 from bctrl_async import __main__, __version__, cli
 from bctrl_async.cli import _app, _options

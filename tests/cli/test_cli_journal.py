@@ -10,8 +10,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from commands import Command, outcomes_of, save
-from journal_lines import entry_line, header_line
+from support.commands import Command, outcomes_of, save
+from support.journal_lines import entry_line, header_line
 
 from bctrl_async.journal import Journal
 

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from commands import Command
 from conftest import KEY
-from journal_lines import entry_line, header_line
+from support.commands import Command
+from support.journal_lines import entry_line, header_line
 
 from bctrl_async.emulator import Emulator, Fault, Reply
 

@@ -11,11 +11,19 @@ from datetime import UTC, datetime
 from unittest.mock import MagicMock, Mock
 
 import pytest
-from commands import Command, finish, outcomes_of, save, start, start_on_terminal, without_times
-from journal_lines import header_line
-from runtimes import WIRE
-from servers import answering, http_answer, raw_server
-from warm_server import program
+from support.commands import (
+    Command,
+    finish,
+    outcomes_of,
+    save,
+    start,
+    start_on_terminal,
+    without_times,
+)
+from support.journal_lines import header_line
+from support.runtimes import WIRE
+from support.servers import answering, http_answer, raw_server
+from support.warm_server import program
 
 from bctrl_async.cli import _app
 from bctrl_async.emulator import Emulator, Fault, Reply

@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
-from commands import Command, save
 from conftest import KEY
-from tls import forward_proxy, over_tls
+from support.commands import Command, save
+from support.tls import forward_proxy, over_tls
 
 from bctrl_async.emulator import Emulator, Fault
 

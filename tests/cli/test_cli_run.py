@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from commands import (
+from conftest import KEY
+from support.commands import (
     NOTICE,
     Command,
     Process,
@@ -28,10 +29,9 @@ from commands import (
     without_times,
     write,
 )
-from conftest import KEY
-from helpers import BOUND, add_runtimes, until, wait_for_requests
-from journal_lines import read_lines
-from warm_server import program
+from support.helpers import BOUND, add_runtimes, until, wait_for_requests
+from support.journal_lines import read_lines
+from support.warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._output import Output

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
 
 import pytest
-from commands import Command, finish, outcomes_of, results_of, start, start_on_terminal
-from helpers import BOUND
-from warm_server import program
+from support.commands import Command, finish, outcomes_of, results_of, start, start_on_terminal
+from support.helpers import BOUND
+from support.warm_server import program
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply

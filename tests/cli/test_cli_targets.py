@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tables
-from commands import (
+from support.commands import (
     Command,
     Terminal,
     close_stdin,
@@ -23,8 +23,8 @@ from commands import (
     without_times,
     write,
 )
-from helpers import until
-from warm_server import program
+from support.helpers import until
+from support.warm_server import program
 
 from bctrl_async import BctrlError
 from bctrl_async.cli import _lines, _targets

@@ -15,9 +15,9 @@ from typing import Any
 
 import distributed
 import pytest
-from commands import Process, start
-from helpers import BOUND, add_runtimes, until, wait_for_requests
-from journal_lines import read_lines
+from support.commands import Process, start
+from support.helpers import BOUND, add_runtimes, until, wait_for_requests
+from support.journal_lines import read_lines
 
 from bctrl_async import BctrlAuthenticationError, RuntimeRef
 from bctrl_async.emulator import Emulator

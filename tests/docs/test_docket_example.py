@@ -18,13 +18,13 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from commands import Process, start
 from docket import Docket, Retry, Worker
 from docket.dependencies import ForcedRetry
-from helpers import BOUND, add_runtimes, until, wait_for_requests
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis_server import SERVER, redis_server
+from support.commands import Process, start
+from support.helpers import BOUND, add_runtimes, until, wait_for_requests
+from support.redis_server import SERVER, redis_server
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault

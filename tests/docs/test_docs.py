@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import aiohttp
 import pytest
-from helpers import BOUND
-from warm_server import program
+from support.helpers import BOUND
+from support.warm_server import program
 
 from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Reply

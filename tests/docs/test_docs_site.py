@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import web
-from browser import CHROMIUM, Tab
-from commands import COMMANDS
+from support.browser import CHROMIUM, Tab
+from support.commands import COMMANDS
 
 from bctrl_async import cli
 

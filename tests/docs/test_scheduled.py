@@ -18,8 +18,8 @@ from pathlib import Path
 from string import Template
 
 import pytest
-from commands import finish, start
-from helpers import add_runtimes
+from support.commands import finish, start
+from support.helpers import add_runtimes
 
 from bctrl_async.emulator import Emulator
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from commands import begin_to_end, finish, save, start
-from helpers import add_runtimes, wait_for_requests
+from support.commands import begin_to_end, finish, save, start
+from support.helpers import add_runtimes, wait_for_requests
 
 from bctrl_async.emulator import Emulator
 

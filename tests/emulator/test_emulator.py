@@ -13,10 +13,10 @@ from urllib.parse import quote
 from uuid import UUID
 
 import pytest
-from helpers import BOUND, free_port, pass_time, until
 from hypothesis import given, settings, strategies as st
-from wire import GET, KEY, LIST, STOP, Wire, ask, errors_against_contract, path_of
-from wire_faults import OVERSIZED
+from support.helpers import BOUND, free_port, pass_time, until
+from support.wire import GET, KEY, LIST, STOP, Wire, ask, errors_against_contract, path_of
+from support.wire_faults import OVERSIZED
 from yarl import URL
 
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply

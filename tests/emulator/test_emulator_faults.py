@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from wire import GET, LIST, Wire, ask, errors_against_contract, path_of
+from support.wire import GET, LIST, Wire, ask, errors_against_contract, path_of
 
 from bctrl_async.emulator import Emulator, Fault, Reply
 

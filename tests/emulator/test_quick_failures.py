@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
-from helpers import (
+from support.helpers import (
     BOUND,
     add_runtimes,
     pass_time,

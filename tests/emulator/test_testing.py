@@ -10,8 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aioresponses import aioresponses
-from helpers import Connect, pass_time, started
-from servers import emulator_in_a_thread
+from support.helpers import Connect, pass_time, started
+from support.servers import emulator_in_a_thread
 
 from bctrl_async import BctrlNetworkError, BctrlSession, RetryPolicy, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Fault

@@ -15,10 +15,10 @@ import httpx2
 import pytest
 from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, Response, WebSocket
 from fastapi.testclient import TestClient
-from helpers import Connect
-from servers import emulator_in_a_thread
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
+from support.helpers import Connect
+from support.servers import emulator_in_a_thread
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession, RetryPolicy, errors
 from bctrl_async.emulator import Emulator, Fault

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from browser import CHROMIUM, Tab
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
-from helpers import BOUND, add_runtimes, free_port, until, wait_for_requests
 from jsonschema import Draft202012Validator
-from servers import emulator_in_a_thread
-from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
+from support.browser import CHROMIUM, Tab
+from support.helpers import BOUND, add_runtimes, free_port, until, wait_for_requests
+from support.servers import emulator_in_a_thread
+from support.uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
 
 from bctrl_async.emulator import Emulator, Fault, Reply
 

@@ -14,11 +14,11 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.testclient import TestClient
-from helpers import Connect
 from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import validate as validate_openapi
 from pydantic import BaseModel
-from servers import emulator_in_a_thread
+from support.helpers import Connect
+from support.servers import emulator_in_a_thread
 from test_fastapi import PROBLEM, ROWS, SECRET, STOP, app_for, once
 
 import bctrl_async

@@ -10,10 +10,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from helpers import Connect, add_runtimes
-from servers import http_answer, raw_server, recording
+from support.helpers import Connect, add_runtimes
+from support.servers import http_answer, raw_server, recording
+from support.ways import Ways, long_way
 from test_observer import Recorder
-from ways import Ways, long_way
 
 from bctrl_async import BctrlPermissionError, BctrlSession
 from bctrl_async._http.fast.answer import plain_answer

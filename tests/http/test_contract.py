@@ -11,14 +11,14 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from contract import (
+from hypothesis import HealthCheck, given, settings, strategies as st
+from jsonschema import Draft202012Validator
+from support.contract import (
     CONTRACT,
     Schema,
     resolved,
     response_schema,
 )
-from hypothesis import HealthCheck, given, settings, strategies as st
-from jsonschema import Draft202012Validator
 
 from bctrl_async import _config
 from bctrl_async._http.response import decode_runtime

@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from helpers import BOUND, Connect, pass_time, until
 from multidict import CIMultiDict
-from runtimes import RUNTIME
-from servers import Handler, http_answer, served
+from support.helpers import BOUND, Connect, pass_time, until
+from support.runtimes import RUNTIME
+from support.servers import Handler, http_answer, served
 from test_observer import Recorder
 from test_wire import ONCE
 

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
-from helpers import BOUND, pass_time
-from servers import http_answer, served
+from support.helpers import BOUND, pass_time
+from support.servers import http_answer, served
 
 from bctrl_async import (
     BctrlNetworkError,

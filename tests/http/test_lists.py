@@ -9,8 +9,8 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
-from runtimes import WIRE, wire
-from servers import answering, http_answer, served
+from support.runtimes import WIRE, wire
+from support.servers import answering, http_answer, served
 
 from bctrl_async import BctrlResponseError, Runtime
 from bctrl_async._http.lists import parse_runtimes

@@ -9,12 +9,12 @@ from unittest.mock import patch
 import aiohttp
 import pytest
 import wrapt
-from helpers import Connect
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from ways import Ways
+from support.helpers import Connect
+from support.ways import Ways
 
 from bctrl_async import BctrlConfigError, BctrlSession, StopResult
 from bctrl_async.emulator import Emulator

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 import pytest
 from hypothesis import example, given, strategies as st
-from runtimes import RUNTIME
-from servers import http_answer, raw_server, recording
+from support.runtimes import RUNTIME
+from support.servers import http_answer, raw_server, recording
 from yarl import URL
 
 from bctrl_async import BctrlConfigError, BctrlSession

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
-from helpers import Connect
-from runtimes import RUNTIME, Name
-from servers import http_answer, served
+from support.helpers import Connect
+from support.runtimes import RUNTIME, Name
+from support.servers import http_answer, served
 from test_observer import Recorder
 from test_wire import ONCE
 from yarl import URL

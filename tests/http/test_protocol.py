@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
-from runtimes import WIRE, wire
+from support.runtimes import WIRE, wire
 
 from bctrl_async import (
     BctrlApiError,

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import aiohttp
 import pytest
 from conftest import KEY
-from helpers import unused_url
-from runtimes import RUNTIME
-from servers import answering, http_answer, raw_server
+from support.helpers import unused_url
+from support.runtimes import RUNTIME
+from support.servers import answering, http_answer, raw_server
+from support.tls import forward_proxy, over_tls
+from support.ways import Ways
 from test_secrets import everything_of
 from test_wire import ONCE
-from tls import forward_proxy, over_tls
-from ways import Ways
 
 from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, RetryPolicy, StopResult
 from bctrl_async._calls.results import result_of

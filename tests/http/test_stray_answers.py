@@ -13,10 +13,10 @@ from unicodedata import normalize
 
 import aiohttp
 import pytest
-from helpers import add_runtimes
-from runtimes import WIRE, wire
-from servers import Handler, http_answer, raw_server, recording, served
-from tls import over_tls
+from support.helpers import add_runtimes
+from support.runtimes import WIRE, wire
+from support.servers import Handler, http_answer, raw_server, recording, served
+from support.tls import over_tls
 
 from bctrl_async import (
     BctrlPermissionError,

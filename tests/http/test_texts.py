@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from runtimes import WIRE
-from servers import http_answer, served
+from support.runtimes import WIRE
+from support.servers import http_answer, served
 
 from bctrl_async import (
     BctrlResponseError,

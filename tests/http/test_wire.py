@@ -7,8 +7,8 @@ import gzip
 from pathlib import Path
 
 import pytest
-from runtimes import RUNTIME
-from servers import Handler, closing, http_answer, raw_server, recording, served
+from support.runtimes import RUNTIME
+from support.servers import Handler, closing, http_answer, raw_server, recording, served
 
 from bctrl_async import (
     BctrlApiError,

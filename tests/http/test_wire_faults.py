@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from helpers import add_runtimes
-from wire import Wire
-from wire_faults import WireEmulator, WireFault
+from support.helpers import add_runtimes
+from support.wire import Wire
+from support.wire_faults import WireEmulator, WireFault
 
 from bctrl_async import BctrlSession, StopResult
 

@@ -9,12 +9,12 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from helpers import Connect, unused_url
-from runtimes import RUNTIME
-from servers import answering, closing, http_answer, raw_server, served
+from support.helpers import Connect, unused_url
+from support.runtimes import RUNTIME
+from support.servers import answering, closing, http_answer, raw_server, served
+from support.tls import forward_proxy, over_tls
+from support.ways import Ways
 from test_secrets import BASIC, CALLS, ECHOES, KEY, LOGIN, ONCE, Call as SessionCall
-from tls import forward_proxy, over_tls
-from ways import Ways
 
 from bctrl_async import BctrlError, BctrlSession, Observer
 from bctrl_async.emulator import Emulator, Fault

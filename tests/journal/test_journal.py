@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import BOUND, add_runtimes, await_batch, until, wait_for_requests
-from journal_lines import entry_line, header_line, read_lines
 from msgspec.structs import replace
-from runtimes import Name
+from support.helpers import BOUND, add_runtimes, await_batch, until, wait_for_requests
+from support.journal_lines import entry_line, header_line, read_lines
+from support.runtimes import Name
 
 from bctrl_async import (
     BctrlConfigError,

@@ -10,9 +10,9 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from journal_lines import entry_line, header_line, seal, sealed
 from msgspec.structs import replace
-from runtimes import runtime
+from support.journal_lines import entry_line, header_line, seal, sealed
+from support.runtimes import runtime
 
 from bctrl_async import (
     BctrlConfigError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from pacing import MemoryPace
+from support.pacing import MemoryPace
 
 from bctrl_async._limiter.baseline import _Hold, _Trial
 from bctrl_async._limiter.curve import _DOUBLING, _FADING

@@ -11,11 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import virtual_time
 from hypothesis import given, settings, strategies as st
-from simulated import ANSWER, Request, Simulate, throttled
-from throttling import Server, past_start, release, token_bucket
-from virtual_time import in_virtual_time, now
+from support import virtual_time
+from support.simulated import ANSWER, Request, Simulate, throttled
+from support.throttling import Server, past_start, release, token_bucket
+from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import (
     BctrlConfigError,

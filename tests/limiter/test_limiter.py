@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-import virtual_time
 from hypothesis import given, settings, strategies as st
-from simulated import ANSWER, Request, Simulate, targets
-from throttling import past_start, release, show_limit, throttled
-from virtual_time import in_virtual_time, now
+from support import virtual_time
+from support.simulated import ANSWER, Request, Simulate, targets
+from support.throttling import past_start, release, show_limit, throttled
+from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import (
     BctrlConfigError,

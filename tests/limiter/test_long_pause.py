@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from helpers import pass_time
-from runtimes import RUNTIME
-from servers import answering, http_answer, raw_server
-from simulated import ANSWER, Simulate, targets
-from throttling import release, throttled
-from virtual_time import in_virtual_time, now
+from support.helpers import pass_time
+from support.runtimes import RUNTIME
+from support.servers import answering, http_answer, raw_server
+from support.simulated import ANSWER, Simulate, targets
+from support.throttling import release, throttled
+from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import (
     BctrlError,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from conftest import KEY
-from nginx_server import NGINX, nginx
+from support.nginx_server import NGINX, nginx
 
 from bctrl_async import BctrlSession, StopResult
 from bctrl_async.emulator import Emulator

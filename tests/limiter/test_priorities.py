@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from pacing import Member, MemoryPace
-from virtual_time import in_virtual_time, now
+from support.pacing import Member, MemoryPace
+from support.virtual_time import in_virtual_time, now
 
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority

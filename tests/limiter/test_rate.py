@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 import pytest
-import virtual_time
-from throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
+from support import virtual_time
+from support.throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import BctrlError
 

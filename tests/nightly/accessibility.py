@@ -23,9 +23,9 @@ from pathlib import Path
 from bctrl_async.emulator import Emulator, Reply
 
 sys.path.append(str(Path(__file__).parents[1]))
-from browser import Tab, chromium, new_tab
 from chaos_checks import FOREIGN_NOT_FOUND, LOGIN_PAGE
-from uvicorn_server import KEY, TOKEN, uvicorn
+from support.browser import Tab, chromium, new_tab
+from support.uvicorn_server import KEY, TOKEN, uvicorn
 
 _WORKSPACE = "demo"
 _RUNTIMES = 5000

@@ -43,10 +43,10 @@ from chaos_checks import (
     check_targets,
     done_targets,
 )
-from journal_lines import read_lines
-from leaks import bulk_tasks
-from ways import LONG_WAY_HELP, take_long_way
-from wire_faults import WireEmulator, WireFault
+from support.journal_lines import read_lines
+from support.leaks import bulk_tasks
+from support.ways import LONG_WAY_HELP, take_long_way
+from support.wire_faults import WireEmulator, WireFault
 
 _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5

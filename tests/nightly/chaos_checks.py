@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from journal_lines import JournalLines, Record
+from support.journal_lines import JournalLines, Record
 
 from bctrl_async import RuntimeRef, StopReport, StopResult
 from bctrl_async.emulator import Emulator, ReceivedRequest, Reply

@@ -23,8 +23,8 @@ from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journals
 
 sys.path.append(str(Path(__file__).parents[1]))
-from journal_lines import read_lines
-from wire_faults import WireEmulator, WireFault
+from support.journal_lines import read_lines
+from support.wire_faults import WireEmulator, WireFault
 
 KEY = "a-key-that-must-not-be-written"
 IN_FLIGHT = 20

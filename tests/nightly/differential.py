@@ -33,7 +33,7 @@ from aiohttp.client_proto import ResponseHandler
 sys.path.append(str(Path(__file__).parents[1]))
 from fuzz.answers import Case, draw
 from fuzz.exchange import Seen, run
-from ways import Ways, long_way
+from support.ways import Ways, long_way
 
 _CHUNK = 250
 _SHOWN = 2000

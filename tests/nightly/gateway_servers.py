@@ -15,7 +15,7 @@ from string import Template
 from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).parents[1]))
-from helpers import free_port
+from support.helpers import free_port
 
 PATIENCE = 1
 """Seconds that each gateway waits for the server, or for a connection to it."""

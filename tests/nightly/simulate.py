@@ -23,10 +23,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from loops import EAGER_HELP, start_eagerly
 from sim.faults import FAULTS
 from sim.runner import Verdict, simulate
-from ways import LONG_WAY_HELP, take_long_way
+from support.loops import EAGER_HELP, start_eagerly
+from support.ways import LONG_WAY_HELP, take_long_way
 
 _CHUNK = 25
 _SHOWN_EVENTS = 100

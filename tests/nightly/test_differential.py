@@ -8,7 +8,7 @@ import pytest
 from differential import FAULTS, Difference, compare
 from fuzz.answers import TIMEOUT, Case, Packet, Stop, plain, runtime
 from fuzz.exchange import run
-from ways import long_way
+from support.ways import long_way
 
 CASES = range(0, 400, 20)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(runtime("r0")), runtime("r0"))

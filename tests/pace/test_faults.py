@@ -20,10 +20,10 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
-from helpers import BOUND, Connect, add_runtimes, until
-from pacing import Member, MemoryPace
 from redis.asyncio import Redis
-from redis_server import SERVER, SERVERS, RedisServer, delayed, redis_server
+from support.helpers import BOUND, Connect, add_runtimes, until
+from support.pacing import Member, MemoryPace
+from support.redis_server import SERVER, SERVERS, RedisServer, delayed, redis_server
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.emulator import Emulator

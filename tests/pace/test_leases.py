@@ -8,9 +8,9 @@ import math
 import weakref
 
 import pytest
-from pacing import Member, MemoryPace, jain, most_in_a_window
-from throttling import show_limit
-from virtual_time import in_virtual_time, now
+from support.pacing import Member, MemoryPace, jain, most_in_a_window
+from support.throttling import show_limit
+from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import BctrlConfigError
 

@@ -22,9 +22,9 @@ from uuid import uuid4
 
 import pytest
 import redis
-from helpers import BOUND
 from redis.asyncio import Redis, RedisCluster
-from redis_server import SERVER, SERVERS, redis_server
+from support.helpers import BOUND
+from support.redis_server import SERVER, SERVERS, redis_server
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.pace import FilePace, Pace

@@ -8,8 +8,8 @@ import random
 import uuid
 from dataclasses import dataclass, field
 
-from throttling import Server
-from wire_faults import WireFault
+from support.throttling import Server
+from support.wire_faults import WireFault
 
 from bctrl_async.emulator import Fault
 from sim.exchange import Action, Exchange, Fate, Stray, Target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from throttling import Server, token_bucket
+from support.throttling import Server, token_bucket
 
 from sim.exchange import Target
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import aiohttp
 import anyio
-from leaks import bulk_tasks
-from pacing import MemoryPace
-from wire_faults import WireEmulator
+from support.leaks import bulk_tasks
+from support.pacing import MemoryPace
+from support.wire_faults import WireEmulator
 
 from bctrl_async import BctrlSession, Observer, Runtime
 from bctrl_async._limiter.limiter import Limiter

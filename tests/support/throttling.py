@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import virtual_time
+from support import virtual_time
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from helpers import BOUND
-from loops import package_of
-from warm_server import program
 
 from bctrl_async.emulator import Emulator
+from support.helpers import BOUND
+from support.loops import package_of
+from support.warm_server import program
 
 KEY = "emulator-key"
 TOKEN = "let-me-in"
-EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "fastapi"
 GRACE = 60
 
 

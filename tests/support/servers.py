@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from wire_faults import WireEmulator
+from support.wire_faults import WireEmulator
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Fault, Reply

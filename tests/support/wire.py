@@ -7,9 +7,9 @@ import json
 from contextlib import suppress
 from typing import NamedTuple, Self, cast
 
-from contract import response_schema
-from helpers import BOUND
 from jsonschema import Draft202012Validator
+from support.contract import response_schema
+from support.helpers import BOUND
 from yarl import URL
 
 from bctrl_async.emulator import Emulator

@@ -10,7 +10,7 @@ import yaml
 
 Schema = dict[str, Any]
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "contract" / "openapi.yaml"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "contract" / "openapi.yaml"
 
 # One non-empty path segment (RFC 3986 section 3.3); an empty one would be another resource.
 _SEGMENT = r"((?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)"

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from helpers import BOUND, free_port
+from support.helpers import BOUND, free_port
 
 SERVERS = ["redis-server", "valkey-server"]
 """The programs, of which a test may use each that is installed."""

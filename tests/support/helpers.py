@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from leaks import bulk_tasks
+from support.leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.bulk._run import Run

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
-import virtual_time
 from msgspec.structs import replace
-from runtimes import runtime
+from support import virtual_time
+from support.runtimes import runtime
 
 from bctrl_async import (
     BctrlError,

@@ -16,8 +16,8 @@ from io import FileIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
-from helpers import BOUND, wait_for_line
-from warm_server import program
+from support.helpers import BOUND, wait_for_line
+from support.warm_server import program
 
 from bctrl_async.cli._app import app
 from bctrl_async.emulator import Emulator

@@ -1,6 +1,6 @@
 """Where the core decides by the kind of a failure, and where it edits an error in place.
 
-`python tests/failure_decisions.py [PACKAGE]`
+`python tests/support/failure_decisions.py [PACKAGE]`
 
 A decision asks an error or a failure for its class, status, code or text; a look-up of the table of
 kinds is counted apart. The extras, which have users' errors, are left out.

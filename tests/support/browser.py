@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from helpers import BOUND
+from support.helpers import BOUND
 
 CHROMIUM = shutil.which("chromium")
 _KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowDown": 40, "k": 75, "/": 191}
