@@ -25,6 +25,7 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
+from itertools import pairwise
 
 __all__ = [
     "BctrlApiError",
@@ -49,6 +50,8 @@ NOT_FOUND_CODES = frozenset({"runtime.not_found", "workspace.not_found"})
 NOT_RUNNING_CODE = "runtime.not_active"
 """The code of an alias under which nothing runs (contract errors.md)."""
 
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
 _name = reprlib.Repr()
 _name.maxstring = _name.maxother = 100
 quote: Callable[[object], str] = _name.repr
@@ -58,15 +61,18 @@ quote: Callable[[object], str] = _name.repr
 def format_duration(seconds: float | None) -> str:
     """Return seconds in their two largest units, such as 2h30m or 0.5ms; None is 0s."""
     seconds = max(seconds or 0.0, 0.0)
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:g}ms"
     if seconds % 1:
-        return f"{seconds:g}s" if seconds > 1 else f"{seconds * 1000:g}ms"
-    rest = int(seconds)
-    parts: list[str] = []
-    for unit, size in {"d": 86400, "h": 3600, "m": 60, "s": 1}.items():
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count}{unit}" if count else "")
-    return "".join(parts[:2]) or "0s"
+        return f"{seconds:g}s"
+    for (unit, size), (smaller_unit, smaller_size) in pairwise(_UNITS):
+        if seconds >= size:
+            text = f"{seconds // size:.0f}{unit}"
+            count = int(seconds % size) // smaller_size
+            if count:
+                text += f"{count}{smaller_unit}"
+            return text
+    return f"{seconds:.0f}s"
 
 
 @dataclass(eq=False, repr=False)
@@ -136,8 +142,10 @@ class BctrlError(Exception):
             facts.append(f"{self.attempts} attempts")
         if self.may_have_stopped:
             facts.append("the runtime may have stopped")
-        known = f" ({', '.join(facts)})" if facts else ""
-        return _joined(f"{subject_of(self)}{self.summary}{known}", advice_of(self))
+        text = f"{subject_of(self)}{self.summary}"
+        if facts:
+            text += f" ({', '.join(facts)})"
+        return _joined(text, advice_of(self))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -250,12 +258,12 @@ def _joined(*sentences: str | None) -> str:
 def subject_of(error: BctrlError) -> str:
     """Return the start of an error's text: the call and its target, if they are known."""
     if error.alias is not None:
-        place = f"{quote(error.alias)} in workspace {quote(error.workspace_id)}"
+        target = f"{quote(error.alias)} in workspace {quote(error.workspace_id)}"
     elif error.workspace_id is not None:
-        place = f"workspace {quote(error.workspace_id)}"
+        target = f"workspace {quote(error.workspace_id)}"
     else:
         return ""
-    return f"{error.operation} of {place}: "
+    return f"{error.operation} of {target}: "
 
 
 def error_type(error: BaseException) -> str:

@@ -76,18 +76,18 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         return (now - created).total_seconds() > _in_seconds(self.older_than)
 
 
-def _warn_if_unknown(name: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
+def _warn_if_unknown(name: str, value: str | None, values: tuple[str, ...]) -> None:
+    if value is not None and value not in values:
         _log.warning(
             "unknown %s %s in a filter: this version knows %s",
             name,
             quote(value),
-            ", ".join(known),
+            ", ".join(values),
             extra={"bctrl.event": "filter_unknown", "bctrl.filter": name},
         )
 
 
-class FoundTargets:
+class Selection:
     """The listed runtimes that a condition selects, and the errors of unreadable runtimes."""
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
@@ -103,24 +103,35 @@ class FoundTargets:
 
     def __iter__(self) -> Iterator[RuntimeRef | BctrlResponseError]:
         for item in self.items:
-            yield RuntimeRef(self.workspace_id, item.alias) if isinstance(item, Runtime) else item
+            if isinstance(item, Runtime):
+                yield RuntimeRef(self.workspace_id, item.alias)
+            else:
+                yield item
 
-    def add(self, listed: Iterable[Runtime | BctrlResponseError]) -> None:
+    def add(self, items: Iterable[Runtime | BctrlResponseError]) -> None:
         """Add the items of a list that the condition selects, or whose age it cannot read."""
-        where = self._where
-        for item in listed:
-            runtime = item if isinstance(item, Runtime) else None
-            if item.alias is not None and (runtime is None or not runtime.status.is_final):
-                self.running[item.alias] = runtime
-            if runtime is None or _is_selected(runtime, where):
-                self.items.append(item)
-            elif (
-                isinstance(where, RuntimeFilter)
-                and where.decide(runtime, self.at) is None
-                and not runtime.status.is_final
-            ):
-                # The age is unknown; if the runtime was left out, it could run for ever.
-                self.items.append(_unreadable_age(self.workspace_id, runtime))
+        for item in items:
+            if isinstance(item, Runtime):
+                self._add_runtime(item)
+                continue
+            self.items.append(item)
+            if item.alias is not None:
+                self.running[item.alias] = None
+
+    def _add_runtime(self, runtime: Runtime) -> None:
+        if not runtime.status.is_final:
+            self.running[runtime.alias] = runtime
+        if _is_selected(runtime, self._where):
+            self.items.append(runtime)
+        elif self._may_be_old(runtime):
+            # If the runtime was left out, it could run for ever.
+            self.items.append(_unreadable_age(self.workspace_id, runtime))
+
+    def _may_be_old(self, runtime: Runtime) -> bool:
+        """Return True if only its unreadable age keeps a running runtime from being selected."""
+        if runtime.status.is_final or not isinstance(self._where, RuntimeFilter):
+            return False
+        return self._where.decide(runtime, self.at) is None
 
     def without_replaced(self) -> Self:
         """Drop ended runtimes whose alias a running runtime has: a stop would end that runtime."""
@@ -165,4 +176,6 @@ def parse_time(text: str) -> datetime | None:
         date = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return date if date.tzinfo else None
+    if date.tzinfo is None:
+        return None
+    return date

@@ -35,7 +35,7 @@ from bctrl_async.bulk._options import Options, verify_for
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
-from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
+from bctrl_async.filters import WHERE, RuntimeFilter, Selection
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime
 from bctrl_async.observer import CallObserver, Observer
@@ -546,7 +546,7 @@ class BctrlSession:
 
     async def _find(
         self, workspace_id: str, where: Callable[[Runtime], object], options: Options
-    ) -> FoundTargets:
+    ) -> Selection:
         """List the runtimes to stop."""
         policy = self._policy(options.retry).for_bulk(options.deadline)
         unreadable: list[BctrlResponseError] = []
@@ -554,12 +554,12 @@ class BctrlSession:
             workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
         )
         # It is as old as the answer: what another run records before that is older news.
-        found = FoundTargets(workspace_id, where)
+        selection = Selection(workspace_id, where)
         for start in range(0, len(listed), _SLICE):
             await asyncio.sleep(0)
-            found.add(listed[start : start + _SLICE])
-        found.add(unreadable)
-        return found.without_replaced()
+            selection.add(listed[start : start + _SLICE])
+        selection.add(unreadable)
+        return selection.without_replaced()
 
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)

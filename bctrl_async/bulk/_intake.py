@@ -16,7 +16,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._targets import Input, best_effort_ref, check_first, target_of
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
-from bctrl_async.filters import FoundTargets
+from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
 
@@ -38,22 +38,22 @@ class Intake:
         self._ledger = ledger
         self._make_call = make_call
 
-    async def write_running(self, found: FoundTargets) -> None:
+    async def write_running(self, selection: Selection) -> None:
         """Correct the journal's entries of all listed runtimes that run, and flush it to disk.
 
         This comes before any stop is sent: after a crash, none of them may count as stopped. An end
         of the run waits for it.
         """
         if self._ledger.journal is not None:
-            entries = self._ledger.journal.offsets.get(found.workspace_id, {})
-            await wait_shielded(asyncio.create_task(self._correct(found, entries)))
+            entries = self._ledger.journal.offsets.get(selection.workspace_id, {})
+            await wait_shielded(asyncio.create_task(self._correct(selection, entries)))
 
-    async def _correct(self, found: FoundTargets, entries: Collection[str]) -> None:
-        aliases = [alias for alias in found.running if alias in entries]
+    async def _correct(self, selection: Selection, entries: Collection[str]) -> None:
+        aliases = [alias for alias in selection.running if alias in entries]
         for number, alias in enumerate(aliases):
             if not number % _SLICE:
                 await asyncio.sleep(0)
-            outcome = outcome_of(RuntimeRef(found.workspace_id, alias), _RUNS)
+            outcome = outcome_of(RuntimeRef(selection.workspace_id, alias), _RUNS)
             self._ledger.write(self._source.with_listed(outcome), flush=alias == aliases[-1])
 
     def stop(self, index: int, item: object) -> Stop | StopOutcome:
@@ -70,7 +70,7 @@ class Intake:
                 self._ledger.state.fail(error)
             return self._reject(index, best_effort_ref(item), error)
         # If the input is the list of a workspace, it decides what is sent, not the journal.
-        if self._source.found is None and (known := self._ledger.earlier(target)) is not None:
+        if self._source.selection is None and (known := self._ledger.earlier(target)) is not None:
             return self._ledger.record(replace(known, index=index))
         try:
             call = self._make_call(*target)

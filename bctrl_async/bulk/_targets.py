@@ -23,7 +23,7 @@ from bctrl_async import _config, _refs
 from bctrl_async._calls.call import as_failure
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
-from bctrl_async.filters import FoundTargets
+from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, running_of
 
@@ -40,7 +40,7 @@ class Input:
 
     `is_awaited` is True if the input is async, or a generator that took long for its last item.
     `count` items were read; `length` is the number of all items, if known. `error` is the exception
-    of the input, and `found` the list of a workspace once it is fetched.
+    of the input, and `selection` the list of a workspace once it is fetched.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -53,7 +53,7 @@ class Input:
             self._plain = iter(targets)
         self._sized: Sized | None = targets if isinstance(targets, Sized) else None
         self.length: int | None = None if self._sized is None else len(self._sized)
-        self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
+        self.selection: Selection | None = targets if isinstance(targets, Selection) else None
         self._is_prepared = False
         self.is_awaited: bool = self._awaited is not None
         self.count: int = 0
@@ -86,29 +86,29 @@ class Input:
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the runtime as listed, if no request can have changed it."""
-        if self.found is None or not outcome.result.has_no_effect:
+        if self.selection is None or not outcome.result.has_no_effect:
             return outcome
-        runtime = self.found.running.get(outcome.target.alias)
+        runtime = self.selection.running.get(outcome.target.alias)
         if runtime is None:
             return outcome
         running = running_of(outcome.result, runtime)
         # `at` is the time of the list, because another run may have stopped the runtime since.
-        return replace(outcome, runtime=runtime, running=running, at=self.found.at)
+        return replace(outcome, runtime=runtime, running=running, at=self.selection.at)
 
-    async def prepare(self, check: Callable[[FoundTargets], Awaitable[None]]) -> None:
+    async def prepare(self, check: Callable[[Selection], Awaitable[None]]) -> None:
         """Fetch the list of a workspace, if the input is a list, and check it, once.
 
         No item is read before. If the caller is cancelled, the next one starts again.
         """
         async with self._lock:
             if not self._is_prepared:
-                await self._fetch_found()
-                if self.found is not None:
-                    await check(self.found)
+                await self._fetch_selection()
+                if self.selection is not None:
+                    await check(self.selection)
                 self._is_prepared = True
 
-    async def _fetch_found(self) -> None:
-        """Set `found`, unless it was given."""
+    async def _fetch_selection(self) -> None:
+        """Set `selection`, unless it was given."""
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
@@ -165,20 +165,20 @@ class Input:
 class Listing(Input):
     """An input that is fetched as a list when the run starts."""
 
-    def __init__(self, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[Selection]]) -> None:
         super().__init__(())
         self._plain = self.length = None
         self._fetch = fetch
 
-    async def _fetch_found(self) -> None:
+    async def _fetch_selection(self) -> None:
         """Fetch the list, unless that was done or reading has ended."""
-        if self.found is None and not self.closed:
+        if self.selection is None and not self.closed:
             try:
-                self.found = self._sized = found = await self._fetch()
+                self.selection = self._sized = selection = await self._fetch()
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._close_unless_cancelled(error)
             else:
-                self._plain, self.length = iter(found), len(found)
+                self._plain, self.length = iter(selection), len(selection)
 
 
 def check_targets(targets: object) -> None:

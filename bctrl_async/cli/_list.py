@@ -25,11 +25,11 @@ from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.errors import format_duration
-from bctrl_async.filters import FoundTargets, parse_time
+from bctrl_async.filters import Selection, parse_time
 from bctrl_async.models import RuntimeKind, RuntimeStatus
 
 
-class FoundRuntimes(FoundTargets):
+class FoundRuntimes(Selection):
     """Runtimes of a workspace that match a filter; the bulk stop rejects unreadable runtimes."""
 
     @property
