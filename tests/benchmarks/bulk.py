@@ -5,51 +5,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import resource
-import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from statistics import median
 
 import contenders
-import msgspec
-from harness import Goal, Report, command, in_rounds, measured, ratio, run, server
+from harness import (
+    Figures,
+    Goal,
+    Report,
+    command,
+    figures_of,
+    in_rounds,
+    measured,
+    ratio,
+    run,
+    server,
+)
 
 from bctrl_async import BctrlSession
 
 _FEW = 10_000
 _IN_FLIGHT = 100
-_TICK = 0.001
 _MAX_GROWTH = 9.5  # MiB, just below 10 MB.
-
-
-class _Figures(msgspec.Struct, frozen=True):
-    mebibytes: float
-    stall: float
-    cpu: float
-    seconds: float
-
-
-class _StallWatch:
-    """A monitor of event loop stalls: the delay of a timer of one millisecond.
-
-    Attributes:
-        longest: The longest delay of the timer, in seconds.
-    """
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._loop = asyncio.get_running_loop()
-        self._schedule()
-
-    def _schedule(self) -> None:
-        self._due = self._loop.time() + _TICK
-        self._loop.call_at(self._due, self._tick)
-
-    def _tick(self) -> None:
-        self.longest = max(self.longest, self._loop.time() - self._due)
-        self._schedule()
 
 
 def _session(url: str) -> BctrlSession:
@@ -79,7 +56,7 @@ async def _iterated(url: str, targets: int) -> int:
     return stopped
 
 
-_CASES: dict[str, Callable[[str, int], Awaitable[int]]] = {
+_CASES: dict[str, Callable[[str, int], Coroutine[None, None, int]]] = {
     "bare aiohttp + msgspec, workers": _bare,
     "stop_runtimes, awaited": _awaited,
     "stop_runtimes, iterated": _iterated,
@@ -89,21 +66,8 @@ _LIMITS = {_AWAITED: (0.75, 15.0), _ITERATED: (0.80, 20.0)}
 """The highest CPU time per stop, relative to bare workers, and the longest stall in ms."""
 
 
-async def _measure(name: str, url: str, targets: int) -> _Figures:
-    watch = _StallWatch()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    stopped = await _CASES[name](url, targets)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-    await asyncio.sleep(2 * _TICK)
-    if stopped != targets:
-        raise SystemExit(f"{name}: stopped only {stopped} of {targets}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return _Figures(peak, watch.longest * 1000, cpu / targets * 1e6, seconds)
-
-
-def _child(name: str, url: str, targets: str) -> _Figures:
-    return run(_measure(name, url, int(targets)))
+def _child(name: str, url: str, targets: str) -> Figures:
+    return run(figures_of(_CASES[name](url, int(targets)), int(targets)))
 
 
 def _compare(targets: int, rounds: int) -> Report:
@@ -111,7 +75,7 @@ def _compare(targets: int, rounds: int) -> Report:
         measurements = in_rounds(
             [(name, size) for size in (_FEW, targets) for name in _CASES],
             rounds,
-            lambda case: measured(case[0], url, case[1], kind=_Figures),
+            lambda case: measured(case[0], url, case[1], kind=Figures),
         )
 
     def column(name: str, size: int, field: str) -> list[float]:

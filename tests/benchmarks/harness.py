@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,8 @@ _PINNED = {
     "PYTHONHASHSEED": "0",
 }
 _READY = "ready\n"
+_TICK = 0.001
+"""Seconds between two looks for a stall of the event loop."""
 _SOON = 0.1
 """Seconds from the last process being ready to the start."""
 _Case = TypeVar("_Case")
@@ -226,6 +229,54 @@ def _python(
         text=True,
         env={**os.environ, **_PINNED, **environment},
     )
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """The figures of a process: its peak of memory, and what its stops took.
+
+    `stall` is the longest stall of the event loop in milliseconds, `cpu` the microseconds of CPU
+    time of a stop.
+    """
+
+    mebibytes: float
+    stall: float
+    cpu: float
+    seconds: float
+
+
+class _StallWatch:
+    """A monitor of event loop stalls: the delay of a timer of one millisecond.
+
+    Attributes:
+        longest: The longest delay of the timer, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._due = self._loop.time() + _TICK
+        self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        self.longest = max(self.longest, self._loop.time() - self._due)
+        self._schedule()
+
+
+async def figures_of(stopping: Awaitable[int], stops: int) -> Figures:
+    """Return the figures of a client that stops runtimes and returns how many were stopped."""
+    watch = _StallWatch()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    stopped = await stopping
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    await asyncio.sleep(2 * _TICK)
+    if stopped != stops:
+        raise SystemExit(f"stopped only {stopped} of {stops}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return Figures(peak, watch.longest * 1000, cpu / stops * 1e6, seconds)
 
 
 def in_rounds(
