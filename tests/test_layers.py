@@ -54,6 +54,7 @@ IMPORTERS = {
     "rich": {"cli"},
     "fastapi": {"fastapi"},
     "pydantic": {"fastapi"},
+    "pydantic_core": {"fastapi"},
     "opentelemetry": {"otel"},
     # A `RedisPace` takes a client; only the command makes its own.
     "redis": {"cli"},
@@ -269,7 +270,7 @@ BUDGETS = {
     ("journal",): Size(2642, 1),
     ("cli",): Size(15283, 17),
     ("emulator",): Size(5678, 3),
-    ("fastapi",): Size(2640, 0),
+    ("fastapi",): Size(2680, 0),
 }
 """The greatest size of each part of the package. A number rises only for a promise that is new."""
 

@@ -197,14 +197,13 @@ async def test_a_report_is_ok_only_if_no_runtime_runs(
 
     assert verify or outcome.result == result
     assert not expected or emulator.status(*TARGET) in {"stopped", "failed"}
-    body = TypeAdapter(ReportBody).validate_python(report)
     forms = {
         "outcome": outcome.ok,
         "no error": outcome.error is None,
         "report": report.ok,
         "JSON of the outcome": outcome.to_dict()["ok"],
         "JSON of the report": report.to_dict()["ok"],
-        "FastAPI": body.ok,
+        "FastAPI": TypeAdapter(ReportBody).dump_python(report)["ok"],
     }
     assert forms == dict.fromkeys(forms, expected)
     if expected:

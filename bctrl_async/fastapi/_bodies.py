@@ -1,29 +1,15 @@
-"""Runtimes, outcomes and reports as pydantic models, which take the Structs of a session."""
+"""Pydantic models of the JSON of runtimes, outcomes and reports, made of their Structs."""
 
 from datetime import datetime
-from functools import partial
 from uuid import UUID
 
 import msgspec
-from fastapi.encoders import ENCODERS_BY_TYPE
 from pydantic import Field, model_validator
 
 import bctrl_async
 from bctrl_async import BctrlError, StopResult
 from bctrl_async.fastapi._problems import Body, CamelBody, Text, classify, explain, identifier
 from bctrl_async.outcomes import ErrorRecord, OutcomeRecord
-
-
-def _safe_record(error: BctrlError) -> ErrorRecord:
-    """Return the record of an error without the API's own text."""
-    return ErrorRecord(
-        type=type(error).__name__,
-        message=explain(error, classify(error)),
-        status=error.status,
-        code=identifier(error.code),
-        request_id=identifier(error.request_id),
-        may_have_stopped=error.may_have_stopped,
-    )
 
 
 class RuntimeSummary(CamelBody):
@@ -74,8 +60,15 @@ class StopError(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _of(cls, value: object) -> object:
-        return _safe_record(value) if isinstance(value, BctrlError) else value
+    def _of(cls, error: BctrlError) -> ErrorRecord:
+        return ErrorRecord(
+            type=type(error).__name__,
+            message=explain(error, classify(error)),
+            status=error.status,
+            code=identifier(error.code),
+            request_id=identifier(error.request_id),
+            may_have_stopped=error.may_have_stopped,
+        )
 
 
 class StopOutcome(Body):
@@ -101,13 +94,12 @@ class StopOutcome(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _of(cls, value: object) -> object:
-        if not isinstance(value, bctrl_async.StopOutcome):
-            return value
-        # The full record of the error would show the API's own text to clients.
-        error = None if value.error is None else _safe_record(value.error)
+    def _of(cls, outcome: bctrl_async.StopOutcome) -> OutcomeRecord:
+        # The record of the error has the API's own text, and StopError takes the error itself.
         return msgspec.structs.replace(
-            OutcomeRecord.of(value), error=error, request_id=identifier(value.request_id)
+            OutcomeRecord.of(outcome),
+            error=outcome.error,
+            request_id=identifier(outcome.request_id),
         )
 
 
@@ -127,13 +119,3 @@ class StopReport(Body):
     throttled: int = Field(description="The number of 429 and 503 answers.")
     resumed: int = Field(description="Outcomes from an earlier run's journal.")
     ended_early: StopError | None = Field(description="Why the run ended early, if it did.")
-
-
-def _encode(model: type[Body], struct: object) -> dict[str, object]:
-    return model.model_validate(struct).model_dump(mode="json")
-
-
-# FastAPI encodes the data of a ServerSentEvent by its type.
-ENCODERS_BY_TYPE[bctrl_async.Runtime] = partial(_encode, Runtime)
-ENCODERS_BY_TYPE[bctrl_async.StopOutcome] = partial(_encode, StopOutcome)
-ENCODERS_BY_TYPE[bctrl_async.StopReport] = partial(_encode, StopReport)

@@ -761,13 +761,13 @@ def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses
 """The :doc:`problems <problems>` for the app's OpenAPI: pass ``responses=PROBLEM_RESPONSES`` to routes or routers."""
 
 # bctrl_async.fastapi.Runtime
-"""The model of a :py:class:`bctrl_async.Runtime`: the API's own JSON."""
+"""A :py:class:`bctrl_async.Runtime`, shown as the API's own JSON."""
 
 # bctrl_async.fastapi.StopOutcome
-"""The model of a :py:class:`bctrl_async.StopOutcome`, with the fields of its ``to_dict``."""
+"""A :py:class:`bctrl_async.StopOutcome`, shown with the fields of its ``to_dict``."""
 
 # bctrl_async.fastapi.StopReport
-"""The model of a :py:class:`bctrl_async.StopReport`."""
+"""A :py:class:`bctrl_async.StopReport`."""
 
 # bctrl_async.fastapi.lifespan, in bctrl_async/fastapi/_app.py
 def lifespan(

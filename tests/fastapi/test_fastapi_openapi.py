@@ -11,17 +11,19 @@ from typing import Any
 import msgspec
 import pytest
 from fastapi import FastAPI, HTTPException
+from fastapi.encoders import jsonable_encoder
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import validate as validate_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel, TypeAdapter
 from support.helpers import Connect
 from support.servers import emulator_in_a_thread
 from test_fastapi import PROBLEM, ROWS, SECRET, STOP, app_for, once
 
 import bctrl_async
+from bctrl_async import BctrlError
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import (
     PROBLEM_RESPONSES,
@@ -190,7 +192,7 @@ class TestBodies:
         aliases = ["r0", "r1", "gone", "..", "\ud800"]
         targets: list[Any] = [*(("ws-1", alias) for alias in aliases), ("no target",)]
         outcomes: list[bctrl_async.StopOutcome] = []
-        sent: list[object] = []
+        sent: list[Any] = []
 
         @app.post("/answer")
         async def answer(session: BctrlDep) -> Answer:
@@ -200,17 +202,19 @@ class TestBodies:
             foreign_id = msgspec.structs.replace(outcomes[1], request_id=SECRET)
             runtime = await session.get_runtime("ws-1", "r0")
             sent.extend([*outcomes, report, ended_early, foreign_id, runtime])
-            return Answer(report=report, outcomes=outcomes)
+            body = Answer(report=report, outcomes=outcomes)
+            assert body.report is report
+            return body
 
         @app.get("/events", response_class=EventSourceResponse)
-        async def events() -> AsyncIterator[object]:
-            for each in sent:
-                yield ServerSentEvent(data=each)
+        async def events() -> AsyncIterator[ServerSentEvent]:
+            for item in sent:
+                yield ServerSentEvent(data=RootModel[StopOutcome | StopReport | Runtime](item))
 
         @app.get("/typed", response_class=EventSourceResponse)
         async def typed() -> AsyncIterator[StopOutcome | StopReport | Runtime]:
-            for each in sent:
-                yield each  # type: ignore[misc]  # `sent` has all three.
+            for item in sent:
+                yield item
 
         # Before 3.2, OpenAPI cannot describe events.
         app.openapi_version = "3.2.0"
@@ -253,6 +257,19 @@ class TestBodies:
             assert data == [*body["outcomes"], report, *late]
             assert runtime["status"] == "stopped"
         assert SECRET not in json.dumps(body) + "".join(streams)
+
+    def test_nothing_but_the_session_s_own_classes_is_shown(self) -> None:
+        """Faults: `to_dict` was shown with the API's own text; FastAPI's encoders were edited."""
+        outcome = bctrl_async.StopOutcome(
+            index=0,
+            target=bctrl_async.RuntimeRef("ws-1", "crm"),
+            result=bctrl_async.StopResult.UNKNOWN,
+            error=BctrlError(SECRET),
+        )
+        with pytest.raises(ValueError, match="an instance of StopOutcome"):
+            TypeAdapter(StopOutcome).validate_python(outcome.to_dict())
+        with pytest.raises(ValueError, match="not iterable"):
+            jsonable_encoder(outcome)
 
     def test_a_cancelled_run_and_its_stops_have_the_same_reason(self, connect: Connect) -> None:
         """Fault: a run ended early because "the run ended before this stop was settled"."""
