@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
 from support.helpers import BOUND
 
 CHROMIUM = shutil.which("chromium")

@@ -16,11 +16,11 @@ from io import FileIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
-from support.helpers import BOUND, wait_for_line
-from support.warm_server import program
 
 from bctrl_async.cli._app import app
 from bctrl_async.emulator import Emulator
+from support.helpers import BOUND, wait_for_line
+from support.warm_server import program
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 """The commands of the command line, as the app has them."""

@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from support.leaks import bulk_tasks
-
 from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.bulk._run import Run
 from bctrl_async.emulator import Emulator
+from support.leaks import bulk_tasks
 
 Connect = Callable[..., BctrlSession]
 """The type of the fixture `connect`."""

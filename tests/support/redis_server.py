@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+
 from support.helpers import BOUND, free_port
 
 SERVERS = ["redis-server", "valkey-server"]

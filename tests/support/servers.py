@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from support.wire_faults import WireEmulator
-
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Fault, Reply
+from support.wire_faults import WireEmulator
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 

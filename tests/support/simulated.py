@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
 from msgspec.structs import replace
-from support import virtual_time
-from support.runtimes import runtime
 
 from bctrl_async import (
     BctrlError,
@@ -28,6 +26,8 @@ from bctrl_async import (
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
 from bctrl_async._kinds import Failure, Kind
+from support import virtual_time
+from support.runtimes import runtime
 
 _T = TypeVar("_T")
 

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from support import virtual_time
-
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._kinds import Failure, Repeat
@@ -18,6 +16,7 @@ from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
+from support import virtual_time
 
 _PATIENT = RetryPolicy(patience=300)
 

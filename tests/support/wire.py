@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import NamedTuple, Self, cast
 
 from jsonschema import Draft202012Validator
-from support.contract import response_schema
-from support.helpers import BOUND
 from yarl import URL
 
 from bctrl_async.emulator import Emulator
+from support.contract import response_schema
+from support.helpers import BOUND
 
 KEY = "Bearer emulator-key"
 LIST = "/v1/workspaces/ws-1/runtimes"
