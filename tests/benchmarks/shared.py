@@ -2,14 +2,11 @@
 
 `python tests/benchmarks/shared.py [--store file,redis,valkey] [--processes 1,2,4,8]`
 
-They stop 2,000 targets through an nginx that accepts 200 requests a second. Other stores are a
-Redis that is `killed` three seconds after the first lease, `stopped` then for three seconds, or
-`far` away, behind a round trip of 50 ms.
+They stop 2,000 targets through an nginx that accepts 200 requests a second.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
 import sys
@@ -19,17 +16,15 @@ from contextlib import AsyncExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 
 import contenders
 import msgspec
-import redis
 from harness import Goal, Report, Row, command, measured_together, run, server, wait_for_start
 
 sys.path.append(str(Path(__file__).parents[1]))
 from redis.asyncio import Redis
 from support.nginx_server import BURST, RATE, nginx
-from support.redis_server import SERVER, RedisServer, delayed, redis_server
+from support.redis_server import redis_server
 
 from bctrl_async import BctrlSession, StopResult
 from bctrl_async.pace import FilePace, Pace
@@ -39,13 +34,8 @@ _TARGETS = 2_000
 _SHARED_RATE = 195.0
 """Slightly below the limit."""
 _PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
-_FAULTS = ("killed", "stopped", "far")
-_OUTAGE = 3.0
-"""Seconds until a server fails, and for which it is stopped."""
-_ROUND_TRIP = 0.05
 _NOTHING, _FIXED = "nothing", "a fixed share each"
 _MAX_TO_IDEAL = 1.10
-_MAX_WITH_FAULT = 1.35
 _MAX_THROTTLED = 0.5
 
 
@@ -59,48 +49,14 @@ class _Figures(msgspec.Struct, frozen=True):
 @contextmanager
 def _store(name: str) -> Generator[str]:
     """Run the store of a pace, and yield its path or URL; the empty text for none."""
-    if name not in {*_PROGRAMS, *_FAULTS}:
+    if name in _PROGRAMS:
+        if shutil.which(_PROGRAMS[name]) is None:
+            sys.exit(f"{_PROGRAMS[name]} is not installed")
+        with redis_server(_PROGRAMS[name]) as running:
+            yield running.url
+    else:
         with TemporaryDirectory() as folder:
             yield f"{folder}/pace" if name == "file" else ""
-        return
-    program = _PROGRAMS.get(name, SERVER)
-    if shutil.which(program) is None:
-        sys.exit(f"{program} is not installed")
-    with redis_server(program) as running:
-        if name == "far":
-            with _far(running) as url:
-                yield url
-            return
-        outage = Thread(target=_fail, args=(running, name))
-        if name in _FAULTS:
-            outage.start()
-        yield running.url
-        if name in _FAULTS:
-            outage.join()
-
-
-def _fail(server: RedisServer, fault: str) -> None:
-    """Kill a server or stop it for a while, some time after the first lease."""
-    with redis.Redis.from_url(server.url) as client:
-        while not client.dbsize():
-            time.sleep(0.01)
-    time.sleep(_OUTAGE)
-    if fault == "killed":
-        server.kill()
-    else:
-        server.suspend()
-        time.sleep(_OUTAGE)
-        server.resume()
-
-
-@contextmanager
-def _far(server: RedisServer) -> Generator[str]:
-    """Yield the URL of a server behind a long way."""
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, daemon=True).start()
-    proxy = delayed(server, _ROUND_TRIP / 2)
-    yield asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
 
 
 async def _work(url: str, rate: float | None, store: str, first: int, targets: int) -> _Figures:
@@ -115,7 +71,7 @@ async def _work(url: str, rate: float | None, store: str, first: int, targets: i
         session = BctrlSession("emulator-key", base_url=url, rate=shared)
         await stack.enter_async_context(session)
         start = wait_for_start()
-        report = await session.stop_runtimes([(contenders.WORKSPACE, each) for each in aliases])
+        report = await session.stop_runtimes([(contenders.WORKSPACE, alias) for alias in aliases])
         return _Figures(time.monotonic() - start, report.counts[StopResult.STOPPED])
 
 
@@ -151,9 +107,8 @@ def _compare(store: str, processes: str) -> Report:
             rows.append([case, count, to_ideal, 100 * throttled, span, missing])
             if case in stores:
                 name = f"{case}, {count} processes"
-                most = _MAX_WITH_FAULT if case in _FAULTS else _MAX_TO_IDEAL
                 goals += [
-                    Goal(f"{name}: time to ideal", to_ideal, most),
+                    Goal(f"{name}: time to ideal", to_ideal, _MAX_TO_IDEAL),
                     Goal(f"{name}: % answered 429", 100 * throttled, _MAX_THROTTLED),
                     Goal(f"{name}: not stopped", missing, 0),
                 ]

@@ -28,9 +28,9 @@ from support.simulated import (
     refused,
     server_error,
     targets,
-    throttled,
     unavailable,
 )
+from support.throttling import throttled
 
 from bctrl_async import (
     BctrlSession,

@@ -17,10 +17,9 @@ from support.simulated import (
     bad_gateway,
     refused,
     targets,
-    throttled,
     unavailable,
 )
-from support.throttling import Server, token_bucket
+from support.throttling import Server, throttled, token_bucket
 
 from bctrl_async import (
     BctrlError,

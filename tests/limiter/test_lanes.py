@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 from support import virtual_time
-from support.simulated import ANSWER, Request, Simulate, throttled
-from support.throttling import Server, past_start, release, token_bucket
+from support.simulated import ANSWER, Request, Simulate, targets_in, with_quotas
+from support.throttling import past_start, release, show_limit, throttled, token_bucket
 from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import (
@@ -24,7 +23,6 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
-    StopOutcome,
     StopReport,
     StopResult,
 )
@@ -38,30 +36,13 @@ LATENCY = 0.02
 OVER_QUOTA, ALLOWED = "ws-over", "ws-allowed"
 
 
-def of(workspace: str, count: int) -> list[tuple[str, str]]:
-    """Return targets whose aliases tell the workspace."""
-    return [(workspace, f"{workspace}/{number}") for number in range(count)]
-
-
-def workspace_of(request: Request) -> str:
-    return request.alias.partition("/")[0]
-
-
 def throttling(
     workspace: str, retry_after: float | None = None, until: float = float("inf")
 ) -> Callable[[Request], Runtime | BctrlError]:
     """Make a server that throttles a workspace until a time."""
     return lambda each: (
-        throttled(retry_after=retry_after)
-        if workspace_of(each) == workspace and each.at < until
-        else ANSWER
+        throttled(retry_after) if each.workspace == workspace and each.at < until else ANSWER
     )
-
-
-def with_quotas(rate: float, burst: float) -> Callable[[Request], Runtime | BctrlError]:
-    """Make a server with a quota for each workspace."""
-    quotas: defaultdict[str, Server] = defaultdict(lambda: token_bucket(lambda _: rate, burst))
-    return lambda each: quotas[workspace_of(each)](each.at) or ANSWER
 
 
 async def stop_each(
@@ -79,19 +60,11 @@ async def stop_in_bulk(session: BctrlSession, targets: list[tuple[str, str]]) ->
 async def seconds_of_calls(session: BctrlSession, count: int) -> list[float]:
     """Return what each of these single calls takes, one after the other."""
     seconds = []
-    for target in of(ALLOWED, count):
+    for target in targets_in(ALLOWED, count):
         start = now()
         await session.stop_runtime(*target)
         seconds.append(now() - start)
     return seconds
-
-
-def show_limit(limiter: Limiter, workspace: str, retry_after: float | None = None) -> None:
-    """Let so many first attempts be throttled that the workspace has a limit."""
-    for _ in range(8):
-        limiter._on_failure(
-            Failure.of(throttled(retry_after=retry_after)), History(workspace=workspace)
-        )
 
 
 async def use(limiter: Limiter, workspace: str, answer: object) -> None:
@@ -108,7 +81,7 @@ class TestOthers:
 
         async def main(session: BctrlSession) -> list[float]:
             over_quota = asyncio.create_task(
-                stop_each(session, of(OVER_QUOTA, 50), RetryPolicy(patience=10.0))
+                stop_each(session, targets_in(OVER_QUOTA, 50), RetryPolicy(patience=10.0))
             )
             # The start of a session is paced.
             await asyncio.sleep(1.0)
@@ -121,22 +94,16 @@ class TestOthers:
 
     def test_a_bulk_stop_ends_with_the_throttled_workspace_alone(self, simulate: Simulate) -> None:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
-        ended_at: dict[str, float] = {}
-
-        async def main(session: BctrlSession) -> StopReport:
-            return await session.stop_runtimes(
-                of(OVER_QUOTA, 300) + of(ALLOWED, 1000),
-                concurrency=10,
-                on_outcome=lambda outcome: ended_at.update({outcome.target.alias: now()}),
-                retry=RetryPolicy(patience=20.0),
-                verify=False,
-            )
-
-        report = simulation.run(main)
+        report = simulation.stop(
+            targets_in(OVER_QUOTA, 300) + targets_in(ALLOWED, 1000),
+            concurrency=10,
+            retry=RetryPolicy(patience=20.0),
+        )
+        ended_at = simulation.ended_at
         assert report.counts[STOPPED] == 1000
         # All ten workers stop 500 in a second.
-        assert max(ended_at[alias] for _, alias in of(ALLOWED, 1000)) < 3.5
-        assert min(ended_at[alias] for _, alias in of(OVER_QUOTA, 300)) > 10.0
+        assert max(ended_at[alias] for _, alias in targets_in(ALLOWED, 1000)) < 3.5
+        assert min(ended_at[alias] for _, alias in targets_in(OVER_QUOTA, 300)) > 10.0
 
 
 class TestQuotas:
@@ -146,10 +113,10 @@ class TestQuotas:
     ) -> None:
         """Fault: together they had the rate of the slowest."""
         simulation = simulate(with_quotas(20.0, 10), LATENCY)
-        targets = [target for number in range(6) for target in of(f"ws-{number}", 200)]
+        targets = [target for number in range(6) for target in targets_in(f"ws-{number}", 200)]
         if not is_sorted:
             random.Random(0).shuffle(targets)
-        report = simulation.run(lambda session: stop_in_bulk(session, targets))
+        report = simulation.stop(targets)
 
         assert report.counts == {STOPPED: 1200}
         # Each quota allows its targets in 9.5 s.
@@ -161,7 +128,7 @@ class TestQuotas:
     ) -> None:
         """Fault: each that waited at the first throttled answers was sent in vain."""
         simulation = simulate(with_quotas(50.0, 20), LATENCY)
-        targets = of("ws-1", 2000)
+        targets = targets_in("ws-1", 2000)
         ends = simulation.run(lambda session: stop_each(session, targets))
 
         assert all(isinstance(end, Runtime) for end in ends)
@@ -180,7 +147,7 @@ class TestLimitForAll:
         serve = token_bucket(lambda _: 100.0, 20)
         simulation = simulate(lambda each: serve(each.at) or ANSWER, LATENCY)
         targets = [(f"ws-{number % 20}", f"r{number}") for number in range(1000)]
-        report = simulation.run(lambda session: stop_in_bulk(session, targets))
+        report = simulation.stop(targets)
 
         assert report.counts == {STOPPED: 1000}
         assert simulation.seconds < 1.2 * 9.8
@@ -189,7 +156,7 @@ class TestLimitForAll:
 
     async def test_it_lifts_their_limits(self) -> None:
         limiter = Limiter(10, past_start())
-        show_limit(limiter, "ws-1", retry_after=30.0)
+        show_limit(limiter, 30.0, "ws-1")
         for number in range(2, 9):
             limiter._on_failure(Failure.of(throttled()), History(workspace=f"ws-{number}"))
         await use(limiter, "ws-1", ANSWER)
@@ -198,7 +165,7 @@ class TestLimitForAll:
     async def test_a_call_that_waits_without_a_task_passes_its_lane_again(self) -> None:
         """Fault: a whole lane was let through, and its next limit held none of them."""
         limiter = Limiter(10, past_start())
-        show_limit(limiter, "ws-1", retry_after=30.0)
+        show_limit(limiter, 30.0, "ws-1")
         history = History(workspace="ws-1")
         waiter = limiter.enqueue(60.0, Priority.BULK, history)
         assert waiter is not None
@@ -225,7 +192,7 @@ class TestLimitForAll:
         limiter = Limiter(10, past_start())
         for number in range(10):
             # What a success makes up for shows no limit for all.
-            show_limit(limiter, f"ws-{number}", retry_after=30.0)
+            show_limit(limiter, 30.0, f"ws-{number}")
             for _ in range(8):
                 await use(limiter, ALLOWED, ANSWER)
         await use(limiter, ALLOWED, ANSWER)
@@ -239,9 +206,9 @@ class TestRetryAfter:
         simulation = simulate(throttling(OVER_QUOTA, 30.0, until=1.0), LATENCY)
 
         async def main(session: BctrlSession) -> list[float]:
-            held = asyncio.create_task(stop_each(session, of(OVER_QUOTA, 20)))
+            held = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)))
             await asyncio.sleep(0.5)
-            later = asyncio.create_task(stop_each(session, of(OVER_QUOTA, 20)[:1]))
+            later = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)[:1]))
             seconds = await seconds_of_calls(session, 100)
             assert now() < 3.0
             for calls in (held, later):
@@ -258,14 +225,16 @@ class TestRetryAfter:
         simulation = simulate(throttling(OVER_QUOTA, 600.0), LATENCY)
 
         async def main(session: BctrlSession) -> None:
-            sent = await stop_each(session, of(OVER_QUOTA, 8))
+            sent = await stop_each(session, targets_in(OVER_QUOTA, 8))
             assert {type(end) for end in sent} == {BctrlRateLimitError}
             with pytest.raises(
                 BctrlRateLimitError, match="not sent: rate limited for another 600 s"
             ):
                 await session.stop_runtime(OVER_QUOTA, "other")
             assert max(await seconds_of_calls(session, 100)) < 2 * LATENCY
-            report = await stop_in_bulk(session, of(OVER_QUOTA, 100) + of(ALLOWED, 100))
+            report = await stop_in_bulk(
+                session, targets_in(OVER_QUOTA, 100) + targets_in(ALLOWED, 100)
+            )
             assert report.counts == {NOT_SENT: 100, STOPPED: 100}
 
         simulation.run(main)
@@ -278,17 +247,10 @@ class TestPatience:
 
     def test_a_target_that_waits_in_its_lane_fails_with_it(self, simulate: Simulate) -> None:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
-        outcomes: list[StopOutcome] = []
-
-        async def main(session: BctrlSession) -> StopReport:
-            return await session.stop_runtimes(
-                of(OVER_QUOTA, 500) + of(ALLOWED, 100), on_outcome=outcomes.append, verify=False
-            )
-
-        report = simulation.run(main)
+        report = simulation.stop(targets_in(OVER_QUOTA, 500) + targets_in(ALLOWED, 100))
         assert report.counts[STOPPED] == 100
         assert report.counts[NOT_SENT] > 100
-        errors = [outcome.error for outcome in outcomes if outcome.result is NOT_SENT]
+        errors = [outcome.error for outcome in simulation.outcomes if outcome.result is NOT_SENT]
         assert all(error is not None and self.SCOPE + "5m" in str(error) for error in errors)
         assert 300 < simulation.seconds < 330
 
@@ -296,7 +258,7 @@ class TestPatience:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
 
         async def main(session: BctrlSession) -> list[Runtime | BaseException]:
-            calls = asyncio.create_task(stop_each(session, of(OVER_QUOTA, 500)))
+            calls = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 500)))
             await seconds_of_calls(session, 100)
             return await calls
 
@@ -311,10 +273,10 @@ class TestClose:
         simulation = simulate(throttling(OVER_QUOTA, 30.0), LATENCY)
 
         async def main(session: BctrlSession) -> None:
-            calls = asyncio.create_task(stop_each(session, of(OVER_QUOTA, 20)))
-            bulk = asyncio.create_task(stop_in_bulk(session, of(OVER_QUOTA, 20)))
+            calls = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)))
+            bulk = asyncio.create_task(stop_in_bulk(session, targets_in(OVER_QUOTA, 20)))
             await asyncio.sleep(1.0)
-            later = asyncio.create_task(stop_each(session, of(OVER_QUOTA, 20)))
+            later = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)))
             await asyncio.sleep(0.0)
             await session.close()
             assert {type(end) for end in await later} == {BctrlConfigError}
@@ -438,7 +400,7 @@ class TestSlots:
                     await asyncio.sleep(*arguments)
                     users.take_parked()
                 elif name == "limit":
-                    show_limit(users.limiter, *arguments)
+                    show_limit(users.limiter, None, *arguments)
                 else:
                     getattr(users, name)(*arguments)
             await users.finish_all()
@@ -452,7 +414,7 @@ class TestSlots:
 
     async def test_a_call_that_is_cancelled_as_its_lane_admits_it_loses_no_slot(self) -> None:
         limiter = Limiter(1, past_start())
-        show_limit(limiter, "ws-1")
+        show_limit(limiter, None, "ws-1")
         call = asyncio.create_task(limiter.acquire(60.0, history=History(workspace="ws-1")))
         await asyncio.sleep(0.0)
         lane = limiter._lanes["ws-1"]
@@ -475,7 +437,7 @@ class TestSlots:
     ) -> None:
         limiter = Limiter(1, past_start())
         await limiter.acquire(60.0)
-        show_limit(limiter, "ws-1")
+        show_limit(limiter, None, "ws-1")
         call = asyncio.create_task(limiter.acquire(60.0, history=History(workspace="ws-1")))
         await asyncio.sleep(1.0)
         assert limiter._lanes["ws-1"].in_use == 1
@@ -494,7 +456,7 @@ class TestEndOfBulk:
         simulation = simulate(with_quotas(20.0, 10), LATENCY)
 
         async def main(session: BctrlSession) -> None:
-            batch = session.stop_runtimes(of(OVER_QUOTA, 500), concurrency=10, verify=False)
+            batch = session.stop_runtimes(targets_in(OVER_QUOTA, 500), concurrency=10, verify=False)
             run = asyncio.create_task(batch)
             await asyncio.sleep(after)
             if end == "cancel":
@@ -512,33 +474,15 @@ class TestEndOfBulk:
 
 @in_virtual_time
 class TestMemory:
-    async def test_a_lane_is_forgotten_once_successes_have_made_up_for_its_throttling(
-        self,
-    ) -> None:
+    async def test_a_thousand_are_kept_and_those_in_which_a_call_waits(self) -> None:
         limiter = Limiter(10, past_start())
-        await use(limiter, "ws-1", throttled())
-        assert not limiter.acquire_nowait("ws-1")
-        for _ in range(2):
-            await use(limiter, "ws-1", ANSWER)
-        assert limiter._lanes == {}
-        assert limiter.acquire_nowait("ws-1")
-
-    async def test_about_a_thousand_are_kept(self) -> None:
-        limiter = Limiter(10, past_start())
-        for number in range(10_000):
-            await use(limiter, f"ws-{number}", throttled())
-            for _ in range(2):
-                await use(limiter, ALLOWED, ANSWER)
-        assert len(limiter._lanes) <= _MAX_LANES + 1
-
-    async def test_those_in_which_a_call_waits_are_kept(self) -> None:
-        limiter = Limiter(10, past_start())
-        show_limit(limiter, OVER_QUOTA, retry_after=30.0)
+        show_limit(limiter, 30.0, OVER_QUOTA)
         waiting = asyncio.create_task(use(limiter, OVER_QUOTA, ANSWER))
         await asyncio.sleep(0)
         for number in range(3 * _MAX_LANES):
             await use(limiter, f"ws-{number}", throttled())
             for _ in range(2):
                 await use(limiter, ALLOWED, ANSWER)
+        assert len(limiter._lanes) <= _MAX_LANES + 2
         await waiting
         assert now() == pytest.approx(30.0)

@@ -3,8 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings, strategies as st
-from support import virtual_time
+from support.pacing import Member, MemoryPace
 from support.simulated import ANSWER, Request, Simulate, targets
 from support.throttling import past_start, release, show_limit, throttled
 from support.virtual_time import in_virtual_time, now
@@ -34,90 +33,8 @@ async def run_loop(iterations: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-class Users:
-    """Tasks that use a limiter, numbered in their order; each holds its slot until told to end."""
-
-    def __init__(self, limit: int) -> None:
-        self.limiter = Limiter(limit, past_start())
-        self.tasks: list[asyncio.Task[None]] = []
-        self.acquired: list[int] = []
-        self.waited: list[int] = []
-        self.holding: dict[int, asyncio.Event] = {}
-        self.max_in_use = 0
-
-    def start(self) -> None:
-        self.tasks.append(asyncio.create_task(self._use(len(self.tasks))))
-
-    async def _use(self, number: int) -> None:
-        if self.limiter.acquire_nowait():
-            # Earlier waiters may not have run yet, but each of them has been admitted.
-            assert self.limiter._all.waiting == []
-        else:
-            await self.limiter.acquire(60.0)
-            self.waited.append(number)
-        self.acquired.append(number)
-        finished = self.holding[number] = asyncio.Event()
-        self.max_in_use = max(self.max_in_use, len(self.holding))
-        try:
-            await finished.wait()
-        finally:
-            del self.holding[number]
-            self.limiter.release(None)
-
-    async def finish_all(self) -> None:
-        """Finish every task that holds a slot until no task waits any more."""
-        await run_loop()
-        while self.holding:
-            for finished in list(self.holding.values()):
-                finished.set()
-            await run_loop()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-    def free_slots(self) -> int:
-        free = 0
-        while self.limiter.acquire_nowait():
-            free += 1
-        return free
-
-
 @in_virtual_time
 class TestAdmission:
-    steps = st.lists(
-        st.one_of(
-            st.tuples(st.just("start"), st.just(0)),
-            st.tuples(st.just("cancel"), st.integers(0, 30)),
-            st.tuples(st.just("finish"), st.integers(0, 30)),
-            st.tuples(st.just("run"), st.integers(1, 3)),
-        ),
-        max_size=60,
-    )
-
-    @settings(max_examples=300, deadline=None)
-    @given(limit=st.integers(1, 4), steps=steps)
-    def test_no_schedule_exceeds_the_limit_breaks_the_order_or_loses_a_slot(
-        self, limit: int, steps: list[tuple[str, int]]
-    ) -> None:
-        async def scenario() -> None:
-            users = Users(limit)
-            for step, number in steps:
-                if step == "start":
-                    users.start()
-                elif step == "run":
-                    await run_loop(number)
-                elif step == "cancel" and users.tasks:
-                    users.tasks[number % len(users.tasks)].cancel()
-                elif step == "finish" and users.holding:
-                    list(users.holding.values())[number % len(users.holding)].set()
-            await users.finish_all()
-
-            assert users.max_in_use <= limit
-            assert users.waited == sorted(users.waited)
-            never_acquired = set(range(len(users.tasks))) - set(users.acquired)
-            assert all(users.tasks[number].cancelled() for number in never_acquired)
-            assert users.free_slots() == limit
-
-        virtual_time.run(scenario())
-
     async def test_retries_come_first_and_polls_last_and_a_bulk_target_after_four_single_calls(
         self,
     ) -> None:
@@ -140,41 +57,67 @@ class TestAdmission:
         assert admitted == ["RETRY", *["SINGLE"] * 4, "BULK", *["SINGLE"] * 2, "POLL"]
 
     async def test_a_waiter_cancelled_after_admission_passes_its_slot_on(self) -> None:
-        users = Users(limit=1)
-        for _ in range(3):
-            users.start()
+        limiter = Limiter(1, past_start())
+        await limiter.acquire(60.0)
+        admitted, waiting = (asyncio.create_task(limiter.acquire(60.0)) for _ in range(2))
         await run_loop()
-        users.holding[0].set()
-        await run_loop(1)
-        users.tasks[1].cancel()
-        await users.finish_all()
+        limiter.release(None)
+        admitted.cancel()
+        await waiting
+        assert admitted.cancelled()
 
-        assert users.tasks[1].cancelled()
-        assert users.acquired == [0, 2]
-        assert users.free_slots() == 1
+    async def test_a_retry_goes_before_the_turn_of_the_bulk(self) -> None:
+        limiter = Limiter(1, AdaptiveRate())
+        order: list[str] = []
+
+        async def use(priority: Priority) -> None:
+            await limiter.acquire(60, priority)
+            order.append(priority.name)
+            await asyncio.sleep(1)
+            limiter.release("a runtime")
+
+        async with asyncio.TaskGroup() as group:
+            for priority in [Priority.SINGLE] * 6 + [Priority.BULK]:
+                group.create_task(use(priority))
+            # The bulk waits while four go before it, so the next turn is its own.
+            while len(order) < 5:
+                await asyncio.sleep(0.5)
+            group.create_task(use(Priority.RETRY))
+
+        assert order == ["SINGLE"] * 5 + ["RETRY", "BULK", "SINGLE"]
+
+    async def test_waiting_single_stops_go_on_when_the_bulk_is_cancelled_at_its_turn(self) -> None:
+        member = Member(MemoryPace(rate=10), latency=0.0)
+        bulk = asyncio.create_task(member.bulk(100))
+        await asyncio.sleep(0)
+        singles = [asyncio.create_task(member.attempt()) for _ in range(20)]
+        while sum(single.done() for single in singles) < 4:
+            await asyncio.sleep(0.01)
+        bulk.cancel()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*singles)
 
 
 @in_virtual_time
 class TestClose:
     async def test_it_fails_all_waiters_and_all_later_calls(self) -> None:
-        users = Users(limit=1)
-        for _ in range(4):
-            users.start()
+        limiter = Limiter(1, past_start())
+        await limiter.acquire(60.0)
+        calls = [asyncio.create_task(limiter.acquire(60.0)) for _ in range(3)]
         await run_loop()
-        # The second is admitted, and has not run.
-        users.limiter.release(None)
-        users.limiter.close()
-        users.tasks[3].cancel()
+        # The first is admitted, and has not run.
+        limiter.release(None)
+        limiter.close()
+        calls[2].cancel()
 
-        for task in users.tasks[1:3]:
+        for call in calls[:2]:
             with pytest.raises(BctrlConfigError, match=CLOSED):
-                await task
+                await call
         with pytest.raises(asyncio.CancelledError):
-            await users.tasks[3]
-        assert not users.limiter.acquire_nowait()
+            await calls[2]
+        assert not limiter.acquire_nowait()
         with pytest.raises(BctrlConfigError, match=CLOSED):
-            await users.limiter.acquire(60.0)
-        await users.finish_all()
+            await limiter.acquire(60.0)
 
     async def test_it_ends_a_sleep_which_takes_no_slot(self) -> None:
         limiter = Limiter(1, past_start())

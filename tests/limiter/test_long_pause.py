@@ -9,7 +9,7 @@ from support.helpers import pass_time
 from support.runtimes import RUNTIME
 from support.servers import answering, http_answer, raw_server
 from support.simulated import ANSWER, Simulate, targets
-from support.throttling import release, throttled
+from support.throttling import release, show_limit, throttled
 from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import (
@@ -24,7 +24,6 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.pause import PROBE_INTERVAL
@@ -40,14 +39,8 @@ class Calls:
 
     def __init__(self, *limited: str, slots: int = 10, cap: float | None = None) -> None:
         self.limiter = Limiter(slots, AdaptiveRate(cap))
-        self._limited = limited
+        self.limited = limited
         self._in_flight: list[History] = []
-
-    def show_limit(self, retry_after: float) -> None:
-        """Let so many first attempts be throttled that there is a limit."""
-        for number in range(8):
-            history = History(workspace=self._limited[number % len(self._limited)])
-            self.limiter._on_failure(Failure.of(throttled(retry_after)), history)
 
     async def acquire(self, max_wait: float = PATIENCE) -> None:
         history = History(workspace="ws-1")
@@ -65,7 +58,7 @@ class Calls:
 
     async def wait_for_probe(self) -> None:
         """Show a limit with a Retry-After of a year, and wait until a probe is due."""
-        self.show_limit(YEAR)
+        show_limit(self.limiter, YEAR, *self.limited)
         await asyncio.sleep(PROBE_INTERVAL)
 
     async def start_behind_a_probe(self, *max_waits: float) -> list[asyncio.Task[None]]:
@@ -88,7 +81,7 @@ def calls(request: pytest.FixtureRequest) -> Calls:
 @in_virtual_time
 class TestPause:
     async def test_calls_between_probes_fail_at_once(self, calls: Calls) -> None:
-        calls.show_limit(YEAR)
+        show_limit(calls.limiter, YEAR, *calls.limited)
         await asyncio.sleep(PROBE_INTERVAL - 1)
         with pytest.raises(BctrlRateLimitError) as caught:
             await calls.acquire()
@@ -102,7 +95,7 @@ class TestPause:
 
     async def test_while_probes_are_throttled_one_a_minute_is_sent(self, calls: Calls) -> None:
         """Fault: after one Retry-After with an epoch in it, every later call failed for years."""
-        calls.show_limit(YEAR)
+        show_limit(calls.limiter, YEAR, *calls.limited)
         admitted = []
         while now() < 200.0:
             try:
@@ -117,7 +110,7 @@ class TestPause:
 
     @pytest.mark.parametrize("retry_after", [30.0, 60.0])
     async def test_up_to_a_minute_is_kept_exactly(self, calls: Calls, retry_after: float) -> None:
-        calls.show_limit(retry_after)
+        show_limit(calls.limiter, retry_after, *calls.limited)
         with pytest.raises(BctrlRateLimitError, match=f"another {retry_after:.0f} s") as caught:
             await calls.acquire(1.0)
         assert "once a minute" not in str(caught.value)
@@ -186,7 +179,7 @@ class TestAnswerOfAProbe:
             await calls.acquire()
 
     async def test_after_the_pause_has_passed_it_changes_nothing(self, calls: Calls) -> None:
-        calls.show_limit(90.0)
+        show_limit(calls.limiter, 90.0, *calls.limited)
         await asyncio.sleep(PROBE_INTERVAL)
         await calls.acquire()
         await asyncio.sleep(31.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from bctrl_async import (
     BctrlError,
     BctrlNetworkError,
-    BctrlRateLimitError,
     BctrlServerError,
     BctrlSession,
     BctrlTimeoutError,
@@ -28,6 +27,7 @@ from bctrl_async._calls.sender import Sender
 from bctrl_async._kinds import Failure, Kind
 from support import virtual_time
 from support.runtimes import runtime
+from support.throttling import Server as RateLimit, token_bucket
 
 _T = TypeVar("_T")
 
@@ -38,6 +38,7 @@ class Request(NamedTuple):
     """A request that the server gets; `number` counts the requests of its alias, from 1."""
 
     at: float
+    workspace: str
     alias: str
     number: int
     stops: bool
@@ -51,7 +52,6 @@ CANARY = "bctrl-async-canary"
 # What a server, or a gateway before it, does to a request in place of an answer.
 refused = partial(BctrlNetworkError, "no connection: refused")
 disconnected = partial(BctrlNetworkError, "the connection broke", may_have_stopped=True)
-throttled = partial(BctrlRateLimitError, "429", status=429)
 server_error = partial(BctrlServerError, "500", status=500, may_have_stopped=True)
 bad_gateway = partial(BctrlServerError, "502", status=502, may_have_stopped=True)
 unavailable = partial(BctrlServerError, "503", status=503, may_have_stopped=True)
@@ -75,8 +75,19 @@ def failing_first(*numbers: int, fail: Fail = disconnected, times: int = 1) -> S
     return lambda each: server(each) if each.number <= times else ANSWER
 
 
+def with_quotas(rate: float, burst: float) -> Server:
+    """Make a server with a quota for each workspace."""
+    quotas: defaultdict[str, RateLimit] = defaultdict(lambda: token_bucket(lambda _: rate, burst))
+    return lambda each: quotas[each.workspace](each.at) or ANSWER
+
+
 def targets(count: int) -> list[tuple[str, str]]:
     return [("ws-1", f"r{number}") for number in range(count)]
+
+
+def targets_in(workspace: str, count: int) -> list[tuple[str, str]]:
+    """Return targets whose aliases are in no other workspace."""
+    return [(workspace, f"{workspace}/{number}") for number in range(count)]
 
 
 _IN_DOUBT: dict[type[BctrlError], Kind] = {
@@ -115,7 +126,7 @@ class Simulation:
             alias, stops = call.alias or "", call.operation.stops
             self.received[alias] += 1
             now = asyncio.get_running_loop().time()
-            request = Request(now, alias, self.received[alias], stops)
+            request = Request(now, call.workspace_id, alias, self.received[alias], stops)
             self.requests.append(request)
             if not stops and self.read_answer is not None:
                 await asyncio.sleep(self.read_latency)
@@ -138,10 +149,16 @@ class Simulation:
         return [request for request in self.requests if not request.stops]
 
     def run(
-        self, main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
+        self,
+        main: Callable[[BctrlSession], Awaitable[_T]],
+        *,
+        rate: float | None = None,
+        max_connections: int = 100,
     ) -> _T:
         async def scenario() -> _T:
-            async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
+            async with BctrlSession(
+                "key", base_url="http://127.0.0.1:9", rate=rate, max_connections=max_connections
+            ) as session:
                 returned = await main(session)
             self.seconds = virtual_time.now()
             return returned
@@ -150,13 +167,15 @@ class Simulation:
 
     def stop(
         self,
-        count: int = 1,
+        stops: int | list[tuple[str, str]] = 1,
         *,
         verify: bool | float = False,
         rate: float | None = None,
+        max_connections: int = 100,
         **options: Any,  # noqa: ANN401 - `stop_runtimes` has them.
     ) -> StopReport:
-        """Stop so many targets in a bulk stop."""
+        """Stop these targets, or so many, in a bulk stop."""
+        stopped = targets(stops) if isinstance(stops, int) else stops
 
         def on_outcome(outcome: StopOutcome) -> None:
             self.outcomes.append(outcome)
@@ -164,11 +183,11 @@ class Simulation:
 
         async def main(session: BctrlSession) -> StopReport:
             return await session.stop_runtimes(
-                targets(count), on_outcome=on_outcome, verify=verify, **options
+                stopped, on_outcome=on_outcome, verify=verify, **options
             )
 
-        report = self.run(main, rate=rate)
-        assert report.counts.total() == report.total == len(self.outcomes) == count
+        report = self.run(main, rate=rate, max_connections=max_connections)
+        assert report.counts.total() == report.total == len(self.outcomes) == len(stopped)
         return report
 
 

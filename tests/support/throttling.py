@@ -37,10 +37,11 @@ def throttled(retry_after: float | None = None) -> BctrlError:
     return BctrlRateLimitError("429", status=429, retry_after=retry_after)
 
 
-def show_limit(limiter: Limiter, retry_after: float | None = None) -> None:
-    """Let so many attempts be throttled that the server has a limit."""
-    for _ in range(8):
-        limiter._on_failure(Failure.of(throttled(retry_after)), History())
+def show_limit(limiter: Limiter, retry_after: float | None = None, *workspaces: str) -> None:
+    """Let so many first attempts be throttled that there is a limit, of these workspaces."""
+    for number in range(8):
+        workspace = workspaces[number % len(workspaces)] if workspaces else ""
+        limiter._on_failure(Failure.of(throttled(retry_after)), History(workspace=workspace))
 
 
 async def answer(limiter: Limiter, parsed: object) -> None:
