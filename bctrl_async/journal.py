@@ -16,23 +16,27 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, Self, TypeVar
+from typing import BinaryIO, Literal, Self
 from uuid import UUID
-from zlib import crc32
 
-import msgspec
 from msgspec.structs import replace
 
 from bctrl_async import _config, _refs
+from bctrl_async._entries import (
+    MAGIC,
+    MAX_LINE,
+    VERSIONS,
+    Entry,
+    EntryTarget,
+    Header,
+    decode,
+    entry_line,
+    header_line,
+    shorten,
+)
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import (
-    ErrorRecord,
-    JournalRecord,
-    OutcomeRecord,
-    StopOutcome,
-    StopResult,
-)
+from bctrl_async.outcomes import StopOutcome, StopResult
 
 try:
     import fcntl
@@ -41,32 +45,10 @@ except ImportError:  # pragma: no cover - Windows has no flock, so a second run 
 
 __all__ = ["Journal", "JournalInUseError", "read_journals"]
 
-_T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async.journal")
 
-_VERSION = 4
-_MAGIC = b'{"journal":"bctrl_async"'
-_CHECKSUM = b',"crc":"%08x"}\n'
-_CHECKSUM_LENGTH = len(_CHECKSUM % 0)
-_MAX_LINE = 1 << 16  # bytes
-_MAX_TEXT = 1000  # characters to which texts are cut if a line is too long
+_PATHS = "an iterable of paths"
 _MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
-_encode = msgspec.json.Encoder().encode
-_check_entry = msgspec.json.Decoder(JournalRecord).decode
-
-
-class _Header(msgspec.Struct, frozen=True):
-    journal: str
-    version: int
-    base_url: str
-    started: Annotated[datetime, msgspec.Meta(tz=True)]
-
-
-class _Entry(msgspec.Struct, frozen=True, gc=False):
-    """The target of an entry, which is decoded alone because that is faster."""
-
-    workspace_id: str
-    alias: str
 
 
 class JournalInUseError(BctrlConfigError):
@@ -108,23 +90,12 @@ def read_journals(
             more than five minutes in the future. `paths` is empty, or an item of the list is not a
             target.
     """
-    expected = "an iterable of paths"
     if isinstance(paths, str | bytes | os.PathLike):
-        raise _config.invalid_type("paths", type(paths), expected)
-    _config.check_type(paths, Iterable, "paths", expected)
+        raise _config.invalid_type("paths", type(paths), _PATHS)
+    _config.check_type(paths, Iterable, "paths", _PATHS)
     _config.check_type(targets, Iterable | None, "targets", "an iterable of targets")
     with ExitStack() as stack:
-        journals: list[JournalReader] = []
-        base_url = ""
-        for path in paths:
-            _config.check_type(path, str | os.PathLike, "paths", expected)
-            journal = JournalReader(path, base_url, max_age)
-            stack.enter_context(journal.file)
-            journal.warn_if_old()
-            base_url = journal.base_url
-            journals.append(journal)
-        if not journals:
-            raise BctrlConfigError("there are no journals", argument="paths")
+        journals = _open_all(paths, max_age, stack)
         if targets is None:
             targets = dict.fromkeys(
                 RuntimeRef(workspace_id, alias)
@@ -132,24 +103,50 @@ def read_journals(
                 for workspace_id, aliases in journal.offsets.items()
                 for alias in aliases
             )
-        for index, target in enumerate(map(_refs.as_target, targets)):
-            latest = _latest(journals, target)
-            if latest is None:
-                # A name that cannot be sent may be written in a shorter form.
-                latest = _latest(journals, RuntimeRef(*map(_short, target)))
-            if latest is None or (latest.result is StopResult.NOT_SENT and not latest.ok):
-                latest = _in_doubt(target, latest)
-            yield replace(latest, index=index, target=target)
+        for index, item in enumerate(targets):
+            target = _refs.as_target(item)
+            yield replace(_outcome_of(journals, target), index=index, target=target)
+
+
+def _open_all(
+    paths: Iterable[str | os.PathLike[str]], max_age: float | None, stack: ExitStack
+) -> list[JournalReader]:
+    """Open journals of one server, which the stack closes."""
+    journals: list[JournalReader] = []
+    base_url = ""
+    for path in paths:
+        _config.check_type(path, str | os.PathLike, "paths", _PATHS)
+        journal = JournalReader(path, base_url, max_age)
+        stack.enter_context(journal.file)
+        journal.warn_if_old()
+        base_url = journal.base_url
+        journals.append(journal)
+    if not journals:
+        raise BctrlConfigError("there are no journals", argument="paths")
+    return journals
+
+
+def _outcome_of(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome:
+    """Return the latest outcome of a target, or the doubt about it if no journal has it as sent."""
+    latest = _latest(journals, target)
+    if latest is None:
+        # A name that cannot be sent may be written in a shorter form.
+        workspace_id, alias = target
+        latest = _latest(journals, RuntimeRef(shorten(workspace_id), shorten(alias)))
+    if latest is None or (latest.result is StopResult.NOT_SENT and not latest.ok):
+        return _in_doubt(target, latest)
+    return latest
 
 
 def _latest(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome | None:
-    outcomes = [
-        outcome
-        for journal in journals
-        if (outcome := journal._outcome(target))  # noqa: SLF001 - users shall not see it.
-    ]
+    outcomes = [journal.outcome(target) for journal in journals]
+    recorded = [outcome for outcome in outcomes if outcome is not None]
+    return max(recorded, key=_rank, default=None)
+
+
+def _rank(outcome: StopOutcome) -> tuple[datetime, bool]:
     # An outcome that is not ok wins a tie, so that its target is sent again.
-    return max(outcomes, key=lambda each: (each.at, not each.ok), default=None)
+    return outcome.at, not outcome.ok
 
 
 def _in_doubt(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
@@ -201,13 +198,13 @@ class JournalReader:
         """Read the header, if it is complete, and all entries."""
         with open(self.file.fileno(), "rb", closefd=False) as lines:
             lines.seek(0)
-            line = lines.readline(_MAX_LINE)
-            if not line.startswith(_MAGIC) and not _MAGIC.startswith(line):
+            line = lines.readline(MAX_LINE)
+            if not line.startswith(MAGIC) and not MAGIC.startswith(line):
                 raise ValueError("it is not a journal")
-            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 # The file is new, or a crash cut its header short.
                 return
-            self._check(_decode(line, _Header, 0), max_age)
+            self._check(decode(line, Header, 0), max_age)
             self._size = len(line)
             self._read_entries(lines)
 
@@ -216,12 +213,12 @@ class JournalReader:
             if not line.endswith(b"\n"):
                 # The line is still being written, or a crash cut it short.
                 return
-            entry = _decode(line, _Entry, self._size)
+            entry = decode(line, EntryTarget, self._size)
             self.offsets[entry.workspace_id][entry.alias] = self._size
             self._size += len(line)
 
-    def _check(self, header: _Header, max_age: float | None) -> None:
-        if header.version not in {3, _VERSION}:
+    def _check(self, header: Header, max_age: float | None) -> None:
+        if header.version not in VERSIONS:
             raise ValueError("another version wrote it")
         if self.base_url not in {"", header.base_url}:
             raise ValueError(f"it belongs to another server, {header.base_url}")
@@ -232,14 +229,14 @@ class JournalReader:
         if max_age is not None and age > max_age:
             raise ValueError(f"it is {self._age} old; the limit is {timedelta(seconds=max_age)}")
 
-    def _outcome(self, target: RuntimeRef) -> StopOutcome | None:
+    def outcome(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of a target, None if it has none."""
         offset = self.offsets.get(target.workspace_id, {}).get(target.alias)
         if offset is None:
             return None
         try:
             line = self._line_at(offset)
-            outcome = _decode(line, JournalRecord, offset).outcome()
+            outcome = decode(line, Entry, offset).outcome()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         if outcome.target != target:
@@ -254,8 +251,11 @@ class JournalReader:
         # A write of another thread would move the position in the file.
         with self._lock:
             self.file.seek(offset)
-            while b"\n" not in data and (read := self.file.read(1024)):
-                data += read
+            while b"\n" not in data:
+                part = self.file.read(1024)
+                if not part:
+                    break
+                data += part
         return data[: data.find(b"\n") + 1]
 
     def _unusable(
@@ -271,7 +271,7 @@ class JournalReader:
     def done(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of a target that was done when the file was read, else None."""
         try:
-            outcome = self._outcome(target)
+            outcome = self.outcome(target)
         except BctrlConfigError:
             # The entry cannot be used, and sending the target again is safe.
             return None
@@ -295,7 +295,99 @@ class JournalReader:
             )
 
 
-class Journal(JournalReader):
+class JournalFile(JournalReader):
+    """The file of a journal that is open, locked, and appended to."""
+
+    _mode = "a+b"
+
+    def __init__(
+        self, path: str | os.PathLike[str], base_url: str, max_age: float | None = None
+    ) -> None:
+        self._failure: str | None = None
+        super().__init__(path, base_url, max_age)
+
+    def _load(self, max_age: float | None) -> None:
+        """Lock the file, read it, and make it end with a whole line."""
+        if fcntl is not None:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        super()._load(max_age)
+        os.ftruncate(self.file.fileno(), self._size)
+        if not self._size:
+            line = header_line(self.base_url)
+            self._append(line)
+            self._size = len(line)
+
+    def refresh(self, base_url: str) -> None:
+        """Read the entries that were written since, for a bulk stop of this server."""
+        self._check_writable()
+        if base_url != self.base_url:
+            raise self._unusable(
+                ValueError(f"it belongs to another server, {self.base_url}"),
+                "Give it the base_url of the session, or use another file",
+            )
+        try:
+            with self._lock, open(self.file.fileno(), "rb", closefd=False) as lines:
+                lines.seek(self._size)
+                self._read_entries(lines)
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
+        """Append an outcome, as `Journal.write` says."""
+        self._append(entry_line(outcome), flush=flush)
+
+    def flush(self) -> None:
+        """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
+        if not self.file.closed:
+            self._append(b"", flush=True)
+            self._check_writable()
+
+    def close(self) -> None:
+        """Close the file, as `Journal.close` says."""
+        if self.file.closed:
+            return
+        is_intact = self._failure is None
+        try:
+            self.flush()
+        except BctrlError:
+            # The first failure was raised before; here it would hide the report of a run.
+            if is_intact:
+                raise
+        finally:
+            with self._lock:
+                if fcntl is not None:  # pragma: no branch
+                    # Closing is not enough: a forked child may have the file open as well.
+                    fcntl.flock(self.file, fcntl.LOCK_UN)
+                self.file.close()
+
+    def _check_writable(self) -> None:
+        if self.file.closed:
+            raise self._unusable(ValueError("it is closed"), "Use it within its `with` block")
+        if self._failure is not None:
+            raise self._unwritable(self._failure)
+
+    def _append(self, data: bytes, *, flush: bool = False) -> None:
+        with self._lock:
+            if data:
+                self._check_writable()
+            try:
+                while data:
+                    data = data[os.write(self.file.fileno(), data) :]
+                if flush:
+                    os.fsync(self.file.fileno())
+            except OSError as error:
+                # Another line after a truncated line would make the file unreadable.
+                self._failure = str(error.strerror)
+                raise self._unwritable(self._failure) from error
+
+    def _unwritable(self, reason: str) -> BctrlError:
+        return BctrlError(
+            f"the journal {str(self._path)!r} cannot be written: {reason}",
+            advice="Free some space, then run again with the same journal",
+        )
+
+
+class Journal:
     """A journal that is open, locked, and appended to; use it as a context manager.
 
         with Journal("night.jsonl", max_age=43_200) as journal:
@@ -323,8 +415,6 @@ class Journal(JournalReader):
         BctrlError: The header of a new file cannot be written.
     """
 
-    _mode = "a+b"
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -333,42 +423,14 @@ class Journal(JournalReader):
         max_age: float | None = None,
     ) -> None:
         _config.check_type(path, str | os.PathLike, "path", "the path of a file")
-        self.failure: str | None = None
-        super().__init__(path, str(_config.base_url(base_url, allow_plaintext=True)), max_age)
-
-    def _load(self, max_age: float | None) -> None:
-        """Lock the file, read it, and make it end with a whole line."""
-        if fcntl is not None:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        super()._load(max_age)
-        os.ftruncate(self.file.fileno(), self._size)
-        if not self._size:
-            line = _seal(
-                _encode(_Header("bctrl_async", _VERSION, self.base_url, datetime.now(UTC)))
-            )
-            self._append(line)
-            self._size = len(line)
+        self.base_url: str = str(_config.base_url(base_url, allow_plaintext=True))
+        self._file = JournalFile(path, self.base_url, max_age)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _refresh(self, base_url: str) -> None:
-        """Read the entries that were written since, for a bulk stop of this server."""
-        self._check_writable()
-        if base_url != self.base_url:
-            raise self._unusable(
-                ValueError(f"it belongs to another server, {self.base_url}"),
-                "Give it the base_url of the session, or use another file",
-            )
-        try:
-            with self._lock, open(self.file.fileno(), "rb", closefd=False) as lines:
-                lines.seek(self._size)
-                self._read_entries(lines)
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, which is then the last entry of its target.
@@ -384,13 +446,11 @@ class Journal(JournalReader):
             BctrlError: The file cannot be written. All later calls raise this as well, because a
                 line after half a line would make the file unreadable.
         """
-        self._append(_entry_line(outcome), flush=flush)
+        self._file.write(outcome, flush=flush)
 
     def flush(self) -> None:
         """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
-        if not self.file.closed:
-            self._append(b"", flush=True)
-            self._check_writable()
+        self._file.flush()
 
     def close(self) -> None:
         """Flush the file to disk, unlock and close it; a second call does nothing.
@@ -399,102 +459,13 @@ class Journal(JournalReader):
             BctrlError: The file cannot be flushed; it is closed even so. An earlier failure is not
                 raised again.
         """
-        if self.file.closed:
-            return
-        is_intact = self.failure is None
-        try:
-            self.flush()
-        except BctrlError:
-            # The first failure was raised before; here it would hide the report of a run.
-            if is_intact:
-                raise
-        finally:
-            with self._lock:
-                if fcntl is not None:  # pragma: no branch
-                    # Closing is not enough: a forked child may have the file open as well.
-                    fcntl.flock(self.file, fcntl.LOCK_UN)
-                self.file.close()
-
-    def _check_writable(self) -> None:
-        if self.file.closed:
-            raise self._unusable(ValueError("it is closed"), "Use it within its `with` block")
-        if self.failure is not None:
-            raise self._unwritable(self.failure)
-
-    def _append(self, data: bytes, *, flush: bool = False) -> None:
-        with self._lock:
-            if data:
-                self._check_writable()
-            try:
-                while data:
-                    data = data[os.write(self.file.fileno(), data) :]
-                if flush:
-                    os.fsync(self.file.fileno())
-            except OSError as error:
-                # Another line after a truncated line would make the file unreadable.
-                self.failure = str(error.strerror)
-                raise self._unwritable(self.failure) from error
-
-    def _unwritable(self, reason: str) -> BctrlError:
-        return BctrlError(
-            f"the journal {str(self._path)!r} cannot be written: {reason}",
-            advice="Free some space, then run again with the same journal",
-        )
+        self._file.close()
 
 
-def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> Journal:
-    """Return the journal of a bulk stop, made from a path or the caller's, with all entries."""
+def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> JournalFile:
+    """Return the file of a bulk stop's journal, given as a path or as the caller's, and read it."""
     if not isinstance(journal, Journal):
-        return Journal(journal, base_url=base_url)
-    journal._refresh(base_url)  # noqa: SLF001 - users shall not see it.
-    return journal
-
-
-def _entry_line(outcome: StopOutcome) -> bytes:
-    """Return the line of an outcome, which is never longer than `_MAX_LINE`, and can be read."""
-    _config.check_type(outcome, StopOutcome, "outcome", "a StopOutcome")
-    _config.check_type(outcome.target, RuntimeRef, "target", "a RuntimeRef")
-    if outcome.error is not None:
-        _config.check_type(outcome.error, BctrlError, "error", "a BctrlError or None")
-    record = OutcomeRecord.of(outcome)
-    if record.ok:
-        # The runtime adds nothing, and would make the line three times as long.
-        record = replace(record, runtime=None)
-    try:
-        line = _seal(_encode(record))
-    except UnicodeEncodeError:
-        # An invalid target, or a header of the answer, has a lone surrogate.
-        line = b""
-    if not 0 < len(line) <= _MAX_LINE:
-        names = {"workspace_id": _short(record.workspace_id), "alias": _short(record.alias)}
-        error = record.error and ErrorRecord(record.error.type, _short(record.error.message))
-        record = replace(record, **names, runtime=None, request_id=None, error=error)
-        line = _seal(_encode(record))
-    try:
-        _check_entry(line)
-    except msgspec.ValidationError as error:
-        problem = str(error).replace("Expected", "expected").replace("got", "not")
-        raise _config.invalid("outcome", problem) from error
-    return line
-
-
-def _short(text: str) -> str:
-    # The ellipsis makes a shortened name too long to be the name of a valid target.
-    text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _decode(line: bytes, kind: type[_T], offset: int) -> _T:
-    """Decode a line; raise ValueError if it is damaged."""
-    try:
-        if line[-_CHECKSUM_LENGTH:] == _CHECKSUM % crc32(line[:-_CHECKSUM_LENGTH]):
-            return msgspec.json.decode(line, type=kind)
-    except (msgspec.MsgspecError, RecursionError):
-        pass
-    raise ValueError(f"it is damaged at byte {offset}")
-
-
-def _seal(line: bytes) -> bytes:
-    """Return a JSON object as a line that ends with its checksum."""
-    content = line[:-1]
-    return content + _CHECKSUM % crc32(content)
+        return JournalFile(journal, base_url)
+    file = journal._file  # noqa: SLF001 - users shall not see it.
+    file.refresh(base_url)
+    return file

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Self
 
 import msgspec
 from msgspec.structs import asdict, replace
 
-from bctrl_async import errors
-from bctrl_async.errors import BctrlError
-from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
+from bctrl_async.errors import BctrlError, advice_of
+from bctrl_async.models import Runtime, RuntimeRef
 
 __all__ = ["StopOutcome", "StopReport", "StopResult"]
 
@@ -70,9 +68,6 @@ class StopResult(StrEnum):
 now: Callable[[], datetime] = partial(datetime.now, UTC)
 """Return the current time in UTC."""
 
-_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
-_RUNNING_BY_STATE = {"not_running": False, "still_running": True}
-
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of stopping one target.
@@ -117,13 +112,21 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         The fields are the same as in the output of the command. `error` has the type and the facts
         of the error, and its `summary` as the `message`.
         """
-        record = OutcomeRecord.of(self)
-        # `to_builtins` leaves out fields that are at their defaults.
-        fields: dict[str, object] = asdict(record) | msgspec.to_builtins(record)
-        # The name of an invalid target may have lone surrogates, which UTF-8 cannot encode.
-        target = self.target._asdict().items()
-        names = {name: text.encode(errors="replace").decode() for name, text in target}
-        return fields | names | {"error": record.error and asdict(record.error)}
+        return {
+            "index": self.index,
+            "workspace_id": _encodable(self.target.workspace_id),
+            "alias": _encodable(self.target.alias),
+            "result": str(self.result),
+            "at": msgspec.to_builtins(self.at),
+            "ok": self.ok,
+            "running": self.running,
+            "attempts": self.attempts,
+            "elapsed": round(self.elapsed, 6),
+            "request_id": self.request_id,
+            "resumed": self.resumed,
+            "runtime": msgspec.to_builtins(self.runtime),
+            "error": _error_fields(self.error),
+        }
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,10 +168,13 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         text = f"{self.not_running:,} of {self.total:,} no longer running"
         if self.running:
             text += f", {self.running:,} still running"
-        if unconfirmed := self.total - self.not_running - self.running:
+        unconfirmed = self.total - self.not_running - self.running
+        if unconfirmed:
             text += f", {unconfirmed:,} unconfirmed"
         text += f" after {self.elapsed:.2f} s"
-        if counts := [f"{self.counts[each]:,} {each}" for each in StopResult if self.counts[each]]:
+        results = [result for result in StopResult if self.counts[result]]
+        if results:
+            counts = (f"{self.counts[result]:,} {result}" for result in results)
             text += f": {', '.join(counts)}"
         if self.resumed:
             text += f"; {self.resumed:,} from an earlier run, not sent again"
@@ -186,7 +192,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             **asdict(self),
             "counts": {result.value: self.counts[result] for result in StopResult},
             "elapsed": round(self.elapsed, 6),
-            "ended_early": self.ended_early and asdict(ErrorRecord.of(self.ended_early)),
+            "ended_early": _error_fields(self.ended_early),
             "failures": [outcome.to_dict() for outcome in self.failures],
         }
 
@@ -208,152 +214,28 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             raise ExceptionGroup(summary, errors)
 
 
-class OutcomeTally:
-    """Counts of outcomes, and the outcomes that are not ok."""
-
-    def __init__(self) -> None:
-        # Adding 1 in a Counter would cost twice as much.
-        self.counts: dict[StopResult, int] = defaultdict(int)
-        self.running: int = 0
-        self.failures: list[StopOutcome] = []
-        self.retries: int = 0
-        self.resumed: int = 0
-
-    def add(self, outcome: StopOutcome) -> None:
-        """Count an outcome."""
-        self.counts[outcome.result] += 1
-        if outcome.running is not False:
-            self.failures.append(outcome)
-        if outcome.running:
-            self.running += 1
-        if outcome.resumed:
-            self.resumed += 1
-        elif outcome.attempts > 1:
-            self.retries += outcome.attempts - 1
-
-
-class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """An error as JSON."""
-
-    type: str
-    message: str
-    advice: str | None = None
-    status: int | None = None
-    code: str | None = None
-    request_id: str | None = None
-    may_have_stopped: bool = False
-
-    @classmethod
-    def of(cls, error: BctrlError) -> Self:
-        """Make the record of an error."""
-        return cls(
-            type=type(error).__name__,
-            message=error.summary,
-            advice=errors.advice_of(error) or None,
-            status=error.status,
-            code=error.code,
-            request_id=error.request_id,
-            may_have_stopped=error.may_have_stopped,
-        )
-
-    def error(self, target: RuntimeRef, attempts: int) -> BctrlError:
-        """Return the error of a stop as it was recorded."""
-        # A later version may have recorded a class that this version lacks.
-        name = self.type if self.type in errors.__all__ else BctrlError.__name__
-        kind: type[BctrlError] = getattr(errors, name)
-        # An invalid item has no workspace.
-        workspace_id, alias = target if target.workspace_id else (None, None)
-        return kind(
-            self.message,
-            advice=self.advice,
-            workspace_id=workspace_id,
-            alias=alias,
-            attempts=attempts,
-            may_have_stopped=self.may_have_stopped,
-            status=self.status,
-            code=self.code,
-            request_id=self.request_id,
-        )
-
-
-class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """An outcome as JSON: a line of `-o json` or, without its empty fields, of the journal."""
-
-    index: int
-    workspace_id: str
-    alias: str
-    result: StopResult
-    at: Annotated[datetime, msgspec.Meta(tz=True)]
-    ok: bool = False
-    running: bool | None = None
-    attempts: int = 0
-    elapsed: float = 0.0
-    request_id: str | None = None
-    resumed: bool = False
-    runtime: Runtime | None = None
-    error: ErrorRecord | None = None
-
-    @classmethod
-    def of(cls, outcome: StopOutcome) -> Self:
-        """Make the record of an outcome."""
-        return cls(
-            index=outcome.index,
-            workspace_id=outcome.target.workspace_id,
-            alias=outcome.target.alias,
-            result=outcome.result,
-            at=outcome.at,
-            ok=outcome.ok,
-            running=outcome.running,
-            attempts=outcome.attempts,
-            elapsed=round(outcome.elapsed, 6),
-            request_id=outcome.request_id,
-            resumed=outcome.resumed,
-            runtime=outcome.runtime,
-            error=None if outcome.error is None else ErrorRecord.of(outcome.error),
-        )
-
-    def outcome(self) -> StopOutcome:
-        """Return the outcome as it was recorded."""
-        target = RuntimeRef(self.workspace_id, self.alias)
-        return StopOutcome(
-            index=self.index,
-            target=target,
-            result=self.result,
-            running=self.running,
-            runtime=self.runtime,
-            error=None if self.error is None else self.error.error(target, self.attempts),
-            attempts=self.attempts,
-            elapsed=self.elapsed,
-            at=self.at,
-            request_id=self.request_id,
-            resumed=self.resumed,
-        )
-
-
-class JournalRecord(OutcomeRecord, frozen=True, omit_defaults=True, gc=False):
-    """An outcome in a journal; in version 3 it has a `state` in place of `running`."""
-
-    state: str = ""
-
-    def outcome(self) -> StopOutcome:
-        """Return the outcome as it was recorded."""
-        outcome = super().outcome()
-        if self.state == "invalid":
-            return replace(outcome, result=StopResult.INVALID)
-        if self.state:
-            return replace(outcome, running=_RUNNING_BY_STATE.get(self.state))
+def accept_missing(outcome: StopOutcome) -> StopOutcome:
+    """Return an outcome that is ok if its runtime does not exist (`missing_ok=`)."""
+    if outcome.result is not StopResult.NOT_FOUND:
         return outcome
+    return replace(outcome, running=False, error=None)
 
 
-def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
-    """Return True if a runtime is running, False if it is not, and None if nobody knows."""
-    if result in _STOPPED:
-        return False
-    if runtime is None:
+def _error_fields(error: BctrlError | None) -> dict[str, object] | None:
+    """Return the type and the facts of an error as JSON values."""
+    if error is None:
         return None
-    if runtime.status.is_final:
-        return False
-    # A status of a later contract confirms nothing; `active` alone shows that it runs.
-    if runtime.status == RuntimeStatus.ACTIVE:
-        return True
-    return None
+    return {
+        "type": type(error).__name__,
+        "message": error.summary,
+        "advice": advice_of(error) or None,
+        "status": error.status,
+        "code": error.code,
+        "request_id": error.request_id,
+        "may_have_stopped": error.may_have_stopped,
+    }
+
+
+def _encodable(name: str) -> str:
+    """Replace the lone surrogates of an invalid name, which UTF-8 cannot encode."""
+    return name.encode(errors="replace").decode()

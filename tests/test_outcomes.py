@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from support.runtimes import runtime
 
-from bctrl_async._calls.results import outcome_of, result_of
+from bctrl_async._calls.results import outcome_of, result_of, running_of
+from bctrl_async._entries import Entry
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlConfigError,
@@ -24,12 +25,7 @@ from bctrl_async.errors import (
     BctrlValidationError,
 )
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import (
-    OutcomeRecord,
-    StopOutcome,
-    StopResult,
-    running_of,
-)
+from bctrl_async.outcomes import StopOutcome, StopResult
 
 NOT_ACTIVE = "runtime.not_active"
 
@@ -211,7 +207,7 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
 
 def test_an_error_has_the_same_json_and_text_after_it_was_recorded() -> None:
     failed = failed_with(ERROR, runtime=runtime("active"))
-    again = OutcomeRecord.of(failed).outcome()
+    again = Entry.of(failed).outcome()
 
     assert again.to_dict() == failed.to_dict()
     assert str(again.error) == str(ERROR)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from bctrl_async._kinds import Kind, kind_of
+from msgspec.structs import replace
+
+from bctrl_async._calls.call import Call
+from bctrl_async._kinds import Failure, Kind, kind_of
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
-from bctrl_async.outcomes import StopOutcome, StopResult, running_of
+from bctrl_async.outcomes import StopOutcome, StopResult, now
 
+_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _SETTLED = frozenset({Kind.NOT_RUNNING.result, Kind.NOT_FOUND.result, Kind.INVALID_TARGET.result})
 
 
@@ -24,8 +28,24 @@ def result_of(answer: Runtime | BctrlError) -> StopResult:
         return StopResult.ACCEPTED
     if answer.may_have_stopped:
         return StopResult.UNKNOWN
+    if answer.status is None:
+        return StopResult.NOT_SENT
     # The status is from the last answer, a refusal, even if a later attempt had no answer.
-    return StopResult.NOT_SENT if answer.status is None else StopResult.REJECTED
+    return StopResult.REJECTED
+
+
+def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
+    """Return True if a runtime is running, False if it is not, and None if nobody knows."""
+    if result in _STOPPED:
+        return False
+    if runtime is None:
+        return None
+    if runtime.status.is_final:
+        return False
+    # A status of a later contract confirms nothing; `active` alone shows that it runs.
+    if runtime.status == RuntimeStatus.ACTIVE:
+        return True
+    return None
 
 
 def outcome_of(
@@ -39,7 +59,8 @@ def outcome_of(
     request_id: str | None = None,
 ) -> StopOutcome:
     """Return the outcome of a stop whose call ended with a runtime or an error."""
-    result = result or result_of(answer)
+    if result is None:
+        result = result_of(answer)
     runtime: Runtime | None = None
     error: BctrlError | None = None
     if isinstance(answer, Runtime):
@@ -74,4 +95,50 @@ def only_accepted(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlE
         alias=target.alias,
         attempts=attempts,
         may_have_stopped=True,
+    )
+
+
+def outcome_after_poll(
+    outcome: StopOutcome, answer: Runtime | Failure, poll: Call[Runtime]
+) -> StopOutcome:
+    """Return an outcome updated by a poll."""
+    if isinstance(answer, Runtime):
+        return _outcome_of_described(outcome, answer)
+    if answer.kind is Kind.NOT_FOUND:
+        return _outcome_of_missing(outcome, poll.error(answer))
+    return outcome
+
+
+def _outcome_of_described(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
+    """Return an outcome whose runtime was polled: its status counts as in an answer to the stop."""
+    result = outcome.result
+    error = outcome.error
+    if runtime.status.is_final:
+        result = result_of(runtime)
+        error = None
+        if result.is_taken and not outcome.result.is_taken:
+            # Nobody accepted the stop, but another would find the runtime not running.
+            result = StopResult.ALREADY_STOPPED
+    elif result.is_taken:
+        error = only_accepted(outcome.target, runtime, outcome.attempts)
+    running = running_of(result, runtime)
+    return replace(outcome, result=result, running=running, runtime=runtime, error=error, at=now())
+
+
+def _outcome_of_missing(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
+    """Return an outcome whose runtime does not exist.
+
+    If the answer to its stop described it, its name is not mistyped, so it no longer runs.
+    """
+    if outcome.result.is_taken and outcome.runtime is not None:
+        return replace(outcome, running=False, runtime=None, error=None, at=now())
+    # The doubt is the stop's.
+    error.may_have_worked = error.may_have_stopped = True
+    return replace(
+        outcome,
+        result=StopResult.NOT_FOUND,
+        running=None,
+        runtime=None,
+        error=error,
+        at=now(),
     )

@@ -6,22 +6,44 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
-
-import msgspec
+from collections import Counter, defaultdict
 
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import CancelLevel, RunState, wait_shielded
 from bctrl_async.errors import BctrlError, log_fields
-from bctrl_async.journal import Journal, open_journal
+from bctrl_async.journal import Journal, JournalFile, open_journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
-from bctrl_async.outcomes import OutcomeTally, StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, accept_missing
 
 _log = logging.getLogger("bctrl_async")
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
 _NOT_ENDED = BctrlError("the bulk stop has not ended")
+
+
+class OutcomeTally:
+    """Counts of outcomes, and the outcomes that are not ok."""
+
+    def __init__(self) -> None:
+        # Adding 1 in a Counter would cost twice as much.
+        self.counts: dict[StopResult, int] = defaultdict(int)
+        self.running: int = 0
+        self.failures: list[StopOutcome] = []
+        self.retries: int = 0
+        self.resumed: int = 0
+
+    def add(self, outcome: StopOutcome) -> None:
+        """Count an outcome."""
+        self.counts[outcome.result] += 1
+        if outcome.running is not False:
+            self.failures.append(outcome)
+        if outcome.running:
+            self.running += 1
+        if outcome.resumed:
+            self.resumed += 1
+        elif outcome.attempts > 1:
+            self.retries += outcome.attempts - 1
 
 
 class Ledger:
@@ -31,7 +53,7 @@ class Ledger:
         self.state: RunState = state
         self._missing_ok = missing_ok
         self._is_borrowed = False
-        self.journal: Journal | None = None
+        self.journal: JournalFile | None = None
         self.observer: BulkObserver | None = None
         self.began: float | None = None
         self.ended: float | None = None
@@ -68,7 +90,7 @@ class Ledger:
             if closing.done() and isinstance(error := closing.exception(), BctrlError):
                 self.state.set_ended_early(error)
 
-    def release(self, journal: Journal) -> None:
+    def release(self, journal: JournalFile) -> None:
         """Flush the journal to disk, and close it unless it is the caller's."""
         if self._is_borrowed:
             journal.flush()
@@ -103,8 +125,8 @@ class Ledger:
 
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
         """Record the outcome of a target, once, and return it as it is recorded."""
-        if self._missing_ok and outcome.result is StopResult.NOT_FOUND:
-            outcome = msgspec.structs.replace(outcome, running=False, error=None)
+        if self._missing_ok:
+            outcome = accept_missing(outcome)
         self.tally.add(outcome)
         if not outcome.resumed:
             if self.observer is not None:

@@ -21,11 +21,12 @@ from msgspec.structs import replace
 
 from bctrl_async import _config, _refs
 from bctrl_async._calls.call import as_failure
+from bctrl_async._calls.results import running_of
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, running_of
+from bctrl_async.outcomes import StopOutcome
 
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]

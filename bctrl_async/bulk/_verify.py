@@ -11,19 +11,14 @@ from msgspec.structs import replace
 
 from bctrl_async import _quick
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.results import only_accepted, result_of
+from bctrl_async._calls.results import outcome_after_poll
 from bctrl_async._calls.retry import probe_delay
-from bctrl_async._kinds import Failure, Kind
+from bctrl_async._kinds import Failure
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.models import Runtime
-from bctrl_async.outcomes import (
-    StopOutcome,
-    StopResult,
-    now,
-    running_of,
-)
+from bctrl_async.outcomes import StopOutcome
 
 _MAX_POLLERS = 1000
 """The most runtimes that are polled beside the stops; more would take too much memory."""
@@ -91,44 +86,3 @@ class Polls:
         outcome = self.unverified.pop(stop)
         elapsed = time.monotonic() - stop.started
         return self._sender.ledger.record(replace(outcome, elapsed=elapsed), stop.observer)
-
-
-def outcome_after_poll(
-    outcome: StopOutcome, polled: Runtime | Failure, poll: Call[Runtime]
-) -> StopOutcome:
-    """Return an outcome updated by a poll.
-
-    A polled status counts like a status in the answer to the stop. A runtime that is gone
-    does not run if the answer to its stop described it, since its name cannot be mistyped then.
-    """
-    result = outcome.result
-    match polled:
-        case Runtime(status=status) if status.is_final:
-            ending = result_of(polled)
-            if ending.is_taken and not result.is_taken:
-                # Nobody accepted the stop, but another would find the runtime not running.
-                ending = StopResult.ALREADY_STOPPED
-            return replace(
-                outcome, result=ending, running=False, runtime=polled, error=None, at=now()
-            )
-        case Runtime():
-            running = running_of(result, polled)
-            error = outcome.error
-            if result.is_taken:
-                error = only_accepted(outcome.target, polled, outcome.attempts)
-            return replace(outcome, running=running, runtime=polled, error=error, at=now())
-        case Failure(kind=Kind.NOT_FOUND):
-            if result.is_taken and outcome.runtime is not None:
-                return replace(outcome, running=False, runtime=None, error=None, at=now())
-            missing = poll.error(polled)
-            # The doubt is the stop's.
-            missing.may_have_worked = missing.may_have_stopped = True
-            return replace(
-                outcome,
-                result=StopResult.NOT_FOUND,
-                running=None,
-                runtime=None,
-                error=missing,
-                at=now(),
-            )
-    return outcome

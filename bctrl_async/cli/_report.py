@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Annotated
 
 from cyclopts import Parameter
-from msgspec.structs import replace
 
 from bctrl_async import BctrlConfigError, StopResult
 from bctrl_async.cli import _options as opt, _output as out
@@ -13,6 +12,7 @@ from bctrl_async.cli._lines import BadLine, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._targets import collect, open_targets
 from bctrl_async.journal import read_journals
+from bctrl_async.outcomes import accept_missing
 
 
 def report(
@@ -59,10 +59,11 @@ def report(
         bad = [item for item in listed if isinstance(item, BadLine)]
     counts: Counter[StopResult] = Counter()
     done = 0
-    for outcome in read_journals(journals, targets, max_age=journal_max_age):
+    outcomes = read_journals(journals, targets, max_age=journal_max_age)
+    if ignore_not_found:
+        outcomes = (accept_missing(outcome) for outcome in outcomes)
+    for outcome in outcomes:
         counts[outcome.result] += 1
-        if ignore_not_found and outcome.result is StopResult.NOT_FOUND:
-            outcome = replace(outcome, running=False, error=None)  # noqa: PLW2901 - it is done.
         done += outcome.ok
         printer.print(outcome)
     printer.finish()

@@ -3,13 +3,11 @@
 from datetime import datetime
 from uuid import UUID
 
-import msgspec
 from pydantic import Field, model_validator
 
 import bctrl_async
 from bctrl_async import BctrlError, StopResult
 from bctrl_async.fastapi._problems import Body, CamelBody, Text, classify, explain, identifier
-from bctrl_async.outcomes import ErrorRecord, OutcomeRecord
 
 
 class RuntimeSummary(CamelBody):
@@ -60,15 +58,15 @@ class StopError(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _of(cls, error: BctrlError) -> ErrorRecord:
-        return ErrorRecord(
-            type=type(error).__name__,
-            message=explain(error, classify(error)),
-            status=error.status,
-            code=identifier(error.code),
-            request_id=identifier(error.request_id),
-            may_have_stopped=error.may_have_stopped,
-        )
+    def _of(cls, error: BctrlError) -> dict[str, object]:
+        return {
+            "type": type(error).__name__,
+            "message": explain(error, classify(error)),
+            "status": error.status,
+            "code": identifier(error.code),
+            "request_id": identifier(error.request_id),
+            "may_have_stopped": error.may_have_stopped,
+        }
 
 
 class StopOutcome(Body):
@@ -94,13 +92,12 @@ class StopOutcome(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _of(cls, outcome: bctrl_async.StopOutcome) -> OutcomeRecord:
-        # The record of the error has the API's own text, and StopError takes the error itself.
-        return msgspec.structs.replace(
-            OutcomeRecord.of(outcome),
-            error=outcome.error,
-            request_id=identifier(outcome.request_id),
-        )
+    def _of(cls, outcome: bctrl_async.StopOutcome) -> dict[str, object]:
+        # The JSON of the error has the API's own text, and StopError takes the error itself.
+        return outcome.to_dict() | {
+            "error": outcome.error,
+            "request_id": identifier(outcome.request_id),
+        }
 
 
 class StopReport(Body):

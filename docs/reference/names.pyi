@@ -381,7 +381,7 @@ class BctrlServerError(BctrlApiError):
     advice: str | None = 'Retrying is safe'
 
 # bctrl_async.journal.Journal, in bctrl_async/journal.py
-class Journal(JournalReader):
+class Journal:
     """A journal that is open, locked, and appended to; use it as a context manager."""
     def __init__(
         self,

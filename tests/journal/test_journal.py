@@ -34,7 +34,7 @@ from bctrl_async import (
 )
 from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.journal import Journal, JournalInUseError, read_journals
+from bctrl_async.journal import Journal, JournalFile, JournalInUseError, read_journals
 
 A, B, C = (RuntimeRef("ws-1", alias) for alias in "abc")
 LATE = RuntimeRef("ws-1", "late")
@@ -144,14 +144,14 @@ class TestFile:
 
     async def test_leaving_the_block_while_it_is_closed_is_no_early_end(self, stops: Stops) -> None:
         closing, released = threading.Event(), threading.Event()
-        close = Journal.close
+        close = JournalFile.close
 
-        def close_late(journal: Journal) -> None:
+        def close_late(file: JournalFile) -> None:
             closing.set()
             released.wait(BOUND)
-            close(journal)
+            close(file)
 
-        stops.patch.setattr(Journal, "close", close_late)
+        stops.patch.setattr(JournalFile, "close", close_late)
         async with stops.run([A, B]) as batch:
             await anext(batch)
             await until(closing.is_set)
