@@ -6,9 +6,8 @@ import math
 import os
 import re
 from contextlib import suppress
-from functools import partial
 from ipaddress import ip_address
-from types import UnionType
+from types import NoneType, UnionType
 from typing import SupportsIndex
 
 from yarl import URL
@@ -41,9 +40,12 @@ def hidden(key: object) -> Secret | type:
     return Secret(key) if isinstance(key, str) else type(key)
 
 
-def api_key_from_environment() -> Secret:
-    """Return `BCTRL_API_KEY`, or raise an error if it is not set."""
-    if key := os.environ.get("BCTRL_API_KEY"):
+def hidden_key(api_key: object) -> Secret | type:
+    """Return a key as `hidden` does; None reads `BCTRL_API_KEY`, and raises if it is not set."""
+    if api_key is not None:
+        return hidden(api_key)
+    key = os.environ.get("BCTRL_API_KEY")
+    if key:
         return Secret(key)
     advice = "Pass api_key= or set BCTRL_API_KEY"
     raise BctrlConfigError("no API key", advice=advice, argument="api_key")
@@ -66,36 +68,48 @@ def authorization(key: object) -> Secret:
     return Secret(f"Bearer {key}")
 
 
-def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
+def base_url(text: str | None, *, allow_plaintext: bool) -> URL:
     """Return the URL to which `/workspaces/…` is appended; None reads the environment."""
-    name = "BCTRL_BASE_URL" if given is None else "base_url"
-    text = str(given) if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
-    url, invalid_url = _http_url(text), partial(invalid, name, argument="base_url")
+    name = "base_url"
+    if text is None:
+        name = "BCTRL_BASE_URL"
+        text = os.environ.get(name, DEFAULT_BASE_URL)
+    url = _http_url(str(text))
     if url is None:
-        raise invalid_url("expected scheme and host, no spaces", f"Pass such as {DEFAULT_BASE_URL}")
-    if url.user is not None or url.password is not None:
-        # The URL is not shown, for it contains a secret.
-        raise invalid_url("it contains credentials", "Pass the key as api_key=")
-    if url.raw_query_string or url.raw_fragment:
-        raise invalid_url("it has a query or a fragment", "Pass scheme, host and path only")
-    if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
-        problem = f"{str(url.origin())!r} would send the API key unencrypted"
-        raise invalid_url(problem, _IF_YOURS)
+        problem, advice = "expected scheme and host, no spaces", f"Pass such as {DEFAULT_BASE_URL}"
+        raise invalid(name, problem, advice, argument="base_url")
+    fault = _fault_of(url, allow_plaintext=allow_plaintext)
+    if fault is not None:
+        raise invalid(name, *fault, argument="base_url")
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.with_path(f"{path}/v1", encoded=True)
 
 
-def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secret:
-    """Check and return a proxy's URL, given as `hidden` returns it; no error contains the URL."""
-    if isinstance(given, type):
-        raise invalid_type("proxy", given, "a str")
-    if not _is_proxy(given):
+def _fault_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
+    """Return why a URL cannot be the base URL, and what to do."""
+    if url.user is not None or url.password is not None:
+        # The URL is not shown, for it contains a secret.
+        return "it contains credentials", "Pass the key as api_key="
+    if url.raw_query_string or url.raw_fragment:
+        return "it has a query or a fragment", "Pass scheme, host and path only"
+    if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
+        return f"{str(url.origin())!r} would send the API key unencrypted", _IF_YOURS
+    return None
+
+
+def proxy(text: Secret | type, *, is_allowed: bool) -> Secret | None:
+    """Check a proxy's URL as `hidden` returns it, or None's type; no error contains the URL."""
+    if text is NoneType:
+        return None
+    if isinstance(text, type):
+        raise invalid_type("proxy", text, "a str")
+    if not _is_proxy(text):
         problem, advice = "expected an http or https URL with a host", "Pass such as http://h:3128"
         raise invalid("proxy", problem, advice)
-    if base_url.scheme == "http" and not allow_plaintext:
+    if not is_allowed:
         problem = "it could read the API key in requests to an http API"
         raise invalid("proxy", problem, _IF_YOURS)
-    return given
+    return text
 
 
 def _is_proxy(text: str) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from ssl import SSLContext
+from types import MappingProxyType
 from typing import NoReturn, Self, TypeVar
 from uuid import UUID
 
@@ -23,7 +23,15 @@ from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
 from bctrl_async._http.fast import open_pool
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.request import GET, LIST, STOP, Operation, checked_headers, plain_text
+from bctrl_async._http.request import (
+    GET,
+    LIST,
+    STOP,
+    Operation,
+    checked_headers,
+    plain_text,
+    plain_texts,
+)
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
@@ -38,7 +46,7 @@ from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, RuntimeFilter, Selection
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime
-from bctrl_async.observer import CallObserver, Observer
+from bctrl_async.observer import CallObserver, Observer, StopObserver
 from bctrl_async.pace import Pace
 from bctrl_async.stats import SessionStats
 
@@ -50,11 +58,10 @@ _SHORTEST_POLL = 5.0
 _SLICE = 1_000
 """The number of listed runtimes that are filtered before other tasks get a turn."""
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
 _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async")
-
-
-_UNTHROTTLED = History()
 
 
 class BctrlSession:
@@ -120,50 +127,36 @@ class BctrlSession:
         check_answers: bool = True,
     ) -> None:
         key_provider = api_key if callable(api_key) else None
-        key = _config.hidden(_config.api_key_from_environment() if api_key is None else api_key)
-        via = None if proxy is None else _config.hidden(proxy)
+        key = _config.hidden_key(api_key)
+        via = _config.hidden(proxy)
         api_key = proxy = None  # A traceback that shows variables must not reveal them.
         all_headers = _session_headers(headers)
         if key_provider is None:
             all_headers["Authorization"] = _config.authorization(key)
-        _config.check_type(allow_plaintext, bool, "allow_plaintext", "a bool")
-        self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
-        self._timeout = transport.time_limit(timeout)
+        for name, flag in {
+            "allow_plaintext": allow_plaintext,
+            "trust_env": trust_env,
+            "check_answers": check_answers,
+        }.items():
+            _config.check_type(flag, bool, name, "a bool")
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
-        self._retry = retry
-        limit = _config.count(max_connections, "max_connections")
-        pace: Pace | None = None
-        cap: float | None = None
-        if isinstance(rate, Pace):
-            pace = rate
-        elif rate is not None:
-            cap = _config.per_second(rate, "rate")
-        _config.check_type(trust_env, bool, "trust_env", "a bool")
-        _config.check_type(check_answers, bool, "check_answers", "a bool")
-        if http is not None:
-            _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
-            if self._url.scheme == "http" and http.trust_env and not allow_plaintext:
-                raise BctrlConfigError(
-                    "the aiohttp.ClientSession given as http= may send the API key unencrypted to "
-                    "a proxy of the environment",
-                    advice="Make it without trust_env, or pass allow_plaintext=True",
-                )
-            if trust_env or via is not None or ssl is not None:
-                raise BctrlConfigError(
-                    "trust_env, proxy and ssl have no effect on a borrowed http=",
-                    advice="Set them on the aiohttp.ClientSession",
-                )
-            if (connector := http.connector) is not None:
-                # Beyond these limits, a request would wait in the connector while its timeout runs.
-                limits = limit, connector.limit, connector.limit_per_host
-                limit = min(filter(None, limits))
-        if via is not None:
-            via = _config.proxy(via, base_url=self._url, allow_plaintext=allow_plaintext)
         _config.check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
+        _config.check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
+        self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         # Plain http is for loopback alone: a proxy, on another machine, could read the key.
-        trust_env = trust_env and (self._url.scheme == "https" or allow_plaintext)
-
-        self._limiter = Limiter(limit, AdaptiveRate(cap), pace)
+        is_loopback_only = self._url.scheme == "http" and not allow_plaintext
+        proxy = _config.proxy(via, is_allowed=not is_loopback_only)
+        self._timeout = transport.time_limit(timeout)
+        self._retry = retry
+        self._observer = observer
+        limit = _config.count(max_connections, "max_connections")
+        if http is not None:
+            options = (trust_env, proxy, ssl)
+            _check_borrowed(http, options, is_loopback_only=is_loopback_only)
+            limit = _limit_with(http.connector, limit)
+        if is_loopback_only:
+            trust_env = False
+        self._limiter = _make_limiter(limit, rate)
         self._sender = Sender(
             Pool(
                 partial(
@@ -171,7 +164,7 @@ class BctrlSession:
                     self._url,
                     all_headers,
                     trust_env=trust_env,
-                    proxy=via,
+                    proxy=proxy,
                     ssl=ssl,
                 ),
                 http,
@@ -182,14 +175,15 @@ class BctrlSession:
             key_provider=key_provider,
             check_answers=check_answers,
         )
-        _config.check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
-        self._observer = observer
 
     def __repr__(self) -> str:
         if not hasattr(self, "_sender"):
             return "<BctrlSession with invalid arguments>"
-        opened = "open" if self._sender.opened else "not opened yet"
-        state = "closed" if self.closed else opened
+        state = "not opened yet"
+        if self.closed:
+            state = "closed"
+        elif self._sender.opened:
+            state = "open"
         return f"<BctrlSession {str(self._url)!r} {state}>"
 
     def __reduce__(self) -> NoReturn:
@@ -269,10 +263,10 @@ class BctrlSession:
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
         """
-        if not (type(workspace_id) is str and type(alias) is str):
-            workspace_id, alias = plain_text(workspace_id), plain_text(alias)
+        workspace_id, alias = plain_texts(workspace_id, alias)
         observed: ObservedStop | None = None
         call: Call[Runtime] | None = None
+        result: Runtime | Failure | None
         try:
             if self._observer is not None:
                 observed = ObservedStop(self._observer, str(workspace_id), str(alias))
@@ -282,56 +276,60 @@ class BctrlSession:
             policy = self._policy(retry)
             _config.check_type(stopped_ok, bool, "stopped_ok", "a bool")
             http = self._sender.open_pool()
-            name = str(workspace_id)
-            history = _UNTHROTTLED
-            if not self._limiter.acquire_nowait(name):
-                history = History(workspace=name)
+            history: History | None = None
+            if not self._limiter.acquire_nowait(workspace_id):
+                history = History(workspace=workspace_id)
                 await self._limiter.acquire(policy.max_throttle_wait, history=history)
             # The `Call` is made after the wait, to save memory: 100,000 stops may wait at once.
-            retries = RetryState(
-                policy,
-                self._sender.quota,
-                STOP.repeat,
-                workspace=name,
-                is_in_lane=history.is_in_lane,
-                waits_since=history.waits_since,
-            )
-            call = Call(STOP, name, alias, path, limit, retries=retries, headers=extra)
-            if observed is not None:
-                call.observer = observed.observer
-            runtime = await self._stop(call, http, stopped_ok=stopped_ok)
+            retries = RetryState(policy, self._sender.quota, STOP.repeat, workspace=workspace_id)
+            if history is not None:
+                retries.continue_from(history)
+            call = Call(STOP, workspace_id, alias, path, limit, retries=retries, headers=extra)
+            observer = None if observed is None else observed.observer
+            result = await self._sender.request(call, http, observer)
+            if type(result) is Failure:
+                result = await self._get_stopped(call, result, observer, stopped_ok=stopped_ok)
         except BaseException as error:
+            # The frames of a key function refer to this frame: a reference cycle.
+            result = None
             if isinstance(error, BctrlError):
                 annotate(error, STOP.name, workspace_id, alias)
             if observed is not None:
                 observed.fail(error, call)
             raise
         if observed is not None:
-            observed.end(runtime, call)
-        return runtime
+            observed.end(result, call)
+        return result
 
-    async def _stop(
-        self, call: Call[Runtime], http: aiohttp.ClientSession, *, stopped_ok: bool
+    async def _get_stopped(
+        self,
+        call: Call[Runtime],
+        failure: Failure,
+        observer: StopObserver | None,
+        *,
+        stopped_ok: bool,
     ) -> Runtime:
-        """Make the attempts of an admitted stop; get the runtime if it was stopped already."""
-        result = await self._sender.attempt_loop(call, http)
-        if type(result) is not Failure:
-            return result
-        if result.kind is not Kind.NOT_RUNNING or not (stopped_ok or call.retries.in_doubt):
+        """Get the runtime of a stop that found it stopped already; raise any other failure."""
+        if failure.kind is not Kind.NOT_RUNNING or not (stopped_ok or call.retries.in_doubt):
             try:
-                raise call.error(result)
+                raise call.error(failure)
             finally:
                 # The frames of a key function refer to this frame, as to that of `Sender.call`.
-                del result
+                del failure
+        headers = CIMultiDict(call.headers)
+        headers.popall(_IDEMPOTENCY_KEY, None)
         get = self._make_call(
-            GET, call.limit, call.workspace_id, call.alias, policy=call.retries.policy
+            GET,
+            call.limit,
+            call.workspace_id,
+            call.alias,
+            policy=call.retries.policy,
+            headers=headers,
         )
-        get.headers, get.observer = CIMultiDict(call.headers), call.observer
-        get.headers.popall(_IDEMPOTENCY_KEY, None)
         try:
-            return await self._sender.call(get)
+            return await self._sender.call(get, observer)
         except BctrlError as error:
-            raise call.error(result) from error
+            raise call.error(failure) from error
 
     async def get_runtime(
         self,
@@ -355,7 +353,7 @@ class BctrlSession:
         Raises:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
-        workspace_id, alias = plain_text(workspace_id), plain_text(alias)
+        workspace_id, alias = plain_texts(workspace_id, alias)
         with observe_call(self._observer, GET, workspace_id, alias) as observer:
             return await self._read(GET, workspace_id, alias, observer, timeout, retry)
 
@@ -564,10 +562,13 @@ class BctrlSession:
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)
         poll_limit = limit
-        if seconds := verify_for(options.verify):
+        seconds = verify_for(options.verify)
+        if seconds:
             poll_limit = transport.at_most(limit, max(seconds, _SHORTEST_POLL))
         policy = self._policy(options.retry).for_bulk(options.deadline)
-        workers = options.concurrency or self._limiter.limit
+        workers = self._limiter.limit
+        if options.concurrency is not None:
+            workers = options.concurrency
         if workers > self._limiter.limit:
             raise BctrlConfigError(
                 f"invalid concurrency {workers}: expected at most the session's "
@@ -575,6 +576,8 @@ class BctrlSession:
                 advice="Raise max_connections",
                 argument="concurrency",
             )
+        if source.length is not None:
+            workers = min(workers, source.length)
         return Run(
             source,
             options,
@@ -583,7 +586,7 @@ class BctrlSession:
             make_canary=partial(self._make_call, GET, limit, priority=Priority.CANARY),
             make_poll=partial(self._make_call, GET, poll_limit, priority=Priority.POLL),
             policy=policy,
-            concurrency=max(workers if source.length is None else min(workers, source.length), 1),
+            concurrency=max(workers, 1),
             base_url=self.base_url,
             observer=self._observer,
         )
@@ -597,20 +600,35 @@ class BctrlSession:
         *,
         policy: RetryPolicy,
         priority: Priority = Priority.SINGLE,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
         name = str(workspace_id)
-        retries = RetryState(policy, self._sender.quota, operation.repeat, workspace=name)
-        call = Call(operation, name, alias, path, limit, retries=retries)
-        call.first_priority = priority
-        retries.may_park = priority is Priority.BULK
-        return call
+        retries = RetryState(
+            policy,
+            self._sender.quota,
+            operation.repeat,
+            workspace=name,
+            may_park=priority is Priority.BULK,
+        )
+        return Call(
+            operation,
+            name,
+            alias,
+            path,
+            limit,
+            retries=retries,
+            headers=headers,
+            first_priority=priority,
+        )
 
     def _time_limit(self, timeout: float | None) -> aiohttp.ClientTimeout:
-        limit = self._timeout if timeout is None else transport.time_limit(timeout)
-        if not _quick.is_on:
-            return limit
-        return transport.time_limit(min(limit.total or math.inf, _quick.TIME_LIMIT))
+        limit = self._timeout
+        if timeout is not None:
+            limit = transport.time_limit(timeout)
+        if _quick.is_on:
+            limit = transport.at_most(limit, _quick.TIME_LIMIT)
+        return limit
 
     def _policy(self, retry: RetryPolicy | None) -> RetryPolicy:
         if retry is None:
@@ -628,10 +646,9 @@ class BctrlSession:
         retry: RetryPolicy | None,
     ) -> _T:
         """Make a call that stops nothing, within `observe_call`."""
-        limit, policy = self._time_limit(timeout), self._policy(retry)
-        call = self._make_call(operation, limit, workspace_id, alias, policy=policy)
-        call.observer = observer
-        return await self._sender.call(call)
+        limit = self._time_limit(timeout)
+        call = self._make_call(operation, limit, workspace_id, alias, policy=self._policy(retry))
+        return await self._sender.call(call, observer)
 
 
 def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
@@ -649,5 +666,38 @@ def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
 
 def _call_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     if headers is None:
-        return {}
+        return _NO_HEADERS
     return checked_headers(headers)
+
+
+def _check_borrowed(
+    http: aiohttp.ClientSession, options: Collection[object], *, is_loopback_only: bool
+) -> None:
+    """Raise an error if a borrowed session may reveal the key, or has options of its own."""
+    _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
+    if http.trust_env and is_loopback_only:
+        raise BctrlConfigError(
+            "the aiohttp.ClientSession given as http= may send the API key unencrypted to "
+            "a proxy of the environment",
+            advice="Make it without trust_env, or pass allow_plaintext=True",
+        )
+    if any(options):
+        raise BctrlConfigError(
+            "trust_env, proxy and ssl have no effect on a borrowed http=",
+            advice="Set them on the aiohttp.ClientSession",
+        )
+
+
+def _limit_with(connector: aiohttp.BaseConnector | None, limit: int) -> int:
+    """Return a limit of attempts in flight that is not above the limits of a connector."""
+    if connector is None:
+        return limit
+    # Beyond its limits, a request would wait in the connector while its timeout runs.
+    limits = (limit, connector.limit, connector.limit_per_host)
+    return min(number for number in limits if number)
+
+
+def _make_limiter(limit: int, rate: float | Pace | None) -> Limiter:
+    if rate is None or isinstance(rate, Pace):
+        return Limiter(limit, AdaptiveRate(), rate)
+    return Limiter(limit, AdaptiveRate(_config.per_second(rate, "rate")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from bctrl_async._calls.retry import RetryState, probe_delay
@@ -13,7 +13,6 @@ from bctrl_async._kinds import Failure, Kind, Repeat
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async.errors import BctrlError, log_fields, subject_of
-from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.outcomes import StopResult
 
 _log = logging.getLogger("bctrl_async")
@@ -22,21 +21,27 @@ _T = TypeVar("_T")
 
 
 class Call(Request[_T], Generic[_T], kw_only=True):
-    """One call and its progress."""
+    """One call: its request, its retries, and its last attempt."""
 
     retries: RetryState
     headers: Mapping[str, str] = {}
     """Headers of this call alone."""
     first_priority: Priority = Priority.SINGLE
-    wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
-    """Waits after a failed attempt, and returns False to give up; None follows the policy."""
-    observer: CallObserver | StopObserver | None = None
     attempts: int = 0
     number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
-    cut_off: bool = False
-    """True if the bulk stop ended before a retry that was due."""
+
+    def start_attempt(self, number: int, *, is_connected: bool) -> None:
+        """Record the start of an attempt."""
+        self.attempts += 1
+        self.number = number
+        self.in_flight = True
+        self.is_connected = is_connected
+
+    def end_attempt(self) -> None:
+        """Record the end of the attempt in flight."""
+        self.in_flight = False
 
     @property
     def priority(self) -> Priority:

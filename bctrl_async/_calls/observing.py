@@ -5,19 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import msgspec
+from multidict import CIMultiDict
+from yarl import URL
 
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.results import outcome_of
-from bctrl_async._http.request import Operation
+from bctrl_async._http.request import Operation, checked_headers
 from bctrl_async._kinds import Kind
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import BulkObserver, CallObserver, Observer, StopObserver
+from bctrl_async.observer import (
+    Attempt,
+    AttemptObserver,
+    BulkObserver,
+    CallObserver,
+    Observer,
+    StopObserver,
+)
 
 _log = logging.getLogger("bctrl_async")
 
@@ -59,6 +68,28 @@ def observe_call(
         raise
     if call is not None:
         notify(call.end, None)
+
+
+def observe_attempt(
+    observer: CallObserver | StopObserver, call: Call[_T], url: URL, headers: CIMultiDict[str]
+) -> AttemptObserver:
+    """Observe an attempt that starts, and add the headers of its observer."""
+    attempt = Attempt(
+        number=call.attempts,
+        operation=call.operation.name,
+        stops=call.operation.stops,
+        method=call.operation.method,
+        url=url.with_path(call.path, encoded=True),
+        template=call.operation.template,
+    )
+    observed = notify(observer.begin_attempt, attempt) or AttemptObserver()
+    for name, value in (notify(_headers_of, observed) or {}).items():
+        headers.setdefault(name, value)
+    return observed
+
+
+def _headers_of(attempt: AttemptObserver) -> Mapping[str, str]:
+    return checked_headers(attempt.headers())
 
 
 class ObservedStop:

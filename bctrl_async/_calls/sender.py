@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -16,23 +16,25 @@ from yarl import URL
 
 from bctrl_async import _config
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import notify
+from bctrl_async._calls.observing import notify, observe_attempt
 from bctrl_async._calls.retry import RetryQuota
 from bctrl_async._http import transport
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.redaction import detached
-from bctrl_async._http.request import checked_headers
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import BctrlConfigError, BctrlError, format_duration, session_closed
-from bctrl_async.observer import Attempt, AttemptObserver
+from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.stats import SessionStats
 
 _T = TypeVar("_T")
 
 KeyProvider = Callable[[], str | Awaitable[str]]
 """A plain or async function that returns the API key."""
+WaitToRetry = Callable[[Call[_T], Failure], Awaitable[bool]]
+"""An async function that waits after a failed attempt, and returns False to give up."""
+_Observer = CallObserver | StopObserver | None
 
 
 class Sender:
@@ -100,9 +102,9 @@ class Sender:
             raise session_closed()
         return self._pool.get()
 
-    async def call(self, call: Call[_T]) -> _T:
+    async def call(self, call: Call[_T], observer: _Observer = None) -> _T:
         """Make a call, and raise the exception of its failure."""
-        result = await self.request(call)
+        result = await self.request(call, observer=observer)
         if type(result) is not Failure:
             return result
         try:
@@ -111,50 +113,58 @@ class Sender:
             # The frames of a key function that raised refer to this frame: a reference cycle.
             del result
 
-    async def request(self, call: Call[_T]) -> _T | Failure:
-        """Acquire a slot, then make the attempts of a call."""
-        try:
-            http = self.open_pool()
-            if not self.limiter.acquire_nowait(call.retries.workspace):
-                await self._acquire(call)
-        except BctrlError as error:
-            return Failure.of(error)
-        return await self.attempt_loop(call, http)
+    async def request(
+        self,
+        call: Call[_T],
+        http: aiohttp.ClientSession | None = None,
+        observer: _Observer = None,
+        wait_to_retry: WaitToRetry[_T] | None = None,
+    ) -> _T | Failure:
+        """Make the attempts of a call; return its answer or its last failure.
 
-    async def attempt_loop(self, call: Call[_T], http: aiohttp.ClientSession) -> _T | Failure:
-        """Make the attempts of a call that holds a slot; return its answer or last failure."""
-        while True:
-            result: _T | Failure | None = None
-            try:
-                result = await self._attempt(call, http)
-            except BctrlError as error:
-                # The frames of the key function refer to the call, which does not keep the failure.
-                return Failure.of(error)
-            finally:
-                self.tally.cancelled += result is None and call.in_flight
-                target_failed = self.limiter.release(result, call.retries)
-            # `isinstance` takes four times as long for a Struct.
-            if type(result) is not Failure:
-                self._record_success(call)
-                return result
-            failure = self._record_failure(call, result, target_failed=target_failed)
-            if not await self._wait_to_retry(call, failure):
-                return failure
-            try:
+        `http` is the open pool of a call that has its slot already. A call waits as its policy
+        says, unless there is a function for that.
+        """
+        try:
+            if http is None:
+                http = self.open_pool()
+                if not self.limiter.acquire_nowait(call.retries.workspace):
+                    await self._acquire(call)
+            while True:
+                result: _T | Failure | None = None
+                try:
+                    result = await self._attempt(call, http, observer)
+                finally:
+                    self.tally.cancelled += result is None and call.in_flight
+                    target_failed = self.limiter.release(result, call.retries)
+                # `isinstance` takes four times as long for a Struct.
+                if type(result) is not Failure:
+                    self._record_success(call)
+                    return result
+                failure = self._record_failure(call, result, target_failed=target_failed)
+                if wait_to_retry is None:
+                    wait_to_retry = self._wait_to_retry
+                if self.closed or not await wait_to_retry(call, failure):
+                    return failure
                 http = self.open_pool()
                 await self._acquire(call)
-            except BctrlError as error:
-                return Failure.of(error)
+        except BctrlError as error:
+            # The frames of a key function refer to the call, which does not keep the failure.
+            return Failure.of(error)
 
     async def _acquire(self, call: Call[_T]) -> None:
         retries = call.retries
         await self.limiter.acquire(retries.policy.max_throttle_wait, call.priority, retries)
 
     def _record_success(self, call: Call[_T]) -> None:
-        call.in_flight = False
-        self.last_answered = max(self.last_answered, call.number)
+        call.end_attempt()
+        self._record_answer(call)
         self.quota.release()
         self.tally.succeeded += 1
+
+    def _record_answer(self, call: Call[_T]) -> None:
+        if call.number > self.last_answered:  # noqa: PLR1730 - `max` takes five times as long.
+            self.last_answered = call.number
 
     def _record_failure(self, call: Call[_T], failure: Failure, *, target_failed: bool) -> Failure:
         kind = failure.kind
@@ -166,41 +176,37 @@ class Sender:
             )
         # No request was sent if there was no key.
         if call.in_flight:
-            call.in_flight = False
+            call.end_attempt()
             self.tally.failed[failure.type] += 1
             if not kind.is_unanswered:
-                self.last_answered = max(self.last_answered, call.number)
+                self._record_answer(call)
         call.keep_request_id(failure.request_id)
         call.retries.record(failure, target_failed=target_failed)
         return failure
 
     async def _wait_to_retry(self, call: Call[_T], failure: Failure) -> bool:
-        if self.closed:
-            return False
-        if call.wait_to_retry is not None:
-            return await call.wait_to_retry(call)
         # A single call cannot know that a retry may meet another certificate, so it gives up.
         return failure.kind is not Kind.UNTRUSTED and await call.back_off(self.limiter)
 
-    def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | Failure]:
-        if call.observer is not None or call.headers or self._key_provider is not None:
-            return self._attempt_with_headers(call, http)
-        self._begin(call)
+    def _attempt(
+        self, call: Call[_T], http: aiohttp.ClientSession, observer: _Observer
+    ) -> Awaitable[_T | Failure]:
+        if observer is not None or call.headers or self._key_provider is not None:
+            return self._attempt_with_headers(call, http, observer)
+        self._start_attempt(call)
         return self._send(http, self._pool.fast_path, call, self._url, self._headers)
 
-    def _begin(self, call: Call[_T]) -> None:
+    def _start_attempt(self, call: Call[_T]) -> None:
         tally = self.tally
-        tally.retries += call.attempts > 0
-        call.attempts += 1
         tally.attempts += 1
-        call.number = tally.attempts
-        call.in_flight = True
-        call.is_connected = self._pool.is_borrowed
+        if call.attempts:
+            tally.retries += 1
+        call.start_attempt(tally.attempts, is_connected=self._pool.is_borrowed)
 
     async def _attempt_with_headers(
-        self, call: Call[_T], http: aiohttp.ClientSession
+        self, call: Call[_T], http: aiohttp.ClientSession, observer: _Observer
     ) -> _T | Failure:
-        """Make an attempt with its own headers; observe it if the call has an observer."""
+        """Make an attempt with its own headers; observe it if there is an observer."""
         headers = self._headers.copy()
         headers.update(call.headers)
         if self._key_provider is not None:
@@ -208,29 +214,18 @@ class Sender:
             if isinstance(key, Failure):
                 return key
             headers[hdrs.AUTHORIZATION] = key
-        self._begin(call)
+        self._start_attempt(call)
         send = partial(self._send, http, self._pool.fast_path, call, self._url, headers)
-        if call.observer is None:
+        if observer is None:
             return await send()
-        begun = Attempt(
-            number=call.attempts,
-            operation=call.operation.name,
-            stops=call.operation.stops,
-            method=call.operation.method,
-            url=self._url.with_path(call.path, encoded=True),
-            template=call.operation.template,
-        )
-        attempt = notify(call.observer.begin_attempt, begun) or AttemptObserver()
-        added: Mapping[str, str] = notify(lambda: checked_headers(attempt.headers())) or {}
-        for name, value in added.items():
-            headers.setdefault(name, value)
+        attempt = observe_attempt(observer, call, self._url, headers)
         try:
             result = await send(answered=lambda status: notify(attempt.answered, status))
         except BaseException as error:
             notify(attempt.end, error)
             raise
-        failed = isinstance(result, Failure)
-        notify(attempt.end, call.attempt_error(result) if failed else None)
+        failure = call.attempt_error(result) if isinstance(result, Failure) else None
+        notify(attempt.end, failure)
         return result
 
 

@@ -44,6 +44,14 @@ def plain_text(name: str | UUID) -> str:
     return str.__str__(name) if isinstance(name, str) else name
 
 
+def plain_texts(workspace_id: str | UUID, alias: str) -> tuple[str, str]:
+    """Return the names of a runtime, each as `plain_text` returns it."""
+    # This check costs a third of the calls.
+    if type(workspace_id) is str and type(alias) is str:
+        return workspace_id, alias
+    return plain_text(workspace_id), plain_text(alias)
+
+
 def path_segment(value: str | UUID | None, name: str) -> str:
     r"""Percent-encode a workspace id or an alias as exactly one path segment, or raise an error.
 

@@ -28,6 +28,11 @@ class History(msgspec.Struct, kw_only=True):
     may_park: bool = False
     """True if it waits in a lane without a task, as stops of a bulk stop do."""
 
+    def continue_from(self, history: History) -> None:
+        """Take the place in the limiter of an earlier history, of the same call."""
+        self.is_in_lane = history.is_in_lane
+        self.waits_since = history.waits_since
+
     def count_throttled(self) -> None:
         """Count a throttled response."""
         self.throttled += 1

@@ -199,8 +199,8 @@ class CircuitBreaker:
         """Send a GET once, before all new calls; return True if the server answers it."""
         canary = self._make_canary(*target)
         try:
-            with observe_call(self._ledger.observer, canary.operation, *target) as canary.observer:
-                await self._sender.call(canary)
+            with observe_call(self._ledger.observer, canary.operation, *target) as observer:
+                await self._sender.call(canary, observer)
         except BctrlError:
             failure = canary.retries.last_failure
             return failure is not None and failure.kind.is_answer

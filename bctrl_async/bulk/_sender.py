@@ -8,7 +8,7 @@ from functools import partial
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
-from bctrl_async._calls.sender import Sender
+from bctrl_async._calls.sender import Sender, WaitToRetry
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.limiter import RecalledError
 from bctrl_async.bulk._breaker import CircuitBreaker
@@ -17,9 +17,14 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
+from bctrl_async.observer import StopObserver
 
 _MAX_TOKEN_ASKS = 3
 """The number of asks after which a parked stop asks for a token no more seldom."""
+
+
+class _RunEndedError(Exception):
+    """The run ended before a retry that was due."""
 
 
 class BulkSender:
@@ -48,14 +53,14 @@ class BulkSender:
             return error
         if self.ledger.observer is not None and not stop.is_notified:
             stop.is_notified = True
-            stop.observer = call.observer = notify(self.ledger.observer.begin_stop, *stop.target)
+            stop.observer = notify(self.ledger.observer.begin_stop, *stop.target)
         # A stop in doubt is woken early if the run is over.
         delay = call.retries.resume(_now())
         turn = self._turn(stop)
         if turn is not None:
             return turn
         try:
-            result = await self.send(worker, call, delay)
+            result = await self.send(worker, call, delay, observer=stop.observer)
         except RecalledError:
             return None
         if call.retries.resumes_at is None:
@@ -109,12 +114,17 @@ class BulkSender:
         return stop.waiter.admitted
 
     async def send(
-        self, worker: Worker, call: Call[Runtime], delay: float = 0.0, until: float | None = None
+        self,
+        worker: Worker,
+        call: Call[Runtime],
+        delay: float = 0.0,
+        until: float | None = None,
+        observer: StopObserver | None = None,
     ) -> Runtime | Failure:
         """Make a call in a cancel scope, after a delay in seconds; retry it up to a time."""
-        call.wait_to_retry = self._wait_to_retry
+        wait_to_retry: WaitToRetry[Runtime] = self._wait_to_retry
         if until is not None:
-            call.wait_to_retry = partial(self._wait_to_retry, until=until)
+            wait_to_retry = partial(self._wait_to_retry, until=until)
         result: Runtime | Failure | None = None
         throttled = call.retries.throttled
         worker.call = call
@@ -122,18 +132,20 @@ class BulkSender:
             with worker.scope():
                 if delay:
                     await self._limiter.sleep(delay)
-                result = await self._sender.request(call)
+                result = await self._sender.request(call, None, observer, wait_to_retry)
         except RecalledError:
             raise
+        except _RunEndedError:
+            result = None
         except BaseException as error:
             self.state.end_with(error, "the call")
             raise
         finally:
-            worker.call = call.wait_to_retry = None
+            worker.call = None
             self._breaker.leave(call)
             self._limiter.leave_lane(call.retries)
             self.ledger.throttled += call.retries.throttled - throttled
-        if result is None or call.cut_off:
+        if result is None:
             return call.aborted(self.state.reason.summary)
         if isinstance(result, Runtime):
             self._breaker.on_answer(call)
@@ -141,18 +153,19 @@ class BulkSender:
             self._end_if_all_will_fail(call, result)
         return result
 
-    async def _wait_to_retry(self, call: Call[Runtime], until: float | None = None) -> bool:
+    async def _wait_to_retry(
+        self, call: Call[Runtime], failure: Failure, *, until: float | None = None
+    ) -> bool:
         """Wait before retrying a call; return False to give up, at the latest at a time.
 
         A stop that was throttled does not wait here: it is parked.
         """
-        failure = call.retries.last_failure
         if not self._may_retry(call):
-            if failure is not None and call.retries.may_succeed(failure):
-                self.state.set_ended_early(self.state.reason)
-                call.cut_off = True
-            return False
-        if failure is not None and failure.kind.is_throttling and call.operation.stops:
+            if not call.retries.may_succeed(failure):
+                return False
+            self.state.set_ended_early(self.state.reason)
+            raise _RunEndedError
+        if failure.kind.is_throttling and call.operation.stops:
             delay = self._breaker.delay_of_throttled(call)
             if delay is not None:
                 call.retries.resumes_at = _now() + delay

@@ -65,9 +65,8 @@ class Polls:
                     break
                 polls += 1
                 poll = self._make_poll(*stop.target)
-                poll.observer = stop.observer
                 delay = min(probe_delay(policy, polls), remaining)
-                answer = await self._sender.send(worker, poll, delay, deadline)
+                answer = await self._sender.send(worker, poll, delay, deadline, stop.observer)
                 outcome = self.unverified[stop] = outcome_after_poll(outcome, answer, poll)
                 if isinstance(answer, Failure) and (
                     _quick.hangs(answer) or not poll.retries.may_succeed(answer)

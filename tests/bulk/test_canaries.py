@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 from support.simulated import (
@@ -61,10 +62,15 @@ def test_a_canary_not_sent_is_no_answer(
     """Fault: the server counted as up, so that each target used up its attempts."""
     request = Sender.request
 
-    async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime | Failure:
+    async def send_only_stops(
+        sender: Sender,
+        call: Call[Runtime],
+        *arguments: Any,  # noqa: ANN401 - passed on.
+        **options: Any,  # noqa: ANN401 - passed on.
+    ) -> Runtime | Failure:
         if not call.operation.stops:
             return Failure(kind=Kind.NOT_ADMITTED, summary="not sent: rate limited")
-        return await request(sender, call)
+        return await request(sender, call, *arguments, **options)
 
     monkeypatch.setattr(Sender, "request", send_only_stops)
     report = simulate(down(2, 37)).stop(3_000, deadline=60)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from aiohttp import ClientSession, TCPConnector
+from aiohttp import TCPConnector
 from msgspec.structs import replace
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
@@ -88,12 +88,9 @@ def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:
 
 
 async def _stop_without_a_look(
-    session: BctrlSession, call: Call[Runtime], http: ClientSession, **_: object
+    _: BctrlSession, call: Call[Runtime], failure: Failure, *__: object, **___: object
 ) -> Runtime:
-    result = await session._sender.attempt_loop(call, http)
-    if isinstance(result, Failure):
-        raise call.error(result)
-    return result
+    raise call.error(failure)
 
 
 class KnownFault(NamedTuple):
@@ -178,7 +175,7 @@ FAULTS = {
     "own-work": KnownFault(
         "stop_runtime raises a conflict although its own earlier attempt stopped the runtime",
         "own work",
-        {"bctrl_async.BctrlSession._stop": _stop_without_a_look},
+        {"bctrl_async.BctrlSession._get_stopped": _stop_without_a_look},
     ),
     "locked": KnownFault(
         "an absurd Retry-After locks the session",

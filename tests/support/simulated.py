@@ -121,7 +121,7 @@ class Simulation:
         self.before_response: Callable[[Request], Awaitable[None] | None] = lambda _: None
 
         async def attempt(sender: Sender, call: Call[Runtime], *_: object) -> Runtime | Failure:
-            sender._begin(call)
+            sender._start_attempt(call)
             call.on_connection()
             alias, stops = call.alias or "", call.operation.stops
             self.received[alias] += 1
