@@ -61,18 +61,28 @@ def explain(
         for target in targets[:_MAX_LINES]:
             workspace_id, alias = target
             status = runtimes[target]["status"] if target in runtimes else "never added"
-            answers = [_answer(stop) for stop in stops if stop.target == target]
-            groups = [(answer, len(list(same))) for answer, same in itertools.groupby(answers)]
-            texts = [text if count == 1 else f"{text} {count} times" for text, count in groups]
-            received = f"answered {', '.join(texts)}" if texts else "no stop received"
-            lines.append(f"  {mark} {alias!r} in {workspace_id!r}: {status}; {received}")
+            answers = _join([_answer(stop) for stop in stops if stop.target == target])
+            lines.append(f"  {mark} {alias!r} in {workspace_id!r}: {status}; {answers}")
         if len(targets) > _MAX_LINES:
             lines.append(f"  {mark} and {len(targets) - _MAX_LINES} more")
     return "\n".join(lines)
+
+
+def _join(answers: list[str]) -> str:
+    """Join the answers to the stops of a target, and count repetitions."""
+    if not answers:
+        return "no stop received"
+    texts = []
+    for answer, group in itertools.groupby(answers):
+        count = len(list(group))
+        texts.append(answer if count == 1 else f"{answer} {count} times")
+    return f"answered {', '.join(texts)}"
 
 
 def _answer(stop: ReceivedRequest) -> str:
     status = "not at all" if stop.status is None else str(stop.status)
     if stop.fault is None:
         return status
-    return f"{status} ({stop.fault if isinstance(stop.fault, Fault) else 'a Reply'})"
+    if isinstance(stop.fault, Reply):
+        return f"{status} (a Reply)"
+    return f"{status} ({stop.fault})"

@@ -23,25 +23,37 @@ _OPERATIONS = (
 
 
 class Route(NamedTuple):
-    """An operation on a workspace or a runtime, and the method that it needs."""
+    """The method that a path needs, and the operation of a request that has it."""
 
-    operation: str
+    operation: str | None
     method: str
     workspace_id: str
     alias: str | None = None
 
+    @property
+    def target(self) -> tuple[str, str]:
+        """The workspace and the alias, which is empty for a list."""
+        return self.workspace_id, self.alias or ""
 
-def parse_route(raw_path: str, names: Mapping[str, str]) -> Route | None:
-    """Return the route of a path; None if it is unknown, or a name in it is not encoded UTF-8."""
+
+_UNKNOWN = Route(None, "", "")
+
+
+def parse_route(method: str, raw_path: str, names: Mapping[str, str]) -> Route:
+    """Return the route of a request, without a method if the path is unknown."""
     path = raw_path.partition("?")[0]
-    for operation, method, pattern in _OPERATIONS:
-        if match := pattern.fullmatch(path):
-            try:
-                name, *alias = [unquote_to_bytes(name).decode() for name in match.groups()]
-            except UnicodeDecodeError:
-                return None
-            return Route(operation, method, names.get(name, name), *alias)
-    return None
+    for operation, path_method, pattern in _OPERATIONS:
+        match = pattern.fullmatch(path)
+        if match is None:
+            continue
+        try:
+            name, *alias = [unquote_to_bytes(name).decode() for name in match.groups()]
+        except UnicodeDecodeError:
+            return _UNKNOWN
+        is_allowed = method == path_method
+        workspace_id = names.get(name, name)
+        return Route(operation if is_allowed else None, path_method, workspace_id, *alias)
+    return _UNKNOWN
 
 
 class WireRuntime(TypedDict):
@@ -98,9 +110,9 @@ def check(*types: type, **values: object) -> None:
     """Raise a ValueError unless each value has one of these types; a bool is not a number."""
     for name, value in values.items():
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            wanted = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
+            kinds = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
             kind = type(value).__name__
-            raise ValueError(f"{name} is {value!r:.50}: give {wanted}, not {kind}")
+            raise ValueError(f"{name} is {value!r:.50}: give {kinds}, not {kind}")
 
 
 def check_range(low: float, high: float, **values: float) -> None:

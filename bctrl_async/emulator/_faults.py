@@ -5,7 +5,7 @@ import bisect
 import hashlib
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import cast
@@ -58,41 +58,50 @@ class Fault(StrEnum):
 UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
 _CUT = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.TRUNCATED_JSON})
 
-_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
 _JSON = {"Content-Type": "application/json"}
+
+
+def reply_of(  # noqa: PLR0911 - each fault has its reply.
+    fault: Fault | Reply | None, payload: Payload, *, conflict: bool
+) -> Reply:
+    """Return the reply to a valid request: its fault's, or else 409 on a conflict, or 200."""
+    match fault:
+        case Reply():
+            return _with_payload(fault, payload)
+        case Fault.RATE_LIMITED:
+            return replies.TOO_MANY
+        case Fault.SERVER_ERROR:
+            return replies.SERVER_ERROR
+        case Fault.BAD_GATEWAY:
+            return replies.BAD_GATEWAY
+        case Fault.MALFORMED_JSON:
+            return Reply(200, body=dump(payload).replace(b":", b"="), headers=_JSON)
+        case Fault.UNKNOWN_VALUES:
+            return Reply(200, body=_with_unknown_values(payload))
+        case Fault.FAILED:
+            return Reply(200, body={**payload, "status": "failed"})
+        case Fault.ACCEPTED:
+            return Reply(200, body={**payload, "status": "active"})
+    # The other faults change how a reply is sent.
+    if conflict:
+        return replies.NOT_ACTIVE
+    return Reply(200, body=payload)
+
+
+def _with_payload(reply: Reply, payload: Payload) -> Reply:
+    """Return the reply of a test, with the usual body of its status if it has none."""
+    if reply.body is None and reply.status in replies.WITH_PAYLOAD:
+        return replace(reply, body=payload)
+    return reply
 
 
 def _with_unknown_values(payload: Payload) -> Payload:
     if "runtimes" in payload:
-        return {"runtimes": [*map(_with_unknown_values, payload["runtimes"])], "next": 2}
+        runtimes = [_with_unknown_values(runtime) for runtime in payload["runtimes"]]
+        return {"runtimes": runtimes, "next": 2}
     summary = {**payload["summary"], "launchMode": "teleport", "gpu": {"count": 2}}
     unknown = {"kind": "hologram", "status": "paused", "summary": summary, "region": "moon"}
     return {**payload, **unknown}
-
-
-_SERVER_ERROR = Reply(500, message="Something broke.", hint="Report the request id.")
-# These faults have an answer of their own, even for a runtime that is not active.
-_ANSWERS: dict[Fault | Reply | None, Callable[[Payload], Reply]] = {
-    Fault.RATE_LIMITED: lambda _: replies.TOO_MANY,
-    Fault.SERVER_ERROR: lambda _: _SERVER_ERROR,
-    Fault.BAD_GATEWAY: lambda _: Reply(502, body=_PAGE, headers={"Content-Type": "text/html"}),
-    Fault.MALFORMED_JSON: lambda payload: Reply(
-        200, body=dump(payload).replace(b":", b"="), headers=_JSON
-    ),
-    Fault.UNKNOWN_VALUES: lambda payload: Reply(200, body=_with_unknown_values(payload)),
-    Fault.FAILED: lambda payload: Reply(200, body={**payload, "status": "failed"}),
-    Fault.ACCEPTED: lambda payload: Reply(200, body={**payload, "status": "active"}),
-}
-
-
-def reply_of(fault: Fault | Reply | None, payload: Payload, *, conflict: bool) -> Reply:
-    """Return the reply to a valid request: its fault's, or else 409 on a conflict, or 200."""
-    if isinstance(fault, Reply):
-        has_payload = fault.body is None and fault.status in replies.WITH_PAYLOAD
-        return replace(fault, body=payload) if has_payload else fault
-    if make := _ANSWERS.get(fault):
-        return make(payload)
-    return replies.NOT_ACTIVE if conflict else Reply(200, body=payload)
 
 
 async def send(
@@ -130,7 +139,8 @@ class FaultPlan:
             if fault not in set(Fault):
                 raise ValueError(f"faults has {fault!r}: give members of Fault")
             check_range(0, 1, **{f"faults[{fault}]": share})
-        if (total := sum(probabilities.values())) > 1 + 1e-9:
+        total = sum(probabilities.values())
+        if total > 1 + 1e-9:
             raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
         # The order of `Fault` makes a seed independent of the order of the mapping.
         faults = [fault for fault in Fault if probabilities.get(fault)]
@@ -144,13 +154,14 @@ class FaultPlan:
     def next(self, route: Route, stops: int) -> Fault | Reply | None:
         """Return the fault or reply of a request; `stops` counts the stops of its target so far."""
         operation, method, workspace_id, alias = route
-        if (poison := self.poison.get((workspace_id, alias))) is not None:
+        poison = self.poison.get((workspace_id, alias))
+        if poison is not None:
             return poison
-        if self.queues:
-            targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
-            for target in targets:
-                if queue := self.queues.get((method, *target)):
-                    return queue.popleft()
+        targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
+        for target in targets:
+            queue = self.queues.get((method, *target))
+            if queue:
+                return queue.popleft()
         if not self._bounds or operation != "stop":
             return None
         # The length keeps ("a", "bc") and ("ab", "c") apart.

@@ -77,35 +77,47 @@ class Reply:
     def __post_init__(self) -> None:
         check(int, status=self.status)
         check_range(200, 599, status=self.status)
-        errors = {name: getattr(self, name) for name in _ERROR_FIELDS}
-        check(str, NoneType, **errors)
         check(bool, NoneType, takes_effect=self.takes_effect)
-        check(Mapping, headers=self.headers)
-        for name, value in self.headers.items():
-            check(str, **{"a header's name": name, f"headers[{name!r}]": value})
-            if not (_is_header_name(name) and value.isprintable()):
-                raise ValueError(f"headers has {name!r}: {value!r}, which HTTP cannot express")
-        try:
-            content_of(self)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"body cannot be sent: {error}") from None
-        given = [name for name, value in errors.items() if value is not None]
-        if given and self.body is not None:
-            raise ValueError(f"{given[0]} and body are both given: give one of them")
-        if given and self.status < _LOWEST_ERROR:
-            raise ValueError(
-                f"{given[0]} is for the API's error body: give a status of 400 to 599, not "
-                f"{self.status}"
-            )
+        _check_headers(self.headers)
+        _check_body(self)
         if self.takes_effect is None:
             object.__setattr__(self, "takes_effect", self.status // 100 == 2)  # noqa: PLR2004 - 2xx.
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    check(Mapping, headers=headers)
+    for name, value in headers.items():
+        check(str, **{"a header's name": name, f"headers[{name!r}]": value})
+        if not (_is_header_name(name) and value.isprintable()):
+            raise ValueError(f"headers has {name!r}: {value!r}, which HTTP cannot express")
+
+
+def _check_body(reply: Reply) -> None:
+    for name in _ERROR_FIELDS:
+        text = getattr(reply, name)
+        check(str, NoneType, **{name: text})
+        if text is None:
+            continue
+        if reply.body is not None:
+            raise ValueError(f"{name} and body are both given: give one of them")
+        if reply.status < _LOWEST_ERROR:
+            raise ValueError(
+                f"{name} is for the API's error body: give a status of 400 to 599, not "
+                f"{reply.status}"
+            )
+    try:
+        content_of(reply)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"body cannot be sent: {error}") from None
 
 
 def content_of(reply: Reply) -> bytes | None:
     """Return a reply's own body, None if it has the usual body."""
     if isinstance(reply.body, bytes | None):
         return reply.body
-    return reply.body.encode() if isinstance(reply.body, str) else dump(reply.body)
+    if isinstance(reply.body, str):
+        return reply.body.encode()
+    return dump(reply.body)
 
 
 def dump(value: object) -> bytes:
@@ -120,6 +132,12 @@ NO_ROUTE = Reply(
 NO_RUNTIME = Reply(404, message="No such workspace or alias.", hint="List what is there.")
 NOT_ACTIVE = Reply(409, message="Nothing runs under that alias.", hint="It is stopped.")
 TOO_MANY = Reply(429, message="Too many requests.", hint="Slow down.")
+SERVER_ERROR = Reply(500, message="Something broke.", hint="Report the request id.")
+BAD_GATEWAY = Reply(
+    502,
+    body="<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>",
+    headers={"Content-Type": "text/html"},
+)
 WRONG_METHOD = Reply(
     405, code="method.not_allowed", message="Method not allowed.", hint="See Allow."
 )
@@ -130,8 +148,8 @@ def response_to(reply: Reply, request_id: str) -> web.Response:
     body = content_of(reply)
     if body is None and reply.status >= _LOWEST_ERROR:
         body = dump(_error_body(reply, request_id))
-    kind = _TEXT_TYPE if isinstance(reply.body, str | bytes) else _JSON_TYPE
-    usual = {"Content-Type": kind, "x-request-id": request_id}
+    content_type = _TEXT_TYPE if isinstance(reply.body, str | bytes) else _JSON_TYPE
+    usual = {"Content-Type": content_type, "x-request-id": request_id}
     response = web.Response(status=reply.status, body=body, headers=usual)
     response.headers.update(reply.headers)
     return response
@@ -140,11 +158,17 @@ def response_to(reply: Reply, request_id: str) -> web.Response:
 def _error_body(reply: Reply, request_id: str) -> dict[str, str]:
     """Return the body of an error, with its status's defaults for what the reply leaves out."""
     status = reply.status
-    code, reason_class = _DOCUMENTED.get(status) or _DOCUMENTED[status // 100 * 100]
-    body = {
-        "code": reply.code or code,
-        "error": reply.message or reason_phrases.get(status, f"Error {status}"),
-        "reasonClass": reply.reason_class or reason_class,
+    code, reason_class = _DOCUMENTED.get(status, _DOCUMENTED[status // 100 * 100])
+    usual = {
+        "code": code,
+        "error": reason_phrases.get(status, f"Error {status}"),
+        "reasonClass": reason_class,
         "requestId": request_id,
     }
-    return {**body, "hint": reply.hint} if reply.hint else body
+    texts = {
+        "code": reply.code,
+        "error": reply.message,
+        "reasonClass": reply.reason_class,
+        "hint": reply.hint,
+    }
+    return usual | {name: text for name, text in texts.items() if text}

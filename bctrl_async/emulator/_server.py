@@ -1,7 +1,6 @@
 """The server of the emulator: it receives requests, changes runtimes, and sends replies."""
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -79,8 +78,10 @@ class Emulator:
         contract.check(int, port=port, seed=seed)
         contract.check_range(0, 65535, port=port)
         contract.check_range(0, 86_400, latency=latency, fault_latency=fault_latency)
+        self._interval = 0.0
         if rate_limit is not None:
             contract.check_range(0.0001, 1_000_000, rate_limit=rate_limit)
+            self._interval = 1 / rate_limit
         if not api_key:
             raise ValueError("api_key is empty: give the key that requests must carry")
         if on_request is not None and not callable(on_request):
@@ -92,14 +93,13 @@ class Emulator:
         self._port = port
         self._latency = latency
         self._fault_latency = fault_latency
-        self._numbers = itertools.count(1)
-        self._interval = 0.0 if rate_limit is None else 1 / rate_limit
+        self._request_number = 0
         self._empty_at = 0.0
         self._on_request = on_request
         self._faults = FaultPlan({} if faults is None else faults, seed)
         self._names: dict[str, str] = {}
         self._runtimes: dict[Target, contract.WireRuntime] = {}
-        self._ended: set[Target] = set()
+        self._stopped: set[Target] = set()
         self._holds: dict[Target, asyncio.Event] = {}
         self._url: str | None = None
         self._listener: asyncio.Server | None = None
@@ -149,13 +149,16 @@ class Emulator:
             self._server, self._host, self._port, backlog=1024
         )
         host, port = self._listener.sockets[0].getsockname()[:2]
-        self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        if ":" in host:
+            host = f"[{host}]"
+        self._url = f"http://{host}:{port}"
 
     async def close(self) -> None:
         """Stop listening and drop every connection at once, even during a request."""
-        listener, self._listener = self._listener, None
+        listener = self._listener
         if listener is None:
             return
+        self._listener = None
         for listening in listener.sockets:
             # A listener that closes between accepting and setting up a connection leaves that
             # client hanging (asyncio, CPython 3.11 to 3.13), so stop accepting first. The event
@@ -208,7 +211,7 @@ class Emulator:
         self._names[workspace_id] = workspace_id
         self._names.setdefault(runtime["workspaceId"], workspace_id)
         self._runtimes[workspace_id, alias] = runtime
-        self._ended.discard((workspace_id, alias))
+        self._stopped.discard((workspace_id, alias))
 
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said.
@@ -217,7 +220,9 @@ class Emulator:
             `active`, `stopped` or `failed`; None for an unknown runtime.
         """
         runtime = self._runtimes.get(self._target(workspace_id, alias))
-        return None if runtime is None else runtime["status"]
+        if runtime is None:
+            return None
+        return runtime["status"]
 
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
         """Assert that each of these runtimes is stopped, and that a stop of it was received.
@@ -235,10 +240,14 @@ class Emulator:
         targets = self._targets(workspace_id, aliases)
         stops = self.stops
         received = dict.fromkeys(stop.target for stop in stops)
-        missing = [it for it in targets if it not in received or self.status(*it) != "stopped"]
-        others = [target for target in received if target not in targets]
-        if missing or (only and others):
-            marked = {"-": missing, "+": others}
+        missing = [
+            target
+            for target in targets
+            if target not in received or self.status(*target) != "stopped"
+        ]
+        unexpected = [target for target in received if target not in targets]
+        if missing or (only and unexpected):
+            marked = {"-": missing, "+": unexpected}
             raise AssertionError(explain(marked, self._runtimes, stops))
 
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
@@ -250,9 +259,11 @@ class Emulator:
         """
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
-        found = [it for it in targets if it in self._ended or it not in self._runtimes]
-        if found:
-            raise AssertionError(explain({"+": found}, self._runtimes, self.stops))
+        unexpected = [
+            target for target in targets if target in self._stopped or target not in self._runtimes
+        ]
+        if unexpected:
+            raise AssertionError(explain({"+": unexpected}, self._runtimes, self.stops))
 
     def inject(
         self,
@@ -280,8 +291,9 @@ class Emulator:
             contract.check(Fault, Reply, NoneType, fault=fault)
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
-        name = self._names.get(workspace_id or "", workspace_id)
-        self._faults.queues[method, name, alias].extend(faults)
+        if workspace_id is not None:
+            workspace_id = self._names.get(workspace_id, workspace_id)
+        self._faults.queues[method, workspace_id, alias].extend(faults)
 
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets.
@@ -327,57 +339,70 @@ class Emulator:
         return list(dict.fromkeys(self._target(workspace_id, alias) for alias in aliases))
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.read() if request.body_exists else b""
-        route = contract.parse_route(request.raw_path, self._names)
+        body = await request.read()
+        route = contract.parse_route(request.method, request.raw_path, self._names)
         fault, reply = self._decide(request, route)
-        response = replies.response_to(reply, f"req_{next(self._numbers)}")
-        operation, method, workspace_id, alias = route or (None, None, None, None)
+        self._request_number += 1
+        response = replies.response_to(reply, f"req_{self._request_number}")
         received = ReceivedRequest(
-            workspace_id,
-            alias,
+            route.workspace_id or None,
+            route.alias,
             request.method,
             request.raw_path,
             request.headers,
             body,
             fault,
             None if fault in UNANSWERED else response.status,
-            operation if method == request.method else None,
+            route.operation,
             asyncio.get_running_loop().time() - self._started_at,
         )
         self.requests.append(received)
         if self._on_request is not None:
             self._on_request(received)
-        if delay := self._latency + self._fault_latency * (fault is Fault.LATENCY):
+        delay = self._latency
+        if fault is Fault.LATENCY:
+            delay += self._fault_latency
+        if delay:
             await asyncio.sleep(delay)
-        if release := self._holds.get(received.target):
+        release = self._holds.get(received.target)
+        if release is not None:
             await release.wait()
         return await send(request, response, fault)
 
     def _decide(
-        self, request: web.BaseRequest, route: contract.Route | None
+        self, request: web.BaseRequest, route: contract.Route
     ) -> tuple[Fault | Reply | None, Reply]:
         """Choose the reply and update the runtime without awaiting: requests do not interleave."""
-        if route is None:
+        if not route.method:
             return None, replies.NO_ROUTE
-        if request.method != route.method:
+        if route.operation is None:
             return None, replace(replies.WRONG_METHOD, headers={"Allow": route.method})
         if request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return None, replies.NO_KEY
-        operation, _, workspace_id, alias = route
-        target = workspace_id, alias or ""
-        if operation == "stop":
-            self.received[target] += 1
+        is_stop = route.operation == "stop"
+        if is_stop:
+            self.received[route.target] += 1
         if self._is_throttled():
             return None, replies.TOO_MANY
-        payload: Payload | None = self._runtimes.get(target)
-        if alias is None:
-            listed = [found for (id_, _), found in self._runtimes.items() if id_ == workspace_id]
-            payload = {"runtimes": listed} if listed else None
+        payload = self._payload(route)
         if payload is None:
             return None, replies.NO_RUNTIME
-        fault = self._faults.next(route, self.received[target])
-        conflict = operation == "stop" and not self._stop(target, fault)
+        fault = self._faults.next(route, self.received[route.target])
+        conflict = is_stop and not self._stop(route.target, fault)
         return fault, reply_of(fault, payload, conflict=conflict)
+
+    def _payload(self, route: contract.Route) -> Payload | None:
+        """Return the runtime, or the list of the workspace; None if it is unknown."""
+        if route.alias is not None:
+            return self._runtimes.get(route.target)
+        runtimes = [
+            runtime
+            for (workspace_id, _), runtime in self._runtimes.items()
+            if workspace_id == route.workspace_id
+        ]
+        if not runtimes:
+            return None
+        return {"runtimes": runtimes}
 
     def _is_throttled(self) -> bool:
         """Count a request by the generic cell rate algorithm (GCRA); return True if over limit."""
@@ -396,5 +421,5 @@ class Emulator:
             runtime["status"] = "failed" if fault is Fault.FAILED else "stopped"
             runtime["summary"]["browserRunning"] = False
             runtime["updatedAt"] = "2026-01-01T00:00:01.000Z"
-            self._ended.add(target)
+            self._stopped.add(target)
         return was_active
