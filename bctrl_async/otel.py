@@ -170,9 +170,10 @@ class _WithSpan:
 
     def __init__(self, scope: _Scope, operation: str, workspace_id: str, alias: str | None) -> None:
         # The span is named after the method of the session.
-        name = f"{operation}_runtimes" if alias is None else f"{operation}_runtime"
+        name = f"{operation}_runtimes"
         attributes: _Attributes = {"bctrl.workspace_id": workspace_id}
         if alias is not None:
+            name = f"{operation}_runtime"
             attributes["bctrl.alias"] = alias
         self._span, self._children = scope.begin(name, SpanKind.INTERNAL, attributes)
 
@@ -187,7 +188,10 @@ class _Stop(_WithSpan, StopObserver):
         self._raised = error
 
     def end(self, outcome: StopOutcome) -> None:
-        span, error = self._span, outcome.error or self._raised
+        span = self._span
+        error = self._raised
+        if error is None:
+            error = outcome.error
         if self._children.counts_stops:
             self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
         span.set_attribute("bctrl.attempts", outcome.attempts)
@@ -255,6 +259,8 @@ def _end(span: Span, error: BaseException | None, *, with_text: bool = True) -> 
     """End a span, with the error of its operation, if any."""
     if error is not None:
         span.set_attribute("error.type", error_type(error))
-        text = error.summary if with_text and isinstance(error, BctrlError) else None
+        text = None
+        if with_text and isinstance(error, BctrlError):
+            text = error.summary
         span.set_status(Status(StatusCode.ERROR, text))
     span.end()

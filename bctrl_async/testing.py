@@ -85,7 +85,7 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     same name gives arguments of `Emulator`; of two markers, the nearer to the test wins.
     """
     markers = [*request.node.iter_markers("bctrl_emulator")]
-    positional = [each for marker in markers for each in marker.args]
+    positional = [argument for marker in markers for argument in marker.args]
     arguments = ChainMap(*(marker.kwargs for marker in markers), {"port": 0})
     emulator = Emulator(*positional, **arguments)
     loop = asyncio.new_event_loop()

@@ -75,7 +75,9 @@ def lifespan(
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(make_session())
             app.state.bctrl_session = session
-            state = await stack.enter_async_context(inner(app)) if inner is not None else None
+            state: Mapping[str, Any] | None = None
+            if inner is not None:
+                state = await stack.enter_async_context(inner(app))
             # The server passes the state to every request, mounted apps included.
             yield {**(state or {}), _KEY: session}
 
@@ -135,24 +137,24 @@ def add_exception_handlers(app: FastAPI) -> None:
     app.exception_handlers.setdefault(ExceptionGroup, _respond)  # type: ignore[arg-type]
 
 
-def _leaves(raised: Exception) -> list[Exception]:
+def _leaves(exception: Exception) -> list[Exception]:
     """Return the errors of a group, or the error itself."""
-    if not isinstance(raised, ExceptionGroup):
-        return [raised]
-    return [leaf for error in raised.exceptions for leaf in _leaves(error)]
+    if not isinstance(exception, ExceptionGroup):
+        return [exception]
+    return [leaf for error in exception.exceptions for leaf in _leaves(error)]
 
 
-async def _respond(connection: HTTPConnection, raised: Exception) -> Response | None:
-    leaves = _leaves(raised)
+async def _respond(connection: HTTPConnection, exception: Exception) -> Response | None:
+    leaves = _leaves(exception)
     errors = [error for error in leaves if isinstance(error, BctrlError)]
     if len(errors) < len(leaves):
         # The group has other errors, which the app answers itself.
-        raise raised
+        raise exception
     # A stop that may have worked must not be hidden by another that has not.
     error = max(errors, key=attrgetter("may_have_stopped"))
-    kind = classify(error)
-    is_group = error is not raised
-    if is_group or kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    problem_type = classify(error)
+    is_group = error is not exception
+    if is_group or problem_type.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning(
             "%s",
             error,
@@ -161,13 +163,13 @@ async def _respond(connection: HTTPConnection, raised: Exception) -> Response | 
         )
     if isinstance(connection, WebSocket):
         close_code = status.WS_1011_INTERNAL_ERROR
-        if kind.status in THROTTLED:
+        if problem_type.status in THROTTLED:
             close_code = status.WS_1013_TRY_AGAIN_LATER
         with suppress(WebSocketDisconnect, RuntimeError):  # The client may have disconnected.
-            await connection.close(close_code, kind.detail)
+            await connection.close(close_code, problem_type.detail)
         return None
     headers = {}
-    if error.retry_after is not None and kind.status in THROTTLED:
+    if error.retry_after is not None and problem_type.status in THROTTLED:
         headers["Retry-After"] = str(math.ceil(min(error.retry_after, _MAX_RETRY_AFTER)))
     body = problem(error).model_dump_json(exclude_none=True)
-    return Response(body, kind.status, headers, MEDIA_TYPE)
+    return Response(body, problem_type.status, headers, MEDIA_TYPE)

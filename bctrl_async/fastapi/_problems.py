@@ -49,7 +49,7 @@ class ProblemType(Enum):
         return f"urn:bctrl-async:problem:{self.slug}"
 
 
-_TYPES = {each.slug: each for each in ProblemType}
+_TYPES = {problem_type.slug: problem_type for problem_type in ProblemType}
 
 
 def _encodable(text: object) -> object:
@@ -122,12 +122,12 @@ def problem(error: BctrlError) -> Problem:
     return _problem(classify(error), error)
 
 
-def _problem(kind: ProblemType, error: BctrlError) -> Problem:
+def _problem(problem_type: ProblemType, error: BctrlError) -> Problem:
     return Problem(
-        type=kind.uri,
-        title=kind.title,
-        status=kind.status,
-        detail=explain(error, kind),
+        type=problem_type.uri,
+        title=problem_type.title,
+        status=problem_type.status,
+        detail=explain(error, problem_type),
         attempts=error.attempts,
         may_have_stopped=error.may_have_stopped,
         workspace_id=error.workspace_id,
@@ -137,14 +137,18 @@ def _problem(kind: ProblemType, error: BctrlError) -> Problem:
     )
 
 
-def explain(error: BctrlError, kind: ProblemType) -> str:
+def explain(error: BctrlError, problem_type: ProblemType) -> str:
     """Return the `detail` of a problem: for an invalid target its error, else a fixed text."""
-    if isinstance(error, BctrlConfigError) and kind is ProblemType.INVALID_TARGET and error.summary:
+    if (
+        isinstance(error, BctrlConfigError)
+        and problem_type is ProblemType.INVALID_TARGET
+        and error.summary
+    ):
         text = ". ".join(part for part in (error.summary, error.advice) if part)
         return f"{text[0].upper()}{text[1:].rstrip('.')}."
-    if kind is ProblemType.NOT_SETTLED and error.may_have_stopped:
+    if problem_type is ProblemType.NOT_SETTLED and error.may_have_stopped:
         return "The bctrl API did not confirm that the runtime stopped."
-    return kind.detail
+    return problem_type.detail
 
 
 def identifier(text: str | None) -> str | None:
@@ -168,17 +172,17 @@ class _Content(dict[str, Any]):
 
 
 def _response(status: int) -> dict[str, Any]:
-    kinds = [kind for kind in ProblemType if kind.status == status]
+    types = [problem_type for problem_type in ProblemType if problem_type.status == status]
     examples = {
-        kind.slug: {
-            "summary": kind.title,
-            "value": _problem(kind, _EXAMPLE).model_dump(exclude_none=True),
+        problem_type.slug: {
+            "summary": problem_type.title,
+            "value": _problem(problem_type, _EXAMPLE).model_dump(exclude_none=True),
         }
-        for kind in kinds
+        for problem_type in types
     }
     response: dict[str, Any] = {
         "model": Problem,
-        "description": ". ".join(kind.title for kind in kinds),
+        "description": ". ".join(problem_type.title for problem_type in types),
         "content": _Content({MEDIA_TYPE: {"examples": examples}}),
     }
     if status in THROTTLED:
@@ -198,6 +202,7 @@ def _response(status: int) -> dict[str, Any]:
 
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: _response(status) for status in sorted({kind.status for kind in ProblemType})
+    status: _response(status)
+    for status in sorted({problem_type.status for problem_type in ProblemType})
 }
 """The problems for the app's OpenAPI: pass `responses=PROBLEM_RESPONSES` to routes or routers."""

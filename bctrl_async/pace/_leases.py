@@ -122,8 +122,8 @@ class Leases:
     async def _acquire(self) -> None:
         # First, all calls of the same turn of the loop start to wait.
         await asyncio.sleep(0)
-        wanted = self._waiting() - len(self._slots)
-        slots = max(min(wanted, int(self._pace.rate * _LEASE)), 1)
+        shortage = self._waiting() - len(self._slots)
+        slots = max(min(shortage, int(self._pace.rate * _LEASE)), 1)
         await self._pace.acquire(slots)
         now = asyncio.get_running_loop().time()
         if self._is_busy:
