@@ -39,9 +39,9 @@ from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch, Targets
+from bctrl_async.bulk._input import Input, Listing
 from bctrl_async.bulk._options import Options, verify_for
 from bctrl_async.bulk._run import Run
-from bctrl_async.bulk._targets import Input, Listing
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, RuntimeFilter, Selection
 from bctrl_async.journal import Journal

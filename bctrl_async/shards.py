@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 from bctrl_async import _config
 from bctrl_async._refs import as_target
-from bctrl_async.bulk._targets import Targets, check_first, check_targets
+from bctrl_async.bulk._input import Targets, check_first, check_targets
 from bctrl_async.errors import BctrlConfigError, BctrlError
 
 __all__ = ["shard", "shard_of"]

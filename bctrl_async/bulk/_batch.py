@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
-from bctrl_async.bulk._options import Progress
 from bctrl_async.bulk._run import Run
+from bctrl_async.bulk._state import Progress
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
@@ -33,7 +33,8 @@ class OutcomeBuffer:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._unread: deque[StopOutcome] = deque()
-        self._has_outcome, self._has_room = asyncio.Event(), asyncio.Event()
+        self._has_outcome = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._has_ended = False
 
     def put(self, outcome: StopOutcome) -> Awaitable[object] | None:
@@ -180,7 +181,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 self._runner.get_loop().call_soon_threadsafe(self._runner.cancel)
 
     async def __aenter__(self) -> Self:
-        self._begin()
+        self._start()
         self._run.receivers.append(self._outcomes.put)
         # The task does not refer to this handle, so that dropping the handle ends the task.
         self._runner = asyncio.create_task(self._run.feed())
@@ -215,22 +216,23 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     def _raise_error(self) -> None:
         """Raise the error of the run, once."""
-        error, self._run.error = self._run.error, None
+        error = self._run.error
+        self._run.error = None
         if error is not None:
             raise error
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._has_started = True
-        if self._run.ledger.began is not None:
+        if self._run.ledger.started_at is not None:
             raise BctrlConfigError(
                 "the bulk stop has started already",
                 advice="Iterate over it or read its .report; for another run, make a new one",
             )
         self._run.open()
-        self._run.ledger.began = time.monotonic()
+        self._run.ledger.started_at = time.monotonic()
 
     async def _run_to_its_end(self) -> StopReport:
-        self._begin()
+        self._start()
         await self._run.execute()
         return self.report
 

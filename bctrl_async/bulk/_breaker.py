@@ -67,12 +67,17 @@ class CircuitBreaker:
         self._state = ledger.state
         self._ledger = ledger
         self._attempts_before = sender.tally.attempts
-        self._answered: Call[Runtime] | None = None
-        self._outage = (0, 0)
-        self._opened_at: float | None = None
+        self._answered_call: Call[Runtime] | None = None
+        self.is_open: bool = False
+        """True while the server answers no call."""
+        self._opened_at = 0.0
+        # The numbers of the attempt that showed an outage, and of the last before its end.
+        self._outage_start = 0
+        self._outage_end = 0
         self._held_since = 0.0
         self._probe: Call[Runtime] | None = None
-        self._asking: dict[CancelScope, int] = {}
+        # The scopes of the canaries in flight, with the attempts whose failures they explain.
+        self._canaries: dict[CancelScope, int] = {}
         self._probers = 0
         self._failures = 0
         self._unanswered = 0
@@ -82,11 +87,6 @@ class CircuitBreaker:
         self.gave_up: bool = False
 
     @property
-    def is_open(self) -> bool:
-        """True while the server answers no call."""
-        return self._opened_at is not None
-
-    @property
     def has_answered(self) -> bool:
         """True once the server has answered an attempt of the session since the run was made."""
         return self._is_up_since(self._attempts_before)
@@ -94,18 +94,23 @@ class CircuitBreaker:
     def on_answer(self, call: Call[Runtime], failure: Failure | None = None) -> None:
         """Record that the server answered the last attempt of a call, perhaps with a failure."""
         if failure is None or not failure.kind.is_throttling:
-            self._answered = call
+            self._answered_call = call
         self._close_if_up()
-        for asking, failed_at in self._asking.items():
+        for scope, failed_at in self._canaries.items():
             if self._is_up_since(failed_at):
-                asking.cancel()
+                scope.cancel()
 
     def _close_if_up(self) -> None:
-        began, _ = self._outage
-        if self.is_open and self._is_up_since(began):
-            self._opened_at = None
-            self._outage = began, self._sender.tally.attempts
+        if self.is_open and self._is_up_since(self._outage_start):
+            self.is_open = False
+            self._outage_end = self._sender.tally.attempts
             self.leave(self._probe)
+
+    def _open(self, failed_at: int) -> None:
+        self.is_open = True
+        self._opened_at = self._held_since = _now()
+        self._outage_start = failed_at
+        self._probers = self._failures = self._unanswered = 1
 
     def _is_up_since(self, attempt: int) -> bool:
         """Return True if the server has answered a later attempt than this."""
@@ -136,63 +141,70 @@ class CircuitBreaker:
         failure = call.retries.last_failure
         if failure is None or failure.kind.is_throttling or not failure.kind.is_unanswered:
             return await self._back_off(call, failure)
+        return await self._wait_for_server(call, failure)
+
+    async def _wait_for_server(self, call: Call[Runtime], failure: Failure) -> bool:
+        """Wait until the server is up, or this call is to probe it; return False to give up."""
         failed_at = self._sender.tally.attempts
         if self._probe is call and await self._gives_up_target():
             return False
         while not self._is_up_since(failed_at):
             if self.gave_up or self._sender.limiter.is_closed():
                 return False
-            if self._probe is not None and self._probe is not call:
+            if not self._becomes_probe(call):
                 await self._has_no_probe.wait()
                 continue
-            if await self._asks(call, failed_at):
+            if await self._shows_server_up(call, failed_at):
                 break
             if self._gives_up(failure):
                 return False
             await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
-            if self._probe is call and self._is_due() and not self._is_up_since(failed_at):
+            if self._is_due(call, failed_at):
                 call.log_retry(0.0)
                 return True
         self._close_if_up()
         self.leave(call)
         return await self._retry(call, failed_at)
 
-    async def _asks(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Make a call the probe, and send a canary; open the breaker unless an answer comes.
-
-        The canary is abandoned if another call of the run is answered first.
-        """
+    def _becomes_probe(self, call: Call[Runtime]) -> bool:
+        """Make a call the probe; return False if another call is the probe."""
         if self._probe is None:
             self._probe = call
             self._has_no_probe.clear()
             self._probers += 1
             self._failures += 1
+        return self._probe is call
+
+    async def _shows_server_up(self, call: Call[Runtime], failed_at: int) -> bool:
+        """Send a canary for a call; open the breaker and return False if no answer comes.
+
+        The canary is abandoned if another call of the run is answered first.
+        """
         is_answered = False
-        self._asking[asking := CancelScope()] = failed_at
+        scope = CancelScope()
+        self._canaries[scope] = failed_at
         try:
-            with asking:
-                is_answered = await self._asks_canary(call)
+            with scope:
+                is_answered = await self._ask_server(call)
         finally:
-            del self._asking[asking]
-        if is_answered or asking.cancelled_caught or self._is_up_since(failed_at):
+            del self._canaries[scope]
+        if is_answered or scope.cancelled_caught or self._is_up_since(failed_at):
             return True
         self._unanswered += 1
-        if self._opened_at is None:
-            self._opened_at = self._held_since = _now()
-            self._outage = failed_at, self._outage[1]
-            self._probers = self._failures = self._unanswered = 1
+        if not self.is_open:
+            self._open(failed_at)
         return False
 
-    async def _asks_canary(self, call: Call[Runtime]) -> bool:
-        """Send a canary for a call; return True if it is answered."""
-        answered = self._answered
+    async def _ask_server(self, call: Call[Runtime]) -> bool:
+        """Send a canary to a target that was answered, if any; return True if it is answered."""
+        answered_call = self._answered_call
         target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
-        if answered is not None:
-            target = RuntimeRef(answered.workspace_id, answered.alias or "")
+        if answered_call is not None:
+            target = RuntimeRef(answered_call.workspace_id, answered_call.alias or "")
         is_answered = await self._send_canary(target)
-        if not is_answered and self._answered is answered:
+        if not is_answered and self._answered_call is answered_call:
             # The canary's target may have died since it was answered.
-            self._answered = None
+            self._answered_call = None
         return is_answered
 
     async def _send_canary(self, target: RuntimeRef) -> bool:
@@ -236,10 +248,11 @@ class CircuitBreaker:
             return
         async with self._comparing:
             for _ in range(_MAX_CANARIES):
-                since, started = retries.throttled_at, _now()
+                since = retries.throttled_at
+                started = _now()
                 if self._unanswered_at >= since or self._sender.limiter.answers_others(since):
                     return
-                if not await self._asks_canary(call):
+                if not await self._ask_server(call):
                     # An unanswered canary counts for all calls throttled before it.
                     self._unanswered_at = started
                     return
@@ -248,7 +261,7 @@ class CircuitBreaker:
         """Return True if the probe gives up after this failure, alone or with the whole run."""
         hangs = _quick.hangs(failure)
         if self.has_answered:
-            waited = _now() - (self._opened_at or 0.0)
+            waited = _now() - self._opened_at
             if waited > self._patience or hangs or _quick.is_enough(self._unanswered):
                 self.gave_up = True
             return self.gave_up
@@ -280,17 +293,19 @@ class CircuitBreaker:
         self._held_since = _now()
         return True
 
-    def _is_due(self) -> bool:
-        """Return True if the waiting call should probe: some servers do not answer GETs."""
+    def _is_due(self, call: Call[Runtime], failed_at: int) -> bool:
+        """Return True if a call should probe the server itself: some servers answer no GETs."""
+        if self._probe is not call or self._is_up_since(failed_at):
+            return False
         if not self.has_answered:
             return self._failures < self._policy.attempts
         return self._unanswered % _CANARIES_PER_RETRY == 0
 
     async def _retry(self, call: Call[Runtime], failed_at: int) -> bool:
         """Wait before retrying a call, now that the server is up; return False to give up."""
-        began, ended = self._outage
         retries = call.retries
-        if call.number > ended or failed_at < began or retries.uncounted > _MAX_UNCOUNTED:
+        is_in_outage = failed_at >= self._outage_start and call.number <= self._outage_end
+        if not is_in_outage or retries.uncounted > _MAX_UNCOUNTED:
             # A later retry does not wait for the quota, so dead targets do not hold up the run.
             is_first = call.attempts == 1
             return await call.back_off(self._sender.limiter, waits_for_quota=is_first)

@@ -12,9 +12,9 @@ from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import wait_shielded
+from bctrl_async.bulk._input import Input, best_effort_ref, check_first, target_of
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
-from bctrl_async.bulk._targets import Input, best_effort_ref, check_first, target_of
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlResponseError
 from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
@@ -70,8 +70,10 @@ class Intake:
                 self._ledger.state.fail(error)
             return self._reject(index, best_effort_ref(item), error)
         # If the input is the list of a workspace, it decides what is sent, not the journal.
-        if self._source.selection is None and (known := self._ledger.earlier(target)) is not None:
-            return self._ledger.record(replace(known, index=index))
+        if self._source.selection is None:
+            earlier = self._ledger.earlier(target)
+            if earlier is not None:
+                return self._ledger.record(replace(earlier, index=index))
         try:
             call = self._make_call(*target)
         except BctrlConfigError as error:

@@ -9,7 +9,8 @@ import time
 from collections import Counter, defaultdict
 
 from bctrl_async._calls.observing import notify
-from bctrl_async.bulk._cancel import CancelLevel, RunState, wait_shielded
+from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
+from bctrl_async.bulk._state import RunState
 from bctrl_async.errors import BctrlError, log_fields
 from bctrl_async.journal import Journal, JournalFile, open_journal
 from bctrl_async.models import RuntimeRef
@@ -55,8 +56,8 @@ class Ledger:
         self._is_borrowed = False
         self.journal: JournalFile | None = None
         self.observer: BulkObserver | None = None
-        self.began: float | None = None
-        self.ended: float | None = None
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
         self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
 
@@ -87,8 +88,10 @@ class Ledger:
         try:
             await wait_shielded(closing)
         finally:
-            if closing.done() and isinstance(error := closing.exception(), BctrlError):
-                self.state.set_ended_early(error)
+            if closing.done():
+                error = closing.exception()
+                if isinstance(error, BctrlError):
+                    self.state.set_ended_early(error)
 
     def release(self, journal: JournalFile) -> None:
         """Flush the journal to disk, and close it unless it is the caller's."""
@@ -99,29 +102,39 @@ class Ledger:
 
     def end(self, read: int) -> None:
         """Stop the clock, log an early end, and notify the observer."""
-        self.ended = time.monotonic()
-        reason = self.state.ended_early
-        if reason is not None:
-            counts = {"bctrl.total": read, "bctrl.failures": len(self.tally.failures)}
-            _log.log(
-                logging.INFO if reason in self.state.asked else logging.WARNING,
-                "a bulk stop ended early, with %d targets read and %d failures: %s",
-                read,
-                counts["bctrl.failures"],
-                reason.summary,
-                extra={"bctrl.event": "ended_early", **log_fields(reason), **counts},
-            )
+        self.ended_at = time.monotonic()
+        if self.state.ended_early is not None:
+            self._log_early_end(self.state.ended_early, read)
         if self.observer is not None:
             notify(self.observer.end, self.report(read))
+
+    def _log_early_end(self, reason: BctrlError, read: int) -> None:
+        level = logging.WARNING
+        if reason in self.state.requests:
+            level = logging.INFO
+        failures = len(self.tally.failures)
+        _log.log(
+            level,
+            "a bulk stop ended early, with %d targets read and %d failures: %s",
+            read,
+            failures,
+            reason.summary,
+            extra={
+                "bctrl.event": "ended_early",
+                **log_fields(reason),
+                "bctrl.total": read,
+                "bctrl.failures": failures,
+            },
+        )
 
     def earlier(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of an earlier run if it left the runtime not running, or None."""
         if self.journal is None:
             return None
-        known = self.journal.done(target)
-        if known is not None and not self.tally.resumed:
+        outcome = self.journal.done(target)
+        if outcome is not None and not self.tally.resumed:
             self.journal.warn_if_old()
-        return known
+        return outcome
 
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
         """Record the outcome of a target, once, and return it as it is recorded."""
@@ -145,25 +158,33 @@ class Ledger:
             self.journal.write(outcome, flush=flush)
         except BctrlError as error:
             self.state.set_ended_early(error)
-            if self.state.level is None or self.state.level < CancelLevel.WAITING:
+            if self.state.level < CancelLevel.WAITING:
                 self.state.end_early(error, CancelLevel.WAITING)
 
     def report(self, read: int) -> StopReport:
         """Return the report so far; `read` is the number of targets that were read."""
-        began, ended_early = self.began, self.state.ended_early
-        if began is None:
+        counts = Counter(self.tally.counts)
+        ended_early = self.state.ended_early
+        if self.started_at is None:
             ended_early = _NOT_RUN
-        elif self.ended is None or sum(self.tally.counts.values()) < read:
-            ended_early = ended_early or _NOT_ENDED
+        elif ended_early is None and (self.ended_at is None or counts.total() < read):
+            ended_early = _NOT_ENDED
         return StopReport(
             total=read,
-            counts=Counter(self.tally.counts),
+            counts=counts,
             running=self.tally.running,
-            not_running=sum(self.tally.counts.values()) - len(self.tally.failures),
+            not_running=counts.total() - len(self.tally.failures),
             failures=tuple(self.tally.failures),
-            elapsed=0.0 if began is None else (self.ended or time.monotonic()) - began,
+            elapsed=self._elapsed(),
             retries=self.tally.retries,
             throttled=self.throttled,
             resumed=self.tally.resumed,
             ended_early=ended_early,
         )
+
+    def _elapsed(self) -> float:
+        if self.started_at is None:
+            return 0.0
+        if self.ended_at is None:
+            return time.monotonic() - self.started_at
+        return self.ended_at - self.started_at

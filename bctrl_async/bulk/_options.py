@@ -1,9 +1,8 @@
-"""The arguments of a bulk stop, and its progress."""
+"""The arguments of a bulk stop."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -24,7 +23,9 @@ def verify_for(verify: bool | float) -> float:  # noqa: FBT001 - the value of `v
     """Return the seconds of polling for a value of `verify=`; 0 for no polling."""
     if verify is True:
         return _VERIFY_FOR
-    return 0.0 if verify is False else _config.seconds(verify, "verify")
+    if verify is False:
+        return 0.0
+    return _config.seconds(verify, "verify")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,30 +50,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             transport.time_limit(self.timeout)
         verify_for(self.verify)
         _config.check_type(self.retry, RetryPolicy | None, "retry", "a RetryPolicy")
-        expected = "the path of a file, or a Journal"
-        _config.check_type(self.journal, Journal | str | os.PathLike | None, "journal", expected)
+        _config.check_type(
+            self.journal,
+            Journal | str | os.PathLike | None,
+            "journal",
+            "the path of a file, or a Journal",
+        )
         _config.check_type(self.missing_ok, bool, "missing_ok", "a bool")
         if self.on_outcome is not None and not callable(self.on_outcome):
             raise _config.invalid_type("on_outcome", type(self.on_outcome), "a function")
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """The activity of a bulk stop at one moment, as `StopBatch.progress` returns it.
-
-    Args:
-        in_flight: The number of requests in flight.
-        polling: The number of runtimes that are polled until they have stopped (`verify=`).
-        is_throttled: True while the session slows down because of a 429 or 503.
-        retry_after: The seconds for which the server has asked to wait (Retry-After); 0 if it has
-            not. In a pause of more than a minute, one attempt a minute is made as a probe.
-        is_unanswered: True while the server answers nothing and is only probed.
-        retrying: The number of targets that wait for another attempt, by the result of their last:
-            a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
-    """
-
-    in_flight: int
-    polling: int = 0
-    is_throttled: bool = False
-    retry_after: float = 0.0
-    is_unanswered: bool = False
-    retrying: Counter[str] = msgspec.field(default_factory=Counter)

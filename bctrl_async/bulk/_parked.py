@@ -39,7 +39,7 @@ class Parked:
         """The number of stops that were parked, and have no outcome yet."""
         self.ready: deque[tuple[int, object]] = deque()
         """The items that a worker is to take next."""
-        self._waits: dict[Stop, asyncio.Future[None]] = {}
+        self._futures: dict[Stop, asyncio.Future[None]] = {}
 
     @property
     def is_full(self) -> bool:
@@ -49,18 +49,18 @@ class Parked:
     @property
     def calls(self) -> list[Call[Runtime]]:
         """The calls of the stops that wait."""
-        return [stop.call for stop in self._waits]
+        return [stop.call for stop in self._futures]
 
     def add(self, stop: Stop, future: asyncio.Future[None]) -> None:
         """Let a stop wait for a future."""
-        self._waits[stop] = future
+        self._futures[stop] = future
         if not stop.was_parked:
             stop.was_parked = True
             self.count += 1
 
     def make_ready(self, stop: Stop) -> None:
         """Let a worker take a stop that waits no more."""
-        del self._waits[stop]
+        del self._futures[stop]
         self.ready.append((stop.index, stop))
 
     def settle(self, stop: Stop) -> None:
@@ -69,5 +69,5 @@ class Parked:
 
     def wake_all(self) -> None:
         """Let no stop wait any more."""
-        for future in list(self._waits.values()):
+        for future in list(self._futures.values()):
             future.cancel()

@@ -17,13 +17,14 @@ from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async.bulk._breaker import CircuitBreaker
-from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker
+from bctrl_async.bulk._cancel import CancelLevel
+from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._intake import Intake
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.bulk._options import OnOutcome, Options, Progress, verify_for
+from bctrl_async.bulk._options import OnOutcome, Options, verify_for
 from bctrl_async.bulk._parked import Parked, Stop
 from bctrl_async.bulk._sender import BulkSender
-from bctrl_async.bulk._targets import Input
+from bctrl_async.bulk._state import Progress, RunState, Worker
 from bctrl_async.bulk._verify import Polls
 from bctrl_async.errors import BctrlError, format_duration
 from bctrl_async.models import Runtime
@@ -133,27 +134,37 @@ class Run:
         source = self.source
         for _ in range(self._concurrency):
             self._start(self._work)
-        timer: asyncio.Handle | None = None
-        if (deadline := self._options.deadline) is not None:
-            passed = f"the deadline of {format_duration(deadline)} has passed"
-            timer = asyncio.get_running_loop().call_later(
-                deadline, self.state.ask_to_end, passed, CancelLevel.IN_FLIGHT
-            )
+        timer = self._start_timer()
         try:
             await self._wait_for_tasks()
         finally:
             if timer is not None:
                 timer.cancel()
             # The report names the error even if the run is cancelled, since targets may be missing.
-            if (failed := source.error) is not None:
-                raised = BctrlError(f"the input raised {type(failed).__name__}")
-                self.state.set_ended_early(failed if isinstance(failed, BctrlError) else raised)
-        if (error := self.state.failure or failed) is not None:
+            if source.error is not None:
+                self._set_input_error(source.error)
+        error = self.state.failure or source.error
+        if error is not None:
             raise error
-        if source.length is not None and not source.exhausted:
+        if source.length is not None and not source.is_exhausted:
             self.state.set_ended_early(
                 BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
             )
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        """Start the timer of the deadline, if there is one."""
+        deadline = self._options.deadline
+        if deadline is None:
+            return None
+        reason = f"the deadline of {format_duration(deadline)} has passed"
+        return asyncio.get_running_loop().call_later(
+            deadline, self.state.ask_to_end, reason, CancelLevel.IN_FLIGHT
+        )
+
+    def _set_input_error(self, error: BaseException) -> None:
+        if not isinstance(error, BctrlError):
+            error = BctrlError(f"the input raised {type(error).__name__}")
+        self.state.set_ended_early(error)
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
@@ -170,7 +181,7 @@ class Run:
 
     def _starts_for_rest(self) -> bool:
         """Start a worker for the remaining items, if all workers were cancelled from outside."""
-        if not self.source.closed:
+        if not self.source.is_closed:
             self.state.cancel()
             if self.source.can_drain:
                 self._start(self._work)
@@ -196,7 +207,7 @@ class Run:
             return
         self._has_no_task.set()
         journal = self.ledger.journal
-        if journal is not None and self.ledger.ended is not None:
+        if journal is not None and self.ledger.ended_at is not None:
             # The task's other callback may record an outcome, and must come first.
             task.get_loop().call_soon(self.ledger.release, journal)
 
@@ -284,7 +295,7 @@ class Run:
             raise
         if isinstance(result, asyncio.Future):
             self.parked.add(stop, result)
-            result.add_done_callback(lambda _: self._on_ready(stop))
+            result.add_done_callback(partial(self._on_ready, stop))
             return None
         self._settle(stop)
         outcome = self._intake.outcome(stop, result)
@@ -292,7 +303,7 @@ class Run:
             return self.ledger.record(outcome, stop.observer)
         return await self._verify(worker, stop, outcome)
 
-    def _on_ready(self, stop: Stop) -> None:
+    def _on_ready(self, stop: Stop, _: asyncio.Future[None]) -> None:
         self.parked.make_ready(stop)
         self._start_worker()
 
@@ -324,8 +335,8 @@ class Run:
         for deliver in self.receivers:
             if self.state.level is CancelLevel.DELIVERY:
                 return
-            waits = deliver(outcome)
+            answer = deliver(outcome)
             # Most callbacks return None, which is checked in a tenth of the time of `isawaitable`.
-            if waits is not None and inspect.isawaitable(waits):
+            if answer is not None and inspect.isawaitable(answer):
                 with worker.scope(CancelLevel.DELIVERY):
-                    await waits
+                    await answer

@@ -12,9 +12,10 @@ from bctrl_async._calls.sender import Sender, WaitToRetry
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.limiter import RecalledError
 from bctrl_async.bulk._breaker import CircuitBreaker
-from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker
+from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
+from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
 from bctrl_async.observer import StopObserver
@@ -86,7 +87,7 @@ class BulkSender:
             self._limiter.leave_lane(call.retries)
             self.state.set_ended_early(self.state.reason)
             if not call.attempts:
-                return self.state.not_begun
+                return self.state.not_sent
             # The other tasks get a turn, however many stops are recorded here.
             await asyncio.sleep(0)
             return call.error(call.aborted(self.state.reason.summary))

@@ -14,9 +14,9 @@ from bctrl_async._calls.call import Call
 from bctrl_async._calls.results import outcome_after_poll
 from bctrl_async._calls.retry import probe_delay
 from bctrl_async._kinds import Failure
-from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._sender import BulkSender
+from bctrl_async.bulk._state import Worker
 from bctrl_async.models import Runtime
 from bctrl_async.outcomes import StopOutcome
 
@@ -48,8 +48,9 @@ class Polls:
 
     def needs(self, outcome: StopOutcome) -> bool:
         """Return True if the server took the stop, or may have, and its runtime may still run."""
-        is_on = self._seconds > 0 and self._sender.state.goes_on()
-        return is_on and not outcome.ok and outcome.result.needs_poll
+        if outcome.ok or not outcome.result.needs_poll:
+            return False
+        return self._seconds > 0 and self._sender.state.goes_on()
 
     async def poll(self, stop: Stop, worker: Worker) -> StopOutcome:
         """Poll a target until its outcome is settled or time is up, and record the outcome."""

@@ -25,7 +25,7 @@ _DIRECTIVE = re.compile(
 _DESCRIBED = re.compile(r"^\.\. py:(?:class|data|type):: ([\w.]+)\n\n((?:   .+\n)+)", re.MULTILINE)
 """A name that its page describes itself."""
 _ALIASES = {
-    "bctrl_async.bulk._targets": ("Target", "Targets"),
+    "bctrl_async.bulk._input": ("Target", "Targets"),
     "bctrl_async.bulk._options": ("OnOutcome",),
     "bctrl_async.fastapi._app": ("Lifespan", "PlainLifespan"),
     "bctrl_async.models": ("_OpenEnum",),

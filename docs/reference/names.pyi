@@ -165,7 +165,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     def __aiter__(self) -> Self:
         ...
 
-# bctrl_async.bulk.Progress, in bctrl_async/bulk/_options.py
+# bctrl_async.bulk.Progress, in bctrl_async/bulk/_state.py
 class Progress(msgspec.Struct):
     """The activity of a bulk stop at one moment, as `StopBatch.progress` returns it."""
     in_flight: int

@@ -34,7 +34,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.bulk._targets import Targets
+from bctrl_async.bulk._input import Targets
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN

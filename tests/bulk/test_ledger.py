@@ -11,10 +11,10 @@ from support.helpers import Bulk, add_runtimes
 from support.journal_lines import entry_line, header_line
 
 from bctrl_async import RuntimeRef, StopOutcome, StopResult
-from bctrl_async.bulk._cancel import RunState
+from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Parked
-from bctrl_async.bulk._targets import Input
+from bctrl_async.bulk._state import RunState
 
 OK = StopOutcome(
     index=0,
@@ -28,7 +28,7 @@ OK = StopOutcome(
 def ledger() -> Ledger:
     """The ledger of a run that took a second."""
     ledger = Ledger(RunState(Input([]), Parked()), missing_ok=False)
-    ledger.began, ledger.ended = 1.0, 2.0
+    ledger.started_at, ledger.ended_at = 1.0, 2.0
     return ledger
 
 
@@ -43,7 +43,7 @@ class TestReport:
 
     def test_it_is_not_ok_before_the_run_ended(self, ledger: Ledger) -> None:
         ledger.record(OK)
-        ledger.ended = None
+        ledger.ended_at = None
 
         assert not ledger.report(1).ok
 

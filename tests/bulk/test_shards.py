@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from bctrl_async import BctrlConfigError, BctrlResponseError, RuntimeRef, shard
-from bctrl_async.bulk._targets import Target, Targets
+from bctrl_async.bulk._input import Target, Targets
 from bctrl_async.shards import shard_of
 
 COUNT = 4

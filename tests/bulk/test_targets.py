@@ -21,7 +21,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.bulk._targets import Target, Targets
+from bctrl_async.bulk._input import Target, Targets
 from bctrl_async.emulator import Emulator
 
 PAIRS = [("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")]
@@ -330,7 +330,7 @@ async def test_a_slow_generator_holds_up_neither_requests_nor_an_end(
     bulk: Bulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a hundred items were read before the first request, whatever the deadline."""
-    monkeypatch.setattr("bctrl_async.bulk._targets._SLOW", -1.0)
+    monkeypatch.setattr("bctrl_async.bulk._input._SLOW", -1.0)
 
     def cursor() -> Iterator[Target]:
         while not bulk.emulator.requests:

@@ -32,7 +32,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.bulk._targets import Targets
+from bctrl_async.bulk._input import Targets
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import Journal, JournalFile, JournalInUseError, read_journals
 

@@ -20,9 +20,10 @@ from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.limiter import Limiter, RecalledError
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async.bulk._cancel import CancelLevel, Worker
+from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
+from bctrl_async.bulk._state import Worker
 from bctrl_async.observer import StopObserver
 
 _record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
@@ -165,7 +166,7 @@ FAULTS = {
     "stop-reading": KnownFault(
         "targets that wait for the limiter are still sent after stop_reading",
         "begun after the end",
-        {"bctrl_async.bulk._cancel.Worker.cancel": _cancel_no_call},
+        {"bctrl_async.bulk._state.Worker.cancel": _cancel_no_call},
     ),
     "cut-off": KnownFault(
         "a target that was throttled when the run ended is not sent",

@@ -52,15 +52,20 @@ class Input:
             self._awaited = aiter(targets)
         else:
             self._plain = iter(targets)
-        self._sized: Sized | None = targets if isinstance(targets, Sized) else None
-        self.length: int | None = None if self._sized is None else len(self._sized)
-        self.selection: Selection | None = targets if isinstance(targets, Selection) else None
+        self._sized: Sized | None = None
+        self.length: int | None = None
+        if isinstance(targets, Sized):
+            self._sized = targets
+            self.length = len(targets)
+        self.selection: Selection | None = None
+        if isinstance(targets, Selection):
+            self.selection = targets
         self._is_prepared = False
         self.is_awaited: bool = self._awaited is not None
         self.count: int = 0
         self.error: BaseException | None = None
         # This is True once nothing more is read.
-        self.closed: bool = False
+        self.is_closed: bool = False
         self._at_end = False
         self._lock = asyncio.Lock()
 
@@ -70,7 +75,7 @@ class Input:
         return self._plain is not None and self.length is not None
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """True once every item was read."""
         if self.length is None or self._sized is None:
             return self._at_end
@@ -80,7 +85,7 @@ class Input:
     def end(self) -> None:
         """Stop reading, except for the items that a list had when the run started."""
         if self._plain is None or self.length is None:
-            self.closed = True
+            self.is_closed = True
         else:
             # A callback may add to the list, perhaps for ever, so its first length is the bound.
             self._plain = islice(self._plain, max(self.length - self.count, 0))
@@ -114,7 +119,7 @@ class Input:
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
         async with self._lock:
-            if self.closed or self._awaited is None:
+            if self.is_closed or self._awaited is None:
                 # The event loop gets a turn before each item of a slow generator.
                 await asyncio.sleep(0)
                 return self.next_nowait()
@@ -131,12 +136,12 @@ class Input:
 
     def next_nowait(self) -> tuple[int, object] | None:
         """Return the next item, as `next` does, of an input that is not async."""
-        if self.closed or self._plain is None:
+        if self.is_closed or self._plain is None:
             return None
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             item = next(self._plain)
-            self.is_awaited = self.length is None and time.monotonic() - began > _SLOW
+            self.is_awaited = self.length is None and time.monotonic() - started > _SLOW
         except StopIteration:
             self._close()
         except BaseException as error:  # noqa: BLE001 - the run raises it.
@@ -158,7 +163,9 @@ class Input:
         """Read nothing more, at the end of the input or after its error."""
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             error = as_failure(error, "the input")
-        self.error, self.closed, self._at_end = error, True, error is None
+        self.error = error
+        self.is_closed = True
+        self._at_end = error is None
         # The iterator may have a file open, which closes when the iterator is dropped.
         self._plain = None
 
@@ -173,13 +180,15 @@ class Listing(Input):
 
     async def _fetch_selection(self) -> None:
         """Fetch the list, unless that was done or reading has ended."""
-        if self.selection is None and not self.closed:
+        if self.selection is None and not self.is_closed:
             try:
-                self.selection = self._sized = selection = await self._fetch()
+                selection = await self._fetch()
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._close_unless_cancelled(error)
             else:
-                self._plain, self.length = iter(selection), len(selection)
+                self.selection = self._sized = selection
+                self._plain = iter(selection)
+                self.length = len(selection)
 
 
 def check_targets(targets: object) -> None:
