@@ -266,7 +266,7 @@ BUDGETS = {
     ("_calls",): Size(5300, 1),
     ("_http",): Size(10629, 3),
     ("_limiter",): Size(8700, 0),
-    ("bulk",): Size(11900, 0),
+    ("bulk",): Size(11792, 0),
     ("_entries", "journal"): Size(3425, 0),
     ("cli",): Size(15283, 17),
     ("emulator",): Size(5200, 0),

@@ -133,15 +133,14 @@ class CircuitBreaker:
             advice = "Run it again once the server is back"
         return BctrlNetworkError(f"the server answers no more: {failure.summary}", advice=advice)
 
-    async def wait_to_retry(self, call: Call[Runtime]) -> bool:
+    async def wait_to_retry(self, call: Call[Runtime], failure: Failure) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.
 
         The caller must `leave` when the call has ended.
         """
-        failure = call.retries.last_failure
-        if failure is None or failure.kind.is_throttling or not failure.kind.is_unanswered:
-            return await self._back_off(call, failure)
-        return await self._wait_for_server(call, failure)
+        if failure.kind.is_unanswered and not failure.kind.is_throttling:
+            return await self._wait_for_server(call, failure)
+        return await self._back_off(call, failure)
 
     async def _wait_for_server(self, call: Call[Runtime], failure: Failure) -> bool:
         """Wait until the server is up, or this call is to probe it; return False to give up."""
@@ -218,9 +217,9 @@ class CircuitBreaker:
             return failure is not None and failure.kind.is_answer
         return True
 
-    async def _back_off(self, call: Call[Runtime], failure: Failure | None) -> bool:
+    async def _back_off(self, call: Call[Runtime], failure: Failure) -> bool:
         """Wait as the policy says after an answer; return False to give up."""
-        if failure is not None and failure.status is not None:
+        if failure.status is not None:
             self.on_answer(call, failure)
         self.leave(call)
         # All calls may fail this way, so each retry waits for the shared quota.

@@ -152,7 +152,7 @@ class Run:
             )
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
-        """Start the timer of the deadline, if there is one."""
+        """Start the timer of the deadline, if any."""
         deadline = self._options.deadline
         if deadline is None:
             return None

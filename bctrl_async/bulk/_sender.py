@@ -173,7 +173,7 @@ class BulkSender:
             return False
         try:
             async with asyncio.timeout_at(until):
-                return await self._breaker.wait_to_retry(call)
+                return await self._breaker.wait_to_retry(call, failure)
         except TimeoutError:
             return False
 
