@@ -264,7 +264,7 @@ BUDGETS = {
     ("_kinds",): Size(1562, 0),
     ("_refs",): Size(293, 0),
     ("_calls",): Size(5300, 1),
-    ("_http",): Size(10629, 3),
+    ("_http",): Size(11000, 1),
     ("_limiter",): Size(8700, 0),
     ("bulk",): Size(11792, 0),
     ("_entries", "journal"): Size(3425, 0),

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 from http.client import responses
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from unicodedata import normalize
 from uuid import UUID
 
@@ -68,6 +68,18 @@ Header = Callable[[str], str | None]
 """Returns the value of the first header with a name; None if there is none."""
 
 
+class Answer(msgspec.Struct):
+    """A response that was read, up to the most bytes that its body may have."""
+
+    status: int
+    header: Header
+    body: bytes
+    problem: BaseException | None = None
+    """The error that truncated the body."""
+    links: Sequence[str] = ()
+    may_have_id: ClassVar[bool] = True
+
+
 def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
     """Decode a body, or raise one of `DECODE_ERRORS`; `half` replaces each lone surrogate."""
     try:
@@ -90,12 +102,14 @@ def decode_runtime(body: bytes) -> Runtime:
     # A text has at most as many characters as the body has bytes.
     if len(body) <= MAX_TEXT:
         return runtime
-    return replace(_shortened(runtime), summary=runtime.summary and _shortened(runtime.summary))
+    if runtime.summary is not None:
+        runtime = replace(runtime, summary=_shortened(runtime.summary))
+    return _shortened(runtime)
 
 
 def _shortened(model: _Model) -> _Model:
-    texts = {name: each for name, each in asdict(model).items() if isinstance(each, str)}
-    return replace(model, **{name: type(each)(each[:MAX_TEXT]) for name, each in texts.items()})
+    texts = {name: text for name, text in asdict(model).items() if isinstance(text, str)}
+    return replace(model, **{name: type(text)(text[:MAX_TEXT]) for name, text in texts.items()})
 
 
 def _mended(body: bytes, half: bytes) -> bytes:
@@ -122,10 +136,11 @@ def _in_utf8(body: bytes) -> bytes:
     return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
 
 
-def unreadable(status: int, part: str, expected: str, cause: Exception) -> Failure:
+def unreadable(status: int, part: str, schema: str, cause: Exception) -> Failure:
     """Return the failure of a 2xx response, a part of which cannot be decoded."""
-    is_json = isinstance(cause, msgspec.ValidationError)
-    problem = f"not a valid {expected}: {cause}" if is_json else "not JSON"
+    problem = "not JSON"
+    if isinstance(cause, msgspec.ValidationError):
+        problem = f"not a valid {schema}: {cause}"
     summary = f"the server answered {status}, but {part} is {problem}"
     return Failure(kind=Kind.UNREADABLE, summary=summary, status=status, cause=detached(cause))
 
@@ -169,31 +184,49 @@ def check_answer(
     """
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
-    if isinstance(parsed, Failure):
-        parsed = names_in(body)
-    elif isinstance(parsed, list):
-        parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
-    if not isinstance(parsed, Runtime | _Names):
-        return None
-    if (alias is None or _is_named(parsed, alias)) and _is_in(parsed, workspace_id):
+    runtime = _runtime_in(parsed, body)
+    if runtime is None or _is_runtime_of(runtime, workspace_id, alias):
         return None
     key = bearer_key(authorization)
-    other, place = (sanitize(str(name), key) or "" for name in (parsed.alias, parsed.workspace_id))
+    other = f"{_text(runtime.alias, key)} in workspace {_text(runtime.workspace_id, key)}"
     # The answer says nothing about this request, so the failure has no status.
     return Failure(
         kind=Kind.FOREIGN,
-        summary=f"the answer describes another runtime, {other!r} in workspace {place!r}",
+        summary=f"the answer describes another runtime, {other}",
         advice="Retrying is safe. If a mock server answers with made-up data, pass "
         "check_answers=False to the session",
     )
 
 
+def _runtime_in(parsed: object, body: bytes) -> Runtime | _Names | None:
+    """Return the runtime that an answer describes, or the first of a list, if any."""
+    if isinstance(parsed, Failure):
+        return names_in(body)
+    if not isinstance(parsed, list):
+        parsed = [parsed]
+    for item in parsed:
+        if isinstance(item, Runtime):
+            return item
+    return None
+
+
+def _text(name: object, key: str) -> str:
+    return repr(sanitize(str(name), key) or "")
+
+
+def _is_runtime_of(runtime: Runtime | _Names, workspace_id: str, alias: str | None) -> bool:
+    if alias is not None and not _is_named(runtime, alias):
+        return False
+    return _is_in(runtime, workspace_id)
+
+
 def _is_named(runtime: Runtime | _Names, alias: str) -> bool:
-    folded, known_id = _fold(alias), str(runtime.id).replace("-", "").lower()
-    is_id = known_id != "" and folded.replace("-", "") == known_id
+    folded = _fold(alias)
+    runtime_id = str(runtime.id).replace("-", "").lower()
+    if runtime_id and folded.replace("-", "") == runtime_id:
+        return True
     # Normalizing is quadratic, so a far longer alias skips it: a character becomes at most four.
-    may_be_equal = len(runtime.alias) <= 4 * len(alias)
-    return is_id or (may_be_equal and folded == _fold(runtime.alias))
+    return len(runtime.alias) <= 4 * len(alias) and folded == _fold(runtime.alias)
 
 
 def _fold(text: str) -> str:
@@ -203,17 +236,19 @@ def _fold(text: str) -> str:
 
 def _is_in(runtime: Runtime | _Names, workspace_id: str) -> bool:
     # The name of a workspace is not compared: the answer has only its id.
-    known_id = _as_uuid(workspace_id)
-    answered = runtime.workspace_id
-    if known_id is None or answered == known_id:
+    uuid = _as_uuid(workspace_id)
+    name = runtime.workspace_id
+    if uuid is None or name == uuid:
         return True
-    return isinstance(answered, str) and answered.lower() in {"", workspace_id.lower()}
+    return isinstance(name, str) and name.lower() in {"", workspace_id.lower()}
 
 
 @lru_cache(maxsize=64)
 def _as_uuid(text: str) -> UUID | None:
     """Parse a UUID in its usual form, with hyphens; return None for any other text."""
-    return UUID(text) if _is_uuid(text) else None
+    if not _is_uuid(text):
+        return None
+    return UUID(text)
 
 
 ADVICE = {407: "Check the user and the password of the proxy"}
@@ -225,15 +260,19 @@ def parse_error(
     status: int, header: Header, body: bytes, authorization: str, *, now: datetime
 ) -> Failure:
     """Return the failure of a response other than 2xx, whatever its body (contract errors.md)."""
-    key, phrase = bearer_key(authorization), responses.get(status, "(no reason given)")
+    key = bearer_key(authorization)
+    phrase = responses.get(status, "(no reason given)")
     if status < HTTPStatus.BAD_REQUEST:
-        place = _secrets_of_url.sub("", header("Location") or "")
-        return _redirect(status, phrase, sanitize(place, key))
-    first = _texts_in(body, key)
-    code, message = first("code"), first("error", "message", "detail", "title")
+        location = _secrets_of_url.sub("", header("Location") or "")
+        return _redirect(status, phrase, sanitize(location, key))
+    fields = _ErrorFields(body, key)
+    code = fields.first("code")
+    message = fields.first("error", "message", "detail", "title")
     kind = kind_of_status(status, code)
     in_doubt = _doubt(kind, status, code)
-    advice = BctrlConflictError.advice if in_doubt else ADVICE.get(status)
+    advice = ADVICE.get(status)
+    if in_doubt:
+        advice = BctrlConflictError.advice
     reason = ": ".join(part for part in (code, message) if part)
     return Failure(
         kind=kind,
@@ -243,9 +282,9 @@ def parse_error(
         status=status,
         code=code,
         message=message,
-        reason_class=first("reasonClass"),
-        request_id=first("requestId") or request_id_in(header, authorization),
-        hint=first("hint"),
+        reason_class=fields.first("reasonClass"),
+        request_id=fields.first("requestId") or request_id_in(header, authorization),
+        hint=fields.first("hint"),
         retry_after=parse_retry_after(header, now),
         body=excerpt_of(body, key),
     )
@@ -258,19 +297,25 @@ def _doubt(kind: Kind, status: int, code: str | None) -> bool | None:
     return status not in _NOT_FORWARDED
 
 
-def _texts_in(body: bytes, key: str) -> Callable[..., str | None]:
-    """Return a function that returns the first text with one of some names, if any."""
-    fields = _fields_of(body)
+class _ErrorFields:
+    """The texts of an error body, without the key."""
 
-    def first(*names: str) -> str | None:
-        texts = (sanitize(fields.get(name), key) for name in names)
-        return next((text for text in texts if text), None)
+    def __init__(self, body: bytes, key: str) -> None:
+        self._fields = _fields_of(body)
+        self._key = key
 
-    return first
+    def first(self, *names: str) -> str | None:
+        """Return the first text with one of some names, if any."""
+        for name in names:
+            text = sanitize(self._fields.get(name), self._key)
+            if text:
+                return text
+        return None
 
 
 def _redirect(status: int, phrase: str, location: str | None) -> Failure:
-    problem, advice = f"{status} {phrase}, an unexpected status", None
+    problem = f"{status} {phrase}, an unexpected status"
+    advice = None
     if location:
         problem = f"{status}, a redirect to {location}: not followed, to protect the API key"
         advice = "Point the base URL at the API itself"
@@ -288,7 +333,9 @@ def _fields_of(body: bytes) -> dict[str, object]:
         fields = json.loads(body)
     except (ValueError, RecursionError):
         # A proxy's HTML page tells a reader nothing beyond the status.
-        fields = None if _begins_like_page(body) else body.decode(errors="replace")
+        fields = None
+        if not _begins_like_page(body):
+            fields = body.decode(errors="replace")
     if not isinstance(fields, dict):
         return {"error": fields}
     inner = fields.get("error")
@@ -301,27 +348,40 @@ def _fields_of(body: bytes) -> dict[str, object]:
 def request_id_in(header: Header, authorization: str) -> str | None:
     """Return the server's id of a request."""
     for name in ("x-request-id", "x-bctrl-request-id"):
-        found = header(name) or ""
-        if _is_identifier(found) and str.__getitem__(authorization, _KEY_STARTS) not in found:
-            return found
-        if (text := sanitize(found, bearer_key(authorization))) is not None:
+        text = header(name)
+        if not text:
+            continue
+        if _is_identifier(text) and str.__getitem__(authorization, _KEY_STARTS) not in text:
+            return text
+        text = sanitize(text, bearer_key(authorization))
+        if text is not None:
             return text
     return None
 
 
 def parse_retry_after(header: Header, now: datetime) -> float | None:
     """Return the seconds that the server asks to wait; None if absent, negative or invalid."""
-    # Milliseconds are more precise; Retry-After is seconds or a date (RFC 9110 section 10.2.3).
-    for name, unit in (("retry-after-ms", 1000), ("Retry-After", 1)):
-        value = (header(name) or "").strip()
-        if _is_decimal(value):
-            return min(float(value) / unit, _MAX_RETRY_AFTER)
-    date = _http_date(value)
-    if date is None:
+    milliseconds = _decimal(header("retry-after-ms"))
+    if milliseconds is not None:
+        # They are more precise than the header of RFC 9110.
+        return min(milliseconds / 1000, _MAX_RETRY_AFTER)
+    # Retry-After is seconds or a date (RFC 9110 section 10.2.3).
+    value = header("Retry-After")
+    seconds = _decimal(value)
+    if seconds is None:
+        date = _http_date(value)
+        if date is None:
+            return None
+        # The clocks may differ, so the date is compared with the response's own date.
+        response_date = _http_date(header("Date")) or now
+        seconds = max((date - response_date).total_seconds(), 0.0)
+    return min(seconds, _MAX_RETRY_AFTER)
+
+
+def _decimal(value: str | None) -> float | None:
+    if value is None or not _is_decimal(value.strip()):
         return None
-    # The clocks may differ, so the date is compared with the response's own date.
-    wait = (date - (_http_date(header("Date")) or now)).total_seconds()
-    return min(max(wait, 0.0), _MAX_RETRY_AFTER)
+    return float(value)
 
 
 def _http_date(value: str | None) -> datetime | None:
@@ -329,4 +389,6 @@ def _http_date(value: str | None) -> datetime | None:
         date = parsedate_to_datetime(value or "")
     except (ValueError, TypeError, OverflowError):
         return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return date

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import CoroutineType
 from typing import TypeVar
 
 import aiohttp
-import msgspec
 from aiohttp import hdrs
 from msgspec.structs import replace
 from multidict import CIMultiDict
@@ -26,7 +25,7 @@ from bctrl_async._http.request import Operation, Request
 from bctrl_async._http.response import (
     DECODE_ERRORS,
     MIB,
-    Header,
+    Answer,
     check_answer,
     parse_error,
     request_id_in,
@@ -38,6 +37,7 @@ from bctrl_async._kinds import Failure
 _T = TypeVar("_T")
 
 _Response = aiohttp.ClientResponse | fast.Exchange
+_Answer = Answer | fast.PlainAnswer
 
 # Connecting times out after this fraction of an attempt's time limit, so that the error can say
 # that nothing was sent.
@@ -64,19 +64,7 @@ def at_most(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeo
     return time_limit(seconds)
 
 
-class _Answer(msgspec.Struct):
-    """A response that was read, up to the most bytes that its body may have."""
-
-    status: int
-    header: Header
-    body: bytes
-    may_have_id: bool = True
-    problem: BaseException | None = None
-    """The error that truncated the body."""
-    links: Sequence[str] = ()
-
-
-async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after the other.
+async def send_once(
     http: aiohttp.ClientSession,
     fast_path: fast.FastPath | None,
     call: Request[_T],
@@ -89,13 +77,8 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     """Send a request with exactly these headers; return the parsed body or a failure."""
     authorization = headers[hdrs.AUTHORIZATION]
     record = wire.record(call.operation.method, url, call.path, headers)
-    response: _Response
     try:
-        # With the log on, every request takes the long way.
-        if record is None and fast_path is not None and fast_path.takes(call.operation.method):
-            response = await fast_path.post(call.path, headers, call.limit, call.on_connection)
-        else:
-            response = await _request(http, call, url, headers)
+        response = await _send(http, fast_path, call, url, headers, record)
     except BaseException as error:
         failure = failed_request(error, call, authorization, is_closed=http.closed)
         if failure is None:
@@ -105,37 +88,47 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
         return failure
     if answered is not None:
         answered(response.status)
-    if isinstance(response, fast.Exchange) and response.body is not None:
-        answer = _Answer(response.status, response.header, response.body, response.may_have_id)
-    else:
+    answer = _complete_answer(response)
+    if answer is None:
         answer = await _read(response, call.operation, record)
     if not _is_success(answer.status):
         # A truncated body does not matter if the status is an error.
         now = datetime.now(UTC)
         return parse_error(answer.status, answer.header, answer.body, authorization, now=now)
-    call.request_id = request_id_in(answer.header, authorization) if answer.may_have_id else None
     try:
-        result = _parse(call, answer)
+        result = _parse(call, answer, authorization)
         if isinstance(result, CoroutineType):
             result = await result
     except DECODE_ERRORS as error:
-        expected = "list of runtimes" if call.alias is None else "Runtime"
-        result = unreadable(answer.status, "the body", expected, error)
-    foreign = None
-    if check_answers:
-        foreign = check_answer(result, answer.body, call.workspace_id, call.alias, authorization)
-    if foreign is not None:
-        fast.close_connection(response)
-        return replace(foreign, request_id=call.request_id)
-    if type(result) is Failure:
-        content_type = answer.header(hdrs.CONTENT_TYPE) or ""
-        result = with_body(result, content_type, answer.body, authorization)
-        return replace(result, request_id=call.request_id)
-    return result
+        schema = "list of runtimes" if call.alias is None else "Runtime"
+        result = unreadable(answer.status, "the body", schema, error)
+    return _check(call, response, answer, result, authorization, check_answers=check_answers)
+
+
+def _complete_answer(response: _Response) -> _Answer | None:
+    """Return the answer of an exchange that has ended."""
+    if type(response) is fast.Exchange:
+        return response.answer
+    return None
 
 
 def _is_success(status: int) -> bool:
     return _OK <= status < _REDIRECTS
+
+
+def _send(  # noqa: PLR0917 - the arguments of `send_once`.
+    http: aiohttp.ClientSession,
+    fast_path: fast.FastPath | None,
+    call: Request[_T],
+    url: URL,
+    headers: CIMultiDict[str],
+    record: wire.Record | None,
+) -> Awaitable[_Response]:
+    """Send a request, if possible on the fast path; await the head of its response."""
+    # With the log on, every request takes the long way.
+    if record is None and fast_path is not None and fast_path.takes(call.operation.method):
+        return fast_path.post(call.path, headers, call.limit, call.on_connection)
+    return _request(http, call, url, headers)
 
 
 async def _request(
@@ -155,10 +148,13 @@ async def _request(
 
 
 def _parse(
-    call: Request[_T], answer: _Answer
+    call: Request[_T], answer: _Answer, authorization: str
 ) -> _T | Failure | CoroutineType[object, object, _T | Failure]:
     """Return the value of a 2xx response; return a failure, or raise one of `DECODE_ERRORS`."""
     operation = call.operation
+    call.request_id = None
+    if answer.may_have_id:
+        call.request_id = request_id_in(answer.header, authorization)
     if answer.problem is not None or len(answer.body) > operation.max_body:
         return partial_response(answer.status, answer.problem, call.limit, operation)
     if call.alias is None:
@@ -167,18 +163,42 @@ def _parse(
     return operation.parse(answer.body)  # type: ignore[return-value]
 
 
+def _check(
+    call: Request[_T],
+    response: _Response,
+    answer: _Answer,
+    result: _T | Failure,
+    authorization: str,
+    *,
+    check_answers: bool,
+) -> _T | Failure:
+    """Return the result of a 2xx response, or a failure if it answers another request."""
+    if check_answers:
+        failure = check_answer(result, answer.body, call.workspace_id, call.alias, authorization)
+        if failure is not None:
+            fast.close_connection(response)
+            return replace(failure, request_id=call.request_id)
+    if type(result) is not Failure:
+        return result
+    content_type = answer.header(hdrs.CONTENT_TYPE) or ""
+    failure = with_body(result, content_type, answer.body, authorization)
+    return replace(failure, request_id=call.request_id)
+
+
 async def _read(
     response: _Response, operation: Operation[_T], record: wire.Record | None
-) -> _Answer:
+) -> Answer:
     """Read a response, and close its connection unless the body is complete."""
-    max_body = operation.max_body if _is_success(response.status) else MIB
+    max_body = MIB
+    if _is_success(response.status):
+        max_body = operation.max_body
     body, problem = await _read_body(response, max_body)
     if isinstance(response, fast.Exchange):
-        return _Answer(response.status, response.header, body, problem=problem)
+        return Answer(response.status, response.header, body, problem)
     if record is not None:
         record.log_answer(response, body, problem)
     links = response.headers.getall(hdrs.LINK, ())
-    return _Answer(response.status, response.headers.get, body, problem=problem, links=links)
+    return Answer(response.status, response.headers.get, body, problem, links)
 
 
 async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseException | None]:

@@ -47,7 +47,7 @@ def fast_path_of(session: BctrlSession) -> FastPath:
 
 def exchanges_of(session: BctrlSession) -> list[Exchange]:
     """Return the exchanges that have a time limit."""
-    return list(fast_path_of(session)._deadlines._ends)
+    return list(fast_path_of(session)._deadlines._times)
 
 
 Timers = Callable[[], list[asyncio.Handle]]
@@ -347,9 +347,9 @@ async def test_the_answers_of_common_servers_need_no_parser_with_our_protocol(
         taken.append(isinstance(message, PlainAnswer))
         real(exchange, message, content)
 
-    real = Exchange.begin_body
+    real = Exchange.take_head
     async with on_fast_path(OK) as session:
-        monkeypatch.setattr(Exchange, "begin_body", begin)
+        monkeypatch.setattr(Exchange, "take_head", begin)
         if not own:
             connector = session._sender._pool.get().connector
             assert connector is not None

@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async._http.fast.answer import AnswerHandler, PlainAnswer
+from bctrl_async._http.response import Answer, Header
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -38,50 +39,50 @@ class _Deadlines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._ends: dict[Exchange, float] = {}
+        self._times: dict[Exchange, float] = {}
         self._timer: asyncio.Handle | None = None
         self._when = math.inf
         self.is_closed = False
 
-    def add(self, exchange: Exchange, ends: float) -> None:
-        self._ends[exchange] = ends
-        if ends < self._when:
-            self._set_timer(ends)
+    def add(self, exchange: Exchange, deadline: float) -> None:
+        self._times[exchange] = deadline
+        if deadline < self._when:
+            self._set_timer(deadline)
 
     def discard(self, exchange: Exchange) -> None:
-        self._ends.pop(exchange, None)
+        self._times.pop(exchange, None)
         if self.is_closed:
             self.close()
 
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._when = self._loop.call_at(when, self._on_timer), when
+        self._timer = self._loop.call_at(when, self._on_timer)
+        self._when = when
 
     def _on_timer(self) -> None:
         # uvloop rounds to milliseconds, so a timer may fire early.
         now = max(self._loop.time(), self._when)
         self._when = math.inf
-        for exchange in [exchange for exchange, ends in self._ends.items() if ends <= now]:
-            del self._ends[exchange]
+        late = [exchange for exchange, deadline in self._times.items() if deadline <= now]
+        for exchange in late:
+            del self._times[exchange]
             exchange.time_out()
-        if self._ends:
-            self._set_timer(min(self._ends.values()))
+        if self._times:
+            self._set_timer(min(self._times.values()))
 
     def close(self) -> None:
         # Open exchanges keep the timer, since a closed connection does not end their reads.
         self.is_closed = True
-        if self._timer is not None and not self._ends:
+        if self._timer is not None and not self._times:
             self._timer.cancel()
 
 
 class Exchange:
-    """A request with its response; `body` is None unless it arrived with the head."""
+    """A request with its response; `answer` is None unless the body arrived with the head."""
 
     status: int
-    header: Callable[[str], str | None]
-    may_have_id = True
-    """False if no header of the response can be an id of the request."""
+    header: Header
 
     def __init__(self, connection: Connection, deadlines: _Deadlines) -> None:
         self._connection = connection
@@ -89,7 +90,7 @@ class Exchange:
         # `protocol` is None only after the release.
         self.protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
         self.content: aiohttp.StreamReader = aiohttp.EMPTY_PAYLOAD
-        self.body: bytes | None = None
+        self.answer: Answer | PlainAnswer | None = None
         self._timeout: TimeoutError | None = None
 
     def write(self, request: bytes) -> None:
@@ -104,20 +105,20 @@ class Exchange:
             raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
         transport.write(request)
 
-    def begin_body(
+    def take_head(
         self, message: RawResponseMessage | PlainAnswer, content: aiohttp.StreamReader
     ) -> None:
         """Take the head of the response, and the body if it is complete."""
-        self.status, self.content = message.code, content
+        self.status = message.code
+        self.content = content
         # The callback runs at once if the body is complete.
         content.on_eof(self.close)
         if isinstance(message, PlainAnswer):
-            self.body, self.header = message.body, message.header
-            self.may_have_id = b"request-id: " in message.lower
+            self.answer = message
             return
         self.header = message.headers.get
         if content.is_eof():
-            self.body = content.read_nowait()
+            self.answer = Answer(self.status, self.header, content.read_nowait())
         elif self._timeout is not None:
             # The time ran out in the same turn of the loop in which the head arrived.
             content.set_exception(self._timeout)
@@ -160,9 +161,9 @@ class FastPath:
         self._headers = headers
         self._lines = _lines(headers)
         # aiohttp writes its own headers before and after the headers of the session.
-        begin, found, self._end = example.partition(self._lines)
-        method, slash, self._begin = begin.partition(b"/")
-        if method != b"POST " or not (slash and found):
+        start, lines, self._end = example.partition(self._lines)
+        method, slash, self._start = start.partition(b"/")
+        if method != b"POST " or not (slash and lines):
             raise ValueError("aiohttp serializes requests in another way")
         self._loop = asyncio.get_running_loop()
         self._deadlines = _Deadlines(self._loop)
@@ -195,7 +196,7 @@ class FastPath:
 
         `connected` is called once there is a connection. The caller reads and closes the exchange.
         """
-        began = self._loop.time()
+        started = self._loop.time()
         try:
             connection = await self._connect(self._request, [], limit)
         except TimeoutError as error:
@@ -203,7 +204,7 @@ class FastPath:
             raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}") from error
         connected()
         exchange = Exchange(connection, self._deadlines)
-        self._deadlines.add(exchange, began + (limit.total or math.inf))
+        self._deadlines.add(exchange, started + (limit.total or math.inf))
         try:
             exchange.write(self._serialize(path, headers))
             while True:
@@ -214,12 +215,14 @@ class FastPath:
         except BaseException:
             exchange.abort()
             raise
-        exchange.begin_body(message, content)
+        exchange.take_head(message, content)
         return exchange
 
     def _serialize(self, path: str, headers: CIMultiDict[str]) -> bytes:
-        lines = self._lines if headers is self._headers else _lines(headers)
-        return b"".join((b"POST ", path.encode(), self._begin, lines, self._end))
+        lines = self._lines
+        if headers is not self._headers:
+            lines = _lines(headers)
+        return b"".join((b"POST ", path.encode(), self._start, lines, self._end))
 
 
 def _lines(headers: CIMultiDict[str]) -> bytes:

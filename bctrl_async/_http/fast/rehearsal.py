@@ -17,8 +17,9 @@ from aiohttp import hdrs
 from multidict import CIMultiDict
 from yarl import URL
 
-from bctrl_async._http.fast.answer import AnswerHandler, Connector
+from bctrl_async._http.fast.answer import AnswerHandler, Connector, PlainAnswer
 from bctrl_async._http.fast.exchange import FastPath, request_functions
+from bctrl_async._http.response import Answer
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -47,7 +48,7 @@ def open_pool(
 ) -> tuple[aiohttp.ClientSession, FastPath | None]:
     """Return a new pool and its fast path, which is None if the options or aiohttp rule it out."""
     # The limiter bounds the connections, so the connector needs no limit.
-    connector = Connector(limit=0, ssl=True if ssl is None else ssl)
+    connector = Connector(limit=0, ssl=ssl or True)
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -56,7 +57,8 @@ def open_pool(
     )
     if proxy is not None or trust_env:
         return http, None
-    if not all(map(_is_aiohttps, (*request_functions(), aiohttp.ClientSession.__init__))):
+    functions = (*request_functions(), aiohttp.ClientSession.__init__)
+    if not all(_is_aiohttps(function) for function in functions):
         return http, None
     # The rehearsal tries all that the fast path needs of aiohttp; a version number would not tell.
     try:
@@ -81,18 +83,19 @@ def _is_aiohttps(function: object) -> bool:
 
 async def _rehearse(url: URL) -> None:
     """Try the fast path on connections in memory; raise any exception if it does not work."""
-    headers, limit = CIMultiDict({"X-Rehearsal": "yes"}), aiohttp.ClientTimeout(total=60)
+    headers = CIMultiDict({"X-Rehearsal": "yes"})
+    limit = aiohttp.ClientTimeout(total=60)
     connector = _CannedConnector(_PLAIN, _PARSED, _PLAIN)
     fast_path = FastPath(connector.connect, url, headers, _example(url, headers))
     try:
         for path in ("/first", "/second", "/third"):
             exchange = await fast_path.post(path, headers, limit, object)
-            head = exchange.status, exchange.header("X-Rehearsal")
-            if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
+            if not _is_canned(exchange.answer):
                 raise ValueError("it read another answer")
-            sent, connector.received = connector.received, b""
-            if not sent.startswith(b"POST %b HTTP/1.1\r\nHost: " % path.encode()):
+            line = b"POST %b HTTP/1.1\r\nHost: " % path.encode()
+            if not connector.received.startswith(line):
                 raise ValueError("it wrote another request")
+            connector.received = b""
         if connector.connections != 1:
             raise ValueError("it did not keep the connection alive")
         unanswered = fast_path.post("/fourth", headers, limit, object)
@@ -104,6 +107,12 @@ async def _rehearse(url: URL) -> None:
     finally:
         fast_path.close()
         connector.discard()
+
+
+def _is_canned(answer: Answer | PlainAnswer | None) -> bool:
+    if answer is None or answer.status != HTTPStatus.OK:
+        return False
+    return answer.header("X-Rehearsal") == "yes" and answer.body == _BODY
 
 
 def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
@@ -131,7 +140,7 @@ class _CannedConnector(aiohttp.BaseConnector):
 
     def __init__(self, *answers: bytes) -> None:
         super().__init__()
-        self._answers = iter(answers)
+        self._answers = list(answers)
         self.connections: int = 0
         self.received: bytes = b""
 
@@ -152,8 +161,8 @@ class _CannedConnector(aiohttp.BaseConnector):
 
     def receive(self, request: bytes, protocol: ResponseHandler) -> None:
         self.received += request
-        if answer := next(self._answers, None):
-            protocol.data_received(answer)
+        if self._answers:
+            protocol.data_received(self._answers.pop(0))
 
 
 class _CannedTransport(asyncio.Transport):
@@ -179,8 +188,8 @@ def run_now(coroutine: Coroutine[object, object, _T]) -> _T:
     """Return the result of a coroutine that does not wait; raise RuntimeError if it waits."""
     try:
         coroutine.send(None)
-    except StopIteration as ended:
-        returned: _T = ended.value
-        return returned
+    except StopIteration as stop:
+        result: _T = stop.value
+        return result
     coroutine.close()
     raise RuntimeError("the coroutine waits")
