@@ -79,9 +79,7 @@ class WireEmulator(Emulator):
         self._random = random.Random(seed)
         self._wire_shares = [shares.get(fault, 0.0) for fault in WireFault]
 
-    def _decide(
-        self, request: web.BaseRequest, route: Route | None
-    ) -> tuple[Fault | Reply | None, Reply]:
+    def _decide(self, request: web.BaseRequest, route: Route) -> tuple[Fault | Reply | None, Reply]:
         fault, reply = super()._decide(request, route)
         # Any other answer may be to a stop without an effect.
         if fault is not None or reply.status != 200 or request.method != "POST":
