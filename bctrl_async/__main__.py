@@ -11,7 +11,8 @@ def main() -> int:
 
         return cli.main()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"cyclopts", "rich"}:
+        package = str(error.name).partition(".")[0]
+        if package not in {"cyclopts", "rich"}:
             raise
         from bctrl_async._config import missing_extra  # noqa: PLC0415 - it delays the start.
 

@@ -1,6 +1,5 @@
 """Shards: parts of an input that several processes stop, each on its own."""
 
-import itertools
 from collections.abc import AsyncIterable, Sized
 from hashlib import blake2b
 
@@ -28,18 +27,22 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
         problem = f"invalid number {number!r:.50}: expected 1 to {count}, the count"
         raise BctrlConfigError(problem, argument="number")
     check_targets(targets)
-    places = itertools.count()
+    is_first = True
 
     def is_in_shard(item: object) -> bool:
-        if not next(places):
+        nonlocal is_first
+        if is_first:
             # This check makes each shard reject a wrong input, not shard 1 alone.
             check_first(item)
+            is_first = False
         return shard_of(item, count) == number
 
     if isinstance(targets, AsyncIterable):
         return (item async for item in targets if is_in_shard(item))
-    found = filter(is_in_shard, targets)
-    return list(found) if isinstance(targets, Sized) else found
+    items = (item for item in targets if is_in_shard(item))
+    if isinstance(targets, Sized):
+        return list(items)
+    return items
 
 
 def shard_of(target: object, count: int) -> int:
