@@ -3,7 +3,8 @@
 import logging
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,7 +20,6 @@ _log = logging.getLogger("bctrl_async.cli")
 _MAX_SHOWN = 60
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
 _KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
-_NO_VALUE = "it is not a JSON object or pair"
 _BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
 _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
 _UNREADABLE = "it has a control character, or was not saved as UTF-8"
@@ -29,15 +29,23 @@ _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").sea
 class BadLine(ValueError):  # noqa: N818 - it is raised only if nothing after it can be read.
     """A line that is not a target; the bulk stop rejects it and shows its repr and its reason."""
 
-    def __init__(self, place: str, text: str, reason: str) -> None:
+    def __init__(self, position: str, text: str, reason: str) -> None:
         super().__init__(reason)
-        self._shown = f"{text[:_MAX_SHOWN]!r} {place}"
+        self._repr = f"{text[:_MAX_SHOWN]!r} {position}"
 
     def __repr__(self) -> str:
-        return self._shown
+        return self._repr
 
 
 Item = RuntimeRef | BadLine
+
+
+class _Table(NamedTuple):
+    """The format of rows; the header is empty if the first line is a row."""
+
+    delimiter: str
+    columns: Sequence[str]
+    header: Sequence[str] = ()
 
 
 class LineParser:
@@ -47,8 +55,8 @@ class LineParser:
         self._workspace = workspace
         self._is_only = is_only
         self._number = 0
-        self._parse: Callable[[str], Item | None] = self._begin_table
-        self._delimiter, self._columns, self._header = ",", [*_KEYS], list[str]()
+        self._is_json = False
+        self._table: _Table | None = None
         self._document: bytearray | None = None
 
     def parse(self, line: bytes) -> Iterator[Item]:
@@ -60,66 +68,81 @@ class LineParser:
             return
         self._number += 1
         text = line.decode(errors="surrogateescape").removeprefix("\ufeff").strip(" \r\n")
-        if text[:1] in {"[", "{"} and self._parse == self._begin_table:
-            self._parse = lambda text: self._to_item(text, _decode(text))
+        if self._table is None and not self._is_json and text.startswith(("[", "{")):
+            self._is_json = True
             if not _is_line(_decode(text)):
                 self._document = bytearray(line.removeprefix(BOM_UTF8))
                 return
         if len(line) > MAX_LINE:
             raise self._bad(text, "it is longer than 1 MiB")
-        if text and not text.isspace() and text[0] != "#":
-            item = self._parse(text)
+        if text.strip() and not text.startswith("#"):
+            item = self._parse_text(text)
             if item is not None:
                 yield item
 
-    def _read_document(self, document: bytearray) -> Iterator[Item]:
-        value = _decode(document) if len(document) <= MAX_DOCUMENT else None
-        values = value.get("runtimes", [value]) if isinstance(value, dict) else value
-        if not isinstance(values, list):
-            raise self._bad(document.decode(errors="replace").strip(), _DOCUMENT)
-        for number, each in enumerate(values, start=1):
-            yield self._to_item(msgspec.json.encode(each).decode(), each, f"in item {number}")
-
-    def _begin_table(self, text: str) -> Item | None:
-        """Find the columns of a table by its first line; return that line's item, if any."""
+    def _parse_text(self, text: str) -> Item | None:
+        if self._is_json:
+            return self._to_item(text, _decode(text))
+        if self._table is not None:
+            return self._parse_row(text, self._table)
         if re.fullmatch(r"sep=[\t;,]", text):
             return None
         if _find_unreadable(text):
             raise self._bad(text, _UNREADABLE)
-        self._parse = self._row
-        rows = {d: cells for d in "\t;," if (cells := _cells(text, d))}
+        self._table = self._find_table(text)
+        if self._table.header:
+            return None
+        return self._parse_row(text, self._table)
+
+    def _read_document(self, document: bytearray) -> Iterator[Item]:
+        values = None
+        if len(document) <= MAX_DOCUMENT:
+            values = _decode(document)
+        if isinstance(values, dict):
+            values = values.get("runtimes", [values])
+        if not isinstance(values, list):
+            raise self._bad(document.decode(errors="replace").strip(), _DOCUMENT)
+        for number, value in enumerate(values, start=1):
+            yield self._to_item(msgspec.json.encode(value).decode(), value, f"in item {number}")
+
+    def _find_table(self, text: str) -> _Table:
+        """Return the format of a table by its first line, or raise an error if it is none."""
+        rows = _rows(text)
         is_list = self._workspace is not None and all(len(cells) == 1 for cells in rows.values())
         for delimiter, cells in rows.items():
             columns = [re.sub(r"[\s_]", "", cell).lower() for cell in cells]
             missing = [key for key, keys in _KEYS.items() if not set(keys) & set(columns)]
             if not missing or (is_list and missing == ["workspace_id"]):
-                self._delimiter, self._columns, self._header = delimiter, columns, cells
-                return None
+                return _Table(delimiter, columns, cells)
             if len(missing) == 1:
                 raise self._bad(text, f"the header has no column {missing[0]}")
+        if not is_list:
+            return _Table(self._find_delimiter(text, rows), [*_KEYS])
+        if "  " in text:
+            raise self._bad(text, "it looks like the table of list: use its -o json")
+        return _Table("\t", ["alias"])
+
+    def _find_delimiter(self, text: str, rows: dict[str, list[str]]) -> str:
+        """Return the only delimiter that makes a pair of a line."""
+        if not rows:
+            raise self._bad(text, _BAD_QUOTES)
         # Prose often has one comma, but no id has a space.
         pairs = [d for d, cells in rows.items() if len(cells) == len(_KEYS) and " " not in cells[0]]
-        if is_list and "  " in text:
-            raise self._bad(text, "it looks like the table of list: use its -o json")
-        if is_list:
-            self._delimiter, self._columns = "\t", ["alias"]
-        elif len(pairs) == 1:
-            self._delimiter = pairs[0]
-        elif rows:
-            reasons = {
-                "two delimiters fit: add a header, or quote the alias": pairs,
-                "a list of aliases needs a workspace": re.fullmatch(r"[\w.-]+", text),
-                "it is neither a header nor a pair: expected WORKSPACE,ALIAS or JSON": True,
-            }
-            raise self._bad(text, next(reason for reason, is_so in reasons.items() if is_so))
-        return self._row(text)
+        if len(pairs) == 1:
+            return pairs[0]
+        if pairs:
+            raise self._bad(text, "two delimiters fit: add a header, or quote the alias")
+        if re.fullmatch(r"[\w.-]+", text):
+            raise self._bad(text, "a list of aliases needs a workspace")
+        reason = "it is neither a header nor a pair: expected WORKSPACE,ALIAS or JSON"
+        raise self._bad(text, reason)
 
-    def _row(self, text: str) -> Item | None:
-        cells = _cells(text, self._delimiter)
+    def _parse_row(self, text: str, table: _Table) -> Item | None:
+        cells = _cells(text, table.delimiter)
         if cells is None:
             raise self._bad(text, _BAD_QUOTES)
         # Joined files have a header each, and a spreadsheet has rows of empty cells.
-        if cells == self._header:
+        if cells == table.header:
             if len(cells) == 1:
                 # An alias may have the name of the column.
                 _log.warning(
@@ -130,40 +153,59 @@ class LineParser:
             return None
         if not any(cells):
             return None
-        if len(cells) != len(self._columns):
-            few = "fewer" if len(cells) < len(self._columns) else "more"
-            return self._bad(text, f"it has {few} columns than the first line")
+        if len(cells) < len(table.columns):
+            return self._bad(text, "it has fewer columns than the first line")
+        if len(cells) > len(table.columns):
+            return self._bad(text, "it has more columns than the first line")
         # The first of two columns with the same name counts.
-        return self._to_item(text, dict(zip(self._columns[::-1], cells[::-1], strict=True)))
+        pairs = zip(reversed(table.columns), reversed(cells), strict=True)
+        return self._to_item(text, dict(pairs))
 
-    def _to_item(self, text: str, value: object, place: str | None = None) -> Item:
+    def _to_item(self, text: str, value: object, position: str = "") -> Item:
         """Return a row or a JSON value as a target, or as a bad line."""
         match value:
             case [workspace_id, alias]:
                 pass
             case dict():
-                workspace_id = next((value[key] for key in _WORKSPACE_KEYS if key in value), None)
-                alias = value.get("alias", value.get("name"))
+                workspace_id = _first_value(value, _KEYS["workspace_id"])
+                alias = _first_value(value, _KEYS["alias"])
             case _:
-                # The rest of a string could be on the next lines.
-                if text.replace(r"\\", "").replace(r"\"", "").count('"') % 2:
-                    raise self._bad(text, "a quote is not closed on this line")
-                reason = _UNREADABLE if _find_unreadable(text) else _NO_VALUE
-                return self._bad(text, reason, place)
-        workspace_id = self._workspace if workspace_id is None else workspace_id
-        for name, kind in ((workspace_id, "workspace id"), (alias, "alias")):
-            if not (isinstance(name, str) and name):
-                problem = "missing" if name is None else "not text" if name else "empty"
-                return self._bad(text, f"the {kind} is {problem}", place)
-        # A tab in a name is a control character; elsewhere, it may delimit cells.
-        if _find_unreadable(text + f"{workspace_id}{alias}".replace("\t", "\0")):
-            return self._bad(text, _UNREADABLE, place)
-        if self._is_only and workspace_id != self._workspace:
-            return self._bad(text, f"it names another workspace than {self._workspace}", place)
+                return self._bad(text, self._no_value_reason(text), position)
+        if workspace_id is None:
+            workspace_id = self._workspace
+        problem = self._problem(text, workspace_id, alias)
+        if problem:
+            return self._bad(text, problem, position)
         return RuntimeRef(str(workspace_id), str(alias))
 
-    def _bad(self, text: str, reason: str, place: str | None = None) -> BadLine:
-        return BadLine(place or f"on line {self._number}", text, reason)
+    def _no_value_reason(self, text: str) -> str:
+        """Return why a text has no value; raise an error if it may go on in the next lines."""
+        quotes = text.replace(r"\\", "").replace(r"\"", "").count('"')
+        if quotes % 2:
+            raise self._bad(text, "a quote is not closed on this line")
+        if _find_unreadable(text):
+            return _UNREADABLE
+        return "it is not a JSON object or pair"
+
+    def _problem(self, text: str, workspace_id: object, alias: object) -> str:
+        """Return why two values are not a target; an empty text if they are."""
+        for kind, name in (("workspace id", workspace_id), ("alias", alias)):
+            if name is None:
+                return f"the {kind} is missing"
+            if not name:
+                return f"the {kind} is empty"
+            if not isinstance(name, str):
+                return f"the {kind} is not text"
+        # A tab in a name is a control character; elsewhere, it may delimit cells.
+        names = f"{workspace_id}{alias}".replace("\t", "\0")
+        if _find_unreadable(text + names):
+            return _UNREADABLE
+        if self._is_only and workspace_id != self._workspace:
+            return f"it names another workspace than {self._workspace}"
+        return ""
+
+    def _bad(self, text: str, reason: str, position: str = "") -> BadLine:
+        return BadLine(position or f"on line {self._number}", text, reason)
 
 
 def _is_line(value: object) -> bool:
@@ -184,13 +226,32 @@ def _decode(text: str | bytearray) -> object:
         return None
 
 
+def _first_value(fields: Mapping[str, object], keys: Iterable[str]) -> object:
+    """Return the value of the first key that an object has; None if it has none."""
+    for key in keys:
+        if key in fields:
+            return fields[key]
+    return None
+
+
+def _rows(text: str) -> dict[str, list[str]]:
+    """Return the cells of a line by each delimiter that can be used."""
+    rows = {}
+    for delimiter in "\t;,":
+        cells = _cells(text, delimiter)
+        if cells:
+            rows[delimiter] = cells
+    return rows
+
+
 def _cells(text: str, delimiter: str) -> list[str] | None:
     """Return the cells of a row; None unless each quote encloses a cell or is doubled within it."""
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
     # The csv module keeps spaces after a cell, and takes a quote inside a cell for a character.
     pattern = r'((?:\A|{0}) *(?:"((?:[^"]|"")*+)"|([^"{0}]*+)) *(?={0}|\Z))'
-    cells = re.findall(pattern.replace("{0}", delimiter), text)
-    if sum(len(whole) for whole, _, _ in cells) < len(text):
+    matches = re.findall(pattern.replace("{0}", delimiter), text)
+    if sum(len(whole) for whole, _, _ in matches) < len(text):
         return None
-    return [quoted.replace('""', '"') or plain.strip(" ") for _, quoted, plain in cells]
+    # A cell is quoted or plain: its other text is empty.
+    return [quoted.replace('""', '"') + plain.strip(" ") for _, quoted, plain in matches]
