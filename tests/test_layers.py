@@ -268,7 +268,7 @@ BUDGETS = {
     ("_limiter",): Size(8700, 0),
     ("bulk",): Size(11792, 0),
     ("_entries", "journal"): Size(3425, 0),
-    ("cli",): Size(15283, 17),
+    ("cli",): Size(16700, 7),
     ("emulator",): Size(5200, 0),
     ("fastapi",): Size(2690, 0),
 }

@@ -13,7 +13,8 @@ from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, except
 
 from bctrl_async import BctrlError, __version__
 from bctrl_async.cli import _output
-from bctrl_async.cli._connection import CONNECTION, apply_profile
+from bctrl_async.cli._connection import CONNECTION
+from bctrl_async.cli._profile import apply_profile
 from bctrl_async.journal import JournalInUseError
 
 _EXAMPLES = """\
@@ -76,7 +77,7 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     if shell == "bash":
         # A workspace may be named like a command: only the first name is a command.
         script = script.replace('[[ " $all_commands ', '[[ -z ${cmd_path[0]} && " $all_commands ')
-    _output.Output().print_result(script, exact=True)
+    _output.Output().print_result(script, is_exact=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -93,12 +94,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             # An alias that the terminal's encoding lacks must not end the run.
             stream.reconfigure(errors="backslashreplace")
-    given = sys.argv[1:] if args is None else args
+    if args is None:
+        args = sys.argv[1:]
     try:
-        for name in _COMMANDS.keys() & set(given):
+        for name in _COMMANDS.keys() & set(args):
             # A command's own help is its docstring; the summary is for the list of commands.
             app[name].help = None
-        command, bound, _ = app.parse_args(given)
+        command, bound, _ = app.parse_args(args)
         bound.apply_defaults()
         connection = bound.arguments.get("connection", CONNECTION)
         _output.set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
@@ -111,46 +113,74 @@ def main(args: Sequence[str] | None = None) -> int:
         _output.print_error(error)
         if isinstance(error, JournalInUseError):
             return _output.IN_USE
-        return _output.exit_code([error])
+        return _output.exit_code_of([error])
     except OSError as error:
-        is_stdout = error.errno in _output.WRITE_ERRORS and error.filename is None
-        _output.Output().fail(error) if is_stdout else _output.print_error(str(error))
+        _print_os_error(error)
         return _output.FAILED
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        problem = f"{type(error).__name__} at line {place.lineno} of {Path(place.filename).name}"
-        _output.print_error(
-            f"unexpected {problem}. This is a fault of bctrl-async: please report it"
-        )
+        _print_fault(error)
         return _output.FAILED
+
+
+def _print_os_error(error: OSError) -> None:
+    if error.errno in _output.WRITE_ERRORS and error.filename is None:
+        _output.Output().fail(error)
+    else:
+        _output.print_error(str(error))
+
+
+def _print_fault(error: Exception) -> None:
+    """Print where this program failed, without its values, which may be secret."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    line = f"line {frame.lineno} of {Path(frame.filename).name}"
+    problem = f"unexpected {type(error).__name__} at {line}"
+    _output.print_error(f"{problem}. This is a fault of bctrl-async: please report it")
 
 
 def _option_name(token: str) -> str:
     """Return the name of an option without its value, which may be a secret."""
-    return token[:2] if re.match("-[^-]", token) else token.partition("=")[0]
+    if re.match("-[^-]", token):
+        return token[:2]
+    return token.partition("=")[0]
 
 
 def _plain(error: CycloptsError) -> str:
-    if isinstance(error, exceptions.UnknownOptionError):
-        name = _option_name(error.token.keyword or error.token.value)
-        error.token = error.token.evolve(keyword=name)
-    if isinstance(error, exceptions.ValidationError) and error.argument:
-        error.value = error.argument.tokens[0].value
+    """Return the text of an error, which shows no value of an unknown option."""
     error.unused_tokens = [_option_name(token) for token in error.unused_tokens or ()]
-    text = str(error).rstrip(".")
-    if isinstance(error, exceptions.UnknownOptionError):
-        # A typo has nearly the same letters: --no-verify-ssl does not mean --no-verify.
-        unknown, _, suggested = text.partition(" Did you mean ")
-        if not difflib.get_close_matches(sorted(name), [sorted(suggested[:-1])], cutoff=0.85):
-            text = unknown.rstrip(".")
-    if isinstance(error, exceptions.UnknownCommandError) and error.unused_tokens[0][:1] == "-":
-        text = f"options follow the command: bctrl-async COMMAND {error.unused_tokens[0]}"
-    if isinstance(error, exceptions.UnusedCliTokensError) and error.unused_tokens:
-        text = f"unexpected argument {error.unused_tokens[0]!r}"
-    if isinstance(error, CoercionError) and error.argument:
-        if error.target_type is bool and error.token:
-            text = f"{error.token.keyword} takes no value"
-        elif "Invalid value" not in text:
-            # The text of cyclopts does not name a positional argument.
-            text = f"invalid value for {error.argument.name}: {text}"
+    text = str(error)
+    match error:
+        case exceptions.UnknownOptionError():
+            text = _unknown_option(error)
+        case exceptions.ValidationError(argument=argument) if argument:
+            error.value = argument.tokens[0].value
+            text = str(error)
+        case exceptions.UnknownCommandError(unused_tokens=[option, *_]) if option[:1] == "-":
+            text = f"options follow the command: bctrl-async COMMAND {option}"
+        case exceptions.UnusedCliTokensError(unused_tokens=[argument, *_]):
+            text = f"unexpected argument {argument!r}"
+        case CoercionError():
+            text = _invalid_value(error)
+    text = text.rstrip(".")
     return text[:1].lower() + text[1:]
+
+
+def _unknown_option(error: exceptions.UnknownOptionError) -> str:
+    name = _option_name(error.token.keyword or error.token.value)
+    error.token = error.token.evolve(keyword=name)
+    text = str(error).rstrip(".")
+    # A typo has nearly the same letters: --no-verify-ssl does not mean --no-verify.
+    unknown, _, suggestion = text.partition(" Did you mean ")
+    letters = sorted(suggestion[:-1])
+    if difflib.get_close_matches(sorted(name), [letters], cutoff=0.85):
+        return text
+    return unknown
+
+
+def _invalid_value(error: CoercionError) -> str:
+    if error.target_type is bool and error.token:
+        return f"{error.token.keyword} takes no value"
+    text = str(error)
+    if error.argument and "Invalid value" not in text:
+        # The text of cyclopts does not name a positional argument.
+        return f"invalid value for {error.argument.name}: {text}"
+    return text

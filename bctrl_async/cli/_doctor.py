@@ -2,16 +2,15 @@
 
 import asyncio
 import platform
-from dataclasses import replace
 from importlib.metadata import version
 
 from yarl import URL
 
 from bctrl_async import RuntimeFilter, __version__
-from bctrl_async.cli._connection import CONNECTION, Connection
+from bctrl_async.cli._connection import CONNECTION, READ, Connection
 from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._options import Workspace
-from bctrl_async.cli._output import FAILED, Output, pluralize
+from bctrl_async.cli._output import Output, pluralize
 
 
 def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) -> int:
@@ -28,10 +27,10 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
       bctrl-async doctor WORKSPACE --profile staging
     """
     output = Output()
-    connection = replace(connection, attempts=connection.attempts or 1)
-    # This raises the error of an invalid option before anything is printed.
+    # Here and below, what is unusable raises its error before the next line is printed.
     connection.session(needs_key=False)
-    profile, proxy = connection.profile, connection.proxy_in_effect()
+    profile = connection.profile
+    proxy = connection.proxy_in_effect()
     versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "msgspec"))
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     output.print_result(f"versions  bctrl_async {__version__}, {versions}, {system}")
@@ -40,8 +39,9 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
     output.print_result(f"URL       {connection.base_url} ({origins['base_url']})")
     if proxy is not None:
         output.print_result(f"proxy     {URL(proxy).with_user(None)} ({origins['proxy']})")
-    output.print_result(f"key       {connection.key()[1]}")
-    session = connection.session(reads=True)
+    connection.key()
+    output.print_result(f"key       {profile.key_origin}")
+    session = connection.session(READ._replace(attempts=1))
     workspace = connection.workspace(workspace)
     if not workspace:
         output.print_result("API       not tried: name a workspace that the key may list")
@@ -49,4 +49,4 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
         finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), None, output)
         count = pluralize(len(asyncio.run(finding)), "runtime")
         output.print_result(f"API       the key is accepted: {count} in {workspace}")
-    return FAILED if output.write_failed else 0
+    return output.exit_code()

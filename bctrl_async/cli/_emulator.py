@@ -4,7 +4,7 @@ import asyncio
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -22,7 +22,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
-from bctrl_async.cli._output import FAILED, MAX_SHOWN, Output, pluralize, print_info
+from bctrl_async.cli._output import MAX_SHOWN, Output, pluralize, print_info
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
@@ -80,16 +80,17 @@ def emulator(
       latency, rate_limited, server_error, bad_gateway, drop_before, drop_after,
       hang, truncated_json, malformed_json, unknown_values, failed, accepted
     """
+    on_request = _print_request if verbose else None
     try:
         server = Emulator(
             host=host,
             port=port,
             api_key=api_key,
-            faults=dict(map(_parse_fault, fault)),
+            faults=dict(_parse_fault(text) for text in fault),
             seed=seed,
             latency=latency,
             rate_limit=rate_limit,
-            on_request=_print_request if verbose else None,
+            on_request=on_request,
         )
     except ValueError as error:
         raise BctrlConfigError(str(error)) from error
@@ -98,9 +99,10 @@ def emulator(
         output = Output()
         asyncio.run(_serve(server, api_key, output))
     except OSError as error:
-        problem = f"cannot listen on {host} port {port}: {str(error.strerror).rpartition(': ')[2]}"
+        reason = str(error.strerror).rpartition(": ")[2]
+        problem = f"cannot listen on {host} port {port}: {reason}"
         raise BctrlConfigError(problem, advice="Choose another with --port") from error
-    return FAILED if output.write_failed else 0
+    return output.exit_code()
 
 
 def _parse_fault(text: str) -> tuple[Fault, float]:
@@ -142,8 +144,10 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
 def _print_request(request: ReceivedRequest) -> None:
     # A query may contain secrets, and is not part of the operation.
     path = request.raw_path.partition("?")[0]
-    fault = "" if request.fault is None else f" {request.fault}"
-    print_info(f"{request.status or '---'} {request.method:<4} {path}{fault}")
+    line = f"{request.status or '---'} {request.method:<4} {path}"
+    if request.fault is not None:
+        line += f" {request.fault}"
+    print_info(line)
 
 
 def demo(
@@ -181,32 +185,47 @@ def demo(
             session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
             async with session:
                 batch = session.stop_runtimes(targets, on_outcome=outcomes.append)
-                interrupted = await run_with_progress(batch, session, output)
-                return batch.report, interrupted
+                is_interrupted = await run_with_progress(batch, session, output)
+                return batch.report, is_interrupted
 
-    report, interrupted = asyncio.run(stop_all())
-    output.print_result(f"{'Interrupted: ' * interrupted}{replace(report, ended_early=None)}")
-    throttled = f"{report.throttled:,} were throttled"
-    output.print_result(f"It took {pluralize(len(server.requests), 'request')}; {throttled}.")
-    found = {target: server.status(*target) for target in targets}
-    wrong = [outcome for outcome in outcomes if not _is_true(outcome, found[outcome.target])]
+    report, is_interrupted = asyncio.run(stop_all())
+    summary = str(replace(report, ended_early=None))
+    if is_interrupted:
+        summary = f"Interrupted: {summary}"
+    output.print_result(summary)
+    requests = pluralize(len(server.requests), "request")
+    output.print_result(f"It took {requests}; {report.throttled:,} were throttled.")
+    statuses = {target: server.status(*target) for target in targets}
+    wrong = [outcome for outcome in outcomes if not _is_true(outcome, statuses[outcome.target])]
     if wrong:
-        output.print_result(f"The emulator disagrees about {len(wrong)} of {runtimes}:")
-        for outcome in wrong[:MAX_SHOWN]:
-            now = found[outcome.target] or "missing"
-            output.print_result(f"{outcome.target.alias}: {outcome.result}, but it is {now}.")
+        _print_wrong(output, wrong, statuses)
     else:
-        counts = Counter(found.values())
-        stopped = f"{counts['stopped']} of {runtimes - counts[None]} runtimes are stopped"
-        missing = f"{counts[None]} of {runtimes} names have no runtime"
-        output.print_result(f"The emulator confirms: {stopped}; {missing}.")
-    if interrupted:
+        _print_confirmation(output, Counter(statuses.values()))
+    if is_interrupted:
         raise KeyboardInterrupt
-    return FAILED if wrong or output.write_failed else 0
+    return output.exit_code(is_failure=bool(wrong))
+
+
+def _print_wrong(
+    output: Output, wrong: Sequence[StopOutcome], statuses: Mapping[RuntimeRef, str | None]
+) -> None:
+    """Print outcomes beside the statuses that contradict them."""
+    output.print_result(f"The emulator disagrees about {len(wrong)} of {len(statuses)}:")
+    for outcome in wrong[:MAX_SHOWN]:
+        status = statuses[outcome.target] or "missing"
+        output.print_result(f"{outcome.target.alias}: {outcome.result}, but it is {status}.")
+
+
+def _print_confirmation(output: Output, counts: Counter[str | None]) -> None:
+    total, missing = counts.total(), counts[None]
+    stopped = f"{counts['stopped']} of {total - missing} runtimes are stopped"
+    names = f"{missing} of {total} names have no runtime"
+    output.print_result(f"The emulator confirms: {stopped}; {names}.")
 
 
 def _is_true(outcome: StopOutcome, status: str | None) -> bool:
     if outcome.result is StopResult.NOT_FOUND:
         return status is None
-    is_open = outcome.result.needs_poll and not outcome.ok
-    return is_open or outcome.ok == (status == "stopped")
+    if outcome.result.needs_poll and not outcome.ok:
+        return True
+    return outcome.ok == (status == "stopped")

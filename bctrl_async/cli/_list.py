@@ -22,7 +22,7 @@ from bctrl_async import (
     RuntimeRef,
 )
 from bctrl_async.cli import _options as opt, _output as out
-from bctrl_async.cli._connection import CONNECTION, Connection
+from bctrl_async.cli._connection import CONNECTION, READ, Connection
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.errors import format_duration
 from bctrl_async.filters import Selection, parse_time
@@ -46,13 +46,14 @@ class FoundRuntimes(Selection):
         """Show the runtimes and ask whether to stop them."""
         kinds = Counter(out.escape(runtime.kind) for runtime in self.runtimes)
         summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        if unreadable := len(self) - len(self.runtimes):
+        unreadable = len(self) - len(self.runtimes)
+        if unreadable:
             summary += f"; {unreadable:,} cannot be read"
-        asked = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
-        asked += f"\nStop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
+        question = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
+        question += f"\nStop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
         try:
             # The question goes to stderr, since stdout may be a file.
-            print(asked, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+            print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
             return sys.stdin.readline().strip().lower() in {"y", "yes"}
         except KeyboardInterrupt:
             out.print_info("\nNothing was stopped")  # The line goes below the ^C.
@@ -62,7 +63,7 @@ class FoundRuntimes(Selection):
 async def find_runtimes(
     session: BctrlSession,
     workspace: str,
-    wanted: RuntimeFilter,
+    where: RuntimeFilter,
     alias: str | None,
     output: out.Output,
     *,
@@ -82,16 +83,22 @@ async def find_runtimes(
             f"{format_duration(deadline)}",
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
-    listed: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
-    if alias is not None:
-        listed = [i for i in listed if i.alias is None or fnmatchcase(i.alias, alias)]
-    found = FoundRuntimes(workspace, wanted)
-    found.add(listed)
-    unknown = {wanted.status, wanted.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
-    if unknown and not found:
+    items: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
+    matches = FoundRuntimes(workspace, where)
+    matches.add(item for item in items if _has_alias(item, alias))
+    unknown = {where.status, where.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
+    if unknown and not matches:
         # The value may be mistyped, and must not look like success.
-        raise BctrlConfigError(f"no runtime of {workspace!r} is {' and '.join(map(repr, unknown))}")
-    return found
+        values = " and ".join(repr(value) for value in unknown)
+        raise BctrlConfigError(f"no runtime of {workspace!r} is {values}")
+    return matches
+
+
+def _has_alias(item: Runtime | BctrlResponseError, pattern: str | None) -> bool:
+    """Return True if an alias matches a pattern, or cannot be read."""
+    if pattern is None or item.alias is None:
+        return True
+    return fnmatchcase(item.alias, pattern)
 
 
 def list_runtimes(
@@ -114,27 +121,32 @@ def list_runtimes(
       bctrl-async list WORKSPACE --alias 'ci-*' -o json > runtimes.jsonl
     """
     workspace = connection.workspace(workspace, is_needed=True)
-    wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
-    output = out.Output()
-    session = connection.session(reads=True)
-    found = asyncio.run(find_runtimes(session, workspace, wanted, alias, output))
-    runtimes = found.runtimes
-    errors = [item for item in found.items if not isinstance(item, Runtime)]
-    if output_format == "json":
+    where = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
+    output = out.Output(prints_json=output_format == "json")
+    session = connection.session(READ)
+    matches = asyncio.run(find_runtimes(session, workspace, where, alias, output))
+    runtimes = matches.runtimes
+    if output.prints_json:
         for runtime in runtimes:
             _print_json(output, workspace, runtime)
     else:
-        rows = ((each.status, each.kind, _age(each), each.alias) for each in runtimes)
+        rows = [(item.status, item.kind, _age(item), item.alias) for item in runtimes]
         _print_table(output, [("STATUS", "KIND", "AGE", "ALIAS"), *rows])
-    for error in errors[: out.MAX_SHOWN]:
-        out.print_error(error)
-    if (more := len(errors) - out.MAX_SHOWN) > 0:
-        out.print_error(f"could not list {out.pluralize(more, 'more runtime')}")
-    if output_format == "table" and not (output.write_failed or output.in_pipe):
+    errors = [item for item in matches.items if not isinstance(item, Runtime)]
+    _print_unreadable(errors)
+    if not (output.prints_json or output.write_failed or output.in_pipe):
         # The count goes to stderr, so that each line of stdout after the header is a runtime. The
         # reader of a pipe would print its rows around it.
         out.print_info(out.pluralize(len(runtimes), "runtime"))
-    return out.FAILED if errors or output.write_failed else 0
+    return output.exit_code(is_failure=bool(errors))
+
+
+def _print_unreadable(errors: Sequence[BctrlResponseError]) -> None:
+    for error in errors[: out.MAX_SHOWN]:
+        out.print_error(error)
+    more = len(errors) - out.MAX_SHOWN
+    if more > 0:
+        out.print_error(f"could not list {out.pluralize(more, 'more runtime')}")
 
 
 def get_runtimes(
@@ -154,24 +166,33 @@ def get_runtimes(
       bctrl-async get WORKSPACE crm mail
       bctrl-async get -w WORKSPACE crm -o json | jq -r .status
     """
-    place, aliases = connection.split_names(names, workspace, "get")
+    workspace, aliases = connection.split_names(names, workspace, "get")
     if not aliases:
         raise BctrlConfigError("nothing to get: add ALIAS")
-    output = out.Output()
-    session = connection.session(reads=True)
-    found = asyncio.run(_get_all(session, place, dict.fromkeys(aliases), output))
-    runtimes = [each for each in found if isinstance(each, Runtime)]
-    errors = [each for each in found if isinstance(each, BctrlError)]
-    for number, runtime in enumerate(runtimes):
-        if output_format == "json":
-            _print_json(output, place, runtime)
-        else:
-            output.print_result("") if number else None
-            _print_table(output, _details(runtime))
+    output = out.Output(prints_json=output_format == "json")
+    session = connection.session(READ)
+    answers = asyncio.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
+    runtimes = [answer for answer in answers if isinstance(answer, Runtime)]
+    errors = [answer for answer in answers if isinstance(answer, BctrlError)]
+    if output.prints_json:
+        for runtime in runtimes:
+            _print_json(output, workspace, runtime)
+    else:
+        _print_details(output, runtimes)
     for error in errors:
         connection.explain(error)
         out.print_error(error)
-    return out.exit_code(errors) if errors or output.write_failed else 0
+    if errors:
+        return out.exit_code_of(errors)
+    return output.exit_code()
+
+
+def _print_details(output: out.Output, runtimes: Sequence[Runtime]) -> None:
+    """Print the fields of runtimes, with an empty line between two runtimes."""
+    for number, runtime in enumerate(runtimes):
+        if number:
+            output.print_result("")
+        _print_table(output, _details(runtime))
 
 
 async def _get_all(
@@ -184,7 +205,7 @@ async def _get_all(
             return error
 
     async with session, show_waiting(output):
-        return await asyncio.gather(*map(get, aliases))
+        return await asyncio.gather(*(get(alias) for alias in aliases))
 
 
 def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
@@ -196,11 +217,20 @@ def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
 
 def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; in a pipe, a table of rich would be cut at 80 columns."""
-    escaped = [[*map(out.escape, row)] for row in rows]
-    widths = [min(max(map(cell_len, each)), out.MAX_WIDTH) for each in zip(*escaped, strict=True)]
-    for row in escaped:
-        sizes = map(max, widths, map(cell_len, row))
-        output.print_result("  ".join(map(set_cell_size, row, sizes)).rstrip())
+    table = [[out.escape(cell) for cell in row] for row in rows]
+    widths = [_width(column) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [_pad(cell, width) for cell, width in zip(row, widths, strict=True)]
+        output.print_result("  ".join(cells).rstrip())
+
+
+def _width(column: Iterable[str]) -> int:
+    return min(max(cell_len(cell) for cell in column), out.MAX_WIDTH)
+
+
+def _pad(cell: str, width: int) -> str:
+    """Return a cell as wide as its column; a longer cell moves the rest of its row."""
+    return set_cell_size(cell, max(width, cell_len(cell)))
 
 
 def _details(runtime: Runtime) -> list[tuple[str, str]]:
@@ -208,8 +238,8 @@ def _details(runtime: Runtime) -> list[tuple[str, str]]:
     fields = msgspec.to_builtins(runtime)
     fields |= fields.pop("summary") or {}
     words = {True: "yes", False: "no"}
-    known = [(key, words.get(value, value)) for key, value in fields.items() if value is not None]
-    return [*known, ("age", _age(runtime))]
+    details = [(key, words.get(value, value)) for key, value in fields.items() if value is not None]
+    return [*details, ("age", _age(runtime))]
 
 
 def _age(runtime: Runtime) -> str:

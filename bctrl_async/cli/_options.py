@@ -20,12 +20,16 @@ STDIN = Path("-")
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 # Each unit may be given once, the longest first.
-_is_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
+_match_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
 
 
 def converter(parse: Callable[[str], _T]) -> Callable[[object, Sequence[Token]], _T]:
     """Return the converter of an option that takes one value."""
-    return lambda _, tokens: parse(tokens[0].value)
+
+    def convert(_: object, tokens: Sequence[Token]) -> _T:
+        return parse(tokens[0].value)
+
+    return convert
 
 
 def _text(value: str) -> str:
@@ -36,7 +40,9 @@ def _text(value: str) -> str:
 
 
 def _file(value: str) -> Path:
-    return STDIN if value == "-" else Path(_text(value))
+    if value == "-":
+        return STDIN
+    return Path(_text(value))
 
 
 def duration(value: str) -> float:
@@ -44,10 +50,12 @@ def duration(value: str) -> float:
 
     A unit is required: a bare 90 could be taken for minutes. Only 0 needs none.
     """
-    parts = _is_duration("0s" if value == "0" else value)
-    if not value or parts is None:
+    if value == "0":
+        return 0.0
+    match = _match_duration(value)
+    if not value or match is None:
         raise ValueError(f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d")
-    numbers = zip(parts.groups("0"), _UNITS.values(), strict=True)
+    numbers = zip(match.groups("0"), _UNITS.values(), strict=True)
     return sum(float(number) * seconds for number, seconds in numbers)
 
 
@@ -59,7 +67,8 @@ def _whole(value: str) -> int:
 
 def _number(value: str) -> float:
     with suppress(ValueError):
-        if math.isfinite(number := float(value)):
+        number = float(value)
+        if math.isfinite(number):
             return number
     raise ValueError(f"{value!r} is not a number")
 
@@ -93,14 +102,14 @@ Count = Annotated[int, whole_number(1)]
 Rate = Annotated[float, Parameter(metavar="N", converter=converter(_number), validator=_above_0)]
 
 with_status = partial(
-    in_filters, "--status", metavar="STATUS", completer=lambda _: [*map(str, RuntimeStatus), "any"]
+    in_filters, "--status", metavar="STATUS", completer=lambda _: [*RuntimeStatus, "any"]
 )
 Kind = Annotated[
     Text | None,
     in_filters(
         "--kind",
         metavar="KIND",
-        completer=lambda _: [*map(str, RuntimeKind)],
+        completer=lambda _: [*RuntimeKind],
         help="Only of this kind, such as browser.",
     ),
 ]

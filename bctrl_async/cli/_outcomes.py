@@ -28,29 +28,22 @@ class _Group(NamedTuple):
 class OutcomePrinter:
     """A printer of outcomes, as lines or records.
 
-    Each of `aliases` gets a line. Without them, only attempted targets that may run are shown: the
-    first for each reason gets a line, and the others are counted.
+    Each of `aliases` gets a line. Without them, only attempted targets that may run are
+    shown: the first for each reason gets a line, and the others are counted.
     """
 
-    def __init__(
-        self,
-        output: out.Output,
-        aliases: Sequence[str] | None,
-        *,
-        prints_json: bool = False,
-    ) -> None:
-        self.output: out.Output = output
-        self.prints_json: bool = prints_json
-        self._prints_all = aliases is not None
+    def __init__(self, output: out.Output, aliases: Sequence[str] = ()) -> None:
+        self._output = output
+        self._prints_all = bool(aliases)
         self._groups: dict[tuple[StopResult, str], _Group] = {}
-        widest = max((cell_len(out.escape(each)) for each in aliases or ()), default=out.MAX_WIDTH)
-        self._width = min(widest, out.MAX_WIDTH)
+        widths = [cell_len(out.escape(alias)) for alias in aliases]
+        self._width = min(max(widths, default=out.MAX_WIDTH), out.MAX_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
         is_unsent = outcome.result is StopResult.NOT_SENT and not outcome.attempts
-        if self.prints_json:
-            self.output.print_object(outcome.to_dict())
+        if self._output.prints_json:
+            self._output.print_object(outcome.to_dict())
         elif not (outcome.ok or is_unsent):
             self._print_failure(outcome)
         elif self._prints_all and not out.is_quiet.get():
@@ -58,42 +51,54 @@ class OutcomePrinter:
 
     def _print_failure(self, outcome: StopOutcome) -> None:
         """Print a target that may run; only the first of a group gets advice."""
-        is_invalid = outcome.result is StopResult.INVALID
-        reason = "" if is_invalid else _reason(outcome)
+        reason = _reason(outcome)
+        lines = 1 if reason else out.MAX_SHOWN
         key = outcome.result, _without_numbers("0", reason)
-        targets = self._groups.setdefault(key, _Group(outcome.result, reason, [])).targets
-        targets.append(outcome.target)
-        is_first = len(targets) <= (out.MAX_SHOWN if is_invalid else 1)
-        if is_first or self._prints_all:
-            self._print_line(outcome, _describe(outcome, advises=is_first))
+        group = self._groups.setdefault(key, _Group(outcome.result, reason, []))
+        group.targets.append(outcome.target)
+        is_early = len(group.targets) <= lines
+        if is_early or self._prints_all:
+            self._print_line(outcome, _describe(outcome, with_advice=is_early))
 
     def describe(self, error: BctrlError) -> str:
         """Return the text of an error, without advice that a target's line has given."""
-        is_explained = any(group.reason == _summary(error) for group in self._groups.values())
-        return f"{out.name_call(error)}{error.summary if is_explained else out.describe(error)}"
+        call = out.name_call(error)
+        if any(group.reason == _summary(error) for group in self._groups.values()):
+            return f"{call}{error.summary}"
+        return f"{call}{out.describe(error)}"
 
     def finish(self) -> None:
-        """Print how many targets had no line of their own, by reason, and name some of them."""
+        """Print how many targets had no line, by reason, and name some of them."""
         if self._prints_all:
             return
         groups = sorted(self._groups.values(), key=lambda group: -len(group.targets))
-        for result, reason, targets in groups:
-            if not reason and len(targets) > out.MAX_SHOWN:
-                more = len(targets) - out.MAX_SHOWN
+        for group in groups:
+            more = len(group.targets) - out.MAX_SHOWN
+            if group.reason:
+                self._print_rest(group)
+            elif more > 0:
                 out.print_info(f"{more:,} more invalid targets are not shown")
-            elif reason and (others := targets[1:]):
-                listed = ", ".join(map(self._name, others[:_MAX_NAMED]))
-                if len(others) > _MAX_NAMED:
-                    listed += f" and {len(others) - _MAX_NAMED:,} more"
-                line = f"{len(others):,} more {result} ({out.one_line(reason)}): {listed}"
-                self.output.print_result(line)
+
+    def _print_rest(self, group: _Group) -> None:
+        """Print how many targets of a group follow the first, and name some of them."""
+        targets = group.targets[1:]
+        if not targets:
+            return
+        names = ", ".join(self._name(target) for target in targets[:_MAX_NAMED])
+        if len(targets) > _MAX_NAMED:
+            names += f" and {len(targets) - _MAX_NAMED:,} more"
+        reason = out.one_line(group.reason)
+        line = f"{len(targets):,} more {group.result} ({reason}): {names}"
+        self._output.print_result(line)
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
         is_stopped = outcome.ok and not outcome.result.is_taken
+        style = "green" if is_stopped else "yellow"
         name = self._name(outcome.target)
         name += " " * (self._width - cell_len(name))
-        result = (f"{outcome.result:<{_RESULT_WIDTH}}", "green" if is_stopped else "yellow")
-        self.output.print_result(Text.assemble(name, "  ", result, "  ", out.one_line(detail)))
+        result = (f"{outcome.result:<{_RESULT_WIDTH}}", style)
+        line = Text.assemble(name, "  ", result, "  ", out.one_line(detail))
+        self._output.print_result(line)
 
     def _name(self, target: RuntimeRef) -> str:
         alias = out.escape(target.alias)
@@ -112,19 +117,25 @@ def _summary(error: BctrlError) -> str:
 
 
 def _reported_error(outcome: StopOutcome) -> BctrlError | None:
-    """Return the error of an outcome, unless the status of its runtime says as much."""
-    is_described = outcome.result.is_taken and outcome.runtime is not None
-    return None if is_described else outcome.error
+    """Return the error of an outcome, unless its runtime's status says as much."""
+    if outcome.result.is_taken and outcome.runtime is not None:
+        return None
+    return outcome.error
 
 
 def _reason(outcome: StopOutcome) -> str:
-    error, runtime = _reported_error(outcome), outcome.runtime
+    """Return why a target may run; an empty text if it is invalid."""
+    if outcome.result is StopResult.INVALID:
+        return ""
+    error = _reported_error(outcome)
     if error is not None:
         return _summary(error)
-    return f"status {out.escape(runtime.status)}" if runtime else "not confirmed"
+    if outcome.runtime is not None:
+        return f"status {out.escape(outcome.runtime.status)}"
+    return "not confirmed"
 
 
-def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
+def _describe(outcome: StopOutcome, *, with_advice: bool = True) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
     facts = []
@@ -134,13 +145,18 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
         if outcome.attempts > 1:
             facts.append(f"{outcome.attempts} attempts")
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
-        facts.append(f"status {out.escape(outcome.runtime.status)} ({_RUNNING[outcome.running]})")
+        status = out.escape(outcome.runtime.status)
+        facts.append(f"status {status} ({_RUNNING[outcome.running]})")
     if error is not None:
-        # The default advice of an error's class assumes a failed stop; show it only then.
-        advises = advises and (
-            not outcome.result.is_processed or error.advice != type(error).advice
-        )
-        text = out.describe(error) if advises else error.summary
+        text = error.summary
+        if with_advice and _has_advice(outcome, error):
+            text = out.describe(error)
         # The name of an invalid target is shown already.
         facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))
     return ", ".join(facts)
+
+
+def _has_advice(outcome: StopOutcome, error: BctrlError) -> bool:
+    """Return True unless the advice assumes that the stop failed, and it did not."""
+    is_default = error.advice == type(error).advice
+    return not (outcome.result.is_processed and is_default)

@@ -70,7 +70,7 @@ def set_verbosity(*, verbose: int, quiet: bool) -> None:
     logger.getChild("wire").setLevel(logging.DEBUG if verbose > 1 else logging.NOTSET)
 
 
-def exit_code(errors: Iterable[BctrlError | None]) -> int:
+def exit_code_of(errors: Iterable[BctrlError | None]) -> int:
     """Return the exit code of a command that failed with these errors."""
     codes = [kind_of(error).exit_code for error in errors if error is not None]
     return max(codes, default=FAILED)
@@ -78,15 +78,18 @@ def exit_code(errors: Iterable[BctrlError | None]) -> int:
 
 def pluralize(count: int, noun: str) -> str:
     """Return a count with its noun, such as `1 stop` or `2,000 stops`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}s"
 
 
 def escape(text: str) -> str:
     """Return visible text unchanged, and other text, such as `'a '`, as a literal."""
     # The repr of an enum's member would show its Python name.
     text = str.__str__(text)
-    is_visible = text and text.isprintable() and text == text.strip()
-    return text if is_visible else ascii(text)
+    if text and text.isprintable() and text == text.strip():
+        return text
+    return ascii(text)
 
 
 def describe(error: BctrlError) -> str:
@@ -99,11 +102,11 @@ def describe(error: BctrlError) -> str:
 
 def name_call(error: BctrlError) -> str:
     """Return the start of an error's text, such as `could not get 'crm': `."""
-    name = error.workspace_id if error.alias is None else error.alias
-    if name is None:
-        return ""
-    kind = "workspace " if error.alias is None else ""
-    return f"could not {error.operation} {kind}{quote(name)}: "
+    if error.alias is not None:
+        return f"could not {error.operation} {quote(error.alias)}: "
+    if error.workspace_id is not None:
+        return f"could not {error.operation} workspace {quote(error.workspace_id)}: "
+    return ""
 
 
 def format_counts(counts: Counter[StopResult]) -> str:
@@ -123,11 +126,13 @@ def one_line(text: str) -> str:
 
 def print_error(error: str | BctrlError) -> None:
     """Print an error on stderr as one line; on a narrow terminal, its advice goes below it."""
-    text = error if isinstance(error, str) else f"{name_call(error)}{describe(error)}"
-    line = f"bctrl-async: error: {one_line(text)}"
-    if isinstance(error, BctrlError) and 0 < _columns() < len(line):
-        advice = one_line(error.advice or "").rstrip(".")
-        line = line.removesuffix(f". {advice}") + f"\n{advice}" * bool(advice)
+    if isinstance(error, str):
+        _print_line(f"bctrl-async: error: {one_line(error)}")
+        return
+    line = f"bctrl-async: error: {one_line(name_call(error) + describe(error))}"
+    if error.advice and 0 < _columns() < len(line):
+        advice = one_line(error.advice).rstrip(".")
+        line = line.removesuffix(f". {advice}") + f"\n{advice}"
     _print_line(line)
 
 
@@ -139,18 +144,20 @@ def print_info(line: str) -> None:
 
 def _columns() -> int:
     """Return the width of the terminal on stderr, 0 if there is none."""
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    return shutil.get_terminal_size().columns if is_terminal else 0
+    if sys.stderr is None or not sys.stderr.isatty():
+        return 0
+    return shutil.get_terminal_size().columns
 
 
 def _print_line(line: str) -> None:
     if sys.stderr is None:  # The shell has closed stderr, and `print` would use stdout.
         return
     lines = _escape_unprintable(line).split("\n")
-    if columns := _columns():
+    columns = _columns()
+    if columns:
         # A terminal would break lines within words.
         wrap = partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
-        lines = [wrap(each, columns) for each in lines]
+        lines = [wrap(text, columns) for text in lines]
     with suppress(OSError):
         print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
 
@@ -161,11 +168,12 @@ class Output(Console):
     If writing fails (`| head`, a full disk), no more results are printed, and the stops go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, prints_json: bool = False) -> None:
         if sys.stdout is None:
             # The shell has closed stdout. Rich would drop the results; writing to this file fails.
             sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         super().__init__(highlight=False, markup=False, emoji=False)
+        self.prints_json = prints_json
         self.shows_progress = True
         self.write_failed = False
         """True if results were lost, other than to a reader that left (`| head`)."""
@@ -174,13 +182,14 @@ class Output(Console):
         with suppress(OSError):  # Stdout may be closed.
             self.in_pipe = stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
 
-    def print_result(self, result: str | Text, *, exact: bool = False) -> None:
+    def print_result(self, result: str | Text, *, is_exact: bool = False) -> None:
         """Print a line, which wraps on a terminal unless it is exact."""
-        if isinstance(result, str) and (self.on_terminal or not exact):
+        is_terminal = self.on_terminal
+        if isinstance(result, str) and (is_terminal or not is_exact):
             result = _escape_unprintable(result)
         try:
-            if isinstance(result, Text) or self.on_terminal:
-                self.print(result, soft_wrap=exact or not self.on_terminal)
+            if isinstance(result, Text) or is_terminal:
+                self.print(result, soft_wrap=is_exact or not is_terminal)
             elif not self.quiet:
                 # A million lines of JSON would cost rich half a minute.
                 self.file.write(f"{result}\n")
@@ -190,7 +199,20 @@ class Output(Console):
 
     def print_object(self, fields: Mapping[str, object]) -> None:
         """Print an object as JSON on one line, in ASCII."""
-        self.print_result(json.dumps(fields), exact=True)
+        self.print_result(json.dumps(fields), is_exact=True)
+
+    def print_summary(self, summary: str, *, is_needed: bool = False) -> None:
+        """Print the last line; with --quiet, only if it is needed."""
+        if self.prints_json:
+            print_info(summary)
+        elif is_needed or not is_quiet.get():
+            self.print_result(summary)
+
+    def exit_code(self, *, is_failure: bool = False) -> int:
+        """Return the exit code of a command; lost results are a failure, too."""
+        if is_failure or self.write_failed:
+            return FAILED
+        return 0
 
     def fail(self, error: OSError) -> None:
         """Print no more results; report the error unless the reader left (`| head`)."""
@@ -213,8 +235,11 @@ class Output(Console):
     def progress_console(self) -> tuple[Console, bool]:
         """Return the console for progress, and whether to draw on it."""
         errors = Console(stderr=True)
+        is_terminal = errors.file.isatty() and not errors.is_dumb_terminal
         # Drawing progress would erase what the reader of a pipe prints on the terminal.
-        is_hidden = errors.is_dumb_terminal or is_quiet.get() or self.in_pipe
-        draws = errors.file.isatty() and not is_hidden
-        # Two consoles on one terminal would draw over each other.
-        return (self if draws and self.on_terminal else errors), draws
+        if is_quiet.get() or self.in_pipe or not is_terminal:
+            return errors, False
+        if self.on_terminal:
+            # Two consoles on one terminal would draw over each other.
+            return self, True
+        return errors, True

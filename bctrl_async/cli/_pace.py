@@ -18,16 +18,16 @@ _is_address = re.compile(r"[\w.-]{2,}:").match
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 
 
-def open_rate(rate: float | None, place: str | None, origin: str) -> float | Pace | None:
-    """Return a rate for the session of one event loop; with a place, the rate is shared."""
-    if place is None:
+def open_rate(rate: float | None, store: str | None, origin: str) -> float | Pace | None:
+    """Return a rate for the session of one event loop; with a store, the rate is shared."""
+    if store is None:
         return rate
     if rate is None:
         raise BctrlConfigError(f"{origin} needs --rate, the rate of all processes together")
-    if not _is_address(place):
-        return FilePace(place, rate=rate)
+    if not _is_address(store):
+        return FilePace(store, rate=rate)
     try:
-        client = _client(place)
+        client = _client(store)
     except ModuleNotFoundError as error:
         missing = _config.missing_extra(error, "redis")
         raise BctrlConfigError(f"cannot use {origin}: {missing}") from error

@@ -13,11 +13,16 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 from rich.text import Text
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
+from bctrl_async.bulk import Progress as RunProgress
 from bctrl_async.cli._output import Output, format_counts, print_info
 from bctrl_async.errors import format_duration
 
-_SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
-"""Seconds until the live display, until its first notice of waiting, and between its updates."""
+_SHOW_AFTER = 0.4
+"""Seconds until the live display."""
+_SHOW_WAITING_AFTER = 2.0
+"""Seconds until the notice of a read that waits."""
+_REFRESH_EVERY = 0.2
+"""Seconds between updates of the live display."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _SILENT_AFTER = 6.0
@@ -41,9 +46,10 @@ class Display:
         self.is_interrupted = False
         """True after the first interrupt: show what was sent, and that Ctrl-C aborts the run."""
         has_total = batch.total is not None
+        bars = [BarColumn(bar_width=None)] if has_total else []
         self._progress = Progress(
             TextColumn("{task.description}"),
-            *[BarColumn(bar_width=None)] * has_total,
+            *bars,
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             console=console,
@@ -66,9 +72,9 @@ class Display:
         self.is_drawn = True
         with Live(
             get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
-        ) as drawn:
+        ) as display:
             while True:
-                drawn.refresh()
+                display.refresh()
                 await asyncio.sleep(_REFRESH_EVERY)
 
     def view(self) -> Group:
@@ -80,17 +86,24 @@ class Display:
     def line(self) -> str:
         """Return the progress as one line."""
         task = self._update()
-        done = f"{task.description}{'' if self.is_interrupted else ' done'}"
+        done = task.description
+        if not self.is_interrupted:
+            done += " done"
         counts = format_counts(self._batch.counts)
         parts = [done, task.fields["rate"], self._state_text(), counts]
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
-        counts, total = self._batch.counts, self._batch.total
-        # Outcomes that are `not_sent` after an interrupt do not count as done.
-        done = counts.total() - counts[StopResult.NOT_SENT] * self.is_interrupted
-        text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-        text += " answered" * self.is_interrupted
+        counts = self._batch.counts
+        done = counts.total()
+        if self.is_interrupted:
+            # Outcomes that are `not_sent` after an interrupt do not count as done.
+            done -= counts[StopResult.NOT_SENT]
+        text = f"{done:,}"
+        if self._batch.total is not None:
+            text += f" of {self._batch.total:,}"
+        if self.is_interrupted:
+            text += " answered"
         self._progress.update(self._task, completed=done, description=text)
         task = self._progress.tasks[0]
         task.fields["rate"] = self._rate_text(task)
@@ -109,39 +122,57 @@ class Display:
 
     def _silence(self) -> float:
         """Return for how many seconds requests were in flight and none was answered."""
-        stats, now = self._session.stats, self._console.get_time()
-        failed = stats.failed
-        answers = stats.succeeded + sum(failed[name] for name in failed if name.isdecimal())
+        stats = self._session.stats
+        now = self._console.get_time()
+        failures = stats.failed
+        answers = stats.succeeded + sum(failures[name] for name in failures if name.isdecimal())
         if answers != self._answers or not stats.in_flight:
             self._answers = answers
             self._answered_at = now
         return now - self._answered_at
 
     def _state_text(self) -> str:
-        progress, retries = self._batch.progress, self._batch.retries
-        parts = [f"{progress.in_flight} in flight"]
-        calls = self._session.stats.waiting
-        if progress.is_throttled and calls and not progress.in_flight:
-            parts = [f"{calls:,} waiting"]
+        """Return what the requests do, and what holds them up."""
+        progress = self._batch.progress
+        retries = self._batch.retries
+        parts = [self._calls_text(progress)]
         silence = self._silence()
         if silence >= _SILENT_AFTER and not progress.is_unanswered:
             parts.append(f"no answer for {format_duration(int(silence))}")
         if progress.polling:
             parts.append(f"waiting for {progress.polling:,} to stop")
-        if retries:
-            parts.append(f"{retries:,} {'retry' if retries == 1 else 'retries'}")
-        if progress.is_unanswered:
-            parts.append("no answer from the server, probing")
-        elif (wait := progress.retry_after) or progress.is_throttled:
-            waiting = f", waiting {format_duration(math.ceil(wait))}" if wait else ""
-            parts.append(f"throttled by the server{waiting}")
-        elif retrying := progress.retrying:
-            [(reason, _)] = retrying.most_common(1)
-            after = f"after {reason}" if reason.isdecimal() else "after no answer"
-            parts.append(f"{retrying.total():,} waiting to retry {after}")
+        if retries == 1:
+            parts.append("1 retry")
+        elif retries:
+            parts.append(f"{retries:,} retries")
+        obstacle = _obstacle_text(progress)
+        if obstacle:
+            parts.append(obstacle)
         if self.is_interrupted:
             parts.append("Ctrl-C again to abort")
         return ", ".join(parts)
+
+    def _calls_text(self, progress: RunProgress) -> str:
+        waiting = self._session.stats.waiting
+        if progress.is_throttled and waiting and not progress.in_flight:
+            return f"{waiting:,} waiting"
+        return f"{progress.in_flight} in flight"
+
+
+def _obstacle_text(progress: RunProgress) -> str:
+    """Return what holds up a run; an empty text if nothing does."""
+    if progress.is_unanswered:
+        return "no answer from the server, probing"
+    if progress.retry_after:
+        seconds = math.ceil(progress.retry_after)
+        return f"throttled by the server, waiting {format_duration(seconds)}"
+    if progress.is_throttled:
+        return "throttled by the server"
+    if progress.retrying:
+        [(reason, _)] = progress.retrying.most_common(1)
+        after = f"after {reason}" if reason.isdecimal() else "after no answer"
+        return f"{progress.retrying.total():,} waiting to retry {after}"
+    return ""
 
 
 async def run_with_progress(batch: StopBatch, session: BctrlSession, output: Output) -> bool:
@@ -151,9 +182,10 @@ async def run_with_progress(batch: StopBatch, session: BctrlSession, output: Out
     """
     console, live = output.progress_console()
     display = Display(batch, session, console)
-    running = asyncio.ensure_future(batch)
-    shows = display.run(live=live) if output.shows_progress else asyncio.sleep(0)
-    showing = asyncio.create_task(shows)
+    run = asyncio.ensure_future(batch)
+    drawing = asyncio.create_task(display.run(live=live))
+    if not output.shows_progress:
+        drawing.cancel()
     interrupts = 0
 
     def interrupt() -> None:
@@ -169,16 +201,16 @@ async def run_with_progress(batch: StopBatch, session: BctrlSession, output: Out
 
     try:
         with _signal_handlers(interrupt):
-            await asyncio.wait([running])
+            await asyncio.wait([run])
     except asyncio.CancelledError:
         # Ctrl-C cancels this task if there are no signal handlers, as on Windows.
         interrupts += 1
         batch.abort()
-        await asyncio.wait([running])
+        await asyncio.wait([run])
     finally:
-        showing.cancel()
-        await asyncio.wait([showing])
-    running.result()
+        drawing.cancel()
+        await asyncio.wait([drawing])
+    run.result()
     return interrupts > 0
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from bctrl_async import BctrlConfigError, StopResult
+from bctrl_async import BctrlConfigError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._lines import BadLine, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
@@ -49,35 +50,40 @@ def report(
         raise BctrlConfigError("nothing to report: add JOURNAL")
     if allow_empty and file is None:
         raise BctrlConfigError("--allow-empty needs --from")
-    output = out.Output()
-    printer = OutcomePrinter(output, None, prints_json=output_format == "json")
-    targets, bad = None, list[BadLine]()
+    output = out.Output(prints_json=output_format == "json")
+    targets: list[RuntimeRef] | None = None
+    bad_lines: list[BadLine] = []
     if file is not None:
         items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
-        listed = dict.fromkeys(asyncio.run(collect(items)))
-        targets = [item for item in listed if not isinstance(item, BadLine)]
-        bad = [item for item in listed if isinstance(item, BadLine)]
-    counts: Counter[StopResult] = Counter()
-    done = 0
+        unique = dict.fromkeys(asyncio.run(collect(items)))
+        targets = [item for item in unique if isinstance(item, RuntimeRef)]
+        bad_lines = [item for item in unique if isinstance(item, BadLine)]
     outcomes = read_journals(journals, targets, max_age=journal_max_age)
     if ignore_not_found:
         outcomes = (accept_missing(outcome) for outcome in outcomes)
+    counts, done = _print_outcomes(output, outcomes)
+    for line in bad_lines[: out.MAX_SHOWN]:
+        out.print_error(f"invalid target {line!r}: {line}")
+    counts[StopResult.INVALID] += len(bad_lines)
+    total = counts.total()
+    results = out.format_counts(counts) or "no target"
+    output.print_summary(f"{done:,} of {total:,} done, {total - done:,} pending: {results}")
+    if file is None:
+        out.print_info("A journal does not know which targets it lacks: add --from FILE")
+        return out.FAILED
+    return output.exit_code(is_failure=done < total)
+
+
+def _print_outcomes(
+    output: out.Output, outcomes: Iterable[StopOutcome]
+) -> tuple[Counter[StopResult], int]:
+    """Print outcomes, and return how many have each result, and how many are done."""
+    printer = OutcomePrinter(output)
+    counts: Counter[StopResult] = Counter()
+    done = 0
     for outcome in outcomes:
         counts[outcome.result] += 1
         done += outcome.ok
         printer.print(outcome)
     printer.finish()
-    for line in bad[: out.MAX_SHOWN]:
-        out.print_error(f"invalid target {line!r}: {line}")
-    counts[StopResult.INVALID] += len(bad)
-    total = counts.total()
-    results = out.format_counts(counts) or "no target"
-    summary = f"{done:,} of {total:,} done, {total - done:,} pending: {results}"
-    if printer.prints_json:
-        out.print_info(summary)
-    else:
-        output.print_result(summary)
-    if targets is None:
-        out.print_info("A journal does not know which targets it lacks: add --from FILE")
-        return out.FAILED
-    return 0 if done == total and not output.write_failed else out.FAILED
+    return counts, done

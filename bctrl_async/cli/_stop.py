@@ -1,93 +1,89 @@
-"""The command `stop`."""
+"""The command `stop`, and the three ways to say which runtimes it stops."""
 
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from pathlib import Path
-from typing import Annotated, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from msgspec.structs import replace
+from cyclopts import Parameter
 
-from bctrl_async import (
-    BctrlConfigError,
-    BctrlSession,
-    RuntimeFilter,
-    RuntimeRef,
-    StopBatch,
-    StopOutcome,
-    StopReport,
-    StopResult,
-)
-from bctrl_async.cli import _options as opt, _output as out, _targets
+from bctrl_async import BctrlConfigError, RuntimeFilter, RuntimeRef
+from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._list import find_runtimes
-from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._progress import run_with_progress
-from bctrl_async.journal import Journal, JournalReader
+from bctrl_async.cli._run import RUN_OPTIONS, Job, RunOptions
+from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 
 _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
-_Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
 
-def stop(
-    *names: opt.Names,
-    workspace: opt.Workspace = None,
-    file: Annotated[
-        opt.File | None, opt.in_files(help="Read targets from FILE; - is stdin.")
-    ] = None,
-    allow_empty: opt.AllowEmpty = False,
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """The options that say which runtimes are stopped, beside their names."""
+
+    file: Annotated[opt.File | None, opt.in_files(help="Read targets from FILE; - is stdin.")] = (
+        None
+    )
+    allow_empty: opt.AllowEmpty = False
     shard: Annotated[
-        _targets.Shard,
+        Shard,
         opt.in_targets(
             metavar="K/N",
-            converter=opt.converter(_targets.parse_shard),
+            converter=opt.converter(parse_shard),
             accepts_keys=False,
             n_tokens=1,
             show_default=False,
             help="Stop only shard K of N, such as 3/16.",
         ),
-    ] = _targets.WHOLE,
+    ] = WHOLE
     everything: Annotated[
         bool, opt.in_flags("--all", help="Stop all runtimes of WORKSPACE that match.")
-    ] = False,
-    yes: Annotated[bool, opt.in_flags(alias="-y", help="Do not ask for confirmation.")] = False,
+    ] = False
+    yes: Annotated[bool, opt.in_flags(alias="-y", help="Do not ask for confirmation.")] = False
     status: Annotated[
         opt.Text | None,
         opt.with_status(show_default="not ended", help="Only with this status, or any."),
-    ] = None,
-    kind: opt.Kind = None,
-    older_than: opt.OlderThan = None,
-    alias: opt.Alias = None,
-    journal: Annotated[
-        opt.File | None, opt.in_run(help="Record outcomes in FILE and skip what it has as stopped.")
-    ] = None,
-    journal_max_age: opt.JournalMaxAge = None,
-    verify: Annotated[
-        bool,
-        opt.in_run_flags(
-            negative="--no-verify", help="Poll until each runtime has stopped; the default."
-        ),
-    ] = True,
-    ignore_not_found: opt.IgnoreNotFound = False,
-    dry_run: Annotated[bool, opt.in_run_flags(help="Print the targets, stop nothing.")] = False,
-    concurrency: Annotated[opt.Count, opt.in_pace(help="Maximum number of stops in flight.")] = 100,
-    rate: Annotated[opt.Rate | None, opt.in_pace(help="Maximum requests per second.")] = None,
-    pace: Annotated[
-        opt.Text | None,
-        opt.in_pace(
-            metavar="FILE|URL",
-            env_var="BCTRL_PACE",
-            help="Share --rate with the other processes that use this file or Redis server.",
-        ),
-    ] = None,
-    deadline: Annotated[
-        opt.Duration | None,
-        opt.in_pace(help="Abort the whole run after DURATION, such as 90s or 1h."),
-    ] = None,
+    ] = None
+    kind: opt.Kind = None
+    older_than: opt.OlderThan = None
+    alias: opt.Alias = None
+
+    @property
+    def is_list(self) -> bool:
+        """True if a file or a workspace lists the targets, and not the command line."""
+        return self.everything or self.file is not None
+
+    def filter(self) -> RuntimeFilter:
+        """Return the filter of `--all`, which matches any alias."""
+        return RuntimeFilter(status=self.status, kind=self.kind, older_than=self.older_than)
+
+    def check(self) -> None:
+        """Raise an error if an option lacks the option that it needs."""
+        if self.allow_empty and not self.file:
+            raise BctrlConfigError("--allow-empty needs --from")
+        filters = (self.status, self.kind, self.older_than, self.alias)
+        if any(filters) and not self.everything:
+            raise BctrlConfigError("--status, --kind, --older-than and --alias need --all")
+
+    def check_names(self, aliases: Sequence[str]) -> None:
+        """Raise an error unless targets are selected in exactly one way."""
+        if self.everything and (aliases or self.file):
+            raise BctrlConfigError("--all cannot be combined with ALIAS or --from")
+        if self.file and aliases:
+            raise BctrlConfigError("--from cannot be combined with ALIAS")
+        if not (aliases or self.is_list):
+            raise BctrlConfigError(_NOTHING)
+
+
+def stop(
+    *names: opt.Names,
+    workspace: opt.Workspace = None,
+    choice: TargetOptions = TargetOptions(),
+    options: RunOptions = RUN_OPTIONS,
     output_format: opt.Format = "table",
     connection: Connection = CONNECTION,
 ) -> int:
@@ -120,163 +116,72 @@ def stop(
       bctrl-async stop --from runtimes.csv --journal tonight.jsonl
       some-program | bctrl-async stop --from - --rate 50 -o json
     """
-    is_list = bool(everything or file)
-    workspace, aliases = connection.split_names(names, workspace, "stop", has_aliases=not is_list)
-    filters = status or kind or older_than or alias
-    problems = {
-        "--journal-max-age needs --journal": journal_max_age and not journal,
-        "--allow-empty needs --from": allow_empty and not file,
-        "--all cannot be combined with ALIAS or --from": everything and (aliases or file),
-        "--from cannot be combined with ALIAS": aliases and file,
-        "--status, --kind, --older-than and --alias need --all": filters and not everything,
-        _NOTHING: not (aliases or is_list),
-    }
-    if problem := next(filter(problems.get, problems), None):
-        raise BctrlConfigError(problem)
-    place = connection.workspace(workspace, is_needed=everything)
-    asks = everything and not (yes or dry_run)
-    if asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
-        raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
-    # A session belongs to one event loop; listing and stopping run in two.
-    connect = partial(
-        connection.session,
-        needs_key=everything or not dry_run,
-        max_connections=concurrency,
-        rate=rate,
-        pace=pace,
+    named, aliases = connection.split_names(
+        names, workspace, "stop", has_aliases=not choice.is_list
     )
-    output = out.Output()
-    output.shows_progress = not _targets.is_typed(file)
-    left = deadline
-    items: Iterable[object] | AsyncIterable[object]
-    if file is not None:
+    options.check()
+    choice.check()
+    choice.check_names(aliases)
+    workspace = connection.workspace(named, is_needed=choice.everything)
+    job = Job(options, connection, out.Output(prints_json=output_format == "json"))
+    shard = choice.shard
+    if choice.everything:
+        return _stop_all(job, workspace, choice)
+    if choice.file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
-        parser = LineParser(place or None, is_only=bool(workspace))
-        items = _targets.open_targets(file, parser, allow_empty=allow_empty, shard=shard)
-    elif everything:
-        began, lister = time.monotonic(), connect()
-        wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
-        finding = find_runtimes(lister, place, wanted, alias, output, deadline=deadline)
-        items = found = asyncio.run(finding)
-        found.keep(shard.keeps)
-        # The user's time to answer does not count. If no time is left, 1 ms sends nothing.
-        left = deadline and max(round(deadline - (time.monotonic() - began), 2), 0.001)
-        if not found:
-            where = f" in shard {shard.number}/{shard.total}" if shard != _targets.WHOLE else ""
-            out.print_info(f"Nothing to stop: no runtime of {out.escape(place)}{where} matches")
-            if journal is None:
-                return 0
-        elif asks and found.runtimes and not found.confirm(lister.base_url):
-            out.print_info("Nothing was stopped")
-            return out.FAILED
-    else:
-        named = dict.fromkeys(map(partial(RuntimeRef, place), aliases))
-        items = [*filter(shard.keeps, named)]
-    session, targets = connect(), cast("_Targets", items)
-    if dry_run:
-        # With --all, the list decides what is sent, not the journal.
-        return _dry_run(session, targets, None if everything else journal, journal_max_age)
-    shown = None if is_list else aliases
-    printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
-    explain = partial(connection.explain, deadline=deadline)
+        parser = LineParser(workspace or None, is_only=bool(named))
+        job.output.shows_progress = not is_typed(choice.file)
+        allow_empty = choice.allow_empty
+        return job.run(open_targets(choice.file, parser, allow_empty=allow_empty, shard=shard))
+    targets = dict.fromkeys(RuntimeRef(workspace, alias) for alias in aliases)
+    return job.run([target for target in targets if shard.keeps(target)], aliases)
 
-    def show(outcome: StopOutcome) -> None:
-        explain(outcome.error)
-        printer.print(outcome)
 
-    with _open_journal(journal, session, journal_max_age) as opened:
-        batch = session.stop_runtimes(
-            targets,
-            on_outcome=show,
-            deadline=left,
-            journal=opened,
-            verify=verify,
-            missing_ok=ignore_not_found,
+def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
+    """List the runtimes of a workspace that match, ask, and stop them."""
+    asks = not (choice.yes or job.options.dry_run)
+    if asks:
+        _check_terminal()
+    started = time.monotonic()
+    session = job.connect()
+    matches = asyncio.run(
+        find_runtimes(
+            session,
+            workspace,
+            choice.filter(),
+            choice.alias,
+            job.output,
+            deadline=job.options.deadline,
         )
-        interrupted = _run(session, batch, output)
-        explain(batch.ended_early)
-        # The journal may raise when it is closed, so the report comes before.
-        return _report(batch, printer, interrupted=interrupted, has_journal=journal is not None)
+    )
+    # The user's time to answer does not count.
+    deadline = _remaining(job.options.deadline, started)
+    matches.keep(choice.shard.keeps)
+    if not matches:
+        where = out.escape(workspace)
+        if choice.shard != WHOLE:
+            where += f" in shard {choice.shard.number}/{choice.shard.total}"
+        out.print_info(f"Nothing to stop: no runtime of {where} matches")
+        if job.options.journal is None:
+            return 0
+    elif asks and matches.runtimes and not matches.confirm(session.base_url):
+        out.print_info("Nothing was stopped")
+        return out.FAILED
+    if job.options.dry_run:
+        # The list decides what is sent, not the journal.
+        return job.print_targets(matches, journal=None)
+    return job.stop(matches, deadline=deadline)
 
 
-def _open_journal(
-    path: Path | None, session: BctrlSession, max_age: float | None
-) -> AbstractContextManager[Journal | None]:
-    """Open the journal of a run, if it has a journal."""
-    if path is None:
-        return nullcontext()
-    return Journal(path, base_url=session.base_url, max_age=max_age)
+def _check_terminal() -> None:
+    """Raise an error if the user cannot be asked."""
+    for stream in (sys.stdin, sys.stderr):
+        if stream is None or not stream.isatty():
+            raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
 
 
-def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | None:
-    """Run a bulk stop; return True if it was interrupted, None if its input cannot be read."""
-
-    async def run() -> bool:
-        async with session:
-            return await run_with_progress(batch, session, output)
-
-    try:
-        return asyncio.run(run())
-    except _targets.UnreadInputError as error:
-        out.print_error(error)
+def _remaining(deadline: float | None, started: float) -> float | None:
+    """Return the seconds until a deadline; if none is left, 1 ms, in which nothing is sent."""
+    if deadline is None:
         return None
-
-
-def _report(
-    batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | None, has_journal: bool
-) -> int:
-    """Print the summary of a bulk stop, and return the exit code."""
-    printer.finish()
-    report, output = batch.report, printer.output
-    if report.ended_early is not None and interrupted is False:
-        out.print_error(f"ended early: {printer.describe(report.ended_early)}")
-    failed = (each.error for each in report.failures)
-    errors = (each for each in failed if each is None or each.reason_class != "invalid_input")
-    code = 0 if report.ok and not output.write_failed else out.exit_code(errors)
-    summary = f"{'Interrupted: ' * bool(interrupted)}{replace(report, ended_early=None)}"
-    if batch.total is None and report.ended_early is not None:
-        summary += "; the input was not read to its end"
-    if printer.prints_json:
-        out.print_info(summary)
-    elif code or not out.is_quiet.get():
-        output.print_result(summary)
-    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
-    if missing:
-        remedy = "check the workspace ids, the aliases and the base URL"
-        remedy += ", or add --ignore-not-found" * (missing < report.total)
-        out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
-    if interrupted and has_journal and code:
-        out.print_info("Run the same command again to resume")
-    return out.INTERRUPTED if interrupted else code
-
-
-def _dry_run(
-    session: BctrlSession, targets: _Targets, journal: Path | None, max_age: float | None
-) -> int:
-    """Print the targets to stop as JSON Lines, without targets that a journal has as stopped."""
-
-    async def run() -> StopReport:
-        read = await _targets.collect(targets)
-        async with session:
-            batch = session.stop_runtimes(read)
-            # Nothing has been sent, so valid targets become `not_sent`.
-            batch.stop_reading()
-            return await batch
-
-    failures, output = asyncio.run(run()).failures, out.Output()
-    invalid = [each.error for each in failures if each.result is not StopResult.NOT_SENT]
-    pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
-    skipped = ""
-    if journal is not None and journal.exists():
-        known = JournalReader(journal, session.base_url, max_age)
-        with known.file:
-            left = [target for target in pending if known.done(target) is None]
-        if done := len(pending) - len(left):
-            known.warn_if_old()
-            pending, skipped = left, f", {done:,} no longer running"
-    for target in pending:
-        output.print_object(target._asdict())
-    for error in invalid[: out.MAX_SHOWN]:
-        out.print_error(error or "")
-    out.print_info(f"Dry run: {len(pending):,} to stop{skipped}, {len(invalid):,} invalid")
-    return out.FAILED if invalid or output.write_failed else 0
+    return max(round(deadline - (time.monotonic() - started), 2), 0.001)

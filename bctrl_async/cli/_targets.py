@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from bctrl_async import BctrlConfigError, BctrlError
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
@@ -45,11 +45,12 @@ WHOLE = Shard(1, 1)
 
 def parse_shard(value: str) -> Shard:
     """Return a shard such as 3/16."""
-    parts = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
-    shard = Shard(*map(int, parts.groups() if parts else (0, 0)))
-    if not 1 <= shard.number <= shard.total:
-        raise ValueError(f"{value!r} is not a shard K/N, from 1/N to N/N")
-    return shard
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
+    if match is not None:
+        shard = Shard(int(match[1]), int(match[2]))
+        if 1 <= shard.number <= shard.total:
+            return shard
+    raise ValueError(f"{value!r} is not a shard K/N, from 1/N to N/N")
 
 
 def is_typed(file: Path | None) -> bool:
@@ -62,83 +63,118 @@ def open_targets(
 ) -> list[Item] | AsyncIterator[Item]:
     """Return the targets of a regular file, each once, or the targets of a pipe as they arrive."""
     name = "stdin" if file is STDIN else str(file)
-    # A shell that closes stdin leaves None in its place.
-    if file is STDIN and sys.stdin is None:
-        raise BctrlConfigError("cannot read stdin: it is closed")
-    if is_typed(file):
-        keys = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-        print_info(f"Reading targets from the terminal, a line each; end with {keys}")
-    items = list[Item]()
     try:
-        number = sys.stdin.fileno() if file is STDIN else os.open(file, os.O_RDONLY)
-        if stat.S_IFMT(os.fstat(number).st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
+        number = _open(file)
+        if not _is_regular(number):
             return _read_pipe(number, name, parser, shard, allow_empty=allow_empty)
-        with os.fdopen(number, "rb", closefd=file is not STDIN) as opened:
-            while line := opened.readline(MAX_LINE + 1):
-                items += parser.parse(line)
-            items += parser.parse(b"")
+        with os.fdopen(number, "rb", closefd=file is not STDIN) as lines:
+            items = _parse_lines(lines, parser)
     except OSError as error:
         raise BctrlConfigError(f"cannot read {name}: {error.strerror}") from error
-    except BadLine as fault:
-        raise _refusal(name, fault) from fault
-    bad = next((item for item in items[:_CHECKED] if isinstance(item, BadLine)), None)
-    if bad is not None or not (items or allow_empty):
-        raise _refusal(name, bad)
-    once = dict.fromkeys(items)
-    if len(once) < len(items):
-        print_info(f"{pluralize(len(items) - len(once), 'duplicate')} in {name}, counted once")
-    return [item for item in once if shard.keeps(item)]
+    except BadLine as line:
+        raise _refusal(name, line) from line
+    for item in items[:_CHECKED]:
+        if isinstance(item, BadLine):
+            raise _refusal(name, item)
+    if not (items or allow_empty):
+        raise _refusal(name)
+    targets = dict.fromkeys(items)
+    duplicates = len(items) - len(targets)
+    if duplicates:
+        print_info(f"{pluralize(duplicates, 'duplicate')} in {name}, counted once")
+    return [target for target in targets if shard.keeps(target)]
+
+
+def _open(file: Path) -> int:
+    """Return the descriptor of a file or of stdin."""
+    if file is not STDIN:
+        return os.open(file, os.O_RDONLY)
+    # A shell that closes stdin leaves None in its place.
+    if sys.stdin is None:
+        raise BctrlConfigError("cannot read stdin: it is closed")
+    if sys.stdin.isatty():
+        keys = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+        print_info(f"Reading targets from the terminal, a line each; end with {keys}")
+    return sys.stdin.fileno()
+
+
+def _is_regular(number: int) -> bool:
+    """Return True for a file that is read whole; reading a folder fails."""
+    return stat.S_IFMT(os.fstat(number).st_mode) in {stat.S_IFREG, stat.S_IFDIR}
+
+
+def _parse_lines(lines: BinaryIO, parser: LineParser) -> list[Item]:
+    items: list[Item] = []
+    while line := lines.readline(MAX_LINE + 1):
+        items += parser.parse(line)
+    items += parser.parse(b"")
+    return items
 
 
 async def _read_pipe(
     file: int, name: str, parser: LineParser, shard: Shard, *, allow_empty: bool
 ) -> AsyncIterator[Item]:
-    data, rest, is_empty = b"-", b"", True
-    while data:
+    is_empty = True
+    try:
+        async for line in _read_lines(file, name):
+            for item in parser.parse(line):
+                is_empty = False
+                if shard.keeps(item):
+                    yield item
+    except BadLine as line:
+        if is_empty:
+            raise _refusal(name, line) from line
+        problem = f"{line!r} is not a target: {line}"
+        raise UnreadInputError(f"cannot read all targets: {problem}") from line
+    if is_empty and not allow_empty:
+        raise _refusal(name)
+
+
+async def _read_lines(file: int, name: str) -> AsyncIterator[bytes]:
+    """Yield lines, in parts beyond MAX_LINE, and an empty line at the end."""
+    part = b""
+    while True:
         try:
             await _wait_readable(file)
             data = os.read(file, _CHUNK)
         except OSError as error:
             raise UnreadInputError(f"cannot read all targets: {error.strerror}") from error
         if not data:
-            _warn_of_part(rest, name)
-        lines = io.BytesIO(rest + data).readlines()
-        is_part = data and not data.endswith(b"\n") and len(lines[-1]) <= MAX_LINE
-        rest = lines.pop() if is_part else b""
-        lines += [b""] * (not data)
-        try:
-            for item in (item for line in lines for item in parser.parse(line)):
-                is_empty = False
-                if shard.keeps(item):
-                    yield item
-        except BadLine as bad:
-            if is_empty:
-                raise _refusal(name, bad) from bad
-            problem = f"{bad!r} is not a target: {bad}"
-            raise UnreadInputError(f"cannot read all targets: {problem}") from bad
-    if is_empty and not allow_empty:
-        raise _refusal(name)
+            break
+        lines = io.BytesIO(part + data).readlines()
+        part = b""
+        if not data.endswith(b"\n") and len(lines[-1]) <= MAX_LINE:
+            part = lines.pop()
+        for line in lines:
+            yield line
+    if part:
+        _warn_of_part(part, name)
+        yield part
+    yield b""
 
 
 def _warn_of_part(line: bytes, name: str) -> None:
     """Warn of a last line without its newline: a part of an alias may be another alias."""
     # JSON that is cut off cannot be read, which is an error.
     is_json = line.startswith((b"[", b"{")) or line.endswith((b"]", b"}"))
-    if line and not is_json:
-        shown = quote(line.decode(errors="replace"))
-        print_info(f"bctrl-async: warning: {name} ended within {shown}, which may be cut off")
+    if not is_json:
+        text = quote(line.decode(errors="replace"))
+        print_info(f"bctrl-async: warning: {name} ended within {text}, which may be cut off")
 
 
-def _refusal(name: str, bad: BadLine | None = None) -> BctrlConfigError:
-    if bad is None:
+def _refusal(name: str, line: BadLine | None = None) -> BctrlConfigError:
+    if line is None:
         advice = "Add --allow-empty if that may be so"
         return BctrlConfigError(f"there are no targets in {name}", advice=advice)
-    return BctrlConfigError(f"{name}: {bad!r} is not a target: {bad}", advice="None of it was used")
+    problem = f"{name}: {line!r} is not a target: {line}"
+    return BctrlConfigError(problem, advice="None of it was used")
 
 
 async def collect(items: Iterable[_T] | AsyncIterable[_T]) -> list[_T]:
     """Return all items; this reads a pipe to its end."""
-    return [*items] if isinstance(items, Iterable) else [item async for item in items]
+    if isinstance(items, Iterable):
+        return list(items)
+    return [item async for item in items]
 
 
 async def _wait_readable(file: int) -> None:

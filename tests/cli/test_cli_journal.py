@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from support.commands import Command, outcomes_of, save
+from support.commands import Command, outcomes_of, save, without_times
 from support.journal_lines import entry_line, header_line
 
 from bctrl_async.journal import Journal
@@ -100,6 +100,25 @@ async def test_the_json_of_a_report_has_a_line_for_each_target(command: Command)
     assert len({tuple(each) for each in outcomes}) == 1
     assert "Allow a longer timeout" in str(outcomes[1]["error"])
     assert (code, err) == (1, "1 of 3 done, 2 pending: 1 stopped, 2 unknown\n")
+
+
+async def test_a_report_accepts_what_was_not_found_and_nothing_else(command: Command) -> None:
+    missing = entry_line(("ws", "a"), NOW, running=None, result="not_found")
+    accepted = entry_line(("ws", "b"), NOW, running=None, result="accepted", error=None)
+    save(JOURNAL, header_line("https://api.test/v1", NOW) + missing + accepted)
+    save("all.csv", "ws,a\nws,b\n")
+    code, out, _ = await command("report", JOURNAL, "--from", "all.csv", "--ignore-not-found")
+    outcome, account = without_times(out).splitlines()
+    assert (code, outcome.split()) == (1, ["ws", "b", "accepted", "0.0", "s"])
+    assert account == "1 of 2 done, 1 pending: 1 accepted, 1 not_found"
+
+
+async def test_outcomes_without_a_reason_are_not_confirmed(command: Command) -> None:
+    fields: dict[str, object] = {"result": "accepted", "error": None}
+    lines = [entry_line(("ws", alias), NOW, running=None, **fields) for alias in "ab"]
+    save(JOURNAL, header_line("https://api.test/v1", NOW) + b"".join(lines))
+    _, out, _ = await command("report", JOURNAL)
+    assert "1 more accepted (not confirmed): ws b\n" in out
 
 
 @pytest.mark.parametrize("args", ["report tonight.jsonl", "stop --dry-run"])

@@ -117,6 +117,16 @@ async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -
 # The end
 
 
+async def test_the_remedy_fits_how_many_targets_were_not_found(command: Command) -> None:
+    remedy = "check the workspace ids, the aliases and the base URL"
+    for aliases, account in (
+        ("a nobody", f"1 of 2 targets not found: {remedy}, or add --ignore-not-found"),
+        ("nobody", f"1 of 1 targets not found: {remedy}"),
+    ):
+        _, _, err = await command("stop", "ws", *aliases.split())
+        assert err == f"bctrl-async: error: {account}\n"
+
+
 async def test_the_deadline_aborts_the_run_and_exits_with_1(command: Command) -> None:
     command.api.hold("ws", *"abc")
     code, out, err = await command("stop", "--deadline", "100ms", "--from", "targets")

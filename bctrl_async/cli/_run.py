@@ -1,0 +1,237 @@
+"""The run of `stop`: its options, the bulk stop or the dry run, and the exit code."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from msgspec.structs import replace
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlSession,
+    RuntimeRef,
+    StopBatch,
+    StopOutcome,
+    StopReport,
+    StopResult,
+)
+from bctrl_async.cli import _options as opt, _output as out
+from bctrl_async.cli._connection import Connection
+from bctrl_async.cli._outcomes import OutcomePrinter
+from bctrl_async.cli._progress import run_with_progress
+from bctrl_async.cli._targets import UnreadInputError, collect
+from bctrl_async.errors import format_duration
+from bctrl_async.journal import Journal, JournalReader
+
+Targets = Iterable[Any] | AsyncIterable[Any]
+"""Targets, and items that the bulk stop rejects: bad lines and unreadable runtimes."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options that say how targets are stopped, however they are selected."""
+
+    journal: Annotated[
+        opt.File | None, opt.in_run(help="Record outcomes in FILE and skip what it has as stopped.")
+    ] = None
+    journal_max_age: opt.JournalMaxAge = None
+    verify: Annotated[
+        bool,
+        opt.in_run_flags(
+            negative="--no-verify", help="Poll until each runtime has stopped; the default."
+        ),
+    ] = True
+    ignore_not_found: opt.IgnoreNotFound = False
+    dry_run: Annotated[bool, opt.in_run_flags(help="Print the targets, stop nothing.")] = False
+    concurrency: Annotated[opt.Count, opt.in_pace(help="Maximum number of stops in flight.")] = 100
+    rate: Annotated[opt.Rate | None, opt.in_pace(help="Maximum requests per second.")] = None
+    pace: Annotated[
+        opt.Text | None,
+        opt.in_pace(
+            metavar="FILE|URL",
+            env_var="BCTRL_PACE",
+            help="Share --rate with the other processes that use this file or Redis server.",
+        ),
+    ] = None
+    deadline: Annotated[
+        opt.Duration | None,
+        opt.in_pace(help="Abort the whole run after DURATION, such as 90s or 1h."),
+    ] = None
+
+    def check(self) -> None:
+        """Raise an error if an option lacks the option that it needs."""
+        if self.journal_max_age and not self.journal:
+            raise BctrlConfigError("--journal-max-age needs --journal")
+
+
+RUN_OPTIONS = RunOptions()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of the command, however its targets are selected."""
+
+    options: RunOptions
+    connection: Connection
+    output: out.Output
+
+    def connect(self, *, needs_key: bool = True) -> BctrlSession:
+        """Make a session. It belongs to one event loop; listing and stopping run in two."""
+        return self.connection.session(
+            needs_key=needs_key,
+            max_connections=self.options.concurrency,
+            rate=self.options.rate,
+            pace=self.options.pace,
+        )
+
+    def run(self, targets: Targets, aliases: Sequence[str] = ()) -> int:
+        """Stop targets, or print them if the run is dry; return the exit code."""
+        if self.options.dry_run:
+            return self.print_targets(targets, self.options.journal)
+        return self.stop(targets, aliases, deadline=self.options.deadline)
+
+    def stop(self, targets: Targets, aliases: Sequence[str] = (), *, deadline: float | None) -> int:
+        """Stop targets, print their outcomes, and return the exit code."""
+        session = self.connect()
+        printer = OutcomePrinter(self.output, aliases)
+
+        def show(outcome: StopOutcome) -> None:
+            self._explain(outcome.error)
+            printer.print(outcome)
+
+        with self._open_journal(session) as journal:
+            batch = session.stop_runtimes(
+                targets,
+                on_outcome=show,
+                deadline=deadline,
+                journal=journal,
+                verify=self.options.verify,
+                missing_ok=self.options.ignore_not_found,
+            )
+            is_interrupted = _run(session, batch, self.output)
+            self._explain(batch.ended_early)
+            # The journal may raise when it is closed, so the report comes before.
+            return self._report(batch, printer, is_interrupted=is_interrupted)
+
+    def _open_journal(self, session: BctrlSession) -> AbstractContextManager[Journal | None]:
+        """Open the journal of the run, if it has a journal."""
+        path = self.options.journal
+        if path is None:
+            return nullcontext()
+        max_age = self.options.journal_max_age
+        return Journal(path, base_url=session.base_url, max_age=max_age)
+
+    def _explain(self, error: BctrlError | None) -> None:
+        """Say in an error where the API key comes from, and which deadline the user set."""
+        self.connection.explain(error)
+        if error is not None and self.options.deadline is not None:
+            # The run's deadline is what a listing has left of the user's deadline.
+            deadline = f"the deadline of {format_duration(self.options.deadline)} "
+            error.summary = re.sub(r"the deadline of \S+ ", deadline, error.summary)
+
+    def _report(self, batch: StopBatch, printer: OutcomePrinter, *, is_interrupted: bool) -> int:
+        """Print the summary of a bulk stop, and return the exit code."""
+        printer.finish()
+        report = batch.report
+        reason = report.ended_early
+        summary = str(replace(report, ended_early=None))
+        if is_interrupted:
+            summary = f"Interrupted: {summary}"
+        elif reason is not None and not isinstance(reason, UnreadInputError):
+            out.print_error(f"ended early: {printer.describe(reason)}")
+        if reason is not None and batch.total is None:
+            summary += "; the input was not read to its end"
+        code = _exit_code(report, self.output)
+        self.output.print_summary(summary, is_needed=code != 0)
+        _print_missing(report)
+        if not is_interrupted:
+            return code
+        if code and self.options.journal is not None:
+            out.print_info("Run the same command again to resume")
+        return out.INTERRUPTED
+
+    def print_targets(self, targets: Targets, journal: Path | None) -> int:
+        """Print targets as JSON Lines, except targets that a journal has as stopped."""
+        session = self.connect(needs_key=False)
+        failures = asyncio.run(_send_nothing(session, targets)).failures
+        valid = [outcome.target for outcome in failures if not _is_invalid(outcome)]
+        errors = [outcome.error for outcome in failures if _is_invalid(outcome)]
+        pending = valid
+        if journal is not None and journal.exists():
+            past = JournalReader(journal, session.base_url, self.options.journal_max_age)
+            pending = _pending(valid, past)
+        for target in pending:
+            self.output.print_object(target._asdict())
+        for error in errors[: out.MAX_SHOWN]:
+            out.print_error(error or "")
+        counts = [f"{len(pending):,} to stop"]
+        if len(pending) < len(valid):
+            counts.append(f"{len(valid) - len(pending):,} no longer running")
+        counts.append(f"{len(errors):,} invalid")
+        out.print_info(f"Dry run: {', '.join(counts)}")
+        return self.output.exit_code(is_failure=bool(errors))
+
+
+def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool:
+    """Run a bulk stop and print an error of its input; return True if it is interrupted."""
+
+    async def run() -> bool:
+        async with session:
+            return await run_with_progress(batch, session, output)
+
+    try:
+        return asyncio.run(run())
+    except UnreadInputError as error:
+        out.print_error(error)
+        return False
+
+
+def _exit_code(report: StopReport, output: out.Output) -> int:
+    if report.ok:
+        return output.exit_code()
+    # An invalid target is a failure, not a usage error.
+    errors = (outcome.error for outcome in report.failures)
+    return out.exit_code_of(
+        error for error in errors if error and error.reason_class != "invalid_input"
+    )
+
+
+def _print_missing(report: StopReport) -> None:
+    """Print how many targets were not found, and what to check."""
+    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
+    if not missing:
+        return
+    remedy = "check the workspace ids, the aliases and the base URL"
+    if missing < report.total:
+        remedy += ", or add --ignore-not-found"
+    out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
+
+
+async def _send_nothing(session: BctrlSession, targets: Targets) -> StopReport:
+    """Return a report in which every valid target is `not_sent`."""
+    items = await collect(targets)
+    async with session:
+        batch = session.stop_runtimes(items)
+        batch.stop_reading()
+        return await batch
+
+
+def _is_invalid(outcome: StopOutcome) -> bool:
+    """Return True unless an outcome is of a target that would have been sent."""
+    return outcome.result is not StopResult.NOT_SENT
+
+
+def _pending(targets: list[RuntimeRef], journal: JournalReader) -> list[RuntimeRef]:
+    """Return the targets that a journal does not have as stopped."""
+    with journal.file:
+        pending = [target for target in targets if journal.done(target) is None]
+    if len(pending) < len(targets):
+        journal.warn_if_old()
+    return pending
