@@ -121,13 +121,16 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def outcome(self) -> StopOutcome:
         """Return the outcome as it was recorded."""
         target = RuntimeRef(self.workspace_id, self.alias)
+        error = None
+        if self.error is not None:
+            error = self.error.error(target, self.attempts)
         outcome = StopOutcome(
             index=self.index,
             target=target,
             result=self.result,
             running=self.running,
             runtime=self.runtime,
-            error=None if self.error is None else self.error.error(target, self.attempts),
+            error=error,
             attempts=self.attempts,
             elapsed=self.elapsed,
             at=self.at,

@@ -299,12 +299,7 @@ class JournalFile(JournalReader):
     """The file of a journal that is open, locked, and appended to."""
 
     _mode = "a+b"
-
-    def __init__(
-        self, path: str | os.PathLike[str], base_url: str, max_age: float | None = None
-    ) -> None:
-        self._failure: str | None = None
-        super().__init__(path, base_url, max_age)
+    _failure: str | None = None
 
     def _load(self, max_age: float | None) -> None:
         """Lock the file, read it, and make it end with a whole line."""

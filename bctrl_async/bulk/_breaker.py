@@ -84,7 +84,7 @@ class CircuitBreaker:
         self._has_no_probe = asyncio.Event()
         self._comparing = asyncio.Lock()
         self._unanswered_at = -math.inf
-        self.gave_up: bool = False
+        self.has_given_up: bool = False
 
     @property
     def has_answered(self) -> bool:
@@ -148,7 +148,7 @@ class CircuitBreaker:
         if self._probe is call and await self._gives_up_target():
             return False
         while not self._is_up_since(failed_at):
-            if self.gave_up or self._sender.limiter.is_closed():
+            if self.has_given_up or self._sender.limiter.is_closed():
                 return False
             if not self._becomes_probe(call):
                 await self._has_no_probe.wait()
@@ -242,7 +242,8 @@ class CircuitBreaker:
 
     async def compare(self, call: Call[Runtime]) -> None:
         """Let canaries show whether a gateway answers 503 for all targets or only for some."""
-        retries, failure = call.retries, call.retries.last_failure
+        retries = call.retries
+        failure = retries.last_failure
         if retries.throttled < _MANY_THROTTLED or failure is None or not failure.kind.is_unanswered:
             return
         async with self._comparing:
@@ -262,8 +263,8 @@ class CircuitBreaker:
         if self.has_answered:
             waited = _now() - self._opened_at
             if waited > self._patience or hangs or _quick.is_enough(self._unanswered):
-                self.gave_up = True
-            return self.gave_up
+                self.has_given_up = True
+            return self.has_given_up
         # Waiting does not change a certificate, unless other calls are answered: then it belongs to
         # one of several machines, or to a proxy that reloads.
         is_untrusted = failure.kind is Kind.UNTRUSTED
@@ -272,7 +273,7 @@ class CircuitBreaker:
         # While requests are in flight, the server may be slow rather than dead.
         if self._state.in_flight:
             return False
-        self.gave_up = self._probers > 1
+        self.has_given_up = self._probers > 1
         return True
 
     async def _gives_up_target(self) -> bool:

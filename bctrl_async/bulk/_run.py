@@ -239,7 +239,8 @@ class Run:
                 self._slots.release()
 
     async def _process_all(self, worker: Worker) -> None:
-        source, parked = self.source, self.parked
+        source = self.source
+        parked = self.parked
         while True:
             if parked.ready or parked.count or source.is_awaited:
                 item = await self._next(worker)
@@ -324,7 +325,7 @@ class Run:
             return await self._polls.poll(stop, worker)
         poller = self._start(partial(self._poll, stop))
         # A poller that is cancelled before its first step records nothing, so this callback does.
-        poller.add_done_callback(lambda _: self._polls.record(stop))
+        poller.add_done_callback(partial(self._polls.on_end, stop))
         return None
 
     async def _poll(self, stop: Stop, worker: Worker) -> None:

@@ -179,15 +179,18 @@ class BulkSender:
 
     def _may_retry(self, call: Call[Runtime]) -> bool:
         """Return True unless the run is over for this call; a stop in doubt goes on for longer."""
-        is_in_doubt = call.operation.stops and call.retries.in_doubt
-        return self.state.goes_on() or (self.state.level is CancelLevel.READING and is_in_doubt)
+        if self.state.goes_on():
+            return True
+        if self.state.level > CancelLevel.READING:
+            return False
+        return call.operation.stops and call.retries.in_doubt
 
     def _end_if_all_will_fail(self, call: Call[Runtime], failure: Failure) -> None:
         # The Retry-After of a target ends the run only if it holds all.
         is_held = self._limiter.retry_after_of_all > self.policy.max_throttle_wait
         if is_held or failure.kind.ends_run:
             self.state.end_early(call.error(failure), CancelLevel.WAITING)
-        elif self._breaker.gave_up:
+        elif self._breaker.has_given_up:
             self.state.end_early(self._breaker.as_dead(failure), CancelLevel.WAITING)
 
 

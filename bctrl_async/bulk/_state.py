@@ -75,7 +75,9 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
         return CancelLevel.READING
     if call.may_be_sent:
         return CancelLevel.IN_FLIGHT
-    return CancelLevel.WAITING if call.retries.in_doubt else CancelLevel.READING
+    if call.retries.in_doubt:
+        return CancelLevel.WAITING
+    return CancelLevel.READING
 
 
 class RunState:

@@ -77,8 +77,8 @@ class Polls:
             outcome = self._record(stop)
         return outcome
 
-    def record(self, stop: Stop) -> None:
-        """Record the outcome of a stop, unless its poller has recorded it."""
+    def on_end(self, stop: Stop, _: asyncio.Task[None]) -> None:
+        """Record the outcome of a stop whose poller has ended, unless it has recorded it."""
         if stop in self.unverified:
             self._record(stop)
 
