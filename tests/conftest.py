@@ -58,7 +58,6 @@ _NOT_MEASURED = {
     "test_contract",
     "test_differential",
     "test_nginx",
-    "test_poison",
     "test_simulate",
 }
 

@@ -205,21 +205,6 @@ class TestError:
         assert isinstance(report.ended_early, BctrlRateLimitError)
         assert report.total <= 30
 
-    async def test_a_retry_after_of_a_workspace_beyond_the_patience_fails_its_targets_alone(
-        self, bulk: Bulk
-    ) -> None:
-        faults = [Reply(429, headers={"Retry-After": "301"})] * 30
-        bulk.emulator.inject(*faults, alias="crm")
-        held = repeat(("ws-1", "crm"), 1000)
-        bulk.emulator.add_runtime("ws-2", "mail")
-        targets = chain(held, [("ws-2", "mail")])
-        report = await bulk.session.stop_runtimes(targets, concurrency=8)
-
-        assert report.ended_early is None
-        assert report.counts[STOPPED] == 1
-        assert report.counts[StopResult.REJECTED] < 30
-        assert report.counts[NOT_SENT] == 1000 - report.counts[StopResult.REJECTED]
-
     async def test_a_session_closed_meanwhile_rejects_what_is_throttled(
         self, emulator: Emulator
     ) -> None:

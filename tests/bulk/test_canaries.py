@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 from support.simulated import (
     ANSWER,
+    Fail,
     Request,
     Simulate,
     bad_gateway,
@@ -18,6 +22,7 @@ from support.simulated import (
     failing_first,
     server_error,
     targets,
+    unanswered,
     unavailable,
 )
 
@@ -36,6 +41,7 @@ from bctrl_async._kinds import Failure, Kind
 from bctrl_async._limiter.limiter import Limiter
 
 STOPPED, UNKNOWN = StopResult.STOPPED, StopResult.UNKNOWN
+busy = partial(unavailable, retry_after=5.0)
 
 
 async def stop_others(session: BctrlSession) -> None:
@@ -145,6 +151,84 @@ class TestGateway:
 
         assert simulation.received["r0"] == 1 + RetryPolicy().attempts
         assert simulation.seconds <= 8
+
+
+DEAD: dict[str, tuple[int, Iterable[int], Fail, int, float, float]] = {
+    # They say how many targets there are, which of them are dead, how these fail, how many are
+    # stopped at once, and the most seconds until the others have ended, and until all have.
+    "one of many has a bad gateway": (1000, [500], bad_gateway, 100, 1.5, 8),
+    "one of many breaks its connection": (1000, [500], disconnected, 100, 1.5, 8),
+    "one of many never answers": (1000, [500], unanswered, 100, 1.5, 14),
+    "the first never answers": (30, [0], unanswered, 1, 20, 20),
+    "the first breaks its connection": (30, [0], disconnected, 2, 20, 20),
+    "the last has a bad gateway": (30, [29], bad_gateway, 1, 20, 20),
+    "the last never answers": (30, [29], unanswered, 2, 20, 20),
+    "a fifth have a bad gateway": (500, range(2, 500, 5), bad_gateway, 100, 20, 20),
+    "a fifth never answer": (500, range(2, 500, 5), unanswered, 100, 20, 20),
+    "one of many has no upstream": (1000, [500], unavailable, 100, 5, 12),
+    "the first has no upstream": (1000, [0], unavailable, 100, 5, 12),
+    "the last has no upstream": (1000, [999], unavailable, 100, 5, 12),
+    "a twentieth have no upstream": (1000, range(25, 1000, 50), unavailable, 100, 5, 20),
+    "some ask to wait, which holds no other": (1000, range(100, 1000, 200), busy, 100, 5, 30),
+    "the last fifth has no upstream": (100, range(80, 100), unavailable, 100, 12, 12),
+    "the first three have no upstream": (100, range(3), unavailable, 1, 36, 36),
+    # Fault: they passed for a limit, and each dead target after them slowed the others: 20 s.
+    "a cluster has no upstream": (
+        *(500, [*range(100, 110), *range(115, 500, 10)], unavailable, 100, 8, 60),
+    ),
+}
+
+
+class TestDeadTargets:
+    """Some runtimes are behind a dead node, which takes a second if it does not answer at all."""
+
+    @pytest.mark.parametrize("case", DEAD)
+    def test_they_spend_their_attempts_and_all_others_are_stopped_although(
+        self, simulate: Simulate, case: str
+    ) -> None:
+        """Fault: a dead upstream was taken for throttling, and cost 300 seconds of patience."""
+        count, numbers, fail, concurrency, seconds, longest = DEAD[case]
+        names = {f"r{number}" for number in numbers}
+        simulation = simulate(dead(*numbers, fail=fail), 0.01)
+        simulation.before_response = lambda each: asyncio.sleep(
+            1.0 if fail is unanswered and each.alias in names else 0.0
+        )
+        report = simulation.stop(count, concurrency=concurrency)
+
+        assert report.counts == {STOPPED: count - len(names), UNKNOWN: len(names)}
+        assert {outcome.target.alias for outcome in report.failures} == names
+        attempts = Counter(request.alias for request in simulation.stops)
+        # Whether a first 503 is throttling is not known.
+        most = RetryPolicy().attempts + (2 if fail in {unavailable, busy} else 0)
+        assert max(attempts[name] for name in names) <= most
+        assert report.ended_early is None
+        assert simulation.seconds <= longest
+        others = simulation.ended_at.keys() - names
+        assert max(simulation.ended_at[alias] for alias in others) <= seconds
+
+    def test_what_is_read_to_find_out_has_been_stopped_before(self, simulate: Simulate) -> None:
+        simulation = simulate(dead(*range(80, 100)), 0.01)
+        assert simulation.stop(100).counts == {STOPPED: 80, UNKNOWN: 20}
+
+        stopped = {f"r{number}" for number in range(80)}
+        assert {request.alias for request in simulation.reads} <= stopped
+
+    def test_what_the_api_itself_answers_costs_patience(self, simulate: Simulate) -> None:
+        own = partial(unavailable, code="server.unavailable", may_have_stopped=False)
+        simulation = simulate(dead(50, fail=own), 0.01)
+
+        assert simulation.stop(100).counts == {STOPPED: 99, StopResult.REJECTED: 1}
+        assert simulation.seconds >= 300
+
+    @pytest.mark.parametrize("fail", [bad_gateway, unanswered])
+    def test_a_good_one_that_fails_once_is_retried_meanwhile(
+        self, simulate: Simulate, fail: Fail
+    ) -> None:
+        poison, once = dead(20, fail=fail), failing_first(29)
+        simulation = simulate(lambda each: (once if each.alias == "r29" else poison)(each), 0.01)
+
+        assert simulation.stop(30).counts == {STOPPED: 29, UNKNOWN: 1}
+        assert simulation.ended_at["r29"] < simulation.ended_at["r20"]
 
 
 class TestServerErrors:

@@ -41,12 +41,6 @@ class TestReport:
         assert not missing.ok
         assert "the bulk stop has not ended" in str(missing.ended_early)
 
-    def test_it_is_not_ok_before_the_run_ended(self, ledger: Ledger) -> None:
-        ledger.record(OK)
-        ledger.ended_at = None
-
-        assert not ledger.report(1).ok
-
 
 class TestEarlierRun:
     async def test_an_old_journal_is_warned_of_once_and_only_if_it_counts(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import pytest
+from support.helpers import await_batch
 from support.simulated import (
     ANSWER,
     Request,
@@ -19,21 +18,17 @@ from support.simulated import (
     targets,
     unavailable,
 )
-from support.throttling import Server, throttled, token_bucket
+from support.throttling import throttled, token_bucket
 
 from bctrl_async import (
     BctrlError,
-    BctrlRateLimitError,
     BctrlSession,
     RetryPolicy,
     Runtime,
-    StopBatch,
-    StopOutcome,
     StopReport,
     StopResult,
 )
 from bctrl_async.bulk import _parked
-from bctrl_async.bulk._run import Run
 
 STOPPED, REJECTED, NOT_SENT, UNKNOWN = (
     StopResult.STOPPED,
@@ -56,46 +51,9 @@ def mixed(bad: int, good: int) -> list[tuple[str, str]]:
     return [("ws-bad", f"bad{n}") for n in range(bad)] + [("ws-1", f"r{n}") for n in range(good)]
 
 
-class Ended:
-    """The time at which each target had its outcome."""
-
-    def __init__(self) -> None:
-        self.at: dict[str, float] = {}
-        self.outcomes: list[StopOutcome] = []
-
-    def __call__(self, outcome: StopOutcome) -> None:
-        assert outcome.target.alias not in self.at, "an outcome is delivered once"
-        self.outcomes.append(outcome)
-        self.at[outcome.target.alias] = asyncio.get_running_loop().time()
-
-    @property
-    def last_good(self) -> float:
-        return max(at for alias, at in self.at.items() if not is_bad(alias))
-
-
-def stop(
-    simulation: Simulation,
-    items: Iterable[tuple[str, str]] | AsyncIterator[tuple[str, str]],
-    ended: Ended,
-    **options: Any,  # noqa: ANN401 - `stop_runtimes` has them.
-) -> StopReport:
-    async def main(session: BctrlSession) -> StopReport:
-        return await session.stop_runtimes(
-            items,
-            on_outcome=ended,
-            verify=False,
-            **options,
-        )
-
-    return simulation.run(main)
-
-
-def as_list(items: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return items
-
-
-def as_generator(items: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    yield from items
+def last_good(simulation: Simulation) -> float:
+    """Return the time at which the last target that is not throttled had its outcome."""
+    return max(at for alias, at in simulation.ended_at.items() if not is_bad(alias))
 
 
 async def as_async(items: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
@@ -108,7 +66,7 @@ class TestThrottledTargets:
     """Fault: thirty targets over their quota, first of 3,000, stopped the other 2,970."""
 
     @pytest.mark.parametrize("concurrency", [1, 7, 100])
-    @pytest.mark.parametrize("make", [as_list, as_generator, as_async])
+    @pytest.mark.parametrize("make", [list, iter, as_async])
     @pytest.mark.parametrize("bad", [30, 150])
     def test_the_others_are_stopped_first(
         self,
@@ -119,18 +77,18 @@ class TestThrottledTargets:
         bad: int,
         concurrency: int,
     ) -> None:
-        simulation, ended = simulate(throttling_bad, 0.01), Ended()
+        simulation = simulate(throttling_bad, 0.01)
         policy = RetryPolicy(patience=60.0)
         items = make(mixed(bad, 300))
-        report = stop(simulation, items, ended, concurrency=concurrency, retry=policy)
+        report = simulation.stop(items, concurrency=concurrency, retry=policy)
 
         assert report.counts[STOPPED] == 300
         assert report.counts[REJECTED] + report.counts[NOT_SENT] == bad
         assert report.ended_early is None
-        assert ended.last_good < 15
+        assert last_good(simulation) < 15
 
     def test_none_has_more_in_flight_than_its_concurrency(self, simulate: Simulate) -> None:
-        simulation, ended = simulate(throttling_bad, 0.01), Ended()
+        simulation = simulate(throttling_bad, 0.01)
         in_flight = most = 0
 
         async def count(_: Request) -> None:
@@ -141,7 +99,7 @@ class TestThrottledTargets:
             in_flight -= 1
 
         simulation.before_response = count
-        stop(simulation, mixed(50, 100), ended, concurrency=5, retry=RetryPolicy(patience=5.0))
+        simulation.stop(mixed(50, 100), concurrency=5, retry=RetryPolicy(patience=5.0))
         assert most == 5
 
     def test_a_call_whose_second_attempt_is_its_first_throttled(self, simulate: Simulate) -> None:
@@ -152,8 +110,8 @@ class TestThrottledTargets:
                 return ANSWER
             return refused() if each.number == 1 else throttled()
 
-        simulation, ended = simulate(serve, 0.01), Ended()
-        assert stop(simulation, mixed(5, 300), ended).counts == {STOPPED: 305}
+        simulation = simulate(serve, 0.01)
+        assert simulation.stop(mixed(5, 300)).counts == {STOPPED: 305}
 
     def test_workers_that_wait_in_the_lane_themselves_do_not_wait_for_them(
         self, simulate: Simulate
@@ -166,16 +124,16 @@ class TestThrottledTargets:
                 return error
             return bad_gateway() if each.stops and chance.random() < 0.2 else ANSWER
 
-        simulation, ended = simulate(serve, 0.05), Ended()
-        assert stop(simulation, targets(200), ended, concurrency=1).counts == {STOPPED: 200}
+        simulation = simulate(serve, 0.05)
+        assert simulation.stop(targets(200), concurrency=1).counts == {STOPPED: 200}
         assert simulation.seconds < 120
 
     def test_a_bound_on_them_holds_the_input(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_parked, "_MAX_STOPS", 20)
-        simulation, ended = simulate(throttling_bad, 0.01), Ended()
-        report = stop(simulation, mixed(60, 100), ended, retry=RetryPolicy(patience=3.0))
+        simulation = simulate(throttling_bad, 0.01)
+        report = simulation.stop(mixed(60, 100), retry=RetryPolicy(patience=3.0))
         assert report.counts[STOPPED] == 100
         assert report.counts.total() == 160
 
@@ -186,17 +144,15 @@ class TestThrottledTargets:
             ),
             0.01,
         )
-        ended = Ended()
-        assert stop(simulation, mixed(3, 100), ended).counts == {STOPPED: 103}
-        assert ended.last_good < 1
-        assert min(at for alias, at in ended.at.items() if is_bad(alias)) > 30
+        assert simulation.stop(mixed(3, 100)).counts == {STOPPED: 103}
+        assert last_good(simulation) < 1
+        assert min(at for alias, at in simulation.ended_at.items() if is_bad(alias)) > 30
 
     def test_each_is_counted_once_with_its_attempts(self, simulate: Simulate) -> None:
         simulation = simulate(lambda each: throttled() if each.number <= 2 else ANSWER, 0.01)
-        ended = Ended()
-        report = stop(simulation, targets(5), ended)
+        report = simulation.stop(targets(5))
         assert report.throttled == 10
-        assert [outcome.attempts for outcome in ended.outcomes] == [3] * 5
+        assert [outcome.attempts for outcome in simulation.outcomes] == [3] * 5
 
     def test_they_count_as_waiting(self, simulate: Simulate) -> None:
         simulation = simulate(throttling_bad, 0.01)
@@ -204,7 +160,7 @@ class TestThrottledTargets:
         async def main(session: BctrlSession) -> tuple[int, int]:
             policy = RetryPolicy(patience=20.0)
             batch = session.stop_runtimes(mixed(30, 100), verify=False, retry=policy)
-            run = asyncio.create_task(batch_end(batch))
+            run = asyncio.create_task(await_batch(batch))
             await asyncio.sleep(3.0)
             during = session.stats.waiting + session.stats.in_flight
             assert batch.progress.retrying["429"] <= 30
@@ -212,10 +168,6 @@ class TestThrottledTargets:
             return during, session.stats.waiting
 
         assert simulation.run(main) == (30, 0)
-
-
-async def batch_end(batch: StopBatch) -> None:
-    await batch
 
 
 class TestEnd:
@@ -233,14 +185,14 @@ class TestEnd:
                 return ANSWER
             return bad_gateway() if each.alias == "bad0" and each.number == 1 else fail()
 
-        simulation, ended = simulate(serve, 0.01), Ended()
+        simulation = simulate(serve, 0.01)
 
         async def main(session: BctrlSession) -> StopReport:
             deadline = after if end == "deadline" else None
             batch = session.stop_runtimes(
-                mixed(bad, 100), verify=False, on_outcome=ended, deadline=deadline
+                mixed(bad, 100), verify=False, on_outcome=simulation.on_outcome, deadline=deadline
             )
-            run = asyncio.create_task(batch_end(batch))
+            run = asyncio.create_task(await_batch(batch))
             await asyncio.sleep(after)
             if end == "stop_reading":
                 batch.stop_reading()
@@ -260,7 +212,7 @@ class TestEnd:
         # A stop in doubt goes on, until it is known what it did.
         goes_on = end == "stop_reading" and fail is unavailable
         assert (report.ended_early is None) is goes_on
-        assert len(ended.outcomes) == 100 + bad or end in {"abort", "cancel"}
+        assert len(simulation.outcomes) == 100 + bad or end in {"abort", "cancel"}
         assert simulation.seconds < 330
 
     def test_a_worker_that_is_cancelled_from_outside_leaves_none_behind(
@@ -270,7 +222,7 @@ class TestEnd:
 
         async def main(session: BctrlSession) -> StopReport:
             batch = session.stop_runtimes(mixed(30, 0), verify=False)
-            run = asyncio.create_task(batch_end(batch))
+            run = asyncio.create_task(await_batch(batch))
             await asyncio.sleep(3.0)
             cancelled = 0
             while not cancelled:
@@ -286,16 +238,6 @@ class TestEnd:
         assert report.total == report.counts.total() == 30
         assert report.ended_early is not None
 
-    def test_a_worker_that_is_cancelled_before_it_starts_leaves_none_behind(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(Run, "_start_worker", lambda run: run._start(run._work).cancel())
-        simulation, ended = simulate(throttling_bad, 0.01), Ended()
-        report = stop(simulation, mixed(5, 20), ended)
-
-        assert report.total == report.counts.total() == 25
-        assert report.ended_early is not None
-
     def test_a_stop_in_doubt_may_be_throttled_a_thousand_times_after_the_end(
         self, simulate: Simulate
     ) -> None:
@@ -309,7 +251,7 @@ class TestEnd:
         async def main(session: BctrlSession) -> StopReport:
             policy = RetryPolicy(base=0.05, cap=0.05, patience=40)
             batch = session.stop_runtimes(mixed(1, 0), retry=policy, verify=False)
-            run = asyncio.create_task(batch_end(batch))
+            run = asyncio.create_task(await_batch(batch))
             await asyncio.sleep(0.1)
             batch.stop_reading()
             await asyncio.wait([run])
@@ -341,12 +283,12 @@ class TestEnd:
         def serve(each: Request) -> Runtime | BctrlError:
             return unavailable() if is_bad(each.alias) else ANSWER
 
-        simulation, ended = simulate(serve, 0.01), Ended()
-        report = stop(simulation, mixed(60, 5), ended)
+        simulation = simulate(serve, 0.01)
+        report = simulation.stop(mixed(60, 5))
 
         assert report.counts[STOPPED] == 5
         assert report.counts.total() == 65
-        assert not any("retry quota" in str(outcome.error) for outcome in ended.outcomes)
+        assert not any("retry quota" in str(outcome.error) for outcome in simulation.outcomes)
 
     def test_a_first_attempt_takes_no_token_of_the_retry_quota(self, simulate: Simulate) -> None:
         simulation = simulate(lambda _: ANSWER, 0.01)
@@ -359,44 +301,21 @@ class TestEnd:
         assert simulation.run(main).counts == {STOPPED: 20}
         assert simulation.seconds < 0.1
 
-    def test_an_early_end_counts_what_was_never_sent(self, simulate: Simulate) -> None:
-        simulation, ended = simulate(throttling_bad, 0.01), Ended()
-        report = stop(simulation, mixed(300, 100), ended, deadline=2.0)
-        assert report.counts[STOPPED] == 100
-        assert report.counts[NOT_SENT] + report.counts[REJECTED] == 300
-        assert isinstance(report.ended_early, BctrlError)
-
 
 class TestTurns:
-    def test_quotas_of_workspaces_are_used_in_turn_though_the_list_is_sorted(
-        self, simulate: Simulate
-    ) -> None:
-        """Fault: it took twenty times as long as all quotas together."""
-        buckets: defaultdict[str, Server] = defaultdict(lambda: token_bucket(lambda _: 5.0, 10))
-
-        def serve(each: Request) -> Runtime | BctrlError:
-            return buckets[each.alias.partition("-")[0]](each.at) or ANSWER
-
-        simulation, ended = simulate(serve, 0.02), Ended()
-        items = [(f"ws{n}", f"w{n}-{m}") for n in range(8) for m in range(100)]
-        assert stop(simulation, items, ended).counts == {STOPPED: 800}
-        # Each quota allows them in 18 s.
-        assert simulation.seconds < 18 * 1.4
-        assert len(simulation.requests) < 800 * 2
-
     @pytest.mark.parametrize("most", [10_000, 150])
     def test_a_target_that_waits_for_the_limiter_waits_for_its_turn_if_there_is_room(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, most: int
     ) -> None:
         """Fault: a hundred of a throttled workspace were sent, at twenty a second, first."""
         monkeypatch.setattr(_parked, "_MAX_STOPS", most)
-        simulation, ended = simulate(throttling_bad, 0.02), Ended()
+        simulation = simulate(throttling_bad, 0.02)
         policy = RetryPolicy(patience=30.0)
-        report = stop(simulation, mixed(300, 1000), ended, retry=policy)
+        report = simulation.stop(mixed(300, 1000), retry=policy)
 
         assert report.counts[STOPPED] == 1000
         assert report.counts[REJECTED] + report.counts[NOT_SENT] == 300
-        assert ended.last_good < 2 or most < 300
+        assert last_good(simulation) < 2 or most < 300
 
     def test_a_list_of_one_workspace_keeps_its_order(self, simulate: Simulate) -> None:
         serve = token_bucket(lambda _: 50.0, 20)
@@ -409,22 +328,5 @@ class TestTurns:
         simulation = simulate(
             lambda each: throttled() if is_bad(each.alias) and each.at < 3.0 else ANSWER, 0.02
         )
-        ended = Ended()
-        assert stop(simulation, mixed(200, 100), ended).counts == {STOPPED: 300}
+        assert simulation.stop(mixed(200, 100)).counts == {STOPPED: 300}
         assert simulation.seconds < 30
-
-    def test_a_limit_for_all_is_none_of_a_workspace(self, simulate: Simulate) -> None:
-        serve = token_bucket(lambda _: 100.0, 20)
-        simulation, ended = simulate(lambda each: serve(each.at) or ANSWER, 0.02), Ended()
-        items = [(f"ws{n % 4}", f"r{n}") for n in range(1000)]
-        assert stop(simulation, items, ended).counts == {STOPPED: 1000}
-        assert simulation.seconds < 1.3 * 9.8
-
-
-def test_the_words_are_true_of_a_run_that_a_limit_ends(simulate: Simulate) -> None:
-    simulation = simulate(lambda _: throttled(retry_after=301.0), 0.01)
-    items = [(f"ws-{number % 20}", f"r{number}") for number in range(100)]
-    report = stop(simulation, items, Ended())
-    assert isinstance(report.ended_early, BctrlRateLimitError)
-    assert report.counts[REJECTED] + report.counts[NOT_SENT] == 100
-    assert report.counts[UNKNOWN] == 0

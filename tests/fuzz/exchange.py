@@ -11,9 +11,10 @@ from typing import cast
 from unittest.mock import patch
 
 from aiohttp.client_proto import ResponseHandler
-from sim.loop import SimLoop, StuckError
+from sim.loop import SimLoop
 from sim.network import Network
 from sim.transport import Endpoint
+from support.virtual_time import StuckError
 
 from bctrl_async import BctrlError, BctrlSession, RetryPolicy, Runtime
 from bctrl_async.observer import Attempt, AttemptObserver, Observer, StopObserver

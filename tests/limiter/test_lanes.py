@@ -111,7 +111,7 @@ class TestQuotas:
     def test_each_workspace_is_paced_by_its_own(
         self, simulate: Simulate, *, is_sorted: bool
     ) -> None:
-        """Fault: together they had the rate of the slowest."""
+        """Faults: they had the rate of the slowest; a sorted list used them one after the other."""
         simulation = simulate(with_quotas(20.0, 10), LATENCY)
         targets = [target for number in range(6) for target in targets_in(f"ws-{number}", 200)]
         if not is_sorted:

@@ -1,17 +1,19 @@
 """An event loop in virtual time, without sockets, threads or signals of the system.
 
 Libraries such as looptime bring the clock alone, and wait a little for real sockets before each
-jump. Here nothing is real, so the clock is a few lines of `select`.
+jump. Here nothing is real, so the clock is a few lines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import selectors
 import socket
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable
+from selectors import SelectorKey
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from support.virtual_time import Clock, StuckError, VirtualLoop
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
@@ -32,39 +34,18 @@ STALL = 1.0
 """Virtual seconds for which a process that is starved of CPU runs no callback."""
 
 
-class StuckError(BaseException):
-    """Raised out of a loop whose tasks wait for ever, or never wait."""
+class _Clock(Clock):
+    """A clock of a busy machine: each step takes time, and it may be starved."""
 
-
-class _Selector(selectors.BaseSelector):
-    """A selector of nothing, which advances virtual time instead of blocking."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.limit = 0.0
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
         self.step = 0
         self.stalls: list[float] = []
         self._busy = 0
         self.hooks: dict[int, list[Callable[[], object]]] = {}
-        self._keys: dict[int, selectors.SelectorKey] = {}
 
-    def register(
-        self,
-        fileobj: FileDescriptorLike,
-        events: int,
-        data: Any = None,  # noqa: ANN401 - as in the base class.
-    ) -> selectors.SelectorKey:
-        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        self._keys[number] = key = selectors.SelectorKey(fileobj, number, events, data)
-        return key
-
-    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        return self._keys.pop(fileobj if isinstance(fileobj, int) else fileobj.fileno())
-
-    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        return cast("Mapping[FileDescriptorLike, selectors.SelectorKey]", self._keys)
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         self.step += 1
         if timeout is None:
             raise StuckError("every task waits, and no timer is set")
@@ -94,8 +75,8 @@ class _Future(asyncio.Future[Any]):
         return self._number
 
 
-class SimLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time, network, threads and signals are simulated.
+class SimLoop(VirtualLoop):
+    """A virtual loop whose network, threads and signals are simulated, too.
 
     Args:
         limit: The virtual seconds after which a run counts as stuck.
@@ -109,16 +90,11 @@ class SimLoop(asyncio.SelectorEventLoop):
     network: Network
 
     def __init__(self, limit: float) -> None:
-        self._clock = _Selector()
-        self._clock.limit = limit
+        self._clock = _Clock(limit)
         super().__init__(self._clock)
         self._future_numbers = itertools.count()
         self.signal_handlers: dict[int, Callable[[], object]] = {}
         self.thread_delay = 0.0
-
-    def time(self) -> float:
-        """Return the virtual time in seconds."""
-        return self._clock.now
 
     @property
     def step(self) -> int:

@@ -18,12 +18,14 @@ from types import CoroutineType, NoneType
 from typing import Any
 from unittest.mock import patch
 
+from support.virtual_time import StuckError
+
 from bctrl_async import Runtime
 from sim.check_bulk import check_run
 from sim.check_calls import check_call
 from sim.check_throttling import check_flood, check_rate
 from sim.faults import put_back
-from sim.loop import SimLoop, StuckError
+from sim.loop import SimLoop
 from sim.plan import Plan
 from sim.rules import Problem
 from sim.world import World

@@ -25,6 +25,7 @@ from bctrl_async import (
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
 from bctrl_async._kinds import Failure, Kind
+from bctrl_async.bulk._input import Targets
 from support import virtual_time
 from support.runtimes import runtime
 from support.throttling import Server as RateLimit, token_bucket
@@ -54,6 +55,7 @@ refused = partial(BctrlNetworkError, "no connection: refused")
 disconnected = partial(BctrlNetworkError, "the connection broke", may_have_stopped=True)
 server_error = partial(BctrlServerError, "500", status=500, may_have_stopped=True)
 bad_gateway = partial(BctrlServerError, "502", status=502, may_have_stopped=True)
+unanswered = partial(BctrlTimeoutError, "no answer", may_have_stopped=True)
 unavailable = partial(BctrlServerError, "503", status=503, may_have_stopped=True)
 Fail = Callable[[], BctrlError | Failure]
 
@@ -165,9 +167,13 @@ class Simulation:
 
         return virtual_time.run(scenario())
 
+    def on_outcome(self, outcome: StopOutcome) -> None:
+        self.outcomes.append(outcome)
+        self.ended_at[outcome.target.alias] = virtual_time.now()
+
     def stop(
         self,
-        stops: int | list[tuple[str, str]] = 1,
+        stops: int | Targets = 1,
         *,
         verify: bool | float = False,
         rate: float | None = None,
@@ -175,19 +181,18 @@ class Simulation:
         **options: Any,  # noqa: ANN401 - `stop_runtimes` has them.
     ) -> StopReport:
         """Stop these targets, or so many, in a bulk stop."""
-        stopped = targets(stops) if isinstance(stops, int) else stops
-
-        def on_outcome(outcome: StopOutcome) -> None:
-            self.outcomes.append(outcome)
-            self.ended_at[outcome.target.alias] = asyncio.get_running_loop().time()
 
         async def main(session: BctrlSession) -> StopReport:
             return await session.stop_runtimes(
-                stopped, on_outcome=on_outcome, verify=verify, **options
+                targets(stops) if isinstance(stops, int) else stops,
+                on_outcome=self.on_outcome,
+                verify=verify,
+                **options,
             )
 
         report = self.run(main, rate=rate, max_connections=max_connections)
-        assert report.counts.total() == report.total == len(self.outcomes) == len(stopped)
+        assert report.counts.total() == report.total == len(self.outcomes)
+        assert report.total == stops or not isinstance(stops, int)
         return report
 
 

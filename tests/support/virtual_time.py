@@ -6,38 +6,60 @@ import asyncio
 import functools
 import inspect
 import selectors
-from collections.abc import Callable, Coroutine
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class _Selector(selectors.DefaultSelector):
-    """A selector that advances virtual time instead of blocking."""
+class StuckError(BaseException):
+    """Raised out of a loop whose tasks wait for ever, or never wait."""
 
-    now = 0.0
+
+class Clock(selectors.BaseSelector):
+    """A selector of nothing, which advances virtual time instead of blocking."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._keys: dict[int, selectors.SelectorKey] = {}
+
+    def register(
+        self,
+        fileobj: FileDescriptorLike,
+        events: int,
+        data: Any = None,  # noqa: ANN401 - as in the base class.
+    ) -> selectors.SelectorKey:
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        self._keys[number] = key = selectors.SelectorKey(fileobj, number, events, data)
+        return key
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj if isinstance(fileobj, int) else fileobj.fileno())
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        return cast("Mapping[FileDescriptorLike, selectors.SelectorKey]", self._keys)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # Without sockets only that of the loop itself is left, by which threads wake it up.
-        ready = super().select(0) if timeout is None or len(self.get_map()) > 1 else []
-        if not ready:
-            if timeout is None:
-                raise RuntimeError("deadlock: every task waits, and no timer is set")
-            self.now += max(timeout, 0.0)
-        return ready
+        if timeout is None:
+            raise StuckError("every task waits, and no timer is set")
+        self.now += timeout
+        return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A selector event loop on a virtual clock."""
+    """An event loop on a virtual clock, without sockets and threads."""
 
-    def __init__(self) -> None:
-        self._clock = _Selector()
-        super().__init__(self._clock)
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._virtual = clock or Clock()
+        super().__init__(self._virtual)
 
     def time(self) -> float:
         """Return the virtual time in seconds."""
-        return self._clock.now
+        return self._virtual.now
 
 
 def run(main: Coroutine[None, None, _T]) -> _T:
