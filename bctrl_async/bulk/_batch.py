@@ -32,29 +32,29 @@ class OutcomeBuffer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._unread: deque[StopOutcome] = deque()
+        self._queue: deque[StopOutcome] = deque()
         self._has_outcome = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_ended = False
 
     def put(self, outcome: StopOutcome) -> Awaitable[object] | None:
         """Add an outcome; return what its worker must await if too many are unread."""
-        self._unread.append(outcome)
+        self._queue.append(outcome)
         self._has_outcome.set()
-        if len(self._unread) <= self._limit:
+        if len(self._queue) <= self._limit:
             return None
         self._has_room.clear()
         return self._has_room.wait()
 
     async def get(self) -> StopOutcome | None:
         """Return the next outcome, waiting if necessary; None at the end."""
-        while not self._unread:
+        while not self._queue:
             if self._has_ended:
                 return None
             self._has_outcome.clear()
             await self._has_outcome.wait()
-        outcome = self._unread.popleft()
-        if len(self._unread) <= self._limit:
+        outcome = self._queue.popleft()
+        if len(self._queue) <= self._limit:
             self._has_room.set()
         return outcome
 
@@ -65,7 +65,7 @@ class OutcomeBuffer:
 
     def discard(self) -> None:
         """Discard the unread outcomes, and give readers None."""
-        self._unread.clear()
+        self._queue.clear()
         self.end()
 
 

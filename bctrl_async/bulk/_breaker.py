@@ -62,8 +62,8 @@ class CircuitBreaker:
         self._sender = sender
         self._policy = policy
         self._patience = patience
-        once = replace(policy, attempts=1, statuses=frozenset())
-        self._make_canary = partial(make_canary, policy=once)
+        canary_policy = replace(policy, attempts=1, statuses=frozenset())
+        self._make_canary = partial(make_canary, policy=canary_policy)
         self._state = ledger.state
         self._ledger = ledger
         self._attempts_before = sender.tally.attempts
@@ -82,7 +82,7 @@ class CircuitBreaker:
         self._failures = 0
         self._unanswered = 0
         self._has_no_probe = asyncio.Event()
-        self._comparing = asyncio.Lock()
+        self._compare_lock = asyncio.Lock()
         self._unanswered_at = -math.inf
         self.has_given_up: bool = False
 
@@ -246,7 +246,7 @@ class CircuitBreaker:
         failure = retries.last_failure
         if retries.throttled < _MANY_THROTTLED or failure is None or not failure.kind.is_unanswered:
             return
-        async with self._comparing:
+        async with self._compare_lock:
             for _ in range(_MAX_CANARIES):
                 since = retries.throttled_at
                 started = _now()
@@ -261,8 +261,8 @@ class CircuitBreaker:
         """Return True if the probe gives up after this failure, alone or with the whole run."""
         hangs = _quick.hangs(failure)
         if self.has_answered:
-            waited = _now() - self._opened_at
-            if waited > self._patience or hangs or _quick.is_enough(self._unanswered):
+            elapsed = _now() - self._opened_at
+            if elapsed > self._patience or hangs or _quick.is_enough(self._unanswered):
                 self.has_given_up = True
             return self.has_given_up
         # Waiting does not change a certificate, unless other calls are answered: then it belongs to

@@ -31,11 +31,11 @@ class CancelScope:
     the block. `cancelled_caught` is True if the block was left because of `cancel`.
     """
 
-    __slots__ = ("_cancel_called", "_cancelling", "_entered", "_task", "cancelled_caught")
+    __slots__ = ("_cancel_called", "_cancelling", "_is_entered", "_task", "cancelled_caught")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
-        self._entered = False
+        self._is_entered = False
         self._cancelling = 0
         self._cancel_called = False
         self.cancelled_caught: bool = False
@@ -46,14 +46,14 @@ class CancelScope:
             self._task = task = asyncio.current_task()
         if task is not None:
             self._cancelling = task.cancelling()
-        self._entered = True
+        self._is_entered = True
         self._cancel_called = self.cancelled_caught = False
         return self
 
     def cancel(self) -> None:
         """Cancel the block once, if a task is in it."""
         task = self._task
-        if task is None or not self._entered or self._cancel_called:
+        if task is None or not self._is_entered or self._cancel_called:
             return
         # The current task would be cancelled at its next await, perhaps after the block.
         if task is not asyncio.current_task():
@@ -61,7 +61,7 @@ class CancelScope:
             task.cancel()
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> bool:
-        self._entered = False
+        self._is_entered = False
         if self._cancel_called and self._task is not None:
             # A cancellation from outside the scope remains in the count, and propagates.
             only_ours = self._task.uncancel() <= self._cancelling
@@ -71,12 +71,12 @@ class CancelScope:
 
 async def wait_shielded(task: asyncio.Task[object]) -> None:
     """Wait for a task to end; a cancellation of the caller takes effect only then."""
-    cancelled: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     # The wait is repeated: anyio cancels a task at every turn of the loop.
     while not task.done():
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+            cancellation = error
+    if cancellation is not None:
+        raise cancellation

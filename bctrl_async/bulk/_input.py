@@ -46,22 +46,22 @@ class Input:
 
     def __init__(self, targets: Targets) -> None:
         check_targets(targets)
-        self._awaited: AsyncIterator[object] | None = None
-        self._plain: Iterator[object] | None = None
+        self._async_items: AsyncIterator[object] | None = None
+        self._items: Iterator[object] | None = None
         if isinstance(targets, AsyncIterable):
-            self._awaited = aiter(targets)
+            self._async_items = aiter(targets)
         else:
-            self._plain = iter(targets)
-        self._sized: Sized | None = None
+            self._items = iter(targets)
+        self._collection: Sized | None = None
         self.length: int | None = None
         if isinstance(targets, Sized):
-            self._sized = targets
+            self._collection = targets
             self.length = len(targets)
         self.selection: Selection | None = None
         if isinstance(targets, Selection):
             self.selection = targets
         self._is_prepared = False
-        self.is_awaited: bool = self._awaited is not None
+        self.is_awaited: bool = self._async_items is not None
         self.count: int = 0
         self.error: BaseException | None = None
         # This is True once nothing more is read.
@@ -72,23 +72,23 @@ class Input:
     @property
     def can_drain(self) -> bool:
         """True if the rest can be read without waiting, and has an end."""
-        return self._plain is not None and self.length is not None
+        return self._items is not None and self.length is not None
 
     @property
     def is_exhausted(self) -> bool:
         """True once every item was read."""
-        if self.length is None or self._sized is None:
+        if self.length is None or self._collection is None:
             return self._at_end
         # A list may have grown since its length was taken.
-        return self.count >= max(self.length, len(self._sized))
+        return self.count >= max(self.length, len(self._collection))
 
     def end(self) -> None:
         """Stop reading, except for the items that a list had when the run started."""
-        if self._plain is None or self.length is None:
+        if self._items is None or self.length is None:
             self.is_closed = True
         else:
             # A callback may add to the list, perhaps for ever, so its first length is the bound.
-            self._plain = islice(self._plain, max(self.length - self.count, 0))
+            self._items = islice(self._items, max(self.length - self.count, 0))
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the runtime as listed, if no request can have changed it."""
@@ -119,12 +119,12 @@ class Input:
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
         async with self._lock:
-            if self.is_closed or self._awaited is None:
+            if self.is_closed or self._async_items is None:
                 # The event loop gets a turn before each item of a slow generator.
                 await asyncio.sleep(0)
                 return self.next_nowait()
             try:
-                item = await anext(self._awaited)
+                item = await anext(self._async_items)
             except StopAsyncIteration:
                 self._close()
             except BaseException as error:  # noqa: BLE001 - the run raises it.
@@ -136,11 +136,11 @@ class Input:
 
     def next_nowait(self) -> tuple[int, object] | None:
         """Return the next item, as `next` does, of an input that is not async."""
-        if self.is_closed or self._plain is None:
+        if self.is_closed or self._items is None:
             return None
         started = time.monotonic()
         try:
-            item = next(self._plain)
+            item = next(self._items)
             self.is_awaited = self.length is None and time.monotonic() - started > _SLOW
         except StopIteration:
             self._close()
@@ -167,7 +167,7 @@ class Input:
         self.is_closed = True
         self._at_end = error is None
         # The iterator may have a file open, which closes when the iterator is dropped.
-        self._plain = None
+        self._items = None
 
 
 class Listing(Input):
@@ -175,7 +175,7 @@ class Listing(Input):
 
     def __init__(self, fetch: Callable[[], Awaitable[Selection]]) -> None:
         super().__init__(())
-        self._plain = self.length = None
+        self._items = self.length = None
         self._fetch = fetch
 
     async def _fetch_selection(self) -> None:
@@ -186,8 +186,8 @@ class Listing(Input):
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._close_unless_cancelled(error)
             else:
-                self.selection = self._sized = selection
-                self._plain = iter(selection)
+                self.selection = self._collection = selection
+                self._items = iter(selection)
                 self.length = len(selection)
 
 

@@ -71,9 +71,9 @@ class Intake:
             return self._reject(index, best_effort_ref(item), error)
         # If the input is the list of a workspace, it decides what is sent, not the journal.
         if self._source.selection is None:
-            earlier = self._ledger.earlier(target)
-            if earlier is not None:
-                return self._ledger.record(replace(earlier, index=index))
+            outcome = self._ledger.earlier_outcome(target)
+            if outcome is not None:
+                return self._ledger.record(replace(outcome, index=index))
         try:
             call = self._make_call(*target)
         except BctrlConfigError as error:
@@ -86,8 +86,8 @@ class Intake:
         if isinstance(error, BctrlResponseError):
             # A listed runtime that cannot be read is a target, but what to do is not known.
             result = StopResult.REJECTED
-        rejected = outcome_of(target, error.with_traceback(None), index=index, result=result)
-        return self._ledger.record(self._source.with_listed(rejected))
+        outcome = outcome_of(target, error.with_traceback(None), index=index, result=result)
+        return self._ledger.record(self._source.with_listed(outcome))
 
     def outcome(self, stop: Stop, result: Runtime | BctrlError) -> StopOutcome:
         """Return the outcome of a stop that has its result."""

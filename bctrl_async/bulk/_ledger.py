@@ -65,18 +65,18 @@ class Ledger:
         """Open a journal, which belongs to the server at `base_url`, and read its entries."""
         self._is_borrowed = isinstance(journal, Journal)
         # Reading a long journal takes time, so a thread does it.
-        opening = asyncio.create_task(asyncio.to_thread(open_journal, journal, base_url))
+        task = asyncio.create_task(asyncio.to_thread(open_journal, journal, base_url))
         try:
-            await wait_shielded(opening)
-            self.journal = opening.result()
+            await wait_shielded(task)
+            self.journal = task.result()
         except BctrlError as error:
             self.state.set_ended_early(error)
             raise
         except asyncio.CancelledError:
             # No target was read, so no outcome would show the cancellation.
             self.state.cancel()
-            if opening.exception() is None:
-                self.journal = opening.result()
+            if task.exception() is None:
+                self.journal = task.result()
             raise
 
     async def close(self) -> None:
@@ -84,12 +84,12 @@ class Ledger:
         if self.journal is None:
             return
         # A flush to disk takes time, so a thread does it.
-        closing = asyncio.create_task(asyncio.to_thread(self.release, self.journal))
+        task = asyncio.create_task(asyncio.to_thread(self.release, self.journal))
         try:
-            await wait_shielded(closing)
+            await wait_shielded(task)
         finally:
-            if closing.done():
-                error = closing.exception()
+            if task.done():
+                error = task.exception()
                 if isinstance(error, BctrlError):
                     self.state.set_ended_early(error)
 
@@ -100,15 +100,15 @@ class Ledger:
         else:
             journal.close()
 
-    def end(self, read: int) -> None:
+    def end(self, total: int) -> None:
         """Stop the clock, log an early end, and notify the observer."""
         self.ended_at = time.monotonic()
         if self.state.ended_early is not None:
-            self._log_early_end(self.state.ended_early, read)
+            self._log_early_end(self.state.ended_early, total)
         if self.observer is not None:
-            notify(self.observer.end, self.report(read))
+            notify(self.observer.end, self.report(total))
 
-    def _log_early_end(self, reason: BctrlError, read: int) -> None:
+    def _log_early_end(self, reason: BctrlError, total: int) -> None:
         level = logging.WARNING
         if reason in self.state.requests:
             level = logging.INFO
@@ -116,18 +116,18 @@ class Ledger:
         _log.log(
             level,
             "a bulk stop ended early, with %d targets read and %d failures: %s",
-            read,
+            total,
             failures,
             reason.summary,
             extra={
                 "bctrl.event": "ended_early",
                 **log_fields(reason),
-                "bctrl.total": read,
+                "bctrl.total": total,
                 "bctrl.failures": failures,
             },
         )
 
-    def earlier(self, target: RuntimeRef) -> StopOutcome | None:
+    def earlier_outcome(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of an earlier run if it left the runtime not running, or None."""
         if self.journal is None:
             return None
@@ -161,16 +161,16 @@ class Ledger:
             if self.state.level < CancelLevel.WAITING:
                 self.state.end_early(error, CancelLevel.WAITING)
 
-    def report(self, read: int) -> StopReport:
-        """Return the report so far; `read` is the number of targets that were read."""
+    def report(self, total: int) -> StopReport:
+        """Return the report so far; `total` is the number of targets that were read."""
         counts = Counter(self.tally.counts)
         ended_early = self.state.ended_early
         if self.started_at is None:
             ended_early = _NOT_RUN
-        elif ended_early is None and (self.ended_at is None or counts.total() < read):
+        elif ended_early is None and (self.ended_at is None or counts.total() < total):
             ended_early = _NOT_ENDED
         return StopReport(
-            total=read,
+            total=total,
             counts=counts,
             running=self.tally.running,
             not_running=counts.total() - len(self.tally.failures),

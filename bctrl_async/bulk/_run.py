@@ -78,7 +78,7 @@ class Run:
         self._has_no_task = asyncio.Event()
         # A worker that waits for the input has none of them.
         self._slots = asyncio.Semaphore(concurrency)
-        self._working = 0
+        self._worker_count = 0
 
     @property
     def progress(self) -> Progress:
@@ -88,7 +88,7 @@ class Run:
         failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
         return Progress(
             in_flight=self.state.in_flight,
-            polling=len(self._polls.unverified),
+            polling=len(self._polls.outcomes),
             is_throttled=self._sender.limiter.is_throttled,
             retry_after=self._sender.limiter.retry_after,
             is_unanswered=self._breaker.is_open,
@@ -168,16 +168,16 @@ class Run:
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
-        cancelled: tuple[object, ...] | None = None
+        arguments: tuple[object, ...] | None = None
         while self._tasks or self.parked.count or self._starts_for_rest():
             try:
                 # In a cancelled scope, anyio cancels this wait at every turn of the loop.
                 await self._has_no_task.wait()
             except asyncio.CancelledError as error:
-                cancelled = error.args
+                arguments = error.args
                 self.state.cancel()
-        if cancelled is not None:
-            raise asyncio.CancelledError(*cancelled)
+        if arguments is not None:
+            raise asyncio.CancelledError(*arguments)
 
     def _starts_for_rest(self) -> bool:
         """Start a worker for the remaining items, if all workers were cancelled from outside."""
@@ -229,12 +229,12 @@ class Run:
         """Take items of the input, and give them their outcomes, until it ends."""
         with worker.scope():
             await self.source.prepare(self._intake.write_running)
-        self._working += 1
+        self._worker_count += 1
         try:
             worker.has_slot = await self._slots.acquire()
             await self._process_all(worker)
         finally:
-            self._working -= 1
+            self._worker_count -= 1
             if worker.has_slot:
                 self._slots.release()
 
@@ -258,7 +258,7 @@ class Run:
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         """Take a stop that was parked, or the next item; None if another worker will."""
         while not self.parked.ready:
-            if self.parked.is_full or self._working > self._concurrency:
+            if self.parked.is_full or self._worker_count > self._concurrency:
                 return None
             if not self.source.is_awaited:
                 return self.source.next_nowait()
@@ -290,8 +290,8 @@ class Run:
             while result is None:
                 result = await self._calls.send_stop(worker, stop)
         except BaseException:
-            aborted = stop.call.error(stop.call.aborted(self.state.reason.summary))
-            self.ledger.record(self._intake.outcome(stop, aborted), stop.observer)
+            error = stop.call.error(stop.call.aborted(self.state.reason.summary))
+            self.ledger.record(self._intake.outcome(stop, error), stop.observer)
             self._settle(stop)
             raise
         if isinstance(result, asyncio.Future):
@@ -320,7 +320,7 @@ class Run:
         With a poller, the worker goes on: a runtime may take long to end, while targets that are
         not sent yet keep running.
         """
-        self._polls.unverified[stop] = outcome
+        self._polls.outcomes[stop] = outcome
         if self._polls.is_full:
             return await self._polls.poll(stop, worker)
         poller = self._start(partial(self._poll, stop))

@@ -119,13 +119,13 @@ class BulkSender:
         worker: Worker,
         call: Call[Runtime],
         delay: float = 0.0,
-        until: float | None = None,
+        deadline: float | None = None,
         observer: StopObserver | None = None,
     ) -> Runtime | Failure:
-        """Make a call in a cancel scope, after a delay in seconds; retry it up to a time."""
+        """Make a call in a cancel scope, after a delay; retry it until a deadline."""
         wait_to_retry: WaitToRetry[Runtime] = self._wait_to_retry
-        if until is not None:
-            wait_to_retry = partial(self._wait_to_retry, until=until)
+        if deadline is not None:
+            wait_to_retry = partial(self._wait_to_retry, deadline=deadline)
         result: Runtime | Failure | None = None
         throttled = call.retries.throttled
         worker.call = call
@@ -155,9 +155,9 @@ class BulkSender:
         return result
 
     async def _wait_to_retry(
-        self, call: Call[Runtime], failure: Failure, *, until: float | None = None
+        self, call: Call[Runtime], failure: Failure, *, deadline: float | None = None
     ) -> bool:
-        """Wait before retrying a call; return False to give up, at the latest at a time.
+        """Wait before retrying a call; return False to give up, at the deadline at the latest.
 
         A stop that was throttled does not wait here: it is parked.
         """
@@ -172,7 +172,7 @@ class BulkSender:
                 call.retries.resumes_at = _now() + delay
             return False
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(deadline):
                 return await self._breaker.wait_to_retry(call, failure)
         except TimeoutError:
             return False

@@ -28,7 +28,7 @@ class Polls:
     """The polls of a run: each ends with an outcome that is recorded.
 
     `make_poll` makes a GET of a target, with a `policy`; `seconds` is how long a target is polled.
-    `unverified` has the outcomes so far of the stops whose targets are polled.
+    `outcomes` has the outcomes so far of the stops whose targets are polled.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Polls:
         self._sender = sender
         self._seconds = seconds
         patience = min(sender.policy.max_throttle_wait, seconds)
-        once = replace(sender.policy, attempts=1, patience=patience)
-        self._make_poll = partial(make_poll, policy=once)
-        self.unverified: dict[Stop, StopOutcome] = {}
+        poll_policy = replace(sender.policy, attempts=1, patience=patience)
+        self._make_poll = partial(make_poll, policy=poll_policy)
+        self.outcomes: dict[Stop, StopOutcome] = {}
 
     @property
     def is_full(self) -> bool:
         """True if a worker is to poll the next runtime itself."""
-        return len(self.unverified) > _MAX_POLLERS
+        return len(self.outcomes) > _MAX_POLLERS
 
     def needs(self, outcome: StopOutcome) -> bool:
         """Return True if the server took the stop, or may have, and its runtime may still run."""
@@ -56,7 +56,7 @@ class Polls:
         """Poll a target until its outcome is settled or time is up, and record the outcome."""
         loop = asyncio.get_running_loop()
         policy = self._sender.policy
-        outcome = self.unverified[stop]
+        outcome = self.outcomes[stop]
         deadline = loop.time() + self._seconds
         polls = 0
         try:
@@ -68,7 +68,7 @@ class Polls:
                 poll = self._make_poll(*stop.target)
                 delay = min(probe_delay(policy, polls), remaining)
                 answer = await self._sender.send(worker, poll, delay, deadline, stop.observer)
-                outcome = self.unverified[stop] = outcome_after_poll(outcome, answer, poll)
+                outcome = self.outcomes[stop] = outcome_after_poll(outcome, answer, poll)
                 if isinstance(answer, Failure) and (
                     _quick.hangs(answer) or not poll.retries.may_succeed(answer)
                 ):
@@ -79,10 +79,10 @@ class Polls:
 
     def on_end(self, stop: Stop, _: asyncio.Task[None]) -> None:
         """Record the outcome of a stop whose poller has ended, unless it has recorded it."""
-        if stop in self.unverified:
+        if stop in self.outcomes:
             self._record(stop)
 
     def _record(self, stop: Stop) -> StopOutcome:
-        outcome = self.unverified.pop(stop)
+        outcome = self.outcomes.pop(stop)
         elapsed = time.monotonic() - stop.started
         return self._sender.ledger.record(replace(outcome, elapsed=elapsed), stop.observer)
