@@ -265,7 +265,7 @@ BUDGETS = {
     ("_refs",): Size(293, 0),
     ("_calls",): Size(5300, 1),
     ("_http",): Size(11000, 1),
-    ("_limiter",): Size(8700, 0),
+    ("_limiter",): Size(8860, 0),
     ("bulk",): Size(11800, 0),
     ("_entries", "journal"): Size(3400, 0),
     ("cli",): Size(16700, 7),

@@ -43,6 +43,8 @@ class Gate:
         self._throttled_since: float | None = None
         self._timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
+        self._shortest_patience = math.inf
+        self._patience_timer: asyncio.Handle | None = None
         self._end: BctrlError | None = None
 
     def share(self, pace: Pace, close: Callable[[BctrlError], None]) -> Leases:
@@ -100,7 +102,9 @@ class Gate:
         self._admit()
         # A call without patience still waits for its first attempt.
         if waiter.max_wait and not waiter.admitted.done():
-            self._schedule_deadline(waiter, now)
+            self._shortest_patience = min(self._shortest_patience, waiter.max_wait)
+            if self._throttles_all:
+                self._schedule_deadline(waiter, now)
 
     def take(self, workspace: str) -> list[Waiter]:
         """Remove the waiters of a workspace, but no canary, and return them in their order."""
@@ -133,10 +137,35 @@ class Gate:
         waiter.fail(error)
         return True
 
+    @property
+    def _throttles_all(self) -> bool:
+        """True if every attempt was throttled lately."""
+        return self.rate.throttled_since < math.inf
+
     def _deadline(self, waiter: Waiter, now: float) -> float:
         """Return when the patience of a waiter ends if every attempt is throttled until then."""
         since = max(waiter.history.waits_since, min(self.rate.throttled_since, now))
         return since + waiter.max_wait
+
+    def _watch_patience(self) -> None:
+        """Set the timer that is shared by those that waited before all attempts were throttled.
+
+        A timer for each of them would take most of the time and memory of a waiter.
+        """
+        deadline = self.rate.throttled_since + self._shortest_patience
+        if self._patience_timer is None and deadline < math.inf:
+            loop = asyncio.get_running_loop()
+            self._patience_timer = loop.call_at(deadline, self._on_patience_timer)
+
+    def _on_patience_timer(self) -> None:
+        self._patience_timer = None
+        now = asyncio.get_running_loop().time()
+        if now < self.rate.throttled_since + self._shortest_patience - _TIMER_TOLERANCE:
+            self._watch_patience()
+            return
+        for waiter in self._queues.waiting:
+            if not waiter.has_timer:
+                self._on_deadline(waiter)
 
     def _schedule_deadline(self, waiter: Waiter, now: float) -> None:
         loop = asyncio.get_running_loop()
@@ -144,7 +173,8 @@ class Gate:
 
     def _on_deadline(self, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
-        if not self._fail_in_vain(waiter, now):
+        waiter.cancel_timer()
+        if not self._fail_in_vain(waiter, now) and waiter.max_wait and self._throttles_all:
             self._schedule_deadline(waiter, now)
 
     def release(self) -> None:
@@ -177,6 +207,7 @@ class Gate:
         was_probed = pause.is_probed
         ends = pause.retry_after_ends
         self.rate.on_throttled(now, retry_after, self.in_use, history, is_explained=is_explained)
+        self._watch_patience()
         if self.rate.is_throttled and self._throttled_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
@@ -277,5 +308,6 @@ class Gate:
         self._end = error
         for waiter in self._queues.waiting:
             waiter.fail(replace(error))
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._patience_timer):
+            if timer is not None:
+                timer.cancel()

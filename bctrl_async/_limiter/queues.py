@@ -62,15 +62,22 @@ class Waiter(msgspec.Struct, eq=False):
             self.error = error
             self.admitted.set_result(None)
 
+    @property
+    def has_timer(self) -> bool:
+        """True if a timer of its own ends its patience."""
+        return self._timer is not None
+
     def set_timer(self, timer: asyncio.Handle) -> None:
         """Keep a timer for as long as it waits, in place of an earlier timer."""
-        self._cancel_timer()
+        self.cancel_timer()
         self._timer = timer
-        self.admitted.add_done_callback(self._cancel_timer)
+        self.admitted.add_done_callback(self.cancel_timer)
 
-    def _cancel_timer(self, *_: object) -> None:
+    def cancel_timer(self, *_: object) -> None:
+        """Cancel its timer, if it has one."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
 
 class Queues:

@@ -184,6 +184,38 @@ class TestPatience:
 
         assert now() == pytest.approx(0.5)
 
+    @pytest.mark.parametrize(
+        ("throttled_at", "patience", "ends"),
+        [
+            ((2.0,), 2.0, [7, 11, 5]),
+            ((2.0, 6.0), 2.0, [11, 15, 8]),
+            ((2.0, 6.0), 9.0, [11, 15, 15]),
+        ],
+    )
+    async def test_it_ends_in_time_for_those_that_came_before_and_after_the_throttling(
+        self, throttled_at: tuple[float, ...], patience: float, ends: list[float]
+    ) -> None:
+        """The only slot stays in use; two seconds before each time others are answered."""
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+
+        async def wait(start: float, patience: float) -> float:
+            await asyncio.sleep(start)
+            with pytest.raises(BctrlRateLimitError, match="the server throttled all calls"):
+                await limiter.acquire(patience)
+            return now()
+
+        loop = asyncio.get_running_loop()
+        workspaces = [f"ws-{number}" for number in range(8)]
+        for time in throttled_at:
+            loop.call_at(time - 2.0, limiter._on_success, History())
+            loop.call_at(time, show_limit, limiter, None, *workspaces)
+        without_patience = asyncio.create_task(limiter.acquire(0.0))
+
+        waits = (wait(0.0, 5.0), wait(1.0, 9.0), wait(3.0, patience))
+        assert await asyncio.gather(*waits) == pytest.approx(ends, abs=0.011)
+        assert not without_patience.done()
+
 
 def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> None:
     """Fault: one target over its quota, or behind a dead gateway, held up all others."""
