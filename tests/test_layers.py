@@ -268,7 +268,7 @@ BUDGETS = {
     ("_limiter",): Size(8860, 0),
     ("bulk",): Size(11800, 0),
     ("_entries", "journal"): Size(3400, 0),
-    ("cli",): Size(16700, 7),
+    ("cli",): Size(16800, 0),
     ("emulator",): Size(5200, 0),
     ("fastapi",): Size(2690, 0),
 }

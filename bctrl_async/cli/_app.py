@@ -90,10 +90,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     connection = CONNECTION
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # An alias that the terminal's encoding lacks must not end the run.
-            stream.reconfigure(errors="backslashreplace")
+    _escape_unencodable()
     if args is None:
         args = sys.argv[1:]
     try:
@@ -120,6 +117,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
         _print_fault(error)
         return _output.FAILED
+
+
+def _escape_unencodable() -> None:
+    """Let no alias that the terminal's encoding lacks end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_os_error(error: OSError) -> None:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from cyclopts import Parameter
-from msgspec.structs import replace
 
 from bctrl_async import (
     BctrlConfigError,
@@ -22,7 +21,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
-from bctrl_async.cli._output import MAX_SHOWN, Output, pluralize, print_info
+from bctrl_async.cli._output import MAX_SHOWN, Output, pluralize, print_info, summarize
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
@@ -189,10 +188,7 @@ def demo(
                 return batch.report, is_interrupted
 
     report, is_interrupted = asyncio.run(stop_all())
-    summary = str(replace(report, ended_early=None))
-    if is_interrupted:
-        summary = f"Interrupted: {summary}"
-    output.print_result(summary)
+    output.print_result(summarize(report, is_interrupted=is_interrupted))
     requests = pluralize(len(server.requests), "request")
     output.print_result(f"It took {requests}; {report.throttled:,} were throttled.")
     statuses = {target: server.status(*target) for target in targets}
@@ -217,7 +213,8 @@ def _print_wrong(
 
 
 def _print_confirmation(output: Output, counts: Counter[str | None]) -> None:
-    total, missing = counts.total(), counts[None]
+    missing = counts[None]
+    total = counts.total()
     stopped = f"{counts['stopped']} of {total - missing} runtimes are stopped"
     names = f"{missing} of {total} names have no runtime"
     output.print_result(f"The emulator confirms: {stopped}; {names}.")

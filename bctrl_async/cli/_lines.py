@@ -59,32 +59,35 @@ class LineParser:
         self._table: _Table | None = None
         self._document: bytearray | None = None
 
-    def parse(self, line: bytes) -> Iterator[Item]:
-        """Yield the items of a line, or of a part of a line beyond MAX_LINE; b"" ends the input."""
-        if self._document is not None:
-            self._document += line
-            if not line or len(self._document) > MAX_DOCUMENT:
-                yield from self._read_document(self._document)
-            return
+    def parse(self, line: bytes) -> Iterable[Item]:
+        """Return the items of a line, or of a part beyond MAX_LINE; b"" ends the input."""
+        if self._document is None:
+            item = self._parse_line(line)
+            return [] if item is None else [item]
+        self._document += line
+        if line and len(self._document) <= MAX_DOCUMENT:
+            return []
+        return self._read_document(self._document)
+
+    def _parse_line(self, line: bytes) -> Item | None:
         self._number += 1
         text = line.decode(errors="surrogateescape").removeprefix("\ufeff").strip(" \r\n")
         if self._table is None and not self._is_json and text.startswith(("[", "{")):
             self._is_json = True
             if not _is_line(_decode(text)):
                 self._document = bytearray(line.removeprefix(BOM_UTF8))
-                return
+                return None
         if len(line) > MAX_LINE:
             raise self._bad(text, "it is longer than 1 MiB")
-        if text.strip() and not text.startswith("#"):
-            item = self._parse_text(text)
-            if item is not None:
-                yield item
-
-    def _parse_text(self, text: str) -> Item | None:
+        if not text.strip() or text.startswith("#"):
+            return None
         if self._is_json:
             return self._to_item(text, _decode(text))
-        if self._table is not None:
-            return self._parse_row(text, self._table)
+        if self._table is None:
+            return self._parse_first_row(text)
+        return self._parse_row(text, self._table)
+
+    def _parse_first_row(self, text: str) -> Item | None:
         if re.fullmatch(r"sep=[\t;,]", text):
             return None
         if _find_unreadable(text):
@@ -111,16 +114,22 @@ class LineParser:
         is_list = self._workspace is not None and all(len(cells) == 1 for cells in rows.values())
         for delimiter, cells in rows.items():
             columns = [re.sub(r"[\s_]", "", cell).lower() for cell in cells]
-            missing = [key for key, keys in _KEYS.items() if not set(keys) & set(columns)]
-            if not missing or (is_list and missing == ["workspace_id"]):
+            if self._is_header(text, columns, is_list=is_list):
                 return _Table(delimiter, columns, cells)
-            if len(missing) == 1:
-                raise self._bad(text, f"the header has no column {missing[0]}")
         if not is_list:
             return _Table(self._find_delimiter(text, rows), [*_KEYS])
         if "  " in text:
             raise self._bad(text, "it looks like the table of list: use its -o json")
         return _Table("\t", ["alias"])
+
+    def _is_header(self, text: str, columns: list[str], *, is_list: bool) -> bool:
+        """Return True for the names of columns; raise an error if only some are missing."""
+        missing = [key for key, names in _KEYS.items() if not set(names) & set(columns)]
+        if not missing or (is_list and missing == ["workspace_id"]):
+            return True
+        if len(missing) == 1:
+            raise self._bad(text, f"the header has no column {missing[0]}")
+        return False
 
     def _find_delimiter(self, text: str, rows: dict[str, list[str]]) -> str:
         """Return the only delimiter that makes a pair of a line."""

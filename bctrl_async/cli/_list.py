@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from typing import Annotated
 
 import msgspec
-from rich.cells import cell_len, set_cell_size
 
 from bctrl_async import (
     BctrlConfigError,
@@ -218,19 +217,10 @@ def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
 def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; in a pipe, a table of rich would be cut at 80 columns."""
     table = [[out.escape(cell) for cell in row] for row in rows]
-    widths = [_width(column) for column in zip(*table, strict=True)]
+    widths = [out.width_of(column) for column in zip(*table, strict=True)]
     for row in table:
-        cells = [_pad(cell, width) for cell, width in zip(row, widths, strict=True)]
+        cells = [out.pad(cell, width) for cell, width in zip(row, widths, strict=True)]
         output.print_result("  ".join(cells).rstrip())
-
-
-def _width(column: Iterable[str]) -> int:
-    return min(max(cell_len(cell) for cell in column), out.MAX_WIDTH)
-
-
-def _pad(cell: str, width: int) -> str:
-    """Return a cell as wide as its column; a longer cell moves the rest of its row."""
-    return set_cell_size(cell, max(width, cell_len(cell)))
 
 
 def _details(runtime: Runtime) -> list[tuple[str, str]]:

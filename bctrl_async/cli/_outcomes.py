@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
@@ -36,8 +35,7 @@ class OutcomePrinter:
         self._output = output
         self._prints_all = bool(aliases)
         self._groups: dict[tuple[StopResult, str], _Group] = {}
-        widths = [cell_len(out.escape(alias)) for alias in aliases]
-        self._width = min(max(widths, default=out.MAX_WIDTH), out.MAX_WIDTH)
+        self._width = out.width_of(out.escape(alias) for alias in aliases)
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
@@ -94,8 +92,7 @@ class OutcomePrinter:
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
         is_stopped = outcome.ok and not outcome.result.is_taken
         style = "green" if is_stopped else "yellow"
-        name = self._name(outcome.target)
-        name += " " * (self._width - cell_len(name))
+        name = out.pad(self._name(outcome.target), self._width)
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", style)
         line = Text.assemble(name, "  ", result, "  ", out.one_line(detail))
         self._output.print_result(line)

@@ -15,10 +15,12 @@ from contextvars import ContextVar
 from copy import copy
 from functools import partial
 
+from msgspec.structs import replace
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from bctrl_async import BctrlConfigError, BctrlError, StopResult
+from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._kinds import kind_of
 from bctrl_async.errors import quote, subject_of
 
@@ -33,7 +35,7 @@ INTERRUPTED = 130
 
 MAX_SHOWN = 10
 """The most invalid or unreadable targets that are shown one by one."""
-MAX_WIDTH = 28
+_MAX_WIDTH = 28
 """The most characters to which a column is padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
@@ -112,6 +114,24 @@ def name_call(error: BctrlError) -> str:
 def format_counts(counts: Counter[StopResult]) -> str:
     """Return the counts that are not 0."""
     return ", ".join(f"{counts[result]:,} {result}" for result in StopResult if counts[result])
+
+
+def summarize(report: StopReport, *, is_interrupted: bool) -> str:
+    """Return the last line of a run, without the reason for an early end."""
+    summary = str(replace(report, ended_early=None))
+    if is_interrupted:
+        return f"Interrupted: {summary}"
+    return summary
+
+
+def width_of(texts: Iterable[str]) -> int:
+    """Return the width of a column of texts."""
+    return min(max(map(cell_len, texts), default=_MAX_WIDTH), _MAX_WIDTH)
+
+
+def pad(text: str, width: int) -> str:
+    """Return a text as wide as its column; a longer text moves the rest of its line."""
+    return text + " " * (width - cell_len(text))
 
 
 def _escape_unprintable(text: str) -> str:

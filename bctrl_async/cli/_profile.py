@@ -1,7 +1,7 @@
 """The config file, and the values that its profile or the variables give to options."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,17 +87,21 @@ def _read_profile(name: str) -> Profile:
     return Profile(title, variable, values.pop("workspace", ""), values)
 
 
+def _choose_profile(tokens: Iterable[Token]) -> Profile:
+    """Return the profile that an option or a variable names."""
+    for token in tokens:
+        # An empty variable counts as unset.
+        if token.value or token.source != "env":
+            return _read_profile(token.value)
+    return Profile(workspace=os.environ.get("BCTRL_WORKSPACE", ""))
+
+
 def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     """Give options the values of the profile in use, and note where each value comes from."""
     option = arguments.get("--profile", None)
     if option is None:
         return
-    # An empty variable counts as unset.
-    names = [token.value for token in option.tokens if token.value or token.source != "env"]
-    if names:
-        profile = _read_profile(names[0])
-    else:
-        profile = Profile(workspace=os.environ.get("BCTRL_WORKSPACE", ""))
+    profile = _choose_profile(option.tokens)
     option.tokens[:] = [Token(implicit_value=profile)]
     for argument in arguments:
         key = argument.name.lstrip("-").replace("-", "_")

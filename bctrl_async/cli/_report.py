@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from bctrl_async import BctrlConfigError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _options as opt, _output as out
-from bctrl_async.cli._lines import BadLine, LineParser
+from bctrl_async.cli._lines import BadLine, Item, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._targets import collect, open_targets
 from bctrl_async.journal import read_journals
@@ -51,13 +51,11 @@ def report(
     if allow_empty and file is None:
         raise BctrlConfigError("--allow-empty needs --from")
     output = out.Output(prints_json=output_format == "json")
-    targets: list[RuntimeRef] | None = None
+    targets = None
     bad_lines: list[BadLine] = []
     if file is not None:
         items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
-        unique = dict.fromkeys(asyncio.run(collect(items)))
-        targets = [item for item in unique if isinstance(item, RuntimeRef)]
-        bad_lines = [item for item in unique if isinstance(item, BadLine)]
+        targets, bad_lines = _partition(asyncio.run(collect(items)))
     outcomes = read_journals(journals, targets, max_age=journal_max_age)
     if ignore_not_found:
         outcomes = (accept_missing(outcome) for outcome in outcomes)
@@ -72,6 +70,18 @@ def report(
         out.print_info("A journal does not know which targets it lacks: add --from FILE")
         return out.FAILED
     return output.exit_code(is_failure=done < total)
+
+
+def _partition(items: Iterable[Item]) -> tuple[list[RuntimeRef], list[BadLine]]:
+    """Return the targets and the bad lines of a list, each once."""
+    targets: list[RuntimeRef] = []
+    bad_lines: list[BadLine] = []
+    for item in dict.fromkeys(items):
+        if isinstance(item, BadLine):
+            bad_lines.append(item)
+        else:
+            targets.append(item)
+    return targets, bad_lines
 
 
 def _print_outcomes(

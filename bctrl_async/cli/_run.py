@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from msgspec.structs import replace
 
 from bctrl_async import (
     BctrlConfigError,
@@ -141,13 +140,11 @@ class Job:
         printer.finish()
         report = batch.report
         reason = report.ended_early
-        summary = str(replace(report, ended_early=None))
-        if is_interrupted:
-            summary = f"Interrupted: {summary}"
-        elif reason is not None and not isinstance(reason, UnreadInputError):
-            out.print_error(f"ended early: {printer.describe(reason)}")
+        summary = out.summarize(report, is_interrupted=is_interrupted)
         if reason is not None and batch.total is None:
             summary += "; the input was not read to its end"
+        if not (is_interrupted or reason is None or isinstance(reason, UnreadInputError)):
+            out.print_error(f"ended early: {printer.describe(reason)}")
         code = _exit_code(report, self.output)
         self.output.print_summary(summary, is_needed=code != 0)
         _print_missing(report)
@@ -161,12 +158,11 @@ class Job:
         """Print targets as JSON Lines, except targets that a journal has as stopped."""
         session = self.connect(needs_key=False)
         failures = asyncio.run(_send_nothing(session, targets)).failures
-        valid = [outcome.target for outcome in failures if not _is_invalid(outcome)]
-        errors = [outcome.error for outcome in failures if _is_invalid(outcome)]
-        pending = valid
-        if journal is not None and journal.exists():
-            past = JournalReader(journal, session.base_url, self.options.journal_max_age)
-            pending = _pending(valid, past)
+        valid = [outcome.target for outcome in failures if outcome.result is StopResult.NOT_SENT]
+        errors = [
+            outcome.error for outcome in failures if outcome.result is not StopResult.NOT_SENT
+        ]
+        pending = self._pending(valid, journal, session.base_url)
         for target in pending:
             self.output.print_object(target._asdict())
         for error in errors[: out.MAX_SHOWN]:
@@ -177,6 +173,19 @@ class Job:
         counts.append(f"{len(errors):,} invalid")
         out.print_info(f"Dry run: {', '.join(counts)}")
         return self.output.exit_code(is_failure=bool(errors))
+
+    def _pending(
+        self, targets: list[RuntimeRef], journal: Path | None, base_url: str
+    ) -> list[RuntimeRef]:
+        """Return the targets that a journal does not have as stopped."""
+        if journal is None or not journal.exists():
+            return targets
+        past = JournalReader(journal, base_url, self.options.journal_max_age)
+        with past.file:
+            pending = [target for target in targets if past.done(target) is None]
+        if len(pending) < len(targets):
+            past.warn_if_old()
+        return pending
 
 
 def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool:
@@ -221,17 +230,3 @@ async def _send_nothing(session: BctrlSession, targets: Targets) -> StopReport:
         batch = session.stop_runtimes(items)
         batch.stop_reading()
         return await batch
-
-
-def _is_invalid(outcome: StopOutcome) -> bool:
-    """Return True unless an outcome is of a target that would have been sent."""
-    return outcome.result is not StopResult.NOT_SENT
-
-
-def _pending(targets: list[RuntimeRef], journal: JournalReader) -> list[RuntimeRef]:
-    """Return the targets that a journal does not have as stopped."""
-    with journal.file:
-        pending = [target for target in targets if journal.done(target) is None]
-    if len(pending) < len(targets):
-        journal.warn_if_old()
-    return pending

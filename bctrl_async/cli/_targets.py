@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -73,9 +73,7 @@ def open_targets(
         raise BctrlConfigError(f"cannot read {name}: {error.strerror}") from error
     except BadLine as line:
         raise _refusal(name, line) from line
-    for item in items[:_CHECKED]:
-        if isinstance(item, BadLine):
-            raise _refusal(name, item)
+    _check_start(name, items)
     if not (items or allow_empty):
         raise _refusal(name)
     targets = dict.fromkeys(items)
@@ -109,6 +107,13 @@ def _parse_lines(lines: BinaryIO, parser: LineParser) -> list[Item]:
         items += parser.parse(line)
     items += parser.parse(b"")
     return items
+
+
+def _check_start(name: str, items: Sequence[Item]) -> None:
+    """Raise an error if a file starts with what is not a list of targets."""
+    for item in items[:_CHECKED]:
+        if isinstance(item, BadLine):
+            raise _refusal(name, item)
 
 
 async def _read_pipe(
