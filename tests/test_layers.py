@@ -208,15 +208,6 @@ class TestPublicNames:
         """Fault: no `py.typed` (the vendor's SDK)."""
         assert (PACKAGE / "py.typed").is_file()
 
-    @pytest.mark.parametrize("name", [name for name in MODULES if not is_private(name)])
-    def test_those_of_every_module_are_listed_in_order_and_can_be_imported(self, name: str) -> None:
-        module = import_module(f"{NAME}.{name}".removesuffix(".__init__"))
-        listed = module.__all__
-
-        # Constants, classes, the rest: the order of ruff's RUF022.
-        assert listed == sorted(set(listed), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
-        assert [n for n in listed if getattr(module, n, None) is None] == []
-
 
 @cache
 def loaded_by(program: str) -> frozenset[str]:

@@ -122,6 +122,7 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
         [Reply(202, body="what?")],
         "stop_runtime accepted error BctrlResponseError (POST 202 error BctrlResponseError)",
     ),
+    # Fault: the span of a stop that raised a 409 had no error, unlike the span of a get.
     "a runtime that was not running is an error of the stop that raises it": (
         stop,
         [Reply(409, code="runtime.not_active")],
@@ -218,19 +219,6 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
     point = durations[0][1]
     assert 0.0 < point.sum <= ((attempts[0].end_time or 0) - (attempts[0].start_time or 0)) / 1e9
     assert (point.count, point.explicit_bounds[0]) == (1, 0.005)
-
-
-async def test_what_a_stop_raises_is_the_error_of_its_span(traced: Traced) -> None:
-    """Fault: the span of a stop that raised a 409 had no error, unlike the span of a get."""
-    traced.emulator.inject(Reply(409, code="runtime.not_active"))
-    with pytest.raises(BctrlError) as caught:
-        await stop(traced.session)
-
-    [call] = traced.spans()
-    assert call.status.description == caught.value.summary
-    has = {"error.type": "409", "bctrl.may_have_stopped": False}
-    assert attributes(call).items() >= has.items()
-    assert traced.counts("bctrl.stop.outcomes", "bctrl.result") == {"already_stopped": 1}
 
 
 async def test_the_current_span_is_the_parent_and_its_context_is_sent(

@@ -119,6 +119,7 @@ ECHOES = {
     "a false encoding": http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
     "an error": http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
     "an error of the API": http_answer(f"500 {KEY}", WORDS, f"X-Request-Id: {KEY}"),
+    "a redirect": http_answer("307 X", WORDS, f"Location: /?key={KEY}"),
     "throttling": http_answer("429 X", WORDS, f"X-Request-Id: {KEY}", "Retry-After: 0"),
     "a head that is cut": b"HTTP/1.1 401 No\r\nX-Echo: Bearer %b\r\n" % ECHO,
     "an invalid header": b"HTTP/1.1 401 No\r\nX-Echo: %b\x00\r\n\r\n" % ECHO,

@@ -182,12 +182,6 @@ class TestTimers:
             pass
         assert timers() == []
 
-    async def test_a_closed_session_leaves_none(self, timers: Timers, connect: Connect) -> None:
-        async with connect() as session:
-            await session.stop_runtime("ws-1", "crm")
-            assert len(timers()) == 1
-        assert timers() == []
-
     async def test_a_dropped_session_leaves_none(self, timers: Timers, connect: Connect) -> None:
         """Fault: only `close` cancelled it, so each dropped session left one."""
         session = connect()

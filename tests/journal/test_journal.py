@@ -9,7 +9,7 @@ import os
 import resource
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -160,6 +160,15 @@ class TestFile:
         assert batch.report.ok
 
 
+def spoil_results(journal: bytes) -> bytes:
+    return journal.replace(b'"stopped"', b'"STOPPED"')
+
+
+def swap_entries(journal: bytes) -> bytes:
+    header, first, second, *rest = journal.splitlines(keepends=True)
+    return b"".join([header, second, first, *rest])
+
+
 class TestResume:
     async def test_what_no_longer_runs_is_not_sent_again(self, stops: Stops) -> None:
         stops.emulator.inject(Fault.SERVER_ERROR, alias="a")  # It takes two attempts.
@@ -225,26 +234,17 @@ class TestResume:
         assert stops.results() == [("a", "stopped")]
         assert (await stops.run([A, B])).resumed == 1
 
-    async def test_an_entry_that_cannot_be_read_again_is_sent_again(self, stops: Stops) -> None:
-        await stops.run([A, B])
-
-        def spoil(_: StopOutcome) -> None:
-            data = stops.path.read_bytes()
-            stops.path.write_bytes(data.replace(b'"stopped"', b'"STOPPED"'))
-
-        report = await stops.run([C, A, B], concurrency=1, on_outcome=spoil)
-
-        assert (report.ok, report.resumed) == (True, 0)
-
-    async def test_an_entry_that_has_another_target_now_is_sent_again(self, stops: Stops) -> None:
+    @pytest.mark.parametrize("change", [spoil_results, swap_entries])
+    async def test_an_entry_that_the_file_has_no_more_is_sent_again(
+        self, stops: Stops, change: Callable[[bytes], bytes]
+    ) -> None:
         """Fault: a journal that was rewritten in place gave the outcome of another target."""
         await stops.run([A, B], concurrency=1)
 
-        def swap(_: StopOutcome) -> None:
-            header, first, second, *rest = stops.path.read_bytes().splitlines(keepends=True)
-            stops.path.write_bytes(b"".join([header, second, first, *rest]))
+        def rewrite(_: StopOutcome) -> None:
+            stops.path.write_bytes(change(stops.path.read_bytes()))
 
-        report = await stops.run([C, A], concurrency=1, on_outcome=swap)
+        report = await stops.run([C, A], concurrency=1, on_outcome=rewrite)
 
         assert (report.ok, report.resumed) == (True, 0)
 
@@ -327,23 +327,6 @@ class TestList:
         assert batch.report.ended_early is not None
         assert set(stops.running().values()) == {None}
         assert (await stops.run(targets)).resumed == 0
-
-    async def test_nothing_is_sent_before_all_of_it_is_corrected(self, stops: Stops) -> None:
-        targets = add_runtimes(stops.emulator, 500)
-        assert (await stops.run(targets)).ok
-        add_runtimes(stops.emulator, 500)
-        stops.patch.setattr(stops.emulator, "requests", [])
-        sent: list[int] = []
-        write = os.write
-
-        def count(descriptor: int, data: bytes) -> int:
-            sent.append(len(stops.emulator.stops))
-            return write(descriptor, data)
-
-        stops.patch.setattr(os, "write", count)
-        assert (await stops.run_workspace()).ok
-
-        assert sent[:500] == [0] * 500
 
     async def test_all_of_it_is_on_disk_before_the_first_stop(self, stops: Stops) -> None:
         assert (await stops.run([A, B], concurrency=1)).ok
@@ -667,14 +650,6 @@ class TestFullDisk:
 
         assert (second.ok, second.resumed) == (True, len(kept))
         assert second.counts[StopResult.ALREADY_STOPPED] == sent - len(kept)
-
-    async def test_what_the_journal_has_is_still_resumed(self, stops: Stops) -> None:
-        add_runtimes(stops.emulator, 40)
-        await stops.run(MANY[20:])
-        with disk_of(stops.path.stat().st_size + 10):
-            report = await stops.run(MANY, concurrency=1)
-
-        assert (report.counts, report.resumed) == ({STOPPED: 21, NOT_SENT: 19}, 20)
 
     async def test_it_writes_no_more_though_there_is_room_again(self, stops: Stops) -> None:
         add_runtimes(stops.emulator, 40)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from support.pacing import MemoryPace
 
-from bctrl_async._limiter.baseline import _Hold, _Trial
+from bctrl_async._limiter.baseline import _Trial
 from bctrl_async._limiter.curve import _DOUBLING, _FADING
 from bctrl_async._limiter.evidence import Evidence, History
-from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 
 FIRST = History(workspace="ws-1")
@@ -49,11 +47,6 @@ class TestStart:
             assert rate._current_rate(now) == 150.0 + 20.0 * now
             rate.on_success(now, FIRST)
         rate.on_start(200.0)
-        assert rate.is_unlimited
-
-    def test_with_a_shared_pace_there_is_none(self) -> None:
-        rate = AdaptiveRate()
-        Limiter(100, rate, MemoryPace(rate=1000))
         assert rate.is_unlimited
 
 
@@ -111,17 +104,6 @@ class TestEvidence:
             rate.on_throttled(2.0, None, 1, repeat(0.9, throttled))
             assert (rate._current_rate(2.0) < before) is is_slower
 
-    def test_two_successes_make_up_for_a_throttled_response(self) -> None:
-        rate = rate_of_workspace()
-        for _ in range(100):
-            refuse(rate, 1)
-            rate.on_success(0.0, FIRST)
-            rate.on_success(0.0, FIRST)
-        refuse(rate, 7)
-        assert not rate.is_throttled
-        refuse(rate, 1)
-        assert rate.is_throttled
-
     def test_a_workspace_adds_one_to_a_limit_for_all(self) -> None:
         """Fault: two workspaces over their quotas held up all others."""
         evidence = Evidence(is_of_all=True)
@@ -131,15 +113,6 @@ class TestEvidence:
         assert not evidence.shows_limit
         assert evidence.on_throttled("ws-7")
         assert evidence.shows_limit
-
-    def test_once_successes_have_made_up_for_it_a_workspace_may_add_another(self) -> None:
-        evidence = Evidence(is_of_all=True)
-        evidence.on_throttled("ws-1")
-        evidence.on_throttled("ws-2")
-        for _ in range(2):
-            assert not evidence.on_throttled("ws-1")
-            evidence.on_success("ws-1")
-        assert evidence.on_throttled("ws-1")
 
     def test_what_a_limit_of_its_workspace_explains_shows_no_limit_for_all(self) -> None:
         """Fault: a handful of workspaces over their quotas held up all others."""
@@ -167,34 +140,8 @@ class TestEvidence:
         assert not rate.successes.throttles_alone(math.inf)
 
 
-def test_a_retry_after_holds_others_once_a_limit_is_shown() -> None:
-    rate = rate_of_workspace()
-    refuse(rate, 7, retry_after=30.0)
-    assert rate.delay(0.0, 0) == 0.0
-    refuse(rate, 1, retry_after=30.0)
-    assert rate.delay(0.0, 0) == 30.0
-
-
 class TestGrowthAndPauses:
     """The seconds of a pause are no evidence that the server accepts more."""
-
-    @pytest.fixture
-    def growing(self) -> AdaptiveRate:
-        """A rate in a slow start from 100 per second at 1 s."""
-        rate = limited()
-        # A retry that succeeds shows that load was the reason.
-        rate.on_success(0.5, repeat(0.0))
-        rate._restore(100.0, 1.0)
-        for _ in range(50):
-            rate.on_success(1.5, FIRST)
-        return rate
-
-    def test_throttling_within_the_baseline_is_no_reason_to_slow_down(
-        self, growing: AdaptiveRate
-    ) -> None:
-        growing._baseline._phase = _Hold(0.1, 20.0)
-        growing.on_throttled(2.0, 30.0, 1, FIRST)
-        assert growing._current_rate(2.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
 
     def test_the_rate_grows_after_a_pause_and_not_in_it(self) -> None:
         """Fault: after a Retry-After of 30 s and a shorter one, the rate grew in the pause."""
