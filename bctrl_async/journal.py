@@ -40,7 +40,8 @@ from bctrl_async.outcomes import StopOutcome, StopResult
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover - Windows has no flock, so a second run is not detected.
+except ImportError:  # pragma: no cover - Windows
+    # It has no flock, so a second run is not detected.
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Journal", "JournalInUseError", "read_journals"]
@@ -241,9 +242,9 @@ class JournalReader:
             raise self._unusable(error) from error
         if outcome.target != target:
             # The file was rewritten in place after it was opened.
-            raise self._unusable(ValueError(f"its entry at byte {offset} has another target now"))
+            raise self._unusable(f"its entry at byte {offset} has another target now")
         if outcome.at > datetime.now(UTC) + _MAX_AHEAD:
-            raise self._unusable(ValueError(f"its entry at byte {offset} is dated in the future"))
+            raise self._unusable(f"its entry at byte {offset} is dated in the future")
         return outcome
 
     def _line_at(self, offset: int) -> bytes:
@@ -260,10 +261,11 @@ class JournalReader:
 
     def _unusable(
         self,
-        error: OSError | ValueError,
+        problem: OSError | ValueError | str,
         advice: str = "Check its path, or use another file",
     ) -> BctrlConfigError:
-        problem = getattr(error, "strerror", error)
+        if isinstance(problem, OSError):
+            problem = str(problem.strerror)
         return BctrlConfigError(
             f"the journal {str(self._path)!r} cannot be used: {problem}", advice=advice
         )
@@ -317,7 +319,7 @@ class JournalFile(JournalReader):
         self._check_writable()
         if base_url != self.base_url:
             raise self._unusable(
-                ValueError(f"it belongs to another server, {self.base_url}"),
+                f"it belongs to another server, {self.base_url}",
                 "Give it the base_url of the session, or use another file",
             )
         try:
@@ -357,7 +359,7 @@ class JournalFile(JournalReader):
 
     def _check_writable(self) -> None:
         if self.file.closed:
-            raise self._unusable(ValueError("it is closed"), "Use it within its `with` block")
+            raise self._unusable("it is closed", "Use it within its `with` block")
         if self._failure is not None:
             raise self._unwritable(self._failure)
 

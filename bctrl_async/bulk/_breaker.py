@@ -60,6 +60,7 @@ class CircuitBreaker:
         ledger: Ledger,
     ) -> None:
         self._sender = sender
+        self._limiter = sender.limiter
         self._policy = policy
         self._patience = patience
         canary_policy = replace(policy, attempts=1, statuses=frozenset())
@@ -131,7 +132,8 @@ class CircuitBreaker:
         # An outage may pass; a certificate has to be renewed or trusted.
         if failure.kind is not Kind.UNTRUSTED:
             advice = "Run it again once the server is back"
-        return BctrlNetworkError(f"the server answers no more: {failure.summary}", advice=advice)
+        summary = f"the server answers no more: {failure.summary}"
+        return BctrlNetworkError(summary, advice=advice)
 
     async def wait_to_retry(self, call: Call[Runtime], failure: Failure) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.
@@ -148,7 +150,7 @@ class CircuitBreaker:
         if self._probe is call and await self._gives_up_target():
             return False
         while not self._is_up_since(failed_at):
-            if self.has_given_up or self._sender.limiter.is_closed():
+            if self.has_given_up or self._limiter.is_closed():
                 return False
             if not self._becomes_probe(call):
                 await self._has_no_probe.wait()
@@ -157,7 +159,7 @@ class CircuitBreaker:
                 break
             if self._gives_up(failure):
                 return False
-            await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
+            await self._limiter.sleep(probe_delay(self._policy, self._unanswered))
             if self._is_due(call, failed_at):
                 call.log_retry(0.0)
                 return True
@@ -223,7 +225,7 @@ class CircuitBreaker:
             self.on_answer(call, failure)
         self.leave(call)
         # All calls may fail this way, so each retry waits for the shared quota.
-        if not await call.back_off(self._sender.limiter, waits_for_quota=True):
+        if not await call.back_off(self._limiter, waits_for_quota=True):
             return False
         await self.compare(call)
         return True
@@ -244,13 +246,15 @@ class CircuitBreaker:
         """Let canaries show whether a gateway answers 503 for all targets or only for some."""
         retries = call.retries
         failure = retries.last_failure
-        if retries.throttled < _MANY_THROTTLED or failure is None or not failure.kind.is_unanswered:
+        if failure is None or not failure.kind.is_unanswered:
+            return
+        if retries.throttled < _MANY_THROTTLED:
             return
         async with self._compare_lock:
             for _ in range(_MAX_CANARIES):
                 since = retries.throttled_at
                 started = _now()
-                if self._unanswered_at >= since or self._sender.limiter.answers_others(since):
+                if self._unanswered_at >= since or self._limiter.answers_others(since):
                     return
                 if not await self._ask_server(call):
                     # An unanswered canary counts for all calls throttled before it.
@@ -308,11 +312,11 @@ class CircuitBreaker:
         if not is_in_outage or retries.uncounted > _MAX_UNCOUNTED:
             # A later retry does not wait for the quota, so dead targets do not hold up the run.
             is_first = call.attempts == 1
-            return await call.back_off(self._sender.limiter, waits_for_quota=is_first)
+            return await call.back_off(self._limiter, waits_for_quota=is_first)
         # Jitter spreads the calls that the outage held, which are all retried now.
         delay = self._policy.backoff(1, retries.uniform)
         call.log_retry(delay)
-        await self._sender.limiter.sleep(delay)
+        await self._limiter.sleep(delay)
         return True
 
 

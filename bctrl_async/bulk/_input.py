@@ -202,7 +202,8 @@ def check_targets(targets: object) -> None:
                 argument="targets",
             )
     # `iter` also takes an object that has only `__getitem__`.
-    can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
+    has_items = hasattr(targets, "__getitem__")
+    can_iterate = has_items or isinstance(targets, Iterable | AsyncIterable)
     if not can_iterate or isinstance(targets, str | bytes | Mapping):
         raise _config.invalid_type("targets", type(targets), _EXPECTED)
 

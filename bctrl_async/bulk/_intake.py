@@ -54,7 +54,8 @@ class Intake:
             if not number % _SLICE:
                 await asyncio.sleep(0)
             outcome = outcome_of(RuntimeRef(selection.workspace_id, alias), _RUNS)
-            self._ledger.write(self._source.with_listed(outcome), flush=alias == aliases[-1])
+            is_last = alias == aliases[-1]
+            self._ledger.write(self._source.with_listed(outcome), flush=is_last)
 
     def stop(self, index: int, item: object) -> Stop | StopOutcome:
         """Return the stop of an item, or its outcome if it is not to be sent."""
@@ -86,7 +87,8 @@ class Intake:
         if isinstance(error, BctrlResponseError):
             # A listed runtime that cannot be read is a target, but what to do is not known.
             result = StopResult.REJECTED
-        outcome = outcome_of(target, error.with_traceback(None), index=index, result=result)
+        error.with_traceback(None)
+        outcome = outcome_of(target, error, index=index, result=result)
         return self._ledger.record(self._source.with_listed(outcome))
 
     def outcome(self, stop: Stop, result: Runtime | BctrlError) -> StopOutcome:

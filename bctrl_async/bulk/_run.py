@@ -147,9 +147,8 @@ class Run:
         if error is not None:
             raise error
         if source.length is not None and not source.is_exhausted:
-            self.state.set_ended_early(
-                BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
-            )
+            counts = f"{source.count:,} of {source.length:,} targets"
+            self.state.set_ended_early(BctrlError(f"the input ended after {counts}"))
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         """Start the timer of the deadline, if any."""

@@ -63,7 +63,9 @@ class Worker:
 
     def cancel(self, level: CancelLevel) -> bool:
         """Cancel the scope that the worker is in; return True if that ends a stop."""
-        if level < self._level or (self.call is not None and level < _needed_level(self.call)):
+        if level < self._level:
+            return False
+        if self.call is not None and level < _needed_level(self.call):
             return False
         self._scope.cancel()
         return self.is_stopping
@@ -164,4 +166,6 @@ class RunState:
             return True
         if level is CancelLevel.READING:
             return False
-        return self._parked.count > 0 or any(worker.is_stopping for worker in self.workers)
+        if self._parked.count:
+            return True
+        return any(worker.is_stopping for worker in self.workers)

@@ -68,10 +68,9 @@ class Polls:
                 poll = self._make_poll(*stop.target)
                 delay = min(probe_delay(policy, polls), remaining)
                 answer = await self._sender.send(worker, poll, delay, deadline, stop.observer)
-                outcome = self.outcomes[stop] = outcome_after_poll(outcome, answer, poll)
-                if isinstance(answer, Failure) and (
-                    _quick.hangs(answer) or not poll.retries.may_succeed(answer)
-                ):
+                outcome = outcome_after_poll(outcome, answer, poll)
+                self.outcomes[stop] = outcome
+                if isinstance(answer, Failure) and _is_final(answer, poll):
                     break
         finally:
             outcome = self._record(stop)
@@ -83,6 +82,11 @@ class Polls:
             self._record(stop)
 
     def _record(self, stop: Stop) -> StopOutcome:
-        outcome = self.outcomes.pop(stop)
         elapsed = time.monotonic() - stop.started
-        return self._sender.ledger.record(replace(outcome, elapsed=elapsed), stop.observer)
+        outcome = replace(self.outcomes.pop(stop), elapsed=elapsed)
+        return self._sender.ledger.record(outcome, stop.observer)
+
+
+def _is_final(failure: Failure, poll: Call[Runtime]) -> bool:
+    """Return True if another poll would fail as well."""
+    return _quick.hangs(failure) or not poll.retries.may_succeed(failure)
