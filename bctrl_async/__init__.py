@@ -1,4 +1,4 @@
-"""An asyncio client that stops bctrl runtimes, singly or in bulk, with one outcome for each."""
+"""An asyncio client that stops bctrl runtimes, singly or in bulk."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 else:
     # Names are searched in this order, so modules that need no aiohttp come first.
     _MODULES = (
-        *("errors", "models", "stats", "outcomes", "filters", "observer", "shards", "_calls.retry"),
-        *("bulk", "session", "journal", "pace"),
+        *("errors", "models", "stats", "outcomes", "filters", "observer", "shards"),
+        *("_calls.retry", "bulk", "session", "journal", "pace"),
     )
 
     def __getattr__(name: str) -> object:
-        """Import a name when it is first used, so that the command's help loads without aiohttp."""
+        """Import a name at its first use: the command's help needs no aiohttp."""
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name in __all__:

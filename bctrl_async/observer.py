@@ -1,9 +1,10 @@
 """Observers of calls, for tracing and metrics of any kind.
 
-A session reports the start of each call to its observer, which returns an object for the events of
-that call. Every start has an end, on cancellation as well. Subclass the classes you need: the
-methods do nothing by default. They run in the event loop, so they must not block. An exception in a
-method is logged and does not affect the call. No method receives the API key.
+A session reports the start of each call to its observer, which returns an object for
+the events of that call. Every start has an end, on cancellation as well. Subclass the
+classes you need: the methods do nothing by default. They run in the event loop, so they
+must not block. An exception in a method is logged and does not affect the call. No
+method receives the API key.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         stops: True if the operation may stop a runtime.
         method: The HTTP method.
         url: The URL of the request.
-        template: The path of the operation, with `{id}` and `{alias}` in place of the names.
+        template: The path of the operation, with `{id}` and `{alias}` for the names.
     """
 
     number: int
@@ -49,7 +50,10 @@ class AttemptObserver:
     """An observer of one attempt: one HTTP request."""
 
     def headers(self) -> Mapping[str, str]:
-        """Return headers to add, such as `traceparent`; the session's own take precedence."""
+        """Return headers to add, such as `traceparent`.
+
+        The session's own headers take precedence.
+        """
         return {}
 
     def answered(self, status: int) -> None:
@@ -72,25 +76,29 @@ class _WithAttempts:
 class StopObserver(_WithAttempts):
     """An observer of one stop: its attempts, and the GETs that check its effect.
 
-    These are the polls of `verify=`, and the GET of a single stop that found its runtime stopped.
+    These are the polls of `verify=`, and the GET of a single stop that found its
+    runtime stopped.
     """
 
     def raised(self, error: BaseException) -> None:
         """Handle what a single stop is about to raise, just before its `end`.
 
-        The outcome has no error for a runtime that was not running, but `stop_runtime` raises. A
-        stop of a bulk stop raises nothing.
+        The outcome has no error for a runtime that was not running, but `stop_runtime`
+        raises. A stop of a bulk stop raises nothing.
 
         Args:
             error: The error or cancellation.
         """
 
     def end(self, outcome: StopOutcome) -> None:
-        """Handle the end of the stop; the outcome of a single stop has the `index` 0."""
+        """Handle the end of the stop.
+
+        The outcome of a single stop has the `index` 0.
+        """
 
 
 class CallObserver(_WithAttempts):
-    """An observer of one call that stops nothing, such as `get_runtime`, and of its attempts."""
+    """An observer of one call that stops nothing, and of its attempts."""
 
     def end(self, error: BaseException | None) -> None:
         """Handle the end of the call.
@@ -102,14 +110,17 @@ class CallObserver(_WithAttempts):
 
 class _WithCalls:
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop starts before it waits to be sent."""
+        """Handle the start of a stop.
+
+        A single stop starts before it waits to be sent.
+        """
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`.
 
-        In a bulk stop, it is a canary: a `get` that checks, after an unanswered request, whether
-        the server is up. The GETs of `verify=` belong to their stop.
+        In a bulk stop, it is a canary: a `get` that checks, after an unanswered
+        request, whether the server is up. The GETs of `verify=` belong to their stop.
 
         Args:
             operation: The operation of the API, such as `get`.

@@ -2,14 +2,16 @@
 
     session = BctrlSession(observer=OpenTelemetry())
 
-Each stop is a span `stop_runtime`. Its children are the attempts, which follow the semantic
-conventions for HTTP clients (https://opentelemetry.io/docs/specs/semconv/http/http-spans/), and the
-polls of `verify=`. A bulk stop is a span `stop_runtimes` with its counts, the parent of its stops.
-`get_runtime` and `list_runtimes` are spans with attempts as well. Attempts propagate the context in
-their headers (`traceparent`).
+Each stop is a span `stop_runtime`. Its children are the attempts, which follow the
+semantic conventions for HTTP clients
+(https://opentelemetry.io/docs/specs/semconv/http/http-spans/), and the polls of
+`verify=`. A bulk stop is a span `stop_runtimes` with its counts, the parent of its
+stops. `get_runtime` and `list_runtimes` are spans with attempts as well. Attempts
+propagate the context in their headers (`traceparent`).
 
-The metrics are `http.client.request.duration` and `http.client.active_requests` of the same
-conventions, and for stops `bctrl.stop.outcomes` by result and `bctrl.stop.attempts` by status.
+The metrics are `http.client.request.duration` and `http.client.active_requests` of the
+same conventions, and for stops `bctrl.stop.outcomes` by result and
+`bctrl.stop.attempts` by status.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _SCHEMA = "https://opentelemetry.io/schemas/1.37.0"
 """The version of the semantic conventions whose names are used here."""
 
 # The conventions recommend these boundaries for `http.client.request.duration`.
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 _Attributes = dict[str, str | int | bool]
 
@@ -69,7 +71,8 @@ class _Meters:
             "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
         )
         for result in StopResult:
-            # Each series starts at 0: an alert would see no increase in a series that starts at 1.
+            # Each series starts at 0: an alert would see no increase in a series that
+            # starts at 1.
             self.outcomes.add(0, {"bctrl.result": result.value})
 
 
@@ -95,8 +98,8 @@ class OpenTelemetry(Observer):
     Args:
         tracer_provider: The provider of the tracer; None uses the global provider.
         meter_provider: The provider of the meter; None uses the global provider.
-        spans_in_bulk: If False, a bulk stop of any size is one span, without spans for its stops
-            and attempts. The metrics do not change.
+        spans_in_bulk: If False, a bulk stop of any size is one span, without spans for
+            its stops and attempts. The metrics do not change.
 
     Raises:
         BctrlConfigError: An argument is not a provider of OpenTelemetry's API.
@@ -121,7 +124,7 @@ class OpenTelemetry(Observer):
         return _Stop(self._scope(), "stop", workspace_id, alias)
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
-        """Start the span of a call such as `get_runtime` as a child of the current span."""
+        """Start the span of another call as a child of the current span."""
         return _Call(self._scope(), operation, workspace_id, alias)
 
     def begin_bulk(self) -> BulkObserver:

@@ -14,9 +14,10 @@ from bctrl_async.pace._leases import PATIENCE, Pace
 
 __all__ = ["RedisPace"]
 
-# The hash has the time of the last request, and for how many seconds slots were reserved then.
-# ARGV[2] is the time since the process's own last request, on its own clock. If more has passed on
-# the server's, that was set ahead, and no slot has been used since.
+# The hash has the time of the last request, and for how many seconds slots were
+# reserved then. ARGV[2] is the time since the process's own last request, on its own
+# clock. If more has passed on the server's, that was set ahead, and no slot has been
+# used since.
 _RESERVE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -33,8 +34,7 @@ _misconfigured = re.compile(
     "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
     "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command|SSL: \\w+"
 ).search
-"""Finds a permanent error by the server's words, by OpenSSL's, or by its class in redis-py and
-valkey-py."""
+"""Finds a permanent error by its words, or by its class in redis-py and valkey-py."""
 
 
 class _Client(Protocol):
@@ -44,16 +44,17 @@ class _Client(Protocol):
 
 
 class RedisPace(Pace):
-    """A pace shared by the processes of many machines, through Redis 6.2 or newer, or Valkey.
+    """A pace shared by the processes of many machines, in Redis (from 6.2) or Valkey.
 
         client = redis.asyncio.Redis.from_url("redis://redis.internal/0")
         session = BctrlSession(rate=RedisPace(client, rate=190, name="prod"))
 
     Args:
         client: An asyncio client: `redis.asyncio.Redis`, also of a `Sentinel`,
-            `redis.asyncio.RedisCluster`, or the same of valkey-py. It is used on its own event
-            loop, and you close it. Its timeouts and retries apply within 1 s.
-        rate: The most attempts a second of all processes together, above 0; the same in each.
+            `redis.asyncio.RedisCluster`, or the same of valkey-py. It is used on its
+            own event loop, and you close it. Its timeouts and retries apply within 1 s.
+        rate: The most attempts a second of all processes together, above 0; the same in
+            each.
         name: The name of the shared limit, to keep several apart in one server.
 
     Raises:
@@ -74,9 +75,11 @@ class RedisPace(Pace):
         """Wait until this many attempts may start.
 
         Raises:
-            BctrlConfigError: The server refuses the user, the password, the database, a command or
-                writes; it is another server, or its certificate is not trusted.
-            Exception: The client's own, or `TimeoutError` after 1 s: the server is away.
+            BctrlConfigError: The server refuses the user, the password, the database, a
+                command or writes; it is another server, or its certificate is not
+                trusted.
+            Exception: The client's own, or `TimeoutError` after 1 s: the server is
+                away.
         """
         now = time.monotonic()
         try:
@@ -92,5 +95,5 @@ class RedisPace(Pace):
                 argument="client",
             ) from None
         self._asked_at = now
-        # Redis returns a fraction as text, which is a str if the client decodes it, else bytes.
+        # Redis returns a fraction as text: bytes, or a str if the client decodes it.
         await asyncio.sleep(float(ahead))

@@ -14,7 +14,7 @@ __all__ = ["SessionStats"]
 class SessionStats(msgspec.Struct, kw_only=True):
     """A snapshot of the counters of a session.
 
-    An attempt is one request. Each attempt has succeeded, failed, been cancelled, or is in flight.
+    An attempt is one request. It succeeded, failed, was cancelled, or is in flight.
 
     Args:
         attempts: Attempts started.

@@ -1,7 +1,7 @@
-"""Fixtures for pytest: a running emulator of the API, a session connected to it, and mocks.
+"""Fixtures for pytest: a running emulator of the API, a session for it, and mocks.
 
-Installing the package makes them available. They work with pytest-asyncio in either mode, with
-anyio's plugin, and in tests without an event loop.
+Installing the package makes them available. They work with pytest-asyncio in either
+mode, with anyio's plugin, and in tests without an event loop.
 
     from bctrl_async.emulator import Fault
 
@@ -10,7 +10,7 @@ anyio's plugin, and in tests without an event loop.
         bctrl_emulator.inject(Fault.RATE_LIMITED, alias="crm")
         assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
 
-The marker `bctrl_emulator` gives the emulator of a test, a class or a module other arguments:
+The marker `bctrl_emulator` gives the emulator of a test or its module other arguments:
 
     @pytest.mark.bctrl_emulator(faults={Fault.SERVER_ERROR: 0.2}, seed=7)
     async def test_a_bad_day(bctrl_emulator, bctrl_session): ...
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_env", "bctrl_session", "set_testing"]
 
-_MARKER = "bctrl_emulator(**arguments): arguments of the fixture's Emulator, such as rate_limit=50"
+_MARKER = "bctrl_emulator(**arguments): arguments of the Emulator, such as rate_limit=50"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,16 +47,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
 
 
-def set_testing(testing: bool) -> AbstractContextManager[object]:  # noqa: FBT001 - as in stamina.
+def set_testing(
+    testing: bool,  # noqa: FBT001 - as in stamina.
+) -> AbstractContextManager[object]:
     """Make failures quick in this process, or stop that.
 
-    All sessions and threads then make their retries without the waits, whatever their retry policy,
-    `timeout` and `verify` are: there is no backoff, no Retry-After and no retry quota. The time
-    limit of an attempt is at most 0.4 seconds. A call gives up after 10 throttled attempts, or 2
-    that were not answered in time. A bulk stop polls a runtime at most 10 times, and gives up a
-    server after 10 unanswered canaries. A `rate` holds.
+    All sessions and threads then make their retries without the waits, whatever their
+    retry policy, `timeout` and `verify` are: there is no backoff, no Retry-After and no
+    retry quota. The time limit of an attempt is at most 0.4 seconds. A call gives up
+    after 10 throttled attempts, or 2 that were not answered in time. A bulk stop polls
+    a runtime at most 10 times, and gives up a server after 10 unanswered canaries. A
+    `rate` holds.
 
-    The fixtures `bctrl_session` and `bctrl_env` turn it on. A test of the waits turns it off:
+    `bctrl_session` and `bctrl_env` turn it on. A test of the waits turns it off:
 
         with set_testing(False):
             report = await session.stop_runtimes(targets)
@@ -79,10 +82,11 @@ def set_testing(testing: bool) -> AbstractContextManager[object]:  # noqa: FBT00
 
 @pytest.fixture
 def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
-    """A running emulator: add runtimes, inject faults, then inspect the requests it received.
+    """A running emulator: add runtimes, inject faults, then inspect its requests.
 
-    It runs in a thread with its own event loop, so it also serves blocking tests. The marker of the
-    same name gives arguments of `Emulator`; of two markers, the nearer to the test wins.
+    It runs in a thread with its own event loop, so it also serves blocking tests. The
+    marker of the same name gives arguments of `Emulator`; of two markers, the nearer to
+    the test wins.
     """
     markers = [*request.node.iter_markers("bctrl_emulator")]
     positional = [argument for marker in markers for argument in marker.args]
@@ -105,8 +109,8 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment of the emulator, for code under test that makes its own session.
 
-    `BCTRL_API_KEY` and `BCTRL_BASE_URL` point to it, and `BCTRL_PROFILE` is not set. Failures are
-    quick, as `set_testing` says.
+    `BCTRL_API_KEY` and `BCTRL_BASE_URL` point to it, and `BCTRL_PROFILE` is not set.
+    Failures are quick, as `set_testing` says.
     """
     monkeypatch.setenv("BCTRL_API_KEY", bctrl_emulator.api_key)
     monkeypatch.setenv("BCTRL_BASE_URL", bctrl_emulator.url)
@@ -117,7 +121,7 @@ def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def bctrl_session(bctrl_emulator: Emulator) -> Iterator[BctrlSession]:
-    """A session connected to the emulator; it opens in the event loop that first uses it.
+    """A session for the emulator; it opens in the event loop that first uses it.
 
     Failures are quick, as `set_testing` says.
     """
@@ -129,12 +133,12 @@ def bctrl_session(bctrl_emulator: Emulator) -> Iterator[BctrlSession]:
 def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
     """Mocked answers in place of a server; needs the package aioresponses.
 
-    While a test has this fixture, aiohttp sends no request: a request that is not mocked fails as
-    if the connection was refused.
+    While a test has this fixture, aiohttp sends no request: a request that is not
+    mocked fails as if the connection was refused.
     """
     core = importlib.import_module("aioresponses.core")
     # aiohttp 3.14 requires an argument that aioresponses 0.7.9 does not pass
-    # (pnuckowski/aioresponses#289). A mocked response has no writer, so any object will do.
+    # (pnuckowski/aioresponses#289). A mocked response has no writer: any object does.
     response_class = partial(core.ClientResponse, stream_writer=Mock(output_size=0))
     monkeypatch.setattr(core, "ClientResponse", response_class)
     with core.aioresponses() as mocked:

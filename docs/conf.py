@@ -129,7 +129,7 @@ def _shorten(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """Abbreviate the defaults of Structs, which msgspec keeps as values and not as source."""
+    """Abbreviate the defaults of Structs, which msgspec keeps as values."""
     if signature is not None:
         signature = signature.replace("<factory>", "...")
         signature = re.sub(r"(\{\d+, \d+, \d+), [\d, ]+, (\d+\})", r"\1, ..., \2", signature)
@@ -139,7 +139,7 @@ def _shorten(
 def _set_level(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object
 ) -> None:
-    """Give the captions of the navigation a level: a heading needs one for screen readers."""
+    """Give the captions of the navigation a level, for screen readers."""
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace(
         'role="heading"', 'role="heading" aria-level="2"'
@@ -147,7 +147,7 @@ def _set_level(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the handlers that mend signatures and captions, and those around napoleon."""
+    """Connect the handlers that mend signatures and captions, also around napoleon."""
     app.connect("autodoc-process-signature", _shorten)
     app.connect("html-page-context", _set_level, priority=900)
     app.connect("autodoc-process-docstring", _prepare, priority=100)

@@ -260,8 +260,8 @@ BUDGETS = {
     ("bulk",): Size(11830, 0),
     ("_entries", "journal"): Size(3385, 0),
     ("cli",): Size(16800, 0),
-    ("emulator",): Size(5200, 0),
-    ("fastapi",): Size(2690, 0),
+    ("emulator",): Size(5210, 0),
+    ("fastapi",): Size(2705, 0),
 }
 """The greatest size of each part of the package. A number rises only for a promise that is new."""
 

@@ -1,8 +1,8 @@
-"""A local server for testing clients: it implements the bctrl contract and injects faults.
+"""A local server for testing clients: the bctrl contract, with faults.
 
-It imports nothing from the client and restates the wire format in plain dicts, so that a bug cannot
-hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error responses follow
-``errors.md`` beside it, called *contract errors.md* in this reference.
+It imports nothing from the client and restates the wire format in plain dicts, so that
+a bug cannot hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error
+responses follow ``errors.md`` beside it, called *contract errors.md* in this reference.
 """
 
 from bctrl_async.emulator._assertions import ReceivedRequest

@@ -1,4 +1,4 @@
-"""The requests that an emulator received, and how they differ from what a test expects."""
+"""The requests that an emulator received, and how a test's assertion fails."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ class ReceivedRequest:
     """A request as received, and the emulator's reaction to it.
 
     Attributes:
-        workspace_id: The workspace by the name given to `add_runtime`, else as in the path; None if
-            the path is unknown.
+        workspace_id: The workspace by the name given to `add_runtime`, else as in the
+            path; None if the path is unknown.
         alias: The decoded alias, None for the path of a list and an unknown path.
         method: The HTTP method.
         raw_path: The request target exactly as on the wire, with its query.
@@ -27,10 +27,10 @@ class ReceivedRequest:
         body: The body as on the wire, not decompressed.
         fault: The fault or reply that was applied, None for normal behaviour.
         status: The HTTP status of the response, None if there was no response.
-        operation: Its name, such as `stop`; None if the path is unknown, or its operation has
-            another method.
-        received_at: Seconds from the emulator's start until the request had arrived, on a clock
-            that never goes back.
+        operation: Its name, such as `stop`; None if the path is unknown, or its
+            operation has another method.
+        received_at: Seconds from the emulator's start until the request had arrived, on
+            a clock that never goes back.
     """
 
     workspace_id: str | None
@@ -55,7 +55,7 @@ def explain(
     runtimes: Mapping[Target, WireRuntime],
     stops: Sequence[ReceivedRequest],
 ) -> str:
-    """Return a line for each marked target: its status, and the answers to its stops."""
+    """Return a line for each marked target: its status, and what its stops got."""
     lines = ["the stops are not as expected:"]
     for mark, targets in marked.items():
         for target in targets[:_MAX_LINES]:

@@ -1,4 +1,4 @@
-"""The contract restated: the operations, the JSON of a runtime, and checks of arguments."""
+"""The contract restated: operations, the JSON of a runtime, checks of arguments."""
 
 import re
 import uuid
@@ -11,8 +11,8 @@ _CHOICES = {
     "kind": ("browser", "desktop", "spreadsheet"),
     "status": ("active", "stopped", "failed"),
 }
-# Dot segments are not names (RFC 3986 5.2.4). Accepting them would hide a bug of the client that a
-# real gateway turns into a 404.
+# Dot segments are not names (RFC 3986 5.2.4). Accepting them would hide a bug of the
+# client that a real gateway turns into a 404.
 _NAME = r"(?!\.\.?(?:/|$))((?:[!-$&-.0-~]|%[0-9A-Fa-f]{2})+)"
 _RUNTIMES = f"/v1/workspaces/{_NAME}/runtimes"
 _OPERATIONS = (
@@ -50,9 +50,9 @@ def parse_route(method: str, raw_path: str, names: Mapping[str, str]) -> Route:
             name, *alias = [unquote_to_bytes(name).decode() for name in match.groups()]
         except UnicodeDecodeError:
             return _UNKNOWN
-        is_allowed = method == path_method
+        has_method = method == path_method
         workspace_id = names.get(name, name)
-        return Route(operation if is_allowed else None, path_method, workspace_id, *alias)
+        return Route(operation if has_method else None, path_method, workspace_id, *alias)
     return _UNKNOWN
 
 
@@ -107,7 +107,7 @@ def make_runtime(
 
 
 def check(*types: type, **values: object) -> None:
-    """Raise a ValueError unless each value has one of these types; a bool is not a number."""
+    """Raise a ValueError unless each value has one of these types; bool is not int."""
     for name, value in values.items():
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             kinds = " or ".join(kind.__name__ for kind in types if kind is not NoneType)

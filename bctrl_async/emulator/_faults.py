@@ -1,4 +1,4 @@
-"""The faults of the emulator: their answers, how these are sent, and which stops meet them."""
+"""The faults of the emulator: their answers, and which stops meet them."""
 
 import asyncio
 import bisect
@@ -20,8 +20,8 @@ from bctrl_async.emulator._replies import Payload, Reply, dump
 class Fault(StrEnum):
     """A fault of one stop: what the client receives, and whether the stop takes effect.
 
-    The statuses, and which of them mean that nothing is stopped, follow contract errors.md. A fault
-    of a `GET` changes the response in the same way, but never a runtime.
+    The statuses, and which of them mean that nothing is stopped, follow contract
+    errors.md. A fault of a `GET` changes its response alike, but never a runtime.
     """
 
     LATENCY = "latency"
@@ -29,7 +29,7 @@ class Fault(StrEnum):
     RATE_LIMITED = "rate_limited"
     """429 without Retry-After; nothing is stopped."""
     SERVER_ERROR = "server_error"
-    """500 with the documented JSON error body; nothing is stopped, but a client cannot know."""
+    """500 with the documented JSON; nothing is stopped, but a client cannot know."""
     BAD_GATEWAY = "bad_gateway"
     """502 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
     DROP_BEFORE = "drop_before"
@@ -43,7 +43,7 @@ class Fault(StrEnum):
     MALFORMED_JSON = "malformed_json"
     """A complete 200 whose body is not JSON; the runtime is stopped."""
     UNKNOWN_VALUES = "unknown_values"
-    """200 with enum values and fields unknown to the contract; the runtime is stopped."""
+    """200 with values and fields unknown to the contract; the runtime is stopped."""
     FAILED = "failed"
     """200 with status "failed"; the runtime's status becomes "failed"."""
     ACCEPTED = "accepted"
@@ -64,7 +64,7 @@ _JSON = {"Content-Type": "application/json"}
 def reply_of(  # noqa: PLR0911 - each fault has its reply.
     fault: Fault | Reply | None, payload: Payload, *, conflict: bool
 ) -> Reply:
-    """Return the reply to a valid request: its fault's, or else 409 on a conflict, or 200."""
+    """Return the reply to a request: its fault's, or else 409 on a conflict, or 200."""
     match fault:
         case Reply():
             return _with_payload(fault, payload)
@@ -131,7 +131,7 @@ def _first_half(response: web.Response) -> bytes:
 
 
 class FaultPlan:
-    """The faults of future requests: first poison, then queued faults, then random faults."""
+    """The faults of future requests: first poison, then queued, then random faults."""
 
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
         check(Mapping, faults=probabilities)
@@ -152,13 +152,17 @@ class FaultPlan:
         self.poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
 
     def next(self, route: Route, stops: int) -> Fault | Reply | None:
-        """Return the fault or reply of a request; `stops` counts the stops of its target so far."""
+        """Return the fault of a request; `stops` is how many its target has had."""
         operation, method, workspace_id, alias = route
         poison = self.poison.get((workspace_id, alias))
         if poison is not None:
             return poison
-        targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
-        for target in targets:
+        for target in (
+            (workspace_id, alias),
+            (workspace_id, None),
+            (None, alias),
+            (None, None),
+        ):
             queue = self.queues.get((method, *target))
             if queue:
                 return queue.popleft()
@@ -167,4 +171,5 @@ class FaultPlan:
         # The length keeps ("a", "bc") and ("ab", "c") apart.
         text = f"{self._seed}:{stops}:{len(workspace_id)}:{workspace_id}{alias}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return self._choices[bisect.bisect(self._bounds, int.from_bytes(digest) / 2**64)]
+        draw = int.from_bytes(digest) / 2**64
+        return self._choices[bisect.bisect(self._bounds, draw)]

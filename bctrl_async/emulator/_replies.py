@@ -1,9 +1,10 @@
-"""The answers of the emulator, each a `Reply`: its own, and answers that a test describes."""
+"""The answers of the emulator, each a `Reply`: its own, and the answers of tests."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from http import HTTPStatus
 from http.client import responses as reason_phrases
 from types import NoneType
 from typing import Any
@@ -39,26 +40,26 @@ Payload = Mapping[str, Any]
 class Reply:
     """An answer of any status, for `Emulator.inject` and `Emulator.poison`.
 
-        emulator.inject(Reply(403, code="plan.expired", message="Renew the plan."), alias="crm")
+        emulator.inject(Reply(403, code="plan.expired"), alias="crm")
         emulator.inject(Reply(429, headers={"Retry-After": "7"}))
-        emulator.inject(Reply(502, body="Bad gateway", headers={"Content-Type": "text/html"}))
+        emulator.inject(Reply(502, body="<h1>", headers={"Content-Type": "text/html"}))
 
-    Without a `body`, a 4xx or 5xx has the error body of contract errors.md, a 2xx the body
-    of a normal response, and a 204, a 205 or a 3xx none. In an error body, empty text counts as
-    None.
+    Without a `body`, a 4xx or 5xx has the error body of contract errors.md, a 2xx the
+    body of a normal response, and a 204, a 205 or a 3xx none. In an error body, empty
+    text counts as None.
 
     Attributes:
         status: The HTTP status, 200 to 599.
-        code: The `code` of the error body; None for the code of the status in errors.md.
+        code: The `code` of the error body; None for its usual value (errors.md).
         message: The `error` of the error body; None for the name of the status.
-        reason_class: The `reasonClass` of the error body; None for the usual value of the status.
+        reason_class: The `reasonClass` of the error body; None for its usual value.
         hint: The `hint` of the error body; None omits it.
-        headers: More headers, such as `Retry-After`. They replace usual headers of the same name.
-        body: What is sent in place of the usual body; None for the usual body. Bytes and text, as
-            UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`. Any other
-            value is sent as JSON.
-        takes_effect: True if a stop with this answer ends the runtime. None becomes True for a
-            2xx, and False for any other status.
+        headers: Headers to add, or to send in place of the usual: `Retry-After`, say.
+        body: What is sent in place of the usual body; None for the usual body. Bytes
+            and text, as UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a
+            `Content-Type`. Any other value is sent as JSON.
+        takes_effect: True if a stop with this answer ends the runtime. None becomes
+            True for a 2xx, and False for any other status.
 
     Raises:
         ValueError: An argument is invalid, or excludes another.
@@ -81,7 +82,8 @@ class Reply:
         _check_headers(self.headers)
         _check_body(self)
         if self.takes_effect is None:
-            object.__setattr__(self, "takes_effect", self.status // 100 == 2)  # noqa: PLR2004 - 2xx.
+            is_success = self.status < HTTPStatus.MULTIPLE_CHOICES
+            object.__setattr__(self, "takes_effect", is_success)
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
@@ -135,7 +137,7 @@ TOO_MANY = Reply(429, message="Too many requests.", hint="Slow down.")
 SERVER_ERROR = Reply(500, message="Something broke.", hint="Report the request id.")
 BAD_GATEWAY = Reply(
     502,
-    body="<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>",
+    body="<html><head><title>502 Bad Gateway</title></head></html>",
     headers={"Content-Type": "text/html"},
 )
 WRONG_METHOD = Reply(
@@ -156,7 +158,7 @@ def response_to(reply: Reply, request_id: str) -> web.Response:
 
 
 def _error_body(reply: Reply, request_id: str) -> dict[str, str]:
-    """Return the body of an error, with its status's defaults for what the reply leaves out."""
+    """Return the body of an error; its status has defaults for what a reply omits."""
     status = reply.status
     code, reason_class = _DOCUMENTED.get(status, _DOCUMENTED[status // 100 * 100])
     usual = {

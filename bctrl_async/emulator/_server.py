@@ -1,4 +1,4 @@
-"""The server of the emulator: it receives requests, changes runtimes, and sends replies."""
+"""The server of the emulator: it takes requests, changes runtimes, sends replies."""
 
 import asyncio
 from collections import Counter
@@ -24,38 +24,38 @@ _ACCEPT_ITERATIONS = 4
 class Emulator:
     """A server of `POST /v1/workspaces/{id}/runtimes/{alias}/stop` on a local port.
 
-    It also serves `GET` for a runtime and for the list of a workspace. Use it as ``async with
-    Emulator(port=0) as emulator``. Runtimes are added with `add_runtime`; a workspace without any
-    is unknown. Faults and replies are queued with `inject`, or kept for a runtime with `poison`.
-    Faults are also drawn at random for stops, with the probabilities `faults`. A random fault
-    depends only on the seed, the target and the number of its earlier stops, never on the order of
-    requests to other targets. Every request is kept in `requests`, so memory grows with their
-    number.
+    It also serves `GET` for a runtime and for the list of a workspace. Use it as
+    ``async with Emulator(port=0) as emulator``. Runtimes are added with `add_runtime`;
+    a workspace without any is unknown. Faults and replies are queued with `inject`, or
+    kept for a runtime with `poison`. Faults are also drawn at random for stops, with
+    the probabilities `faults`. A random fault depends only on the seed, the target and
+    the number of its earlier stops, never on the order of requests to other targets.
+    Every request is kept in `requests`, so memory grows with their number.
 
-    A workspace has the name that `add_runtime` was given, and the UUID that its responses have.
-    Requests and the methods of the emulator may use either; what is recorded has the name. A
-    method raises a ValueError for an argument that is not of its type.
+    A workspace has the name that `add_runtime` was given, and the UUID that its
+    responses have. Requests and the methods of the emulator may use either; what is
+    recorded has the name. A method raises a ValueError for an argument of another type.
 
     Attributes:
         api_key: The key that requests must carry. Assign a new key to rotate it.
         requests: Every request, in order of arrival.
         received: The number of stops with a valid path, method and key for each
-            `(workspace_id, alias)`, even of an unknown runtime. Reads are in `requests` only.
+            `(workspace_id, alias)`, even of an unknown runtime. Reads are not counted.
 
     Args:
         host: The address to listen on.
-        port: The port to listen on, 0 to 65535; 0 picks a free port. The default is the port of the
-            contract's second server (openapi.yaml, `servers`).
+        port: The port to listen on, 0 to 65535; 0 picks a free port. The default is the
+            port of the contract's second server (openapi.yaml, `servers`).
         api_key: The key that requests must carry, not empty.
-        faults: The probability of each fault of a stop, each 0 to 1, together at most 1.
+        faults: The probability of each fault of a stop, 0 to 1, at most 1 together.
         seed: The seed of the random faults.
         latency: Seconds before every response, up to a day.
         fault_latency: Seconds that `Fault.LATENCY` adds, up to a day.
-        rate_limit: Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
-            Others get a 429. None means no limit.
-        on_request: A function that is called with each request, once it has been added to
-            `requests` and before it is answered. It runs in the emulator's event loop, so it must
-            not block.
+        rate_limit: Requests per second, 0.0001 to 1,000,000, with bursts of a quarter
+            of a second. Others get a 429. None means no limit.
+        on_request: A function that is called with each request, once it has been added
+            to `requests` and before it is answered. It runs in the emulator's event
+            loop, so it must not block.
 
     Raises:
         ValueError: An argument is out of range, or of another type.
@@ -141,7 +141,7 @@ class Emulator:
             raise RuntimeError("the emulator was started before: make a new Emulator")
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
-        # Cancellation tells a handler that its client disconnected. Access logs would cost time.
+        # Cancellation tells a handler of a disconnect. Access logs would cost time.
         self._server = web.Server(
             self._serve, handler_cancellation=True, access_log=None, auto_decompress=False
         )
@@ -160,9 +160,9 @@ class Emulator:
             return
         self._listener = None
         for listening in listener.sockets:
-            # A listener that closes between accepting and setting up a connection leaves that
-            # client hanging (asyncio, CPython 3.11 to 3.13), so stop accepting first. The event
-            # loop of Windows has no readers to remove.
+            # A listener that closes between accepting and setting up a connection
+            # leaves that client hanging (asyncio, CPython 3.11 to 3.13), so stop
+            # accepting first. The event loop of Windows has no readers to remove.
             with suppress(NotImplementedError):
                 asyncio.get_running_loop().remove_reader(listening)
         try:
@@ -173,7 +173,7 @@ class Emulator:
         while iterations < _ACCEPT_ITERATIONS or self._server.connections:
             for connection in self._server.connections:
                 if connection.transport is not None:
-                    # Unlike close(), abort() does not wait for the client to read the buffer.
+                    # Unlike close(), abort() does not wait for the client to read.
                     connection.transport.abort()
             await asyncio.sleep(0)
             iterations += 1
@@ -197,8 +197,8 @@ class Emulator:
         """Add a runtime, or replace the runtime with the same workspace id and alias.
 
         Args:
-            workspace_id: Any non-empty text. A UUID becomes the `workspaceId` of responses; a UUID
-                is derived from any other text.
+            workspace_id: Any non-empty text. A UUID becomes the `workspaceId` of
+                responses; a UUID is derived from any other text.
             alias: Any non-empty text.
             kind: `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
@@ -225,16 +225,17 @@ class Emulator:
         return runtime["status"]
 
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
-        """Assert that each of these runtimes is stopped, and that a stop of it was received.
+        """Assert that each of these runtimes is stopped, and got a stop.
 
         Args:
             workspace_id: The workspace.
             *aliases: The runtimes, at least one.
-            only: Also assert that no stop of any other runtime was received, whatever its answer.
+            only: Also assert that no other runtime got a stop, whatever its answer.
 
         Raises:
-            AssertionError: A runtime is not stopped or got no stop (`-`), or, with `only`, another
-                got a stop (`+`). The message has a line for each, with its status and its answers.
+            AssertionError: A runtime is not stopped or got no stop (`-`), or, with
+                `only`, another got a stop (`+`). The message has a line for each, with
+                its status and its answers.
         """
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
@@ -251,11 +252,11 @@ class Emulator:
             raise AssertionError(explain(marked, self._runtimes, stops))
 
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
-        """Assert that these runtimes, at least one, were added, and that no stop ended any of them.
+        """Assert that these runtimes, at least one, were added and not ended by a stop.
 
         Raises:
-            AssertionError: A runtime was stopped, or was never added. The message has a line with
-                the status and the answers for each.
+            AssertionError: A runtime was stopped, or was never added. The message has a
+                line with the status and the answers for each.
         """
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
@@ -274,17 +275,17 @@ class Emulator:
     ) -> None:
         """Queue faults and replies, one for each of the next stops of known runtimes.
 
-        They precede random faults. A stop takes its fault from the first queue that is not empty:
-        the queue of its target, of its workspace, of its alias, of all stops.
+        They precede random faults. A stop takes its fault from the first queue that is
+        not empty: of its target, of its workspace, of its alias, of all stops.
 
         Args:
-            *faults: Faults and replies in the order of the stops; None is a normal stop.
+            *faults: Faults and replies, in the order of stops; None is a normal stop.
             workspace_id: Only for stops in this workspace.
             alias: Only for stops of this alias.
             method: `POST` for stops, `GET` for reads; a list has no alias.
 
         Raises:
-            ValueError: The method is neither `POST` nor `GET`, or an item is of another type.
+            ValueError: The method is neither, or an item is of another type.
         """
         contract.check(str, NoneType, workspace_id=workspace_id, alias=alias)
         for fault in faults:
@@ -298,13 +299,13 @@ class Emulator:
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets.
 
-        It precedes queued and random faults, and replaces any earlier poison; None clears it.
+        It precedes other faults, and replaces earlier poison; None clears it.
         """
         contract.check(Fault, Reply, NoneType, fault=fault)
         self._faults.poison[self._target(workspace_id, alias)] = fault
 
     def hold(self, workspace_id: str, *aliases: str) -> None:
-        """Hold back the answers to all stops and reads of these runtimes, until `release`.
+        """Hold back the answers to stops and reads of these runtimes, until `release`.
 
         A stop takes effect when it arrives. `close` drops what is held.
 
@@ -316,7 +317,7 @@ class Emulator:
             self._holds.setdefault(target, asyncio.Event())
 
     def release(self, workspace_id: str, *aliases: str) -> None:
-        """Send the answers that are held back for these runtimes, and hold back no more.
+        """Send the answers that these runtimes hold back, and hold back no more.
 
         Args:
             workspace_id: The workspace.
@@ -372,7 +373,7 @@ class Emulator:
     def _decide(
         self, request: web.BaseRequest, route: contract.Route
     ) -> tuple[Fault | Reply | None, Reply]:
-        """Choose the reply and update the runtime without awaiting: requests do not interleave."""
+        """Choose the reply and update the runtime at once: this must not await."""
         if not route.method:
             return None, replies.NO_ROUTE
         if route.operation is None:
@@ -405,7 +406,7 @@ class Emulator:
         return {"runtimes": runtimes}
 
     def _is_throttled(self) -> bool:
-        """Count a request by the generic cell rate algorithm (GCRA); return True if over limit."""
+        """Count a request as the GCRA does; return True if it is over the limit."""
         now = asyncio.get_running_loop().time()
         self._empty_at = max(self._empty_at, now)
         if self._empty_at - now > _BURST_SECONDS:
@@ -414,7 +415,7 @@ class Emulator:
         return False
 
     def _stop(self, target: Target, fault: Fault | Reply | None) -> bool:
-        """Stop a runtime, if it is active and the fault lets it; return whether it was active."""
+        """Stop a runtime, if its fault lets it; return True if it was active."""
         runtime = self._runtimes[target]
         was_active = runtime["status"] == "active"
         if was_active and (fault is None or fault.takes_effect):

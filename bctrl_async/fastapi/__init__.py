@@ -1,4 +1,4 @@
-"""FastAPI: a session per app, a dependency that returns it, and errors as problem responses.
+"""FastAPI: a session per app, a dependency for it, and errors as problems.
 
 A complete app:
 
@@ -12,8 +12,8 @@ A complete app:
     async def stop(workspace_id: str, alias: str, session: BctrlDep) -> Runtime:
         return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 
-`Runtime`, `StopOutcome` and `StopReport` are the classes that a session returns, annotated with
-pydantic models.
+`Runtime`, `StopOutcome` and `StopReport` are the classes that a session returns,
+annotated with pydantic models.
 """
 
 from bctrl_async.fastapi._app import BctrlDep, add_exception_handlers, get_session, lifespan

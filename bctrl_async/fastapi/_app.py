@@ -28,7 +28,7 @@ PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _log = logging.getLogger("bctrl_async.fastapi")  # The docs name this logger.
 _KEY = "bctrl_session"
 _MAX_RETRY_AFTER = 60
-"""The most seconds of our Retry-After: during a longer pause, the session probes this often."""
+"""The most seconds of our Retry-After: the session probes this often in a pause."""
 
 
 def lifespan(
@@ -40,19 +40,22 @@ def lifespan(
     """Make a lifespan that opens a session at startup and closes it at shutdown.
 
     Args:
-        make_session: Called at each startup; by default the environment configures the session.
-            With fewer `max_connections` a bulk stop delays the app's other requests less.
-        rate: The most attempts a second of each worker process, or of all together if it is a pace,
-            such as `bctrl_async.pace.FilePace`. A `make_session` of your own passes it to the
-            session instead.
+        make_session: Called at each startup; by default the environment configures the
+            session. With fewer `max_connections` a bulk stop delays the app's other
+            requests less.
+        rate: The most attempts a second of each worker process, or of all together if
+            it is a pace, such as `bctrl_async.pace.FilePace`. A `make_session` of your
+            own passes it to the session instead.
         inner: The app's own lifespan. It starts after the session is open
-            (`app.state.bctrl_session`) and ends before it is closed; the state it yields is kept.
+            (`app.state.bctrl_session`) and ends before it is closed; the state it
+            yields is kept.
 
     Returns:
         The lifespan to pass as `FastAPI(lifespan=…)`.
 
     Raises:
-        BctrlConfigError: An argument is invalid, or both `make_session` and `rate` are given.
+        BctrlConfigError: An argument is invalid, or both `make_session` and `rate` are
+            given.
     """
     # These checks would come late, and far from the call, if they were made at startup.
     if not callable(make_session):
@@ -86,10 +89,10 @@ def lifespan(
 
 # FastAPI would run a plain function in a thread, which is slow under load.
 async def get_session(connection: HTTPConnection) -> BctrlSession:
-    """Return the app's session, which outlives the request: background tasks may use it.
+    """Return the app's session.
 
-    Tests can replace it with `app.dependency_overrides[get_session]`. A mounted app has overrides
-    of its own.
+    It outlives the request, so background tasks may use it. Tests can replace it with
+    `app.dependency_overrides[get_session]`. A mounted app has overrides of its own.
 
     Args:
         connection: The request or WebSocket.
@@ -114,14 +117,16 @@ BctrlDep = Annotated[BctrlSession, Depends(get_session)]
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer every BctrlError with a problem (RFC 9457). The app's own errors stay as they are.
+    """Answer every BctrlError with a problem (RFC 9457).
 
-    An ExceptionGroup of BctrlErrors alone, as a `TaskGroup` or `raise_for_failures` raises it, is
-    answered with the problem of its first error that leaves a stop in doubt, or else of its first,
-    unless the app has its own handler of groups.
+    The app's own errors stay as they are. An ExceptionGroup of BctrlErrors alone, as a
+    `TaskGroup` or `raise_for_failures` raises it, is answered with the problem of its
+    first error that leaves a stop in doubt, or else of its first, unless the app has
+    its own handler of groups.
 
-    The response hides the API's own text, so groups, and errors that become a 5xx, are logged in
-    full under `bctrl_async.fastapi`. A WebSocket is closed with the problem's detail.
+    The response hides the API's own text, so groups, and errors that become a 5xx, are
+    logged in full under `bctrl_async.fastapi`. A WebSocket is closed with the problem's
+    detail.
 
     A mounted app has handlers of its own: call this for each.
 
@@ -129,12 +134,13 @@ def add_exception_handlers(app: FastAPI) -> None:
         app: The app.
 
     Raises:
-        BctrlConfigError: The app is not a FastAPI app, such as a router, which has no handlers.
+        BctrlConfigError: The app is not a FastAPI app; a router has no handlers.
     """
     check_type(app, FastAPI, "app", "a FastAPI app")
     app.exception_handler(BctrlError)(_respond)
     # FastAPI's type of handlers leaves out those of WebSockets, which return None.
-    app.exception_handlers.setdefault(ExceptionGroup, _respond)  # type: ignore[arg-type]
+    handlers: dict[Any, Any] = app.exception_handlers
+    handlers.setdefault(ExceptionGroup, _respond)
 
 
 def _leaves(exception: Exception) -> list[Exception]:
@@ -165,7 +171,8 @@ async def _respond(connection: HTTPConnection, exception: Exception) -> Response
         close_code = status.WS_1011_INTERNAL_ERROR
         if problem_type.status in THROTTLED:
             close_code = status.WS_1013_TRY_AGAIN_LATER
-        with suppress(WebSocketDisconnect, RuntimeError):  # The client may have disconnected.
+        # The client may have disconnected.
+        with suppress(WebSocketDisconnect, RuntimeError):
             await connection.close(close_code, problem_type.detail)
         return None
     headers = {}

@@ -1,4 +1,4 @@
-"""Pydantic models of the JSON of runtimes, outcomes and reports, made of their Structs."""
+"""Pydantic models of runtimes, outcomes and reports, made of their Structs."""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,6 +9,8 @@ import bctrl_async
 from bctrl_async import BctrlError, StopResult
 from bctrl_async.fastapi._problems import Body, CamelBody, Text, classify, explain, identifier
 
+_OR_ADDED = "or a value that the API has added."
+
 
 class RuntimeSummary(CamelBody):
     """Details of a runtime. A field that the API omitted is null."""
@@ -17,9 +19,7 @@ class RuntimeSummary(CamelBody):
     current_driver: Text | None
     default_context_id: Text | None
     default_page_id: Text | None
-    launch_mode: Text | None = Field(
-        description="`profile`, `ephemeral`, or a value that the API has added."
-    )
+    launch_mode: Text | None = Field(description=f"`profile`, `ephemeral`, {_OR_ADDED}")
     profile_id: UUID | None
     storage_workspace: Text | None
 
@@ -30,12 +30,8 @@ class Runtime(CamelBody):
     id: UUID
     alias: Text
     workspace_id: UUID
-    kind: Text = Field(
-        description="`browser`, `desktop`, `spreadsheet`, or a value that the API has added."
-    )
-    status: Text = Field(
-        description="`active`, `stopped`, `failed`, or a value that the API has added."
-    )
+    kind: Text = Field(description=f"`browser`, `desktop`, `spreadsheet`, {_OR_ADDED}")
+    status: Text = Field(description=f"`active`, `stopped`, `failed`, {_OR_ADDED}")
     driver: Text
     created_at: Text = Field(description="Usually ISO 8601; not validated.")
     updated_at: Text = Field(description="Usually ISO 8601; not validated.")
@@ -78,7 +74,7 @@ class StopOutcome(Body):
     result: StopResult
     ok: bool = Field(description="True if the runtime no longer runs, by the API's own word.")
     running: bool | None = Field(
-        description="Whether the runtime runs, by the API's own word; null if nobody knows."
+        description="Whether the runtime runs, by the API's own word; null if unknown."
     )
     at: datetime = Field(description="The time at which the outcome became known.")
     attempts: int = Field(description="The number of requests started; some may not have arrived.")
@@ -93,7 +89,7 @@ class StopOutcome(Body):
     @model_validator(mode="before")
     @classmethod
     def _of(cls, outcome: bctrl_async.StopOutcome) -> dict[str, object]:
-        # The JSON of the error has the API's own text, and StopError takes the error itself.
+        # StopError takes the error itself: its JSON has the API's own text.
         return outcome.to_dict() | {
             "error": outcome.error,
             "request_id": identifier(outcome.request_id),

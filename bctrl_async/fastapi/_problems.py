@@ -21,7 +21,7 @@ _is_identifier = re.compile(r"[\w.:/+=-]{1,100}", re.ASCII).fullmatch
 
 
 class ProblemType(Enum):
-    """The types of problems, each with its status, its title, and the detail for clients."""
+    """The types of problems, each with its status, its title and its detail."""
 
     NOT_FOUND = 404, "Runtime not found", "The workspace or the alias does not exist."
     NOT_RUNNING = 409, "Runtime not running", "Nothing is running under this alias."
@@ -53,7 +53,7 @@ _TYPES = {problem_type.slug: problem_type for problem_type in ProblemType}
 
 
 def _encodable(text: object) -> object:
-    """Replace lone surrogates, which the API and clients may send, and UTF-8 cannot encode."""
+    """Replace lone surrogates, which may be sent, and UTF-8 cannot encode."""
     return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
@@ -67,14 +67,14 @@ def _remove_titles(schema: dict[str, Any]) -> None:
 
 
 class Body(BaseModel):
-    """A model of the app's OpenAPI that takes its fields from the attributes of an object."""
+    """A model of the app's OpenAPI, made of the attributes of an object."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         from_attributes=True, json_schema_extra=_remove_titles
     )
 
     def __init_subclass__(cls) -> None:
-        # If the app has a model of the same name, the OpenAPI names both with their modules.
+        # If the app has a model of the same name, the OpenAPI adds the modules.
         cls.__module__ = "bctrl_async.fastapi"
 
 
@@ -99,19 +99,21 @@ class Problem(CamelBody):
         None, description="The workspace as requested; absent if the call had none."
     )
     alias: Text | None = Field(
-        None, description="The alias of the runtime as requested; absent if the call had none."
+        None,
+        description="The alias of the runtime as requested; absent if there was none.",
     )
     code: str | None = Field(None, description="The API's error code; absent if it sent none.")
     request_id: str | None = Field(
-        None, description="The API's id of the request, for its support team; absent if none."
+        None,
+        description="The API's id of the request, for its support; absent if none.",
     )
 
 
 def problem(error: BctrlError) -> Problem:
     """Describe an error to the app's clients as problem details (RFC 9457).
 
-    It includes only two identifiers of the API's answer, its error code and the id of the request:
-    the API's text is not meant for the app's clients.
+    It includes only two identifiers of the API's answer, its error code and the id of
+    the request: the API's text is not meant for the app's clients.
 
     Args:
         error: The error.
@@ -138,7 +140,7 @@ def _problem(problem_type: ProblemType, error: BctrlError) -> Problem:
 
 
 def explain(error: BctrlError, problem_type: ProblemType) -> str:
-    """Return the `detail` of a problem: for an invalid target its error, else a fixed text."""
+    """Return the `detail` of a problem: of an invalid target, what is wrong."""
     if (
         isinstance(error, BctrlConfigError)
         and problem_type is ProblemType.INVALID_TARGET
@@ -152,7 +154,7 @@ def explain(error: BctrlError, problem_type: ProblemType) -> str:
 
 
 def identifier(text: str | None) -> str | None:
-    """Return an error code or an id of the API; None for other text, such as a gateway's."""
+    """Return an error code or an id of the API; None for other text."""
     return text if text is not None and _is_identifier(text) else None
 
 
@@ -162,13 +164,19 @@ def classify(error: BctrlError) -> ProblemType:
 
 
 class _Content(dict[str, Any]):
-    """The content of a response, with FastAPI's schema under the media type of problems.
+    """The content of a response with a problem.
 
-    FastAPI would add it under the media type of the route.
+    FastAPI would add its schema under the media type of the route.
     """
 
-    def setdefault(self, _: str, default: Any = None) -> Any:  # noqa: ANN401 - as in dict.
+    def setdefault(self, _: str, default: Any = None) -> Any:  # noqa: ANN401 - as dict.
         return super().setdefault(MEDIA_TYPE, default)
+
+
+_RETRY_AFTER = {
+    "description": "Seconds to wait before retrying, if the API sent a Retry-After.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 60},
+}
 
 
 def _response(status: int) -> dict[str, Any]:
@@ -186,12 +194,7 @@ def _response(status: int) -> dict[str, Any]:
         "content": _Content({MEDIA_TYPE: {"examples": examples}}),
     }
     if status in THROTTLED:
-        response["headers"] = {
-            "Retry-After": {
-                "description": "Seconds to wait before retrying, if the API sent a Retry-After.",
-                "schema": {"type": "integer", "minimum": 0, "maximum": 60},
-            }
-        }
+        response["headers"] = {"Retry-After": _RETRY_AFTER}
     if status == HTTPStatus.UNPROCESSABLE_ENTITY:
         # FastAPI documents its own 422 only where a route has no other.
         errors = {"type": "array", "items": validation_error_definition}
@@ -205,4 +208,4 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: _response(status)
     for status in sorted({problem_type.status for problem_type in ProblemType})
 }
-"""The problems for the app's OpenAPI: pass `responses=PROBLEM_RESPONSES` to routes or routers."""
+"""The problems for the app's OpenAPI: pass it as `responses` to routes or routers."""

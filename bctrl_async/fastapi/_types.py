@@ -1,4 +1,4 @@
-"""The classes that a session returns, as types of routes and of fields of pydantic models."""
+"""The classes that a session returns, as types of routes and of pydantic fields."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from bctrl_async.fastapi import _bodies
 
 
 class _ShownAs:
-    """An annotation of a Struct: pydantic keeps it, and a model describes and serialises it."""
+    """An annotation of a Struct: pydantic keeps it, and shows it as a model."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model

@@ -34,12 +34,14 @@ _LENGTH = len(_HEADER) + 42
 
 
 class FilePace(Pace):
-    """A pace shared by the processes of one machine, through a file that they lock in turn.
+    """A pace shared by the processes of one machine, in a file that they lock in turn.
 
     Args:
-        path: The file; created if it does not exist, in a folder that does. It must be on a local
-            disk or in memory, such as below `/run`. It may be deleted at any time.
-        rate: The most attempts a second of all processes together, above 0; the same in each.
+        path: The file; created if it does not exist, in a folder that does. It must be
+            on a local disk or in memory, such as below `/run`. It may be deleted at any
+            time.
+        rate: The most attempts a second of all processes together, above 0; the same in
+            each.
 
     Raises:
         BctrlConfigError: The path is not a path, or the rate is invalid.
@@ -54,21 +56,25 @@ class FilePace(Pace):
         """Wait until this many attempts may start.
 
         Raises:
-            BctrlConfigError: The path cannot be written, or is a folder, a link, or another file.
-            OSError: The file cannot be used now: the disk is full or hangs, or others lock it for
-                1 s.
+            BctrlConfigError: The path cannot be written, or is a folder, a link, or
+                another file.
+            OSError: The file cannot be used now: the disk is full or hangs, or others
+                lock it for 1 s.
         """
         name = f"bctrl-async {self._path}"
         ahead = None
         async with asyncio.timeout(PATIENCE):
             while ahead is None:
-                # A disk that hangs gets no second request. No thread lives on in a forked child.
+                # A disk that hangs gets no second request. A fork has no threads.
                 if name not in {thread.name for thread in threading.enumerate()}:
                     answer = Future[float | None]()
                     answer.set_running_or_notify_cancel()
                     # Neither the loop nor the process waits for the end of a daemon.
                     threading.Thread(
-                        target=self._reserve, name=name, args=(slots, answer), daemon=True
+                        target=self._reserve,
+                        name=name,
+                        args=(slots, answer),
+                        daemon=True,
                     ).start()
                     ahead = await asyncio.wrap_future(answer)
                 if ahead is None:
@@ -76,9 +82,9 @@ class FilePace(Pace):
         await asyncio.sleep(ahead)
 
     def _reserve(self, slots: int, answer: Future[float | None]) -> None:
-        """Reserve slots; answer with the seconds until the first, or None if the file is locked."""
+        """Reserve slots; answer with the seconds until the first, or None if locked."""
         try:
-            # The file is opened each time: after it was deleted, others use the new file.
+            # The file is opened each time: it may have been deleted, and made anew.
             with open(self._path, "r+b", opener=_open) as file:
                 try:
                     _lock(file.fileno())
@@ -86,11 +92,11 @@ class FilePace(Pace):
                     answer.set_result(None)
                     return
                 last, ahead = _parse(file.read(_LENGTH))
-                # This clock is the same in all processes, and starts again only with the machine.
+                # All processes have this clock, which starts again with the machine.
                 now = time.monotonic()
                 ahead = max(ahead - max(now - last, 0.0), 0.0)
                 file.seek(0)
-                # The new text replaces the old of the same length, so that a full disk keeps it.
+                # The new text is as long as the old, so that a full disk takes it.
                 file.write(_HEADER + f"{now:020.6f} {ahead + slots / self.rate:020.6f}\n".encode())
             answer.set_result(ahead)
         except ValueError as error:
@@ -115,7 +121,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _parse(content: bytes) -> tuple[float, float]:
-    """Return the time of the last request, and for how many seconds slots were reserved then."""
+    """Return the time of the last request, and the seconds reserved then."""
     if not _HEADER.startswith(content[: len(_HEADER)]):
         raise ValueError("it is another file")
     try:

@@ -1,7 +1,7 @@
 """The slots of a shared pace that a session has, and its rate while the pace is away.
 
-While there are slots, no attempt waits for the store: a separate task acquires the next lease while
-the session uses the last.
+While there are slots, no attempt waits for the store: a separate task acquires the next
+lease while the session uses the last.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ _LEASE = 0.05
 _INTERVAL = 1.0
 """Seconds between requests to a store that is away."""
 _DECAY = 0.8
-"""The weight of the earlier leases, beside the last, in the measured share of the rate."""
+"""The weight of the earlier leases in the measured share of the rate."""
 _MAX_TO_MEAN = 2.0
-"""The most times the mean that a lease counts, since a process that is held up learns nothing."""
+"""The most times the mean that a lease counts: a process may be held up."""
 _MARGIN = 0.9
-"""The part of its share that a session uses while the store is away: the share is an estimate."""
+"""The part of its share, an estimate, that a session uses while the store is away."""
 _BURST = 0.02
-"""Seconds' worth of attempts that may start at once without the store, since timers are late."""
+"""Seconds' worth of attempts that may start at once without the store: timers are
+late."""
 
 
 class Pace(ABC):
-    """A rate that several processes share; an instance may be used by any number of sessions.
+    """A rate that several processes share; an instance serves any number of sessions.
 
     Attributes:
         rate: The most attempts a second of all processes together.
@@ -52,18 +53,18 @@ class Pace(ABC):
             slots: The number of attempts: 1, or more if they are worth 0.05 s at most.
 
         Raises:
-            BctrlConfigError: The store cannot be used as configured. A session that has never had
-                a slot is then closed.
-            Exception: The store is away, which must show within seconds. The session goes on
-                without it, and asks again once a second.
+            BctrlConfigError: The store cannot be used as configured. A session that has
+                never had a slot is then closed.
+            Exception: The store is away, which must show within seconds. The session
+                goes on without it, and asks again once a second.
         """
 
 
 class Leases:
     """The slots of a shared pace that a session may use.
 
-    A slot may be used until `_LEASE` seconds after its time, for timers are late. Then it is lost:
-    slots that were saved up would be a burst.
+    A slot may be used until `_LEASE` seconds after its time, for timers are late. Then
+    it is lost: slots that were saved up would be a burst.
     """
 
     def __init__(
@@ -82,15 +83,15 @@ class Leases:
         self._requested_at = 0.0
         self._is_proven = False
         self._is_away = False
-        # While calls wait for each lease, the seconds that leases take and their slots give the
-        # session's share of the rate; until then it is the whole rate.
+        # While calls wait for each lease, the seconds that leases take and their slots
+        # give the session's share of the rate; until then it is the whole rate.
         self._is_busy = False
         self._seconds = 1.0 / pace.rate
         self._leased = 1.0
         self._next_without_store = 0.0
 
     def delay(self, now: float) -> float:
-        """Return the seconds until the next attempt may start; inf until a lease is there."""
+        """Return the seconds until the next attempt may start; inf without a lease."""
         slots = self._slots
         while slots and slots[0] < now - _LEASE:
             slots.popleft()
@@ -127,7 +128,7 @@ class Leases:
         await self._pace.acquire(slots)
         now = asyncio.get_running_loop().time()
         if self._is_busy:
-            # A session that asks late waits less, but nobody has more than the whole rate.
+            # A late session waits less, but none has more than the whole rate.
             elapsed = max(now - self._requested_at, slots / self._pace.rate)
             most = _MAX_TO_MEAN * slots * self._seconds / self._leased
             self._seconds = self._seconds * _DECAY + min(elapsed, most)
@@ -139,7 +140,7 @@ class Leases:
             _log.warning("the shared pace is used again", extra={"bctrl.event": "pace_back"})
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
-        """Handle the end of a request, even if cancelled: attempts may wait for its lease."""
+        """Handle the end of a request, even if cancelled: attempts may wait for it."""
         self._request = None
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if isinstance(error, BctrlConfigError) and not self._is_proven:
@@ -155,8 +156,8 @@ class Leases:
         text = str(error) if isinstance(error, OSError | BctrlConfigError) else ""
         rate = self._rate_without_store()
         _log.warning(
-            "the shared pace cannot be asked (%s): this session goes on with %.3g attempts a "
-            "second",
+            "the shared pace cannot be asked (%s): this session goes on with %.3g "
+            "attempts a second",
             " ".join(f"{type(error).__name__}: {text}".removesuffix(": ").split()),
             rate,
             extra={"bctrl.event": "pace_away", "bctrl.rate": rate},

@@ -1,7 +1,8 @@
 """The directive `api-table`: every public name, with a link and its first sentence.
 
-The names are those that the pages of the same folder document, under the titles of these pages, so
-the table has no list of its own that could go stale. `methods` names classes whose methods it has.
+The names are those that the pages of the same folder document, under the titles of
+these pages, so the table has no list of its own that could go stale. `methods` names
+classes whose methods it has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The directive `cli-options`: the options of a command as its `--help` has them, in tables.
+"""The directive `cli-options`: tables of the options in the `--help` of a command.
 
 A copy of them in the page could go stale.
 """

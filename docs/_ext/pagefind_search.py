@@ -1,7 +1,7 @@
 """Index the pages with pagefind, if it is installed, for the search box of `search.js`.
 
-Sphinx's own search stays where pagefind is not installed, in pages that are opened as files, and
-without WebAssembly. `search.html` lets it find numbers as well, such as 429.
+Sphinx's own search stays where pagefind is not installed, in pages that are opened as
+files, and without WebAssembly. `search.html` lets it find numbers as well, such as 429.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _KEYWORDS = {
     "reference/problems": "RFC 9457",
     "reference/session": "timeout. max_connections",
 }
-"""What a page should be found by, though others mention it as often, or it has another word."""
+"""Words to find a page by, which others have as often, or which it lacks."""
 
 
 class _English(SearchEnglish):
@@ -59,7 +59,7 @@ class _English(SearchEnglish):
 
 
 def _prepare(html: str) -> str:
-    """Give headings and names the ids that their sections have: pagefind links to headings."""
+    """Give headings and names the ids of their sections: pagefind links to headings."""
     html = re.sub(r'<section id="([^"]+)">\s*<h(\d)>', r'<section><h\2 id="\1">', html)
     return re.sub(
         r'<dt class="sig [^>]* id="(bctrl_async\.((?:[^".]+\.)*([^".]+)))">',
@@ -89,7 +89,9 @@ async def _index(app: Sphinx) -> None:
             await index.add_html_file(content=content, source_path=f"{page}.html")
         await index.write_files()
         # It answers before its last files are on disk, and would end without them.
-        while not all(path.stat().st_size for path in bundle.rglob("*")):  # noqa: ASYNC110 - a process.
+        while not all(  # noqa: ASYNC110 - another process writes them.
+            path.stat().st_size for path in bundle.rglob("*")
+        ):
             await asyncio.sleep(0.1)
 
 

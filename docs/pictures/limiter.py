@@ -1,4 +1,4 @@
-"""Draw the charts of the limiter against simulated servers, for both pages named limiter.md.
+"""Draw the charts of the limiter against simulated servers, for both limiter.md.
 
 `python docs/pictures/limiter.py`
 """
@@ -74,7 +74,7 @@ _SCENES = [
 
 
 class _Chart:
-    """A bar for the attempts started in each second, and a line for the server's limit."""
+    """A bar for the attempts of each second, and a line for the server's limit."""
 
     def __init__(self, scene: _Scene) -> None:
         self._scene = scene
@@ -107,10 +107,8 @@ class _Chart:
             ' font-family="system-ui, sans-serif" font-size="12" role="img">'
         )
         run = self._run
-        title = (
-            f"<title>{self._scene.title}: {run.throttled:,} of {run.requests:,} requests throttled,"
-            f" {run.seconds:.1f} s</title>"
-        )
+        throttled = f"{run.throttled:,} of {run.requests:,} requests throttled"
+        title = f"<title>{self._scene.title}: {throttled}, {run.seconds:.1f} s</title>"
         parts = [start_tag, title, *self._legend(), *self._axes(), *self._bars(), *self._limit()]
         return "\n".join([*parts, "</svg>", ""])
 
@@ -148,23 +146,25 @@ class _Chart:
             )
 
     def _limit(self) -> Iterator[str]:
-        if self._scene.limit is not None:
+        limit = self._scene.limit
+        if limit is not None:
             steps = [
-                f"{self._x(second)} {self._y(self._scene.limit(second))}H{self._x(second + 1)}"
+                f"{self._x(second)} {self._y(limit(second))}H{self._x(second + 1)}"
                 for second in range(self._seconds)
             ]
             yield (
-                f'<path d="M{"L".join(steps)}" fill="none" stroke="{_TEXT}" stroke-width="1.5"'
-                ' stroke-dasharray="4 3"/>'
+                f'<path d="M{"L".join(steps)}" fill="none" stroke="{_TEXT}"'
+                ' stroke-width="1.5" stroke-dasharray="4 3"/>'
             )
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return f'<text x="{x}" y="{y:.1f}" text-anchor="{anchor}" fill="{_TEXT}">{words}</text>'
+    position = f'x="{x}" y="{y:.1f}"'
+    return f'<text {position} text-anchor="{anchor}" fill="{_TEXT}">{words}</text>'
 
 
 def _round_step(highest: int, parts: int) -> int:
-    """Return the smallest round step that reaches `highest` in at most `parts` steps."""
+    """Return the smallest round step that reaches `highest` in `parts` steps."""
     sizes = (factor * int(10**power) for power in range(5) for factor in (1, 2, 5))
     return next(size for size in sizes if size * parts >= highest)
 

@@ -26,7 +26,7 @@ _WIDTH = 50
 
 
 async def main() -> None:
-    """Draw a bulk stop in progress, on an emulator that accepts 500 requests per second."""
+    """Draw a bulk stop in progress, on an emulator with 500 requests per second."""
     async with Emulator(port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500) as emulator:
         for target in _TARGETS:
             emulator.add_runtime(*target)

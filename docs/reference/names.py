@@ -1,7 +1,7 @@
-"""Write names.pyi: each public name with its signature, for readers who have no built docs.
+"""Write names.pyi: each public name with its signature, for readers without docs.
 
-`python docs/reference/names.py` takes the names from the pages beside it, and all else from the
-source.
+`python docs/reference/names.py` takes the names from the pages beside it, and all else
+from the source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import bctrl_async
 
 _FOLDER = Path(__file__).parent
 _ROOT = Path(bctrl_async.__file__).parents[1]
-_HEAD = "# By `python docs/reference/names.py`. The docstrings in the files that it names say more."
+_HEAD = "# By `python docs/reference/names.py`. The docstrings in its files say more."
 _DIRECTIVE = re.compile(
     r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
 )
@@ -32,7 +32,7 @@ _ALIASES = {
     "bctrl_async.redis": ("_Client",),
 }
 """The types in signatures that have no page."""
-_IMPORTABLE = "# Types in signatures; OnOutcome and Targets can be imported from bctrl_async.bulk."
+_IMPORTABLE = "# Types in signatures; bctrl_async.bulk has OnOutcome and Targets."
 _PROTOCOLS = {"__aenter__", "__aiter__"}
 _ARGUMENT = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
 """An argument in a docstring, with its text."""

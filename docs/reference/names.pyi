@@ -1,6 +1,6 @@
-# By `python docs/reference/names.py`. The docstrings in the files that it names say more.
+# By `python docs/reference/names.py`. The docstrings in its files say more.
 
-# Types in signatures; OnOutcome and Targets can be imported from bctrl_async.bulk.
+# Types in signatures; bctrl_async.bulk has OnOutcome and Targets.
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
@@ -493,19 +493,19 @@ class RetryPolicy(msgspec.Struct):
 
 # bctrl_async.pace.FilePace, in bctrl_async/pace/_file.py
 class FilePace(Pace):
-    """A pace shared by the processes of one machine, through a file that they lock in turn."""
+    """A pace shared by the processes of one machine, in a file that they lock in turn."""
     def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
         ...
 
 # bctrl_async.redis.RedisPace, in bctrl_async/redis.py
 class RedisPace(Pace):
-    """A pace shared by the processes of many machines, through Redis 6.2 or newer, or Valkey."""
+    """A pace shared by the processes of many machines, in Redis (from 6.2) or Valkey."""
     def __init__(self, client: _Client, *, rate: float, name: str = 'default') -> None:
         ...
 
 # bctrl_async.pace.Pace, in bctrl_async/pace/_leases.py
 class Pace(ABC):
-    """A rate that several processes share; an instance may be used by any number of sessions."""
+    """A rate that several processes share; an instance serves any number of sessions."""
     def __init__(self, *, rate: float) -> None:
         ...
     async def acquire(self, slots: int) -> None:
@@ -515,7 +515,7 @@ class Pace(ABC):
 class Observer(_WithCalls):
     """An observer of all calls of a session."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop starts before it waits to be sent."""
+        """Handle the start of a stop."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def begin_bulk(self) -> BulkObserver:
@@ -529,11 +529,11 @@ class StopObserver(_WithAttempts):
     def raised(self, error: BaseException) -> None:
         """Handle what a single stop is about to raise, just before its `end`."""
     def end(self, outcome: StopOutcome) -> None:
-        """Handle the end of the stop; the outcome of a single stop has the `index` 0."""
+        """Handle the end of the stop."""
 
 # bctrl_async.CallObserver, in bctrl_async/observer.py
 class CallObserver(_WithAttempts):
-    """An observer of one call that stops nothing, such as `get_runtime`, and of its attempts."""
+    """An observer of one call that stops nothing, and of its attempts."""
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         """Handle the start of an attempt."""
     def end(self, error: BaseException | None) -> None:
@@ -553,13 +553,13 @@ class Attempt(msgspec.Struct):
     url: URL
     """The URL of the request."""
     template: str
-    """The path of the operation, with `{id}` and `{alias}` in place of the names."""
+    """The path of the operation, with `{id}` and `{alias}` for the names."""
 
 # bctrl_async.AttemptObserver, in bctrl_async/observer.py
 class AttemptObserver:
     """An observer of one attempt: one HTTP request."""
     def headers(self) -> Mapping[str, str]:
-        """Return headers to add, such as `traceparent`; the session's own take precedence."""
+        """Return headers to add, such as `traceparent`."""
     def answered(self, status: int) -> None:
         """Handle the start of the response, which has this HTTP status."""
     def end(self, error: BaseException | None) -> None:
@@ -569,7 +569,7 @@ class AttemptObserver:
 class BulkObserver(_WithCalls):
     """An observer of one bulk stop."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop starts before it waits to be sent."""
+        """Handle the start of a stop."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def outcome(self, outcome: StopOutcome) -> None:
@@ -598,7 +598,7 @@ class Emulator:
         host: str = '127.0.0.1',  # The address to listen on.
         port: int = 8787,  # The port to listen on, 0 to 65535; 0 picks a free port.
         api_key: str = 'emulator-key',  # The key that requests must carry, not empty.
-        faults: Mapping[Fault, float] | None = None,  # The probability of each fault of a stop, each 0 to 1, together at most 1.
+        faults: Mapping[Fault, float] | None = None,  # The probability of each fault of a stop, 0 to 1, at most 1 together.
         seed: int = 0,  # The seed of the random faults.
         latency: float = 0.0,  # Seconds before every response, up to a day.
         fault_latency: float = 0.05,  # Seconds that `Fault.LATENCY` adds, up to a day.
@@ -637,9 +637,9 @@ class Emulator:
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said."""
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
-        """Assert that each of these runtimes is stopped, and that a stop of it was received."""
+        """Assert that each of these runtimes is stopped, and got a stop."""
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
-        """Assert that these runtimes, at least one, were added, and that no stop ended any of them."""
+        """Assert that these runtimes, at least one, were added and not ended by a stop."""
     def inject(
         self,
         *faults: Fault | Reply | None,
@@ -651,9 +651,9 @@ class Emulator:
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets."""
     def hold(self, workspace_id: str, *aliases: str) -> None:
-        """Hold back the answers to all stops and reads of these runtimes, until `release`."""
+        """Hold back the answers to stops and reads of these runtimes, until `release`."""
     def release(self, workspace_id: str, *aliases: str) -> None:
-        """Send the answers that are held back for these runtimes, and hold back no more."""
+        """Send the answers that these runtimes hold back, and hold back no more."""
 
 # bctrl_async.emulator.Fault, in bctrl_async/emulator/_faults.py
 class Fault(StrEnum):
@@ -680,15 +680,15 @@ class Reply:
     status: int
     """The HTTP status, 200 to 599."""
     code: str | None = None
-    """The `code` of the error body; None for the code of the status in errors.md."""
+    """The `code` of the error body; None for its usual value (errors.md)."""
     message: str | None = None
     """The `error` of the error body; None for the name of the status."""
     reason_class: str | None = None
-    """The `reasonClass` of the error body; None for the usual value of the status."""
+    """The `reasonClass` of the error body; None for its usual value."""
     hint: str | None = None
     """The `hint` of the error body; None omits it."""
     headers: Mapping[str, str] = ...
-    """More headers, such as `Retry-After`."""
+    """Headers to add, or to send in place of the usual: `Retry-After`, say."""
     body: object = ...
     """What is sent in place of the usual body; None for the usual body."""
     takes_effect: bool | None = None
@@ -733,11 +733,11 @@ class WireRuntime(TypedDict):
 
 # bctrl_async.testing.bctrl_emulator, in bctrl_async/testing.py
 def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
-    """A running emulator: add runtimes, inject faults, then inspect the requests it received."""
+    """A running emulator: add runtimes, inject faults, then inspect its requests."""
 
 # bctrl_async.testing.bctrl_session, in bctrl_async/testing.py
 def bctrl_session(bctrl_emulator: Emulator) -> Iterator[BctrlSession]:
-    """A session connected to the emulator; it opens in the event loop that first uses it."""
+    """A session for the emulator; it opens in the event loop that first uses it."""
 
 # bctrl_async.testing.bctrl_env, in bctrl_async/testing.py
 def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -780,7 +780,7 @@ def lifespan(
 
 # bctrl_async.fastapi.get_session, in bctrl_async/fastapi/_app.py
 async def get_session(connection: HTTPConnection) -> BctrlSession:
-    """Return the app's session, which outlives the request: background tasks may use it."""
+    """Return the app's session."""
 
 # bctrl_async.fastapi.add_exception_handlers, in bctrl_async/fastapi/_app.py
 def add_exception_handlers(app: FastAPI) -> None:

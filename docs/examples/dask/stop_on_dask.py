@@ -2,9 +2,9 @@
 
     python stop_on_dask.py tcp://127.0.0.1:8786 runtimes.csv tonight.jsonl
 
-Each chunk of the list is a task of the cluster, which stops it and returns its outcomes. They are
-written to the journal here. A chunk that does not come back is pending: the same command stops it
-again, and nothing else.
+Each chunk of the list is a task of the cluster, which stops it and returns its
+outcomes. They are written to the journal here. A chunk that does not come back is
+pending: the same command stops it again, and nothing else.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Session(distributed.WorkerPlugin):
-    """The session of a worker, which its chunks share. The key is in the worker's environment."""
+    """The session of a worker, which its chunks share; the worker has the key."""
 
     # A run finds the session of an earlier one.
     idempotent = True
@@ -50,21 +50,28 @@ class Session(distributed.WorkerPlugin):
             self.session = BctrlSession(base_url=self.base_url)
         return self.session
 
-    async def teardown(self, worker: distributed.Worker) -> None:  # noqa: ARG002 - dask passes it.
+    async def teardown(
+        self,
+        worker: distributed.Worker,  # noqa: ARG002 - dask passes it.
+    ) -> None:
         if self.session is not None:
             await self.session.close()
 
 
 async def stop_chunk(plugin: str, chunk: list[RuntimeRef]) -> list[StopOutcome]:
-    """Stop a chunk, on a worker; if the worker dies, dask calls this again on another."""
+    """Stop a chunk, on a worker; if it dies, dask calls this again on another."""
     session: BctrlSession = dask.get_worker().plugins[plugin].open()
     outcomes: list[StopOutcome] = []
     await session.stop_runtimes(chunk, on_outcome=outcomes.append)
     return outcomes
 
 
-async def stop_all(client: Any, targets: list[RuntimeRef], journal: Journal) -> None:  # noqa: ANN401 - it has no types.
-    """Stop targets on the cluster, and write the outcomes that come back to the journal."""
+async def stop_all(
+    client: Any,  # noqa: ANN401 - it has no types.
+    targets: list[RuntimeRef],
+    journal: Journal,
+) -> None:
+    """Stop targets on the cluster, and write the outcomes to the journal."""
     plugin = Session(journal.base_url)
     await client.register_plugin(plugin)
     chunks = {}
@@ -110,10 +117,11 @@ def main(address: str, list_path: str, journal_path: str) -> int:
     except (BctrlError, OSError, KeyboardInterrupt) as error:
         print(f"It ended early: {error!r}")
     outcomes = list(read_journals([journal_path], targets))
+    total = len(outcomes)
     done = sum(outcome.ok for outcome in outcomes)
     results = Counter(outcome.result.value for outcome in outcomes)
-    print(f"{done:,} of {len(outcomes):,} done, {len(outcomes) - done:,} pending: {dict(results)}")
-    return int(done < len(outcomes))
+    print(f"{done:,} of {total:,} done, {total - done:,} pending: {dict(results)}")
+    return int(done < total)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Bulk stops in a queue: the queue, the files of a stop, and the task that runs one.
 
-The queue holds ids only. The targets of a stop are in a file with its id, and its outcomes in a
-journal beside it. The app and all workers need the same folder, on a disk with file locks.
+The queue holds ids only. The targets of a stop are in a file with its id, and its
+outcomes in a journal beside it. The app and all workers need the same folder, on a disk
+with file locks.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ FOLDER = Path(os.environ.get("STOPS_FOLDER", "stops"))
 DRAIN = 10.0
 """Seconds to wait for stops in flight when the worker is shut down."""
 ATTEMPTS = 20
-"""The most runs of a stop: another follows one that was interrupted or left targets over."""
+"""The most runs of a stop: another follows if it was interrupted or left targets."""
 MAX_FAILURES = 1000
 """The most failures in a report, which the queue keeps."""
 RETRY = ExponentialRetry(
@@ -53,7 +54,7 @@ def journal_file(stop_id: UUID) -> Path:
 
 def save_targets(stop_id: UUID, targets: Iterable[RuntimeRef]) -> bool:
     """Save the targets of a stop; return False if it has others already."""
-    # ASCII: UTF-8 cannot encode a lone surrogate in an alias, which the report is to reject.
+    # ASCII: an alias may have a lone surrogate, which UTF-8 cannot encode.
     lines = "".join(f"{json.dumps(target)}\n" for target in targets).encode()
     FOLDER.mkdir(exist_ok=True)
     draft = FOLDER / f"{uuid4()}.draft"
@@ -89,8 +90,8 @@ async def stop_many(
 ) -> StopReport:
     """Run a bulk stop, or resume it from its journal.
 
-    While another worker runs it, the journal is locked. That is an error here, as any other:
-    docket runs the task again later.
+    While another worker runs it, the journal is locked. That is an error here, as any
+    other: docket runs the task again later.
     """
     targets = await asyncio.to_thread(load_targets, stop_id)
     batch = session.stop_runtimes(targets, journal=journal_file(stop_id))

@@ -2,8 +2,8 @@
 
     APP_TOKEN=… uvicorn --app-dir docs/examples/docket web:app
 
-Only clients that send the token can stop runtimes. Replace `require_token` by the login of your
-app.
+Only clients that send the token can stop runtimes. Replace `require_token` by the login
+of your app.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ class Accepted(BaseModel):
 class Stop(BaseModel):
     """The state of a bulk stop.
 
-    `scheduled` is between two runs. The state is null when the queue has forgotten the stop: a day
-    after its end, or if it lost its data.
+    `scheduled` is between two runs. The state is null when the queue has forgotten the
+    stop: a day after its end, or if it lost its data.
     """
 
     id: UUID
@@ -68,10 +68,9 @@ app = FastAPI(
 
 @app.exception_handler(RedisError)
 async def queue_is_away(_: Request, __: Exception) -> JSONResponse:
+    detail = "The queue is away. Repeat the request with the same Idempotency-Key."
     return JSONResponse(
-        {"detail": "The queue does not answer. Repeat the request with the same Idempotency-Key."},
-        status.HTTP_503_SERVICE_UNAVAILABLE,
-        {"Retry-After": "5"},
+        {"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"}
     )
 
 
@@ -84,8 +83,8 @@ async def create_stop(
 ) -> Accepted:
     """Stop runtimes, given as pairs of workspace id and alias, in a worker.
 
-    A repeated request with the same `Idempotency-Key` changes nothing while the stop is in the
-    queue. After its end, it tries the failures again.
+    A repeated request with the same `Idempotency-Key` changes nothing while the stop is
+    in the queue. After its end, it tries the failures again.
     """
     stop_id = idempotency_key or uuid4()
     if not await asyncio.to_thread(save_targets, stop_id, dict.fromkeys(targets)):

@@ -2,9 +2,10 @@
 
     BCTRL_API_KEY=… python docs/examples/docket/worker.py
 
-When it receives SIGTERM or SIGINT it sends nothing new, waits for the requests in flight, and puts
-its stops back into the queue. When it is killed, another worker resumes them after `REDELIVERY`.
-The command `docket worker` would wait until its stops have ended.
+When it receives SIGTERM or SIGINT it sends nothing new, waits for the requests in
+flight, and puts its stops back into the queue. When it is killed, another worker
+resumes them after `REDELIVERY`. The command `docket worker` would wait until its stops
+have ended.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from docket import Worker
 from stops import docket, shut_down
 
 REDELIVERY = timedelta(seconds=30)
-"""Time without a sign of life after which a worker counts as dead. docket gives none while it is
-shut down, so this is longer than `DRAIN`."""
+"""Time without a sign of life after which a worker counts as dead. docket gives none
+while it is shut down, so this is longer than `DRAIN`."""
 
 
 async def main() -> None:

@@ -1,6 +1,6 @@
 """A service with a page that stops many runtimes and shows their progress.
 
-APP_TOKEN=… uvicorn --app-dir docs/examples/fastapi app:app --timeout-graceful-shutdown 20
+APP_TOKEN=… uvicorn --app-dir docs/examples/fastapi app:app
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopResult
 from bctrl_async.fastapi import BctrlDep, StopReport, lifespan
 
 PAGE = Path(__file__).with_name("page.html").read_text("utf-8")
+BEARER = HTTPBearer(auto_error=False)
 KEEP = 600.0  # Seconds for which a report is kept.
 RUNS: dict[str, tuple[StopBatch, asyncio.Task[StopReport]]] = {}
 
@@ -37,11 +38,13 @@ async def drain_at_shutdown(_: FastAPI) -> AsyncIterator[None]:
 
 
 async def require_token(
-    given: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
+    authorization: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
 ) -> None:
-    if not (token := os.environ.get("APP_TOKEN")):
+    token = os.environ.get("APP_TOKEN")
+    if not token:
         raise HTTPException(403, "APP_TOKEN is not set, so nothing can be stopped.")
-    if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
+    credentials = "" if authorization is None else authorization.credentials
+    if not secrets.compare_digest(credentials.encode(), token.encode()):
         raise HTTPException(401, "The token is wrong.", {"WWW-Authenticate": "Bearer"})
 
 
@@ -61,9 +64,11 @@ app = FastAPI(lifespan=lifespan(lambda: BctrlSession(max_connections=32), inner=
 
 @app.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
-    nonce = secrets.token_urlsafe()  # The page keeps the token, so no other script runs there.
+    # The page keeps the token, so no other script runs there.
+    nonce = secrets.token_urlsafe()
     policy = f"default-src 'nonce-{nonce}'; connect-src 'self'; frame-ancestors 'none'"
-    return HTMLResponse(PAGE.replace("NONCE", nonce), headers={"Content-Security-Policy": policy})
+    headers = {"Content-Security-Policy": policy}
+    return HTMLResponse(PAGE.replace("NONCE", nonce), headers=headers)
 
 
 @app.post("/runs", status_code=202, dependencies=MAY_STOP)
@@ -91,7 +96,7 @@ async def find(run_id: str) -> tuple[StopBatch, asyncio.Task[StopReport]]:
 RunDep = Annotated[tuple[StopBatch, asyncio.Task[StopReport]], Depends(find)]
 
 
-@app.get("/runs/{run_id}", dependencies=MAY_STOP)  # noqa: FAST003 - find has the parameter.
+@app.get("/runs/{run_id}", dependencies=MAY_STOP)  # noqa: FAST003 - `find` has it.
 async def progress(run: RunDep) -> Progress:
     batch, task = run
     report = task.result() if task.done() else None
@@ -100,7 +105,7 @@ async def progress(run: RunDep) -> Progress:
     return Progress(**fields)
 
 
-@app.post("/runs/{run_id}/cancel", dependencies=MAY_STOP)  # noqa: FAST003 - find has it.
+@app.post("/runs/{run_id}/cancel", dependencies=MAY_STOP)  # noqa: FAST003 - as above.
 async def cancel(run: RunDep) -> None:
     """Send nothing new; the requests in flight get their answers."""
     run[0].stop_reading()
