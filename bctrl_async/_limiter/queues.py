@@ -74,7 +74,7 @@ class Waiter(msgspec.Struct, eq=False):
         self.admitted.add_done_callback(self.cancel_timer)
 
     def cancel_timer(self, *_: object) -> None:
-        """Cancel its timer, if it has one."""
+        """Cancel its timer, if it is set."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
