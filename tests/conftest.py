@@ -134,7 +134,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the whole suite in several processes, but named files in this one, as debuggers need."""
+    """Run the whole suite in several processes, but named files here, for debuggers."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     # Many tests wait for other processes.
     return (os.cpu_count() or 1) + 1 if is_whole else 0
@@ -235,7 +235,7 @@ def command(
 ) -> Command:
     """The command, whose retries do not wait, in a folder of its own."""
     monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
-    # On a busy machine it would show its progress.
+    # It would show its progress on a busy machine.
     monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
     monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)
     monkeypatch.chdir(file.parent)
@@ -280,7 +280,7 @@ def ways() -> Iterator[Ways]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no store be away because it is slow, and ask one that is away only once."""
+    """Let no store be away because it is slow, and ask an absent store only once."""
     for name in ("pace._leases._INTERVAL", "pace._file.PATIENCE", "redis.PATIENCE"):
         monkeypatch.setattr(f"bctrl_async.{name}", BOUND)
 

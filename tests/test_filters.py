@@ -80,7 +80,7 @@ def test_age_is_measured_by_the_clock_of_this_machine() -> None:
         "whenever",
         "1712010100000",  # Milliseconds, which Python reads as a day in 1712.
         "2020-01-01",
-        "2020-01-01T00:00:00",  # Of which zone?
+        "2020-01-01T00:00:00",  # It has no zone.
         "2020-13-01T00:00:00Z",
     ],
 )

@@ -59,7 +59,7 @@ class TestLoop:
             assert "not opened yet" in repr(session)
             asyncio.run(session.stop_runtime("ws-1", "r0"))
             assert " open" in repr(session)
-            # A later loop may have the `id` of the first one.
+            # A later loop may have the `id` of the first loop.
             for _ in range(20):
                 for use in (session.stop_runtime("ws-1", "r1"), enter(session)):
                     with pytest.raises(BctrlConfigError, match=CLOSED_LOOP):
@@ -115,7 +115,7 @@ class TestLoop:
 
 @pytest.fixture
 def lookup_began(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Make host lookups hang; return an event that is set when one begins."""
+    """Make host lookups hang; return an event that is set when a lookup starts."""
     began = asyncio.Event()
 
     class SlowResolver:

@@ -153,7 +153,7 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
         {"bctrl.event": "throttled", "http.response.status_code": 429, "bctrl.delay": 2.0},
         {"bctrl.event": "throttling_ended", "bctrl.elapsed": ANY},
     ]
-    # Without configured logging, nothing is printed: a bulk stop finds its rate this way.
+    # Nothing is printed without configured logging: a bulk stop finds its rate this way.
     assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 

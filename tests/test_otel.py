@@ -34,7 +34,7 @@ Call = Callable[[BctrlSession], Awaitable[object]]
 
 
 class Traced:
-    """What the SDK received of the calls of a session on an emulator."""
+    """The spans and metrics that the SDK received of a session on an emulator."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator

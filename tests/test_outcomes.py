@@ -74,7 +74,7 @@ def test_a_count_of_results_reads_as_one_of_texts() -> None:
     ("result", "status", "running"),
     [
         ("stopped", "stopped", False),
-        ("stopped", None, False),  # From a journal.
+        ("stopped", None, False),  # It comes from a journal.
         ("already_stopped", None, False),
         ("accepted", "failed", False),
         ("accepted", "active", True),

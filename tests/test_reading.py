@@ -248,7 +248,7 @@ class TestShared:
     async def test_they_are_retried_by_the_same_rules(
         self, emulator: Emulator, session: BctrlSession, pauses: list[float], operation: Operation
     ) -> None:
-        # After a lost connection aiohttp itself retries a GET once.
+        # aiohttp itself retries a GET once after a lost connection.
         drops = [Fault.DROP_BEFORE] * 2
         throttled = Reply(429, headers={"Retry-After": "1"})
         # A stop is not retried after a truncated answer, because it was carried out.

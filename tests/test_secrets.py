@@ -47,7 +47,7 @@ def with_rich(value: object) -> str:
 
 
 def with_structlog(value: object) -> str:
-    # As `structlog.tracebacks.to_repr` does without rich.
+    # `structlog.tracebacks.to_repr` does so without rich.
     if isinstance(value, str) and len(value) > 73:
         return f"{value[:73]!r}+{len(value) - 73}"
     return repr(value)
@@ -74,7 +74,7 @@ def everything_of(error: BaseException) -> str:
         waiting += [found.__cause__, found.__context__]
     below = error.__traceback__.tb_next if error.__traceback__ else None
     shown = traceback.TracebackException(type(error), error, below, capture_locals=True)
-    # Not rendered, as panels in panels take a quarter of a second.
+    # It is not rendered: panels in panels take a quarter of a second.
     by_rich = [
         f"{stack.exc_type}: {stack.exc_value}\n"
         + "\n".join(f"{name} = {node}" for name, node in (frame.locals or {}).items())
@@ -199,7 +199,7 @@ def tunnel(answer: bytes) -> Handler:
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         await writer.drain()
-        # Until TLS has begun.
+        # TLS starts meanwhile.
         for _iteration in range(50):
             await asyncio.sleep(0)
         writer.write(answer)

@@ -202,7 +202,7 @@ class TestKey:
 async def test_the_timeout_excludes_the_wait_for_a_connection_slot(
     emulator: Emulator, connect: Connect, limits: dict[str, int] | None
 ) -> None:
-    """As in aiohttp#1463, with a pool of the session or a borrowed one."""
+    """As in aiohttp#1463, with a pool of the session or a borrowed pool."""
     emulator.add_runtime("ws-1", "mail")
     emulator.inject(Fault.HANG, alias="crm")
     once = RetryPolicy(attempts=1)

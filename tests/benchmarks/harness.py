@@ -109,7 +109,7 @@ def command(
         description: The text of `--help`.
         compare: Makes the report; takes the options as keywords.
         measure: Runs in the fresh processes that `measured` starts with `--measure`.
-        options: Options, each with its default, whose type is that of its values.
+        options: Options, each with its default, which has the type of its values.
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="+", help=SUPPRESS)
@@ -120,7 +120,7 @@ def command(
     if task := given.pop("measure"):
         sys.stdout.write(msgspec.json.encode(measure(*task)).decode())
         sys.stdout.flush()
-        # Not finalized: with pyreqwest the interpreter sometimes aborts there, after the work.
+        # The interpreter is not finalized: with pyreqwest it sometimes aborts there.
         os._exit(0)
     sys.stdout.write(f"{compare(**given)}\n")
 
@@ -143,7 +143,7 @@ def server(certificate: Path | None = None) -> Generator[str]:
 @contextmanager
 def certificate() -> Generator[tuple[Path, Path]]:
     """Issue a certificate for 127.0.0.1; yield the PEM files of its CA, and of it and its key."""
-    # In a process that is measured, the import would take memory.
+    # The import would take memory in a process that is measured.
     authority = import_module("trustme").CA()
     issued = authority.issue_cert("127.0.0.1")
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +165,7 @@ def measured(
         task: The arguments of `measure`.
         kind: The type to decode.
         under: The command of a program that runs the interpreter, such as valgrind.
-        environment: Further environment variables of the process.
+        environment: Other environment variables of the process.
     """
     with _measuring(task, under, environment) as process:
         output, _ = process.communicate()
@@ -175,7 +175,7 @@ def measured(
 
 
 def measured_together(tasks: Sequence[Sequence[object]], kind: type[_T]) -> list[_T]:
-    """Measure tasks in fresh interpreters that begin their work at once.
+    """Measure tasks in fresh interpreters that start their work at once.
 
     Each calls `wait_for_start` once it has imported what it needs.
     """
@@ -197,7 +197,7 @@ def measured_together(tasks: Sequence[Sequence[object]], kind: type[_T]) -> list
 
 
 def wait_for_start() -> float:
-    """Wait until all processes of `measured_together` begin; return the time of the start.
+    """Wait until all processes of `measured_together` start; return the time of that.
 
     It is a time of `time.monotonic`, which all processes share.
     """

@@ -49,7 +49,7 @@ class _Case(msgspec.Struct, frozen=True):
     client: str
     loop: str = "asyncio"
     tls: bool = False
-    share: float = 1.0  # Of the stops: slow clients make fewer.
+    share: float = 1.0  # Slow clients make fewer stops.
 
     @property
     def name(self) -> str:

@@ -347,7 +347,7 @@ class TestDropped:
         journal = tmp_path / "dropped.jsonl"
         async with connect() as session:
             batch = await session.stop_runtimes(targets, journal=journal).__aenter__()
-            # With a hundred outcomes unread, all workers wait.
+            # All workers wait once a hundred outcomes are unread.
             await wait_for_requests(emulator, 150)
             del batch
             gc.collect()

@@ -102,7 +102,7 @@ ONE, TWO, ONE_ATTEMPT = {"concurrency": 1}, {"concurrency": 2}, {"retry": RetryP
 DEAD_AMONG_MANY = range(17, 5000, 100)
 
 CASES = {
-    # For half a minute. The run resumes within five seconds of the return of the server.
+    # An outage of half a minute. The run resumes within five seconds of its end.
     "connections are refused": Case(down(2, 32, refused), 5000, requests=5515, seconds=42),
     "requests are cut off": Case(down(2, 32), 5000, requests=5515, seconds=42),
     "one at a time is cut off": Case(down(2, 32), 50, requests=70, seconds=42, options=ONE),
@@ -112,7 +112,7 @@ CASES = {
     "503 from the start": Case(down(0, 32, unavailable), 50, requests=155, seconds=52, options=ONE),
     "a gateway asks to wait": Case(down(0, 32, asks_to_wait), 5000, requests=5600, seconds=157),
     "502 and 503 alternate": Case(at_random(1, 2, 32, unavailable, bad_gateway), 5000, seconds=150),
-    # For another time.
+    # These last for another time.
     "a twentieth of answers are 503": Case(at_random(0.05, 0, 1000, unavailable), 5000, seconds=40),
     "half of the certificates are wrong": Case(at_random(0.5, 0, 0.5, untrusted), 5000, seconds=20),
     "connections are refused nearly as long as the patience lasts": Case(
@@ -235,7 +235,7 @@ class TestNeverAnswered:
         assert simulation.stop(30).ended_early is not None
         assert simulation.seconds < 400
 
-    # With one attempt, the probe asked for ever whether the server is back.
+    # A probe with one attempt asked for ever whether the server is back.
     @pytest.mark.parametrize(
         ("fail", "attempts"), [(disconnected, 4), (disconnected, 1), (server_error, 4)]
     )

@@ -47,7 +47,7 @@ def throttling_bad(each: Request) -> Runtime | BctrlError:
 
 
 def mixed(bad: int, good: int) -> list[tuple[str, str]]:
-    """Return the targets of a workspace over its quota, before those of another."""
+    """Return the targets of a workspace over its quota, before another's."""
     return [("ws-bad", f"bad{n}") for n in range(bad)] + [("ws-1", f"r{n}") for n in range(good)]
 
 

@@ -1,4 +1,4 @@
-"""Shards: which targets of an input are in one, and in which."""
+"""Shards: which targets of an input are in a shard, and in which."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ class TestListedRuntime:
 
     @pytest.mark.parametrize("order", [1, -1])
     async def test_an_alias_that_is_listed_twice_is_what_runs(self, bulk: Bulk, order: int) -> None:
-        """Fault: a condition for ended runtimes stopped another one, which has their alias now."""
+        """Fault: a condition for ended runtimes stopped another that has their alias now."""
         new = dict(bulk.emulator.runtimes["ws-1", "crm"])
         listed = [new, {**new, "status": "stopped"}][::order]
         bulk.emulator.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")

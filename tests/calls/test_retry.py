@@ -59,7 +59,7 @@ def state(
 
 
 def failure_of(error: BctrlError) -> Failure:
-    """Return the failure of an error, whose class may be that of another status."""
+    """Return the failure of an error, whose class may belong to another status."""
     failure = Failure.of(error)
     if error.status is None:
         return failure

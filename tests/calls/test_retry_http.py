@@ -90,7 +90,7 @@ async def test_nothing_is_sent_if_connecting_times_out(seconds: float, limit: st
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             for _iteration in range(100):
                 await asyncio.sleep(0)
-            # More than the limit to connect, and less than that of the attempt.
+            # It is more than the limit to connect, and less than the attempt's.
             pass_time(0.95 * seconds)
             with pytest.raises(
                 BctrlTimeoutError, match=f"no connection within {limit}[.]"

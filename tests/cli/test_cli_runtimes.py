@@ -224,7 +224,7 @@ async def test_ctrl_c_at_the_question_stops_nothing(command: Command) -> None:
     async with asyncio.timeout(BOUND):
         while process.returncode is None:
             process.send_signal(signal.SIGINT)
-            # Python does not see one that comes just before the system call that reads.
+            # Python does not see a signal that comes just before the system call that reads.
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 5)
     code, out, _ = await finish(process)

@@ -29,7 +29,7 @@ def example(path: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home with the lists in `stops`, and programs that stand for those of the recipes."""
+    """A home with the lists in `stops`, and programs that stand for the recipes' own."""
     for folder in ("bin", "stops"):
         (tmp_path / folder).mkdir()
     for name, program in {
@@ -106,7 +106,7 @@ class TestKubernetes:
         [container] = pod["containers"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
-        # Kubernetes takes texts only, and YAML would make a date of this one.
+        # Kubernetes takes texts only, and YAML would make a date of this text.
         assert {"name": "NIGHT", "value": NIGHT} in container["env"]
         assert container["command"] == ["sh", "-c"]
 

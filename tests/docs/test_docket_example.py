@@ -94,7 +94,7 @@ def stops(monkeypatch: pytest.MonkeyPatch, _environment: None) -> ModuleType:
     for name in ("stops", "web"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     stops = importlib.import_module("stops")
-    # Retries follow at once, and soon if a busy machine has used up the first ones.
+    # Retries follow at once, and soon if a busy machine has used up the first.
     stops.RETRY.delay = timedelta(milliseconds=20)
     stops.RETRY.maximum_delay = timedelta(seconds=2)
     return stops
@@ -150,7 +150,7 @@ async def working(stops: ModuleType) -> AsyncIterator[None]:
             stops.shut_down()
             await running
     stops.shutting_down.clear()
-    # A worker that is shut down just as it begins a task leaves it to the next one.
+    # A worker that is shut down just as it starts a task leaves it to the next worker.
     await redeliver(stops.docket)
 
 
@@ -159,7 +159,7 @@ class TestInProcess:
         self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         valid = add_runtimes(emulator, 50)
-        # No URL can have the last one.
+        # No URL can have the last name.
         targets = [*valid, ("ws-1", "gone"), ("ws-1", ".."), ("ws-1", "\ud800")]
         location = await client.enqueue([*targets, targets[0]])
         queued = await client.show(location)

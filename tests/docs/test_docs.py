@@ -34,7 +34,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 GUIDES = [path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"]
 
-# Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for one that is a file.
+# Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for a block that is a file.
 BLOCK = re.compile(
     r"^(?:<!-- (?P<note>[^\n]*) -->\n\n?)?```(?P<language>python|sh)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -67,7 +67,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def compiled(page: Path, block: Block) -> object:
-    # The line numbers of a traceback are those of the page.
+    # A traceback has the line numbers of the page.
     code = "\n" * (block.line - 1) + block.code
     return compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
@@ -87,7 +87,7 @@ def shell(code: str) -> None:
 def run_tests() -> None:
     """Run the tests of a page, where BCTRL_BASE_URL is set, as the tutorial has its readers do.
 
-    The configuration is that of the guide to tests, and must not be deprecated.
+    The configuration comes from the guide to tests, and must not be deprecated.
     """
     guide = (DOCS / "how-to" / "testing.md").read_text("utf-8")
     [settings] = re.findall(r"(?ms)^```toml\n(\[tool\.pytest\..*?)^```$", guide)

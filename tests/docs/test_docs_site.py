@@ -62,7 +62,7 @@ async def hits(tab: Tab, word: str) -> list[str]:
     """Type a word into the open search box, and return the first three pages found."""
     await tab.wait_for("document.activeElement.matches('pagefind-modal input')")
     await tab.write(word)
-    # They are filled in one by one, in any order.
+    # They are filled in singly, in any order.
     first = "[...document.querySelectorAll('pagefind-modal .pf-result')].slice(0, 3)"
     links = f"{first}.map(hit => hit.querySelector('.pf-result-link'))"
     await tab.wait_for(f"{first}.length && {links}.every(link => link)")
@@ -202,7 +202,7 @@ async def test_the_tab_key_stops_only_at_code_that_scrolls(tab: Tab, url: str) -
 @pytest.mark.parametrize("word", ["429", "503 gateway"])
 async def test_the_search_of_sphinx_finds_numbers_as_well(tab: Tab, word: str) -> None:
     await tab.open((SITE / "search.html").as_uri() + f"?q={quote(word)}")
-    # They are listed one by one.
+    # They are listed singly.
     hits = "[...document.querySelectorAll('#search-results li a')]"
     await tab.wait_for(f"{hits}.some(each => each.pathname.includes('reference/outcomes'))")
 

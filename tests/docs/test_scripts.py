@@ -68,7 +68,7 @@ class TestBulkScript:
     async def test_a_second_ctrl_c_waits_for_nothing(self, api: Emulator) -> None:
         process = await start(*BULK)
         await wait_for_requests(api, 100)
-        # Two signals at once would be one.
+        # Two signals at once would count as a single signal.
         await begin_to_end(process)
         process.send_signal(signal.SIGINT)
         code, out, _ = await finish(process)

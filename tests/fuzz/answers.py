@@ -1,4 +1,4 @@
-"""Answers as no server should send them: valid ones, mutated in their bytes, cuts and endings."""
+"""Answers that no server should send: valid, but for mutated bytes, cuts and endings."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Case(NamedTuple):
         connecting: The seconds that connecting takes, for each connection; None refuses it.
         greeting: Bytes that arrive with each connection.
         interruption: Bytes that arrive between its first request and the answer.
-        stops: The stops; the last one is answered as it should be.
+        stops: The stops; the last is answered as it should be.
         observed: True if the session has an observer.
         closed: The seconds after which the session is closed, or None.
     """
@@ -104,7 +104,7 @@ def _connecting(rng: random.Random) -> float | None:
 
 
 def _interruption(rng: random.Random) -> float:
-    # Between the packets, some of which are a little late.
+    # Packets are at these times, some of them a little later.
     return rng.choice([0.0, 1.0, 2.0, 14.0, 1990.0]) * _SHORT + 0.0006
 
 
@@ -143,7 +143,7 @@ def _packets(rng: random.Random, data: bytes) -> list[Packet]:
 
 
 def _gap(rng: random.Random) -> float:
-    # Never so that a packet and the timeout meet.
+    # A packet and the timeout never meet.
     return rng.choices([0.0, _SHORT, 0.013, 2.0 * TIMEOUT], [30, 60, 8, 2])[0]
 
 

@@ -101,7 +101,7 @@ class _Connection:
             self._send(self._server.case.stops[len(self._server.requests) - 1].answer)
 
     def _send(self, packets: list[Packet]) -> None:
-        # In the order of the requests, where packets of several arrive at a time.
+        # They are in the order of the requests, where packets of several arrive at a time.
         arrives = self._server.loop.time() + len(self._server.requests) * _APART
         together: list[bytes | Ending] = []
         for packet in packets:

@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Options, Options]] = {
 async def test_both_ways_send_the_same_bytes(
     settings: Options, arguments: Options, ways: Ways
 ) -> None:
-    """Fault: a header is missing on the fast path, or is another one, and a server rejects it."""
+    """Fault: a header is missing on the fast path, or is another, and a server rejects it."""
     heads: list[bytes] = []
     targets = [("ws-1", "crm"), ("ws 1/ä", "c%2Fr m"), ("ws-1", "crm")]
     async with raw_server(recording(heads, http_answer("403 Forbidden"))) as url:

@@ -39,7 +39,7 @@ ENUMS: dict[str, type[StrEnum]] = {
     "LaunchMode": LaunchMode,
 }
 
-# Surrogates too: JSON can contain a lone one.
+# It has surrogates, too: JSON can contain a lone surrogate.
 # It evaluates annotations, each time.
 fields_of = cache(msgspec.structs.fields)
 

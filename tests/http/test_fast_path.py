@@ -183,7 +183,7 @@ class TestTimers:
         assert timers() == []
 
     async def test_a_dropped_session_leaves_none(self, timers: Timers, connect: Connect) -> None:
-        """Fault: only `close` cancelled it, so each dropped session left one."""
+        """Fault: only `close` cancelled it, so each dropped session left a timer."""
         session = connect()
         await session.stop_runtime("ws-1", "crm")
         del session
@@ -213,7 +213,7 @@ class Named(Exchange):
 
 @pytest.mark.moves_clock
 async def test_each_exchange_has_its_own_time_limit() -> None:
-    """Fault: with one timer for all, one that had to connect waited for a later one."""
+    """Fault: with a timer for all, an attempt that had to connect waited for a later limit."""
     loop, expired = asyncio.get_running_loop(), list[str]()
     deadlines, ended = _Deadlines(loop), Named("ended", expired)
     for exchange, seconds in (

@@ -1,4 +1,4 @@
-"""What callers choose of a request: names that become path segments, and headers."""
+"""The parts of a request that callers choose: names that become path segments, and headers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONTROL = "contains a control character"
         ("\U000e0001" * 900 + "\n", CONTROL),
         ("crm\udfff", "contains a lone surrogate"),
         ("\n" * 1_001, "has 1,001 characters, more than 1,000"),
-        # Not even decoded once.
+        # It is not even decoded once.
         ("%" + "25" * 32_000 + "2e", "has 64,003 characters, more than 1,000"),
         (None, "must be a str, not NoneType"),
         (b"crm", "must be a str, not bytes"),

@@ -36,7 +36,7 @@ ALL: dict[str, AnyOperation] = {
 
 
 class Facts(NamedTuple):
-    """What the API's contract says of an operation."""
+    """The facts about an operation in the API's contract."""
 
     method: str
     template: str

@@ -127,7 +127,7 @@ CASES = {
         f"127.0.0.1:{{tls}}: {MISMATCH}", CHECK_HOST, "https://127.0.0.1:{tls}", trusted=True
     ),
     "a closed proxy": Case("proxy {closed}: Connection refused", CHECK_PROXY, proxy="{closed}"),
-    # Fault: such a stop was `unknown`, although its request was never sent.
+    # Fault: the stop was `unknown`, although its request was never sent.
     "a proxy that closes": Case(NO_TUNNEL, CHECK_PROXY, proxy="{proxy}"),
     "a proxy that talks nonsense": Case(
         NO_TUNNEL, CHECK_PROXY, proxy="{proxy}", answer=b"nonsense\r\n\r\n"
@@ -144,7 +144,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 async def test_the_reason_is_named_and_nothing_was_sent(emulator: Emulator, case: Case) -> None:
-    """Fault: the text was that of aiohttp, with the repr of a context or an exception."""
+    """Fault: the text was aiohttp's, with the repr of a context or an exception."""
     async with over_tls(emulator) as server, forward_proxy(case.answer) as proxy:
         with unused_url() as closed:
             places = {
@@ -176,7 +176,7 @@ async def test_the_reason_is_named_and_nothing_was_sent(emulator: Emulator, case
 async def test_a_certificate_with_another_fingerprint_is_named(emulator: Emulator) -> None:
     connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
     async with over_tls(emulator) as server, aiohttp.ClientSession(connector=connector) as http:
-        # Of a name with two addresses, aiohttp would raise the error of the other one.
+        # If a name has two addresses, aiohttp would raise the error of the other address.
         url = server.url.replace("localhost", "127.0.0.1")
         session = BctrlSession(KEY, base_url=url, http=http, retry=ONCE)
         with pytest.raises(BctrlNetworkError, match="the certificate has another fingerprint"):

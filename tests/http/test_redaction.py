@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, strategies as st
 from bctrl_async._http.redaction import _pattern, excerpt_of, sanitize
 
 KEY = "sk-live/Ab+cd=<0123>&\"'x\\y%2F9"
-# Without the characters with which escapes begin: the two could not be told apart.
+# Keys lack the characters with which escapes start: the two could not be told apart.
 keys = st.text(
     st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="\\%&"),
     min_size=8,
@@ -40,7 +40,7 @@ def shown_of(text: str, key: str) -> list[str]:
 
 
 def leaked(form: str, text: str) -> int:
-    """Return how much of the beginning of a form is in a text."""
+    """Return how much of the start of a form is in a text."""
     return next(length for length in range(len(form), -1, -1) if form[:length] in text)
 
 
@@ -51,7 +51,7 @@ def leaked(form: str, text: str) -> int:
 @example(key="aaaaaaab")
 def test_an_echoed_key_is_redacted_in_any_form(encode: Encode, key: str) -> None:
     r"""Fault: a key with `/` was shown as `\/`."""
-    # A key that begins like an ordinary word is redacted from that as well.
+    # A key that starts like an ordinary word is redacted from that as well.
     assume(key[:4] not in '{"error": "bad key [] given"}')
 
     for shown in shown_of(f'{{"error": "bad key [{encode(key)}] given"}}', key):

@@ -73,7 +73,7 @@ class TestIdleConnections:
     @pytest.mark.parametrize("first", [stopped("crm"), FORBIDDEN])
     @pytest.mark.parametrize("read", [True, False])
     async def test_any_byte_closes_it(self, arrived: bytes, first: bytes, *, read: bool) -> None:
-        """Fault: the beginning of an answer vanishes in aiohttp's parser, and its end follows.
+        """Fault: the start of an answer vanishes in aiohttp's parser, and its end follows.
 
         A busy loop reads its sockets only now and then, and takes connections in between.
         """

@@ -1,4 +1,4 @@
-"""Texts of the server that no human wrote: endless ones, and half of a surrogate pair."""
+"""Texts of the server that no human wrote: endless texts, and half of a surrogate pair."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TestHalves:
     @pytest.mark.parametrize("encoding", ["escaped", "utf-8", "utf-16"])
     @pytest.mark.parametrize("status", ["active", "stopped"])
     async def test_an_alias_with_one_is_nobodys(self, encoding: str, status: str) -> None:
-        """Fault: such an alias was read as `a?`, so another runtime was stopped, or said to be."""
+        """Fault: this alias was read as `a?`, so another runtime was stopped, or said to be."""
         runtime = {**WIRE, **HALVES, "alias": "a\ud800", "status": status}
         async with served(answer({"runtimes": [runtime]}, encoding), retry=ONCE) as session:
             report = await session.stop_workspace("ws-1", where=lambda _: True)

@@ -123,7 +123,7 @@ class TestFile:
         assert max(map(len, stops.path.read_bytes().splitlines())) < 6_000
         assert stops.running() == {
             "a": True,
-            # The shortened name is too long for that of a runtime.
+            # The shortened name is too long for a runtime's.
             f"{'é' * 1000}…": None,
         }
 

@@ -1,4 +1,4 @@
-"""What journals say of a list: one file or more, old, damaged, or of another server."""
+"""The words of journals about a list: one file or more, old, damaged, or of another server."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestLatest:
         [
             (0, 1, RUNS),
             (1, 0, DONE),
-            # In doubt, the target is sent again.
+            # The target is sent again in doubt.
             (0, 0, RUNS),
         ],
     )

@@ -15,7 +15,7 @@ FIRST = History(workspace="ws-1")
 
 
 def rate_of_workspace() -> AdaptiveRate:
-    """Make a rate to which all throttling counts, as that of a lane does."""
+    """Make a rate to which all throttling counts, as in a lane."""
     return AdaptiveRate(evidence=Evidence(is_of_all=False))
 
 
@@ -59,7 +59,7 @@ def test_the_eighth_throttled_response_slows_down_other_calls(times: int, delay:
 
 
 def test_throttling_when_the_limit_would_be_lifted_starts_anew() -> None:
-    """Fault: the limit was lifted by the response that asked for one."""
+    """Fault: the limit was lifted by the response that asked for a limit."""
     rate = limited()
     rate.on_success(0.6, FIRST)
     rate.on_start(1.0)
@@ -144,7 +144,7 @@ class TestGrowthAndPauses:
     """The seconds of a pause are no evidence that the server accepts more."""
 
     def test_the_rate_grows_after_a_pause_and_not_in_it(self) -> None:
-        """Fault: after a Retry-After of 30 s and a shorter one, the rate grew in the pause."""
+        """Fault: after a Retry-After of 30 s and then 10 s, the rate grew in the pause."""
         rate = rate_of_workspace()
         refuse(rate, retry_after=30.0)
         rate.on_throttled(1.0, 10.0, 10, FIRST)

@@ -12,7 +12,7 @@ from bctrl_async._limiter.baseline import ThrottlingBaseline
 STEADY = [0.1] * 7
 FALLING = [100.0, 85.0, 72.0, 61.0, 52.0, 44.0, 40.0]
 RATE = 100.0
-"""The first of them, which is restored for a trial and after one that passed."""
+"""The first of them, which is restored for a trial and after a trial that passed."""
 
 
 def record(baseline: ThrottlingBaseline, now: float, successes: int, throttled: int) -> None:
@@ -196,7 +196,7 @@ class TestCovers:
     def test_it_allows_for_chance_and_is_not_ended_by_more(
         self, tenth: ThrottlingBaseline, throttled: int, *, covered: bool
     ) -> None:
-        # Of 100, 10 are expected with a deviation of 3; 10 + 3 * 3 + 1 = 20 are covered.
+        # The share allows 10 of 100, with a deviation of 3; 10 + 3 * 3 + 1 = 20 are covered.
         record(tenth, 1.0, 100 - throttled, throttled)
         assert tenth.covers(1.0) is covered
         record(tenth, 2.0, 90, 10)

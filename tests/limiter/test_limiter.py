@@ -258,7 +258,7 @@ class TestEverythingIsThrottled:
 
         assert report.counts[STOPPED] == accepted
         assert report.counts[REJECTED] > 0
-        # Without others that are answered, some still wait for their first attempt.
+        # Some still wait for their first attempt if no others are answered.
         assert (report.counts[NOT_SENT] > 0) is (accepted < 20)
         # The next answer after the two seconds shows that nothing has changed.
         assert simulation.seconds < 10

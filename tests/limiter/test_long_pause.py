@@ -125,7 +125,7 @@ class TestAnswerOfAProbe:
     async def test_an_answer_that_is_not_throttled_ends_the_pause_for_the_calls_behind_it(
         self, calls: Calls, parsed: object
     ) -> None:
-        """Fault: a bulk stop that began with a probe killed itself with its second call."""
+        """Fault: a bulk stop that started with a probe killed itself with its second call."""
         waiting = await calls.start_behind_a_probe(PATIENCE, 0.0, 0.0)
         await asyncio.sleep(5.0)
         assert not any(call.done() for call in waiting)
@@ -135,7 +135,7 @@ class TestAnswerOfAProbe:
             await call
             starts.append(now() - PROBE_INTERVAL)
 
-        # After any pause, there is a slow start: 20 a second at first.
+        # A slow start follows any pause: 20 a second at first.
         assert starts == pytest.approx([5.0, 5.05, 5.1], abs=0.03)
 
     @pytest.mark.parametrize(

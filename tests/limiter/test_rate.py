@@ -98,7 +98,7 @@ CASES = {
         partial(no_burst, 1), 2000, 40, 0.1, latency=0.002
     ),
     "a fixed window": Case(partial(fixed_window, 200), 20_000, 110, 0.05),
-    # At the full rate, it is four seconds; some eight if it is taken for that of the samples.
+    # The full rate takes four seconds; some eight if the samples' rate is taken for it.
     "a high limit": Case(
         partial(token_bucket, lambda _: 5000.0, burst=50), 20_000, 7, 0.1, latency=0.005
     ),
@@ -154,7 +154,7 @@ def test_stops_take_hardly_longer_than_the_server_allows_with(case: Case) -> Non
 def test_until_an_attempt_succeeds_150_a_second_start() -> None:
     run = Run(unlimited(), latency=lambda _: 0.4)
     virtual_time.run(run.gather(200))
-    # With the burst that makes up for late timers.
+    # It includes the burst that makes up for late timers.
     assert sum(start < 0.4 for start in run.starts) == pytest.approx(60, abs=4)
 
 
@@ -199,7 +199,7 @@ class TestManyLimiters:
         assert fleet.throttled_share(20, 60) <= share
         assert sum(fleet.rates(20, 60)) >= used * 200
 
-    # With the second, a comparison without a trial let a fifth of the requests be throttled.
+    # The second is a seed for which a comparison without a trial throttled a fifth.
     @pytest.mark.parametrize("seed", [1, 21])
     def test_eight_have_similar_shares(self, seed: int) -> None:
         fleet = self.run(8, seed=seed)

@@ -169,7 +169,7 @@ class ChaosRun:
         throttled = [Reply(429, headers=headers), Reply(503, headers=headers)]
         others = [LOGIN_PAGE, FOREIGN_NOT_FOUND, Reply(307), Reply(200, body={"ok": True})]
         others += rng.sample(GATEWAYS, 2)
-        # A newer Retry-After would replace the long one.
+        # A newer Retry-After would replace the long Retry-After.
         years = self.ending is Ending.RETRY_AFTER_YEARS
         self._answers = others if years else [*throttled, *others]
         self.emulator = WireEmulator(

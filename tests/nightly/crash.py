@@ -65,7 +65,7 @@ class Crashes:
         self._journal = journal
         self._kills = kills
         self._rng = rng
-        # Each run leaves something for the next one.
+        # Each run leaves something for the next.
         self.targets = [("ws-1", f"r{number}") for number in range(kills * (_PER_RUN - 10))]
         for target in self.targets:
             emulator.add_runtime(*target)
@@ -90,7 +90,7 @@ class Crashes:
         assert stdout.decode().split() == [str(len(self.targets)), "True"]
         assert self._done() == set(self.targets)
         assert {self._emulator.status(*target) for target in self.targets} == {"stopped"}
-        # Only requests in flight at a kill can have been answered without a line.
+        # A request can have been answered without a line if it was in flight at a kill.
         assert resent <= self._kills * IN_FLIGHT
         assert KEY.encode() not in self._journal.read_bytes()
         return resent

@@ -56,7 +56,7 @@ _OWN_FAULTS = {Fault.RATE_LIMITED: 0.01, Fault.SERVER_ERROR: 0.01}
 
 
 class Trouble(StrEnum):
-    """What happens to a request at the server."""
+    """The fate of a request at the server."""
 
     RESET_BEFORE = "reset before the effect"
     RESET_AFTER = "reset after the effect"
@@ -69,7 +69,7 @@ class Trouble(StrEnum):
 
 
 class Event(StrEnum):
-    """What happens to a gateway, or to the server and its connections."""
+    """An event at a gateway, or at the server and its connections."""
 
     RELOADED = "reloads"
     ENDED = "restarts"
@@ -138,7 +138,7 @@ class Server:
                 request.transport.write(head.encode())
                 _end(request.transport, reset=False)
             case Trouble.CLOSED_IDLE | Trouble.RESET_IDLE:
-                # Perhaps the next request is on its way.
+                # The next request may be on its way.
                 end = partial(_end, request.transport, reset=trouble is Trouble.RESET_IDLE)
                 asyncio.get_running_loop().call_later(self._random.uniform(0.0, 0.1), end)
         return response
@@ -158,7 +158,7 @@ def _end(transport: asyncio.BaseTransport | None, *, reset: bool) -> None:
 
 @dataclass
 class Verdict:
-    """What became of the stops of one or several runs.
+    """The fate of the stops of one or several runs.
 
     Args:
         outcomes: The outcomes by result; an `unknown` by what became of its runtime as well.

@@ -93,7 +93,7 @@ class ShardsRun:
         repeated = sum(
             received[target] - 1 for target in self._targets if target not in self._missing
         )
-        # Only what was in flight at a kill can have been answered without a line.
+        # A request can have been answered without a line if it was in flight at a kill.
         if not 0 <= repeated <= self._kills * _IN_FLIGHT:
             self._problems.append(f"{repeated} requests were repeated after {self._kills} kills")
         return Verdict(

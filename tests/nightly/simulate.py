@@ -119,7 +119,7 @@ def _command(seed: int, args: Namespace) -> str:
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
-        # Only with a fixed hash seed are sets of strings in the same order in every process.
+        # A fixed hash seed gives sets of strings the same order in every process.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606
     sys.exit(_main())

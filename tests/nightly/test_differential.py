@@ -37,7 +37,7 @@ def test_an_answer_that_comes_with_the_timeout_is_in_time_or_is_not(
 ) -> None:
     """The ways differ in the step of the event loop in which they set the timer.
 
-    Fault: such an answer is left on the connection, for the next request.
+    Fault: the answer is left on the connection, for the next request.
     """
     results = set()
     for microseconds in range(-150, 50):

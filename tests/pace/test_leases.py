@@ -34,7 +34,7 @@ class TestSharing:
     async def test_together_they_use_the_whole_rate_in_equal_parts(
         self, count: int, rate: int, ideal: int, latency: float
     ) -> None:
-        """Fault: a member that asks when its slots are used up loses those of the round trip."""
+        """Fault: a member that asks once it has no slots loses slots in the round trip."""
         pace = MemoryPace(rate=rate, latency=latency)
         members = [Member(pace) for _ in range(count)]
         await asyncio.gather(*(member.bulk(ideal * rate // count) for member in members))
@@ -112,7 +112,7 @@ class TestSharing:
         """Fault: a single stop waits behind a hundred targets, half a second at 200 a second."""
         pace = MemoryPace(rate=200)
         member = Member(pace)
-        # They are in other processes, or there is only one, in the same session.
+        # They are in other processes, or there is a single process, in the same session.
         bulks = [Member(pace) for _ in range(others)] or [member]
         running = [asyncio.create_task(bulk.bulk(10_000, until=20)) for bulk in bulks]
         await asyncio.sleep(1)

@@ -273,7 +273,7 @@ class TestRefusals:
             ("redis", b"HTTP/1.1 400 Bad Request\r\n\r\n", True),
             ("rediss", b"HTTP/1.1 400 Bad Request\r\n\r\n", True),
             ("redis", b"-READONLY You can't write against a read only replica.\r\n", True),
-            # Redis 6.2 puts the error within a script into another one.
+            # Redis 6.2 puts the error within a script into another error.
             ("redis", b"-ERR Error running script: 15: -READONLY You can't write\r\n", True),
             ("redis", b"-ERR Error running script: 15: The user can't run this command\r\n", True),
             # These are away for a while.

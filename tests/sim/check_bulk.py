@@ -303,7 +303,7 @@ def _check_dead_targets(
         or not alive
     ):
         return
-    # Without any answer, nothing tells a dead target from a dead server.
+    # Nothing tells a dead target from a dead server if none is answered.
     if report.ended_early is not None and any(each.target in alive for each in exchanges):
         yield Problem("dead targets", f"it ended early: {report.ended_early.summary}")
     for each in run.recorded:

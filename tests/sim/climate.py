@@ -220,7 +220,7 @@ class Climate:
         return error(403, "auth.forbidden") if draw < self.denied else None
 
     def stray(self, rng: random.Random) -> Stray | None:
-        """Draw an answer too many, to be sent after a real one."""
+        """Draw an answer too many, to be sent after a real answer."""
         if rng.random() >= self.strays:
             return None
         moment = rng.choice(["same segment", "idle", "idle", "next request"])

@@ -1,4 +1,4 @@
-"""What passes over the network: requests, their answers, and what may happen to them."""
+"""The traffic of the network: requests, their answers, and the fate of both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fate(Enum):
 
 
 class Action(NamedTuple):
-    """What the gateway does with one request."""
+    """The action of the gateway on one request."""
 
     request: Fate = Fate.PASS
     answer: Fate = Fate.PASS
@@ -33,7 +33,7 @@ class Action(NamedTuple):
 
 
 class Stray(NamedTuple):
-    """An answer too many: when it is sent after a real one, and its bytes."""
+    """An answer too many: when it is sent after a real answer, and its bytes."""
 
     moment: str
     page: bytes

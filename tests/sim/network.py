@@ -115,7 +115,7 @@ class Connection:
             self.network.loop.call_later(delay, self._deliver_stray, stray)
 
     def _deliver_stray(self, stray: Stray) -> None:
-        """Deliver an answer too many, unless only a god could tell it from a real one."""
+        """Deliver an answer too many, unless nobody could tell it from a real answer."""
         current = self.current
         # The bytes of a stream keep their order, so nothing comes into the middle of an answer.
         may_come = current is None or (
@@ -160,7 +160,7 @@ class Connection:
         exchange.answer = action.answer
         exchange.replacement = action.page
         if action.request is Fate.PASS or self._serving:
-            # Not answered by the gateway while the server is still at an earlier request, as after
+            # The gateway does not answer while the server is at an earlier request, as after
             # a stray answer.
             exchange.passed = True
             self._serving.append(exchange)
@@ -264,7 +264,7 @@ class Network:
         return self._make_server()
 
     async def look_up(self) -> None:
-        """Take the time of a DNS lookup, or fail like one."""
+        """Take the time of a DNS lookup, or fail as lookups do."""
         await asyncio.sleep(self.conditions.latency(self._rng))
         if self._rng.random() < self.conditions.lookup_fails:
             self.log(0, "the DNS lookup fails")

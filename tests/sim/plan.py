@@ -109,7 +109,7 @@ class Plan:
             self.concurrency = min(self.concurrency, self.max_connections)
         self.host = "localhost" if "lookup" in self.climate.hazards else "127.0.0.1"
         self.borrows = rng.random() < 0.1
-        # Only the session's own pool looks for bytes on idle connections.
+        # A borrowed pool does not look for bytes on idle connections.
         self.climate.idle_strays = not self.borrows
         self.key_function = rng.choice([None, None, "plain", "async"])
         self.latency = rng.choice([0.0, 0.0, 0.01, 0.2])

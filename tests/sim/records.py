@@ -1,4 +1,4 @@
-"""What a run did, for the checks."""
+"""Records of a run, for the checks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recorded(NamedTuple):
 
 @dataclass(eq=False)
 class BulkRun:
-    """What a bulk stop did, for the checks."""
+    """The record of a bulk stop, for the checks."""
 
     items: list[object]
     before: dict[Target, str | None]
@@ -68,7 +68,7 @@ class BulkRun:
 
 @dataclass(eq=False)
 class SingleCall:
-    """What one `stop_runtime` or `get_runtime` did, for the checks."""
+    """The record of one `stop_runtime` or `get_runtime`, for the checks."""
 
     target: Target
     reads: bool

@@ -1,4 +1,4 @@
-"""What all checks share: the form of a problem, and what an exchange may have done."""
+"""Parts that all checks share: the form of a problem, and the effect of an exchange."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def _watched(loop: SimLoop, found: list[Problem]) -> Iterator[None]:
             patch("time.monotonic", loop.time),
             # It has a reference of its own.
             patch("aiohttp.connector.monotonic", loop.time),
-            # In sets of connections as well, the order must not depend on addresses in memory.
+            # The order of sets of connections must not depend on addresses in memory either.
             patch("aiohttp.client_proto.ResponseHandler.__hash__", lambda self: self.number),
             patch("aiohttp.connector._TransportPlaceholder.__hash__", lambda _: 0),
         ):

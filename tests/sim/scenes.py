@@ -33,7 +33,7 @@ class Scene:
 
 
 def draw_service(rng: random.Random) -> Scene:
-    """Draw single calls of several workspaces, of which one is throttled for ever."""
+    """Draw single calls of several workspaces, the first of which is throttled for ever."""
     workspaces = [_BAD, *(f"ws-{number}" for number in range(rng.randint(2, 4)))]
     weights = [rng.choice([1, 4])] + [2] * (len(workspaces) - 1)
     owners = rng.choices(workspaces, weights, k=rng.randint(40, 120))
@@ -101,7 +101,7 @@ def _draw_random(rng: random.Random) -> Scene:
 
 
 def _placed(rng: random.Random, bad: list[Target], good: list[Target]) -> list[Target]:
-    """Return all targets, with the bad ones first or spread."""
+    """Return all targets, with the bad first or spread."""
     targets = bad + good
     if rng.random() < 0.5:
         rng.shuffle(targets)

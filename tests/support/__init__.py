@@ -1,4 +1,4 @@
-"""What tests share: servers and their faults, clocks, commands, records and checks.
+"""Helpers that tests share: servers and their faults, clocks, commands, records and checks.
 
 The fixtures in `conftest.py` have most of it; what is no fixture is imported from its module here.
 """

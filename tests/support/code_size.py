@@ -1,4 +1,4 @@
-"""How much there is to read in Python code: its tokens, and the complexity of its functions.
+"""The size of Python code for its readers: its tokens, and the complexity of its functions.
 
 Unlike lines, neither gets smaller if more is written on a line.
 """

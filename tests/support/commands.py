@@ -1,4 +1,4 @@
-"""What the tests of the command share: its processes, a terminal, and how they read its output."""
+"""Helpers of the tests of the command: processes, a terminal, and readers of its output."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Command:
     async def __call__(self, *args: str | Path) -> tuple[int, str, str]:
         """Run the command; return its exit code, stdout and stderr."""
         main = import_module("bctrl_async.cli").main
-        # In a thread, because the emulator runs in this loop.
+        # It runs in a thread, because the emulator runs in this loop.
         async with asyncio.timeout(BOUND):
             code = await asyncio.to_thread(main, [str(arg) for arg in args])
         return code, *self.capfd.readouterr()
@@ -82,7 +82,7 @@ async def start(*args: str | Path, **files: int) -> Process:
 
 async def finish(process: Process) -> tuple[int | None, str, str]:
     async with asyncio.timeout(BOUND):
-        # Before its pipes are closed, so that it ends by itself.
+        # It ends by itself before its pipes are closed.
         await process.wait()
         out, err = await process.communicate()
     return process.returncode, (out or b"").decode(), (err or b"").decode()
@@ -179,7 +179,7 @@ class Terminal:
         try:
             data = await asyncio.to_thread(os.read, self._master, 65536)
         except OSError as error:
-            if error.errno != errno.EIO:  # On Linux: all other ends are closed.
+            if error.errno != errno.EIO:  # Linux says so once all other ends are closed.
                 raise
             return False
         self._written += self._decoder.decode(data)

@@ -66,7 +66,7 @@ async def wait_for_line(stream: asyncio.StreamReader | None, text: str) -> str:
     assert stream is not None
     async with asyncio.timeout(BOUND):
         while text not in (line := (await stream.readline()).decode()):
-            # At the end of the stream it returns at once, for ever.
+            # It returns at once, for ever, at the end of the stream.
             assert line, f"no line has {text!r}"
     return line
 
@@ -108,17 +108,18 @@ def run_of(batch: StopBatch) -> Run:
     return batch._run
 
 
-# Below the ports that Linux gives to clients. A client that calls a dead server of its own range
-# again and again is connected to itself in the end, and other clients could take the port.
+# They are below the ports that Linux gives to clients. A client that calls a dead
+# server of its own range again and again is connected to itself in the end, and other
+# clients could take the port.
 _PORTS = range(20_000, 32_000)
 
 
 def free_port() -> int:
     """Return a free port on loopback, for a server that starts there again."""
-    # The tests of all processes begin with the same seed.
+    # The tests of all processes start with the same seed.
     for port in random.SystemRandom().sample(_PORTS, 20):
         with socket.socket() as free, suppress(OSError):
-            # Connections of a server that ended do not matter to the next one.
+            # Connections of a server that ended do not matter to the next server.
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))
             return port

@@ -101,7 +101,7 @@ class Member:
 
 
 def jain(shares: list[int]) -> float:
-    """Return Jain's fairness index: 1 if all shares are equal, 1/n if one has everything."""
+    """Return Jain's fairness index: 1 if all shares are equal, 1/n if one share is all."""
     squares = sum(share**2 for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares)
 

@@ -21,7 +21,7 @@ from support.helpers import BOUND, free_port
 SERVERS = ["redis-server", "valkey-server"]
 """The programs, of which a test may use each that is installed."""
 SERVER = "valkey-server" if shutil.which("redis-server") is None else "redis-server"
-"""The program for a test that needs no more than one."""
+"""The program for a test that needs only a single program."""
 
 
 class RedisServer:

@@ -49,7 +49,7 @@ async def raw_server(handle: Handler) -> AsyncIterator[str]:
 
 
 def answering(*answers: bytes) -> Handler:
-    """Answer the requests with these bytes in order, and all further ones with the last."""
+    """Answer the requests with these bytes in order, and all later requests with the last."""
     remaining = list(answers)
 
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:

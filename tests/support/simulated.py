@@ -140,7 +140,7 @@ class Simulation:
             return _as_result(answer)
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
-        random.seed(0)  # For the jitter of the retries.
+        random.seed(0)  # It decides the jitter of the retries.
 
     @property
     def stops(self) -> list[Request]:

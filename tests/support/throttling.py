@@ -187,7 +187,7 @@ class Fleet:
         self.throttled = [[] for _ in self.starts]
         self.ended = [math.inf for _ in self.starts]
         rng = random.Random(self.seed)
-        # For the jitter of the retries.
+        # It decides the jitter of the retries.
         random.seed(self.seed)
 
         async def bulk(number: int, start: float) -> None:
@@ -220,7 +220,7 @@ class Fleet:
         return throttled / (throttled + _count(self.accepted, start, end))
 
     def fairness(self, start: float, end: float) -> float:
-        """Return Jain's index of the rates: 1 if they are equal, 1/n if one has all."""
+        """Return Jain's index of the rates: 1 if they are equal, 1/n if one limiter has all."""
         rates = self.rates(start, end)
         return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates))
 

@@ -86,9 +86,9 @@ async def uvicorn(
         "BCTRL_BASE_URL": emulator.url,
         "APP_TOKEN": TOKEN,
     }
-    # By default, uvicorn takes uvloop where it is installed.
+    # uvicorn takes uvloop by default, where it is installed.
     loop = package_of(asyncio.get_running_loop())
-    # With workers or a reloader it starts processes itself, which must end with it.
+    # It starts processes itself if it has workers or a reloader; they must end with it.
     command = (sys.executable, "-m", "uvicorn") if options else program("uvicorn")
     process = await asyncio.create_subprocess_exec(
         *command,

@@ -13,7 +13,7 @@ from contextlib import suppress
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _LENGTH = 8
 _SERVER_ENDED = 97
-"""The exit code if the server has ended; the command has no such code."""
+"""The exit code if the server has ended; the command never ends so."""
 
 
 def _is_open(stream: int) -> bool:
@@ -40,7 +40,7 @@ def _receive(server: socket.socket) -> int:
 
 
 def _main(path: str, *arguments: str) -> int:
-    # Before the socket, which would take the number of a closed stream.
+    # The socket would take the number of a closed stream.
     streams = [stream for stream in range(3) if _is_open(stream)]
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     with socket.socket(socket.AF_UNIX) as server:

@@ -2,7 +2,7 @@
 
 Imports take most of the time of a short run, and the tests make more than a hundred. `program`
 starts a server that imports a program once, and forks for each run. Streams, folder, environment,
-arguments, exit code, SIGINT and SIGTERM are those of the process that a test starts,
+arguments, exit code, SIGINT and SIGTERM come from the process that a test starts,
 `warm_client.py`.
 """
 
@@ -36,7 +36,7 @@ running = ExitStack()
 
 @cache
 def program(module: str = "bctrl_async") -> tuple[str, ...]:
-    """Return the beginning of a command line that does what `python -m MODULE` does.
+    """Return the start of a command line that does what `python -m MODULE` does.
 
     Where processes cannot fork, it is `python -m MODULE`.
 
@@ -138,7 +138,7 @@ class _Server:
         for field in fields[int(count) :]:
             name, _, value = field.partition(b"=")
             os.environb[name] = value
-        # As the interpreter does at its start.
+        # The interpreter makes the streams so at its start.
         sys.stdin = _open(0, "rb", "strict")
         sys.stdout = _open(1, "wb", "strict")
         sys.stderr = _open(2, "wb", "backslashreplace")

@@ -78,7 +78,7 @@ class Wire:
 
     @property
     def unread(self) -> bytes:
-        """What has arrived and was not read."""
+        """The bytes that have arrived and were not read."""
         return bytes(self.reader._buffer)  # type: ignore[attr-defined]  # no API has it.
 
     async def rest(self) -> bytes:

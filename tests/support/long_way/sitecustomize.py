@@ -52,7 +52,7 @@ class _Finder(MetaPathFinder):
 
 
 def _run_next() -> None:
-    """Run the `sitecustomize` that this one hides, if there is one."""
+    """Run the `sitecustomize` that this hides, if there is any."""
     here = Path(__file__).parent
     spec = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry) != here])
     if spec is not None and spec.loader is not None:
