@@ -37,7 +37,9 @@ def hidden(key: object) -> Secret | type:
     """Return a str as a `Secret`, and any other value as its type, which tracebacks may show."""
     if isinstance(key, type):
         return key
-    return Secret(key) if isinstance(key, str) else type(key)
+    if isinstance(key, str):
+        return Secret(key)
+    return type(key)
 
 
 def hidden_key(api_key: object) -> Secret | type:
@@ -76,7 +78,8 @@ def base_url(text: str | None, *, allow_plaintext: bool) -> URL:
         text = os.environ.get(name, DEFAULT_BASE_URL)
     url = _http_url(str(text))
     if url is None:
-        problem, advice = "expected scheme and host, no spaces", f"Pass such as {DEFAULT_BASE_URL}"
+        problem = "expected scheme and host, no spaces"
+        advice = f"Pass such as {DEFAULT_BASE_URL}"
         raise invalid(name, problem, advice, argument="base_url")
     fault = _fault_of(url, allow_plaintext=allow_plaintext)
     if fault is not None:
@@ -104,7 +107,8 @@ def proxy(text: Secret | type, *, is_allowed: bool) -> Secret | None:
     if isinstance(text, type):
         raise invalid_type("proxy", text, "a str")
     if not _is_proxy(text):
-        problem, advice = "expected an http or https URL with a host", "Pass such as http://h:3128"
+        problem = "expected an http or https URL with a host"
+        advice = "Pass such as http://h:3128"
         raise invalid("proxy", problem, advice)
     if not is_allowed:
         problem = "it could read the API key in requests to an http API"
@@ -120,11 +124,13 @@ def _is_proxy(text: str) -> bool:
 
 
 def _http_url(text: str) -> URL | None:
+    # `URL` drops tabs and newlines silently, so the text is checked.
+    if not text.isprintable() or " " in text:
+        return None
     with suppress(ValueError, TypeError):
         url = URL(text)
         if url.scheme in {"http", "https"} and url.host and url.port is not None:
-            # `URL` drops tabs and newlines silently, so the given text is checked.
-            return url if text.isprintable() and " " not in text else None
+            return url
     return None
 
 
@@ -134,14 +140,16 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def seconds(value: object, name: str, wanted: str = "a positive number of seconds") -> float:
+def seconds(value: object, name: str, kind: str = "a positive number of seconds") -> float:
     """Return a finite number above 0."""
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        number = math.inf
-    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
-        raise BctrlConfigError(f"invalid {name} {value!r:.50}: expected {wanted}", argument=name)
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+    if not math.isfinite(number) or number <= 0:
+        raise BctrlConfigError(f"invalid {name} {value!r:.50}: expected {kind}", argument=name)
     return number
 
 
@@ -159,24 +167,26 @@ def count(value: object, name: str) -> int:
     return value
 
 
-def check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
+def check_type(value: object, types: type | UnionType, name: str, kind: str) -> None:
     """Raise the error of `invalid_type` unless an argument has one of these types."""
-    if not isinstance(value, kinds):
-        raise invalid_type(name, type(value), expected)
+    if not isinstance(value, types):
+        raise invalid_type(name, type(value), kind)
 
 
 def invalid_type(
-    name: str, found: type, expected: str, argument: str | None = None
+    name: str, actual: type, kind: str, argument: str | None = None
 ) -> BctrlConfigError:
     """Return the error of an argument that is not of the expected type."""
-    return invalid(name, f"expected {expected}, not {found.__name__}", argument=argument)
+    return invalid(name, f"expected {kind}, not {actual.__name__}", argument=argument)
 
 
 def invalid(
     name: str, problem: str, advice: str | None = None, *, argument: str | None = None
 ) -> BctrlConfigError:
     """Return the error of an invalid value; `argument` names the argument if `name` does not."""
-    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument or name)
+    if argument is None:
+        argument = name
+    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument)
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:

@@ -195,10 +195,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             return str(self.status)
         return self.kind.raises.__qualname__
 
-    def error(self, **others: object) -> BctrlError:
+    def error(self, **call_facts: object) -> BctrlError:
         """Return the exception of this failure, with other attributes of its call."""
         make: Callable[..., BctrlError] = self.kind.raises
-        error = make(**{name: getattr(self, name) for name in _FACTS} | others)
+        error = make(**{name: getattr(self, name) for name in _FACTS} | call_facts)
         error.__cause__ = self.cause
         return error
 
@@ -246,8 +246,10 @@ def kind_of_status(status: int, code: str | None) -> Kind:
     """Return the kind of an answer other than 2xx."""
     if status < HTTPStatus.BAD_REQUEST:
         return _BY_STATUS.get(status, Kind.REDIRECT)
-    other = Kind.REFUSED if status < HTTPStatus.INTERNAL_SERVER_ERROR else Kind.SERVER_ERROR
-    return _with_code(_BY_STATUS.get(status, other), code)
+    default = Kind.REFUSED
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        default = Kind.SERVER_ERROR
+    return _with_code(_BY_STATUS.get(status, default), code)
 
 
 def kind_of(error: BctrlError) -> Kind:
@@ -262,7 +264,7 @@ def kind_of(error: BctrlError) -> Kind:
             return kind
     if isinstance(error, Config) and error.reason_class == "invalid_input":
         return Kind.INVALID_TARGET
-    kinds = (_BY_CLASS[each] for each in type(error).__mro__ if each in _BY_CLASS)
+    kinds = (_BY_CLASS[base] for base in type(error).__mro__ if base in _BY_CLASS)
     return _with_code(next(kinds), error.code)
 
 

@@ -22,7 +22,9 @@ def as_target(item: object) -> RuntimeRef:
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == PAIR:
         workspace_id, alias = item
         if type(workspace_id) is str and type(alias) is str:
-            return item if type(item) is RuntimeRef else RuntimeRef(workspace_id, alias)
+            if type(item) is RuntimeRef:
+                return item
+            return RuntimeRef(workspace_id, alias)
     match parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(as_text(workspace_id), as_text(alias))
@@ -52,4 +54,6 @@ def as_text(value: object) -> str:
     if isinstance(value, str):
         # `str()` of an enum's member may be its Python name.
         return str.__str__(value)
-    return str(value) if isinstance(value, UUID) else quote(value)
+    if isinstance(value, UUID):
+        return str(value)
+    return quote(value)

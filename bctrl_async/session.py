@@ -526,7 +526,8 @@ class BctrlSession:
         """
         workspace_id = plain_text(workspace_id)
         LIST.path(self._url.raw_path, workspace_id, None)
-        where = RuntimeFilter() if where is None else where
+        if where is None:
+            where = RuntimeFilter()
         if not callable(where) or isinstance(where, type):
             raise _config.invalid_type("where", type(where), WHERE)
         options = Options(
@@ -548,14 +549,14 @@ class BctrlSession:
         """List the runtimes to stop."""
         policy = self._policy(options.retry).for_bulk(options.deadline)
         unreadable: list[BctrlResponseError] = []
-        listed = await self.list_runtimes(
+        runtimes = await self.list_runtimes(
             workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
         )
         # It is as old as the answer: what another run records before that is older news.
         selection = Selection(workspace_id, where)
-        for start in range(0, len(listed), _SLICE):
+        for start in range(0, len(runtimes), _SLICE):
             await asyncio.sleep(0)
-            selection.add(listed[start : start + _SLICE])
+            selection.add(runtimes[start : start + _SLICE])
         selection.add(unreadable)
         return selection.without_replaced()
 

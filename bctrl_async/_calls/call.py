@@ -32,12 +32,12 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
 
-    def start_attempt(self, number: int, *, is_connected: bool) -> None:
+    def start_attempt(self, number: int) -> None:
         """Record the start of an attempt."""
         self.attempts += 1
         self.number = number
         self.in_flight = True
-        self.is_connected = is_connected
+        self.is_connected = False
 
     def end_attempt(self) -> None:
         """Record the end of the attempt in flight."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 import aiohttp
@@ -18,9 +17,9 @@ from bctrl_async import _config
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import notify, observe_attempt
 from bctrl_async._calls.retry import RetryQuota
-from bctrl_async._http import transport
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.redaction import detached
+from bctrl_async._http.transport import Transport
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async._limiter.limiter import Limiter
@@ -62,7 +61,7 @@ class Sender:
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
-        self._send = partial(transport.send_once, check_answers=check_answers)
+        self._transport = Transport(pool, url, check_answers=check_answers)
         self.quota: RetryQuota = RetryQuota()
         self.tally: SessionStats = SessionStats()
 
@@ -194,14 +193,17 @@ class Sender:
         if observer is not None or call.headers or self._key_provider is not None:
             return self._attempt_with_headers(call, http, observer)
         self._start_attempt(call)
-        return self._send(http, self._pool.fast_path, call, self._url, self._headers)
+        return self._transport.send_once(http, call, self._headers)
 
     def _start_attempt(self, call: Call[_T]) -> None:
         tally = self.tally
         tally.attempts += 1
         if call.attempts:
             tally.retries += 1
-        call.start_attempt(tally.attempts, is_connected=self._pool.is_borrowed)
+        call.start_attempt(tally.attempts)
+        if self._pool.is_borrowed:
+            # A borrowed connector does not tell, so every request may have been sent.
+            call.on_connection()
 
     async def _attempt_with_headers(
         self, call: Call[_T], http: aiohttp.ClientSession, observer: _Observer
@@ -215,12 +217,13 @@ class Sender:
                 return key
             headers[hdrs.AUTHORIZATION] = key
         self._start_attempt(call)
-        send = partial(self._send, http, self._pool.fast_path, call, self._url, headers)
         if observer is None:
-            return await send()
+            return await self._transport.send_once(http, call, headers)
         attempt = observe_attempt(observer, call, self._url, headers)
         try:
-            result = await send(answered=lambda status: notify(attempt.answered, status))
+            result = await self._transport.send_once(
+                http, call, headers, lambda status: notify(attempt.answered, status)
+            )
         except BaseException as error:
             notify(attempt.end, error)
             raise

@@ -66,8 +66,10 @@ def failed_request(
     advice = _ADVICE.get(type(cause))
     if isinstance(cause, aiohttp.ClientHttpProxyError):
         advice = ADVICE.get(cause.status, _PROXY_RULES)
-    # A tracer or a middleware may raise a ValueError after the answer.
-    in_doubt = call.is_connected if kind is Kind.MISCONFIGURED else None
+    in_doubt = None
+    if kind is Kind.MISCONFIGURED:
+        # A tracer or a middleware may raise a ValueError after the answer.
+        in_doubt = call.is_connected
     return Failure(kind=kind, summary=summary, advice=advice, in_doubt=in_doubt, cause=cause)
 
 
@@ -96,22 +98,25 @@ def _scrub(error: BaseException, key: str) -> BaseException:
     elif isinstance(error, aiohttp.ClientHttpProxyError):
         url = error.request_info.real_url.with_user(None)
         info = aiohttp.RequestInfo(url, error.request_info.method, _NO_HEADERS, url)
-        message = sanitize(error.message, key) or ""
+        message = sanitize(error.message, key)
         return type(error)(info, (), status=error.status, message=message)
     elif isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         # A ClientResponseError has the headers of the request, and in them the key.
-        return HttpProcessingError(message=sanitize(error.message, key) or "")
+        return HttpProcessingError(message=sanitize(error.message, key))
     elif isinstance(error, aiohttp.ClientConnectorError):
-        place, reason = error.args
+        connection_key, reason = error.args
         # The frames of the reason's traceback refer to the reason, which is a reference cycle.
         detached(reason)
-        if place.proxy is not None:
+        if connection_key.proxy is not None:
             # If TLS fails in a tunnel, the error names the proxy with its credentials.
-            return type(error)(place._replace(proxy=None, proxy_auth=None), reason)
+            connection_key = connection_key._replace(proxy=None, proxy_auth=None)
+            return type(error)(connection_key, reason)
     elif isinstance(error, ValueError):
         # The text may quote a part of a proxy's URL, such as the password.
-        words = str(error)
-        return ValueError(words if _is_words(words) else f"{type(error).__name__} (not shown)")
+        text = str(error)
+        if not _is_words(text):
+            text = f"{type(error).__name__} (not shown)"
+        return ValueError(text)
     return detached(error)
 
 

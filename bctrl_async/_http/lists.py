@@ -70,7 +70,9 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
 def _problem(part: str, item: bytes, error: Exception) -> BctrlResponseError:
     failure = unreadable(HTTPStatus.OK, part, "Runtime", error)
     names = names_in(item)
-    alias = None if names is None else names.alias[:MAX_TEXT]
+    alias = None
+    if names is not None:
+        alias = names.alias[:MAX_TEXT]
     problem = BctrlResponseError(failure.summary, alias=alias, status=failure.status)
     problem.__cause__ = failure.cause
     return problem
@@ -96,7 +98,7 @@ async def _items(body: bytes) -> Iterable[bytes]:
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
     # A lone surrogate stays in its item as these bytes, which `decode_runtime` replaces.
-    listed = decode(_split, body, b"\xed\xa0\x80")
-    if listed.next_cursor:
+    raw_list = decode(_split, body, b"\xed\xa0\x80")
+    if raw_list.next_cursor:
         raise msgspec.ValidationError(f"its nextCursor says that {_IS_A_PAGE}")
-    return map(bytes, listed.runtimes)
+    return (bytes(item) for item in raw_list.runtimes)

@@ -51,9 +51,11 @@ class Pool:
 
     def get(self) -> aiohttp.ClientSession:
         """Return the `aiohttp.ClientSession`, opened on the running loop."""
-        http = self._http or self._open()
+        http = self._http
+        if http is None:
+            http = self._open()
         self.check_loop()
-        if http.closed and self._borrowed is not None:
+        if self.is_borrowed and http.closed:
             raise BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
                 advice="Keep it open while the BctrlSession is in use",
@@ -98,7 +100,8 @@ class Pool:
     def __del__(self) -> None:
         # A loop closed without `shutdown_asyncgens` leaves the connections open. Once the loop is
         # closed there is nothing to wait for, so the coroutine ends at its first step.
-        loop, http = self._loop, self._http
+        loop = self._loop
+        http = self._http
         if self._lifetime and loop and loop.is_closed() and http and not http.closed:
             with suppress(StopIteration):
                 http.close().send(None)

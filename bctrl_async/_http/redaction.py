@@ -24,12 +24,15 @@ _MAX_UTF = 4
 _may_be_escaped = re.compile(r"[\\%]").search
 
 
-def sanitize(value: object, key: str) -> str | None:
-    """Return text of the server for use in an error: one short printable line without the key."""
+def sanitize(value: object, key: str) -> str:
+    """Return text of the server for use in an error: one short printable line without the key.
+
+    Return an empty text for any value but a text.
+    """
     if not isinstance(value, str):
-        return None
+        return ""
     text = _redact_beginning(value, key, _MAX_TEXT)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or None
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def excerpt_of(body: bytes, key: str) -> str:

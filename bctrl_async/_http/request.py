@@ -22,7 +22,8 @@ from bctrl_async.models import Runtime
 
 _T = TypeVar("_T")
 
-_MAX_NAME, _MAX_DECODINGS = 1_000, 5
+_MAX_NAME = 1_000
+_MAX_DECODINGS = 5
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 _find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
@@ -66,18 +67,9 @@ def path_segment(value: str | UUID | None, name: str) -> str:
         raise _invalid_name(
             f"{name} must be a str, not {type(value).__name__}", f"Pass the {name} as text"
         )
-    if not value or len(value) > _MAX_NAME:
-        length = f"has {len(value):,} characters, more than {_MAX_NAME:,}" if value else "is empty"
-        raise _invalid_name(f"{name} {length}", f"Pass the {name} of the runtime")
-    if _find_control_character(value):
-        raise _invalid_name(
-            f"{name} {quote(value)} contains a control character",
-            "Remove it, such as a trailing newline",
-        )
-    if _has_dot_segment(value):
-        raise _invalid_name(
-            f"{name} {quote(value)} could be taken for a path", "Remove its '.' or '..' segments"
-        )
+    fault = _fault_of(value, name)
+    if fault is not None:
+        raise _invalid_name(*fault)
     try:
         return parse.quote(value, safe="", errors="strict")
     except UnicodeEncodeError:
@@ -85,6 +77,22 @@ def path_segment(value: str | UUID | None, name: str) -> str:
             f"{name} {quote(value)} contains a lone surrogate, which UTF-8 cannot encode",
             "Decode it again from its original bytes",
         ) from None
+
+
+def _fault_of(value: str, name: str) -> tuple[str, str] | None:
+    """Return why a text cannot be a path segment, and what to do."""
+    if not value:
+        return f"{name} is empty", f"Pass the {name} of the runtime"
+    if len(value) > _MAX_NAME:
+        problem = f"{name} has {len(value):,} characters, more than {_MAX_NAME:,}"
+        return problem, f"Pass the {name} of the runtime"
+    if _find_control_character(value):
+        problem = f"{name} {quote(value)} contains a control character"
+        return problem, "Remove it, such as a trailing newline"
+    if _has_dot_segment(value):
+        problem = f"{name} {quote(value)} could be taken for a path"
+        return problem, "Remove its '.' or '..' segments"
+    return None
 
 
 def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
@@ -142,6 +150,8 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     """The effect of a request that arrives twice; retries and the words of errors follow."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
     """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async for a list."""
+    schema: str = "Runtime"
+    """The name of what the body holds, in errors."""
     max_body: int = MIB
     """The most bytes to read of a 2xx body, after decompression; a Runtime has about 500."""
 
@@ -154,16 +164,21 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     def template(self) -> str:
         """The path, with placeholders in place of the names."""
         path = "/v1/workspaces/{id}/runtimes"
-        return path if self.suffix is None else f"{path}/{{alias}}{self.suffix}"
+        if self.suffix is None:
+            return path
+        return f"{path}/{{alias}}{self.suffix}"
 
     def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
         """Return the encoded path, below the path of the base URL."""
         # Most calls name the same few workspaces, so segments are cached.
-        encode = _cached_segment if type(workspace_id) is str else path_segment
-        path = f"{root}/workspaces/{encode(workspace_id, 'workspace id')}/runtimes"
+        encode = path_segment
+        if type(workspace_id) is str:
+            encode = _cached_segment
+        workspace = encode(workspace_id, "workspace id")
         if self.suffix is None:
-            return path
-        return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
+            return f"{root}/workspaces/{workspace}/runtimes"
+        runtime = path_segment(alias, "alias")
+        return f"{root}/workspaces/{workspace}/runtimes/{runtime}{self.suffix}"
 
 
 class Request(msgspec.Struct, Generic[_T]):
@@ -185,7 +200,8 @@ class Request(msgspec.Struct, Generic[_T]):
 
     def keep_request_id(self, request_id: str | None) -> None:
         """Keep the request id of an answer, if it has one."""
-        self.request_id = request_id or self.request_id
+        if request_id is not None:
+            self.request_id = request_id
 
 
 STOP = Operation(
@@ -204,6 +220,7 @@ LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
     suffix=None,
     repeat=Repeat.READ,
     parse=parse_runtimes,
+    schema="list of runtimes",
     max_body=64 * MIB,  # This is enough for a hundred thousand runtimes.
 )
 """Contract errors.md: `runtimes-list`."""

@@ -79,6 +79,16 @@ class Answer(msgspec.Struct):
     links: Sequence[str] = ()
     may_have_id: ClassVar[bool] = True
 
+    @property
+    def is_success(self) -> bool:
+        """True for a 2xx."""
+        return is_success(self.status)
+
+
+def is_success(status: int) -> bool:
+    """Return True for a 2xx."""
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
 
 def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
     """Decode a body, or raise one of `DECODE_ERRORS`; `half` replaces each lone surrogate."""
@@ -188,11 +198,12 @@ def check_answer(
     if runtime is None or _is_runtime_of(runtime, workspace_id, alias):
         return None
     key = bearer_key(authorization)
-    other = f"{_text(runtime.alias, key)} in workspace {_text(runtime.workspace_id, key)}"
+    alias_text = repr(sanitize(str(runtime.alias), key))
+    workspace = repr(sanitize(str(runtime.workspace_id), key))
     # The answer says nothing about this request, so the failure has no status.
     return Failure(
         kind=Kind.FOREIGN,
-        summary=f"the answer describes another runtime, {other}",
+        summary=f"the answer describes another runtime, {alias_text} in workspace {workspace}",
         advice="Retrying is safe. If a mock server answers with made-up data, pass "
         "check_answers=False to the session",
     )
@@ -208,10 +219,6 @@ def _runtime_in(parsed: object, body: bytes) -> Runtime | _Names | None:
         if isinstance(item, Runtime):
             return item
     return None
-
-
-def _text(name: object, key: str) -> str:
-    return repr(sanitize(str(name), key) or "")
 
 
 def _is_runtime_of(runtime: Runtime | _Names, workspace_id: str, alias: str | None) -> bool:
@@ -292,7 +299,9 @@ def parse_error(
 
 def _doubt(kind: Kind, status: int, code: str | None) -> bool | None:
     """Return True if a gateway may have forwarded the request; None for what the kind says."""
-    if kind.doubt is not Doubt.MAYBE or is_code(code or ""):
+    if kind.doubt is not Doubt.MAYBE:
+        return None
+    if code is not None and is_code(code):
         return None
     return status not in _NOT_FORWARDED
 
@@ -313,7 +322,7 @@ class _ErrorFields:
         return None
 
 
-def _redirect(status: int, phrase: str, location: str | None) -> Failure:
+def _redirect(status: int, phrase: str, location: str) -> Failure:
     problem = f"{status} {phrase}, an unexpected status"
     advice = None
     if location:
@@ -354,7 +363,7 @@ def request_id_in(header: Header, authorization: str) -> str | None:
         if _is_identifier(text) and str.__getitem__(authorization, _KEY_STARTS) not in text:
             return text
         text = sanitize(text, bearer_key(authorization))
-        if text is not None:
+        if text:
             return text
     return None
 

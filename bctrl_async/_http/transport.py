@@ -20,6 +20,7 @@ from bctrl_async import _config
 from bctrl_async._http import fast, wire
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
 from bctrl_async._http.lists import check_whole
+from bctrl_async._http.pool import Pool
 from bctrl_async._http.redaction import detached
 from bctrl_async._http.request import Operation, Request
 from bctrl_async._http.response import (
@@ -27,6 +28,7 @@ from bctrl_async._http.response import (
     MIB,
     Answer,
     check_answer,
+    is_success,
     parse_error,
     request_id_in,
     unreadable,
@@ -43,7 +45,6 @@ _Answer = Answer | fast.PlainAnswer
 # that nothing was sent.
 _CONNECT_SHARE = 0.9
 
-_OK, _REDIRECTS = 200, 300
 _LONG_BODY = MIB // 4
 """Past this many bytes of a body, other tasks get a turn after each chunk."""
 
@@ -64,87 +65,95 @@ def at_most(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeo
     return time_limit(seconds)
 
 
-async def send_once(
-    http: aiohttp.ClientSession,
-    fast_path: fast.FastPath | None,
-    call: Request[_T],
-    url: URL,
-    headers: CIMultiDict[str],
-    *,
-    check_answers: bool,
-    answered: Callable[[int], object] | None = None,
-) -> _T | Failure:
-    """Send a request with exactly these headers; return the parsed body or a failure."""
-    authorization = headers[hdrs.AUTHORIZATION]
-    record = wire.record(call.operation.method, url, call.path, headers)
-    try:
-        response = await _send(http, fast_path, call, url, headers, record)
-    except BaseException as error:
-        failure = failed_request(error, call, authorization, is_closed=http.closed)
-        if failure is None:
-            raise
-        if record is not None:
-            record.log_failure(failure)
-        return failure
-    if answered is not None:
-        answered(response.status)
-    answer = _complete_answer(response)
-    if answer is None:
-        answer = await _read(response, call.operation, record)
-    if not _is_success(answer.status):
-        # A truncated body does not matter if the status is an error.
-        now = datetime.now(UTC)
-        return parse_error(answer.status, answer.header, answer.body, authorization, now=now)
-    try:
-        result = _parse(call, answer, authorization)
-        if isinstance(result, CoroutineType):
-            result = await result
-    except DECODE_ERRORS as error:
-        schema = "list of runtimes" if call.alias is None else "Runtime"
-        result = unreadable(answer.status, "the body", schema, error)
-    return _check(call, response, answer, result, authorization, check_answers=check_answers)
+class Transport:
+    """A way to send requests over a pool, each once, and to parse their responses."""
 
+    def __init__(self, pool: Pool, url: URL, *, check_answers: bool) -> None:
+        self._pool = pool
+        self._url = url
+        self._check_answers = check_answers
 
-def _complete_answer(response: _Response) -> _Answer | None:
-    """Return the answer of an exchange that has ended."""
-    if type(response) is fast.Exchange:
-        return response.answer
-    return None
+    async def send_once(
+        self,
+        http: aiohttp.ClientSession,
+        call: Request[_T],
+        headers: CIMultiDict[str],
+        on_status: Callable[[int], object] | None = None,
+    ) -> _T | Failure:
+        """Send a request with exactly these headers; return the parsed body or a failure."""
+        authorization = headers[hdrs.AUTHORIZATION]
+        record = wire.record(call, self._url, headers)
+        try:
+            response = await self._send(http, call, headers, record)
+        except BaseException as error:
+            failure = failed_request(error, call, authorization, is_closed=http.closed)
+            if failure is None:
+                raise
+            if record is not None:
+                record.log_failure(failure)
+            return failure
+        if on_status is not None:
+            on_status(response.status)
+        answer = response.answer if isinstance(response, fast.Exchange) else None
+        if answer is None:
+            answer = await _read(response, call.operation, record)
+        if not answer.is_success:
+            # A truncated body does not matter if the status is an error.
+            now = datetime.now(UTC)
+            return parse_error(answer.status, answer.header, answer.body, authorization, now=now)
+        try:
+            result = _parse(call, answer, authorization)
+            if isinstance(result, CoroutineType):
+                result = await result
+        except DECODE_ERRORS as error:
+            result = unreadable(answer.status, "the body", call.operation.schema, error)
+        return self._check(call, response, answer, result, authorization)
 
+    def _send(
+        self,
+        http: aiohttp.ClientSession,
+        call: Request[_T],
+        headers: CIMultiDict[str],
+        record: wire.Record | None,
+    ) -> Awaitable[_Response]:
+        """Send a request, if possible on the fast path; await the head of its response."""
+        fast_path = self._pool.fast_path
+        # With the log on, every request takes the long way.
+        if record is None and fast_path is not None and fast_path.takes(call.operation.method):
+            return fast_path.post(call.path, headers, call.limit, call.on_connection)
+        fast.on_connection.set(call.on_connection)
+        return http.request(
+            call.operation.method,
+            self._url.with_path(call.path, encoded=True),
+            headers=headers,
+            skip_auto_headers=fast.NO_CONTENT_TYPE,
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+            timeout=call.limit,
+        )
 
-def _is_success(status: int) -> bool:
-    return _OK <= status < _REDIRECTS
-
-
-def _send(  # noqa: PLR0917 - the arguments of `send_once`.
-    http: aiohttp.ClientSession,
-    fast_path: fast.FastPath | None,
-    call: Request[_T],
-    url: URL,
-    headers: CIMultiDict[str],
-    record: wire.Record | None,
-) -> Awaitable[_Response]:
-    """Send a request, if possible on the fast path; await the head of its response."""
-    # With the log on, every request takes the long way.
-    if record is None and fast_path is not None and fast_path.takes(call.operation.method):
-        return fast_path.post(call.path, headers, call.limit, call.on_connection)
-    return _request(http, call, url, headers)
-
-
-async def _request(
-    http: aiohttp.ClientSession, call: Request[_T], url: URL, headers: CIMultiDict[str]
-) -> aiohttp.ClientResponse:
-    fast.on_connection.set(call.on_connection)
-    return await http.request(
-        call.operation.method,
-        url.with_path(call.path, encoded=True),
-        headers=headers,
-        skip_auto_headers=fast.NO_CONTENT_TYPE,
-        allow_redirects=False,
-        raise_for_status=False,
-        auto_decompress=True,
-        timeout=call.limit,
-    )
+    def _check(
+        self,
+        call: Request[_T],
+        response: _Response,
+        answer: _Answer,
+        result: _T | Failure,
+        authorization: str,
+    ) -> _T | Failure:
+        """Return the result of a 2xx response, or a failure if it answers another request."""
+        if self._check_answers:
+            failure = check_answer(
+                result, answer.body, call.workspace_id, call.alias, authorization
+            )
+            if failure is not None:
+                fast.close_connection(response)
+                return replace(failure, request_id=call.request_id)
+        if type(result) is not Failure:
+            return result
+        content_type = answer.header(hdrs.CONTENT_TYPE) or ""
+        failure = with_body(result, content_type, answer.body, authorization)
+        return replace(failure, request_id=call.request_id)
 
 
 def _parse(
@@ -163,34 +172,12 @@ def _parse(
     return operation.parse(answer.body)  # type: ignore[return-value]
 
 
-def _check(
-    call: Request[_T],
-    response: _Response,
-    answer: _Answer,
-    result: _T | Failure,
-    authorization: str,
-    *,
-    check_answers: bool,
-) -> _T | Failure:
-    """Return the result of a 2xx response, or a failure if it answers another request."""
-    if check_answers:
-        failure = check_answer(result, answer.body, call.workspace_id, call.alias, authorization)
-        if failure is not None:
-            fast.close_connection(response)
-            return replace(failure, request_id=call.request_id)
-    if type(result) is not Failure:
-        return result
-    content_type = answer.header(hdrs.CONTENT_TYPE) or ""
-    failure = with_body(result, content_type, answer.body, authorization)
-    return replace(failure, request_id=call.request_id)
-
-
 async def _read(
     response: _Response, operation: Operation[_T], record: wire.Record | None
 ) -> Answer:
     """Read a response, and close its connection unless the body is complete."""
     max_body = MIB
-    if _is_success(response.status):
+    if is_success(response.status):
         max_body = operation.max_body
     body, problem = await _read_body(response, max_body)
     if isinstance(response, fast.Exchange):

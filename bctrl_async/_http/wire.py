@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import hdrs
@@ -13,11 +14,13 @@ from yarl import URL
 
 from bctrl_async._config import Secret
 from bctrl_async._http.redaction import bearer_key, excerpt_of, redacted, sanitize
+from bctrl_async._http.request import Request
 from bctrl_async._kinds import Failure
 from bctrl_async.errors import log_fields
 
 _MAX_BODY = 1024
 """The most characters of a body that are logged."""
+_T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async.wire")
 
 
@@ -42,8 +45,9 @@ class Record:
         secrets = [value for value in self._headers.values() if isinstance(value, Secret)]
         lines = [f"< {response.status}"]
         for name, value in response.headers.items():
-            is_cookie = name.lower() == "set-cookie"
-            line = f"{name}: ***" if is_cookie else sanitize(f"{name}: {value}", key) or ""
+            line = sanitize(f"{name}: {value}", key)
+            if name.lower() == "set-cookie":
+                line = f"{name}: ***"
             lines.append(f"< {redacted(line, secrets)}")
         excerpt = redacted(excerpt_of(body, key), secrets)
         lines.append(f"< {excerpt[:_MAX_BODY]!r}")
@@ -60,11 +64,12 @@ class Record:
         _log.debug("\n".join([*request, *lines]), extra=extra)
 
 
-def record(method: str, url: URL, path: str, headers: CIMultiDict[str]) -> Record | None:
+def record(request: Request[_T], url: URL, headers: CIMultiDict[str]) -> Record | None:
     """Return the record of an attempt that starts; None unless the log is on.
 
     Only the logger's own level counts: a level for a whole app does not ask for bodies.
     """
     if not logging.NOTSET < _log.level <= logging.DEBUG:
         return None
-    return Record(f"{method} {url.with_path(path, encoded=True)}", headers)
+    url = url.with_path(request.path, encoded=True)
+    return Record(f"{request.operation.method} {url}", headers)

@@ -81,6 +81,8 @@ class Evidence:
 
     def on_success(self, workspace: str) -> None:
         """Record the success of a first attempt."""
+        if not self.excess:
+            return
         self.excess = max(self.excess - _DECAY, 0.0)
         share = self._shares.pop(workspace, 0.0) - _DECAY
         if share > 0.0:

@@ -184,7 +184,8 @@ class Limiter:
             target_failed = self._on_failure(answer, history)
         elif answer is not None:
             self._on_success(history)
-        self.leave_lane(history)
+        if history.is_in_lane:
+            self.leave_lane(history)
         self._all.release()
         return target_failed
 

@@ -295,15 +295,13 @@ class TestTimeout:
 
 
 async def test_a_connection_may_close_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def take(*args: Any) -> Connection:  # noqa: ANN401 - passed on.
-        connection = await real(*args)
+    def accept(connection: Connection, _: aiohttp.ClientRequest) -> bool:
         assert connection.transport is not None
         connection.transport.abort()
-        return connection
+        return True
 
     async with on_fast_path(OK) as session:
-        real = fast_path_of(session)._connect
-        monkeypatch.setattr(fast_path_of(session), "_connect", take)
+        monkeypatch.setattr(fast_path_of(session), "_accepts", accept)
         with pytest.raises(BctrlNetworkError, match="Cannot write to closing transport"):
             await session.stop_runtime("ws-1", "crm")
 
@@ -367,7 +365,7 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
     server = await asyncio.start_server(early, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, BctrlSession("k", base_url=url, retry=ONCE) as session:
-        connector = fast_path_of(session)._connect.__self__  # type: ignore[attr-defined]  # a method.
+        connector = fast_path_of(session)._accepts.__self__  # type: ignore[attr-defined]  # a method.
         real = connector._create_connection
 
         async def slowly(*args: Any) -> Any:  # noqa: ANN401 - passed on.

@@ -149,7 +149,7 @@ FAULTS = {
         "a connection is reused on which a stray answer arrived while it was idle",
         "had an effect",
         {
-            "bctrl_async._http.fast.answer.Connector.take": TCPConnector.connect,
+            "bctrl_async._http.fast.answer.Connector.accepts": lambda *_: True,
             "bctrl_async._http.fast.answer.Connector._release": TCPConnector._release,
         },
     ),

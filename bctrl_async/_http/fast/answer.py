@@ -54,6 +54,7 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
     status: ClassVar[int] = 200
     code: ClassVar[int] = 200
     """The status, as aiohttp's messages name it."""
+    is_success: ClassVar[bool] = True
     problem: ClassVar[None] = None
     links: ClassVar[tuple[str, ...]] = ()
 
@@ -126,36 +127,36 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
     ) -> Connection:
-        """Return a connection as `take` does, and notify the request's `on_connection`."""
-        connection = await self.take(req, traces, timeout)
+        """Return a connection with nothing unread, and notify the request's `on_connection`."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if self.accepts(connection, req):
+                break
         notify = on_connection.get()
         if notify is not None:
             notify()
         return connection
 
-    async def take(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
-    ) -> Connection:
-        """Return a connection with nothing unread; the caller must write before its next await."""
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            # `protocol` is None only after the release.
-            protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
-            is_readable = self._is_readable.get(protocol)
-            if is_readable is None:
-                self._is_readable[protocol] = is_readable = _readability(connection.transport)
-                if not (protocol.should_close or (not req.is_ssl() and is_readable())):
-                    return connection
-                # The next new connection would end the same way. Over TLS, unread bytes on a new
-                # connection belong to the handshake.
-                connection.close()
-                raise aiohttp.ClientConnectionError("the server spoke or closed before the request")
-            if not protocol.should_close and not is_readable():
-                return connection
-            connection.close()
+    def accepts(self, connection: Connection, req: aiohttp.ClientRequest) -> bool:
+        """Return True if a connection has nothing unread; close it otherwise.
+
+        The caller must write before its next await.
+        """
+        # `protocol` is None only after the release.
+        protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
+        is_readable = self._is_readable.get(protocol)
+        is_new = is_readable is None
+        if is_readable is None:
+            self._is_readable[protocol] = is_readable = _readability(connection.transport)
+        # Over TLS, unread bytes on a new connection belong to the handshake.
+        is_in_handshake = is_new and req.is_ssl()
+        if not protocol.should_close and (is_in_handshake or not is_readable()):
+            return True
+        connection.close()
+        if is_new:
+            # The next new connection would end the same way.
+            raise aiohttp.ClientConnectionError("the server spoke or closed before the request")
+        return False
 
     async def _create_proxy_connection(
         self,

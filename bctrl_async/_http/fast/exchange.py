@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.http import RawResponseMessage
 
-_CONTINUE, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
+_CONTINUE = 100
+_SWITCHING_PROTOCOLS = 101
+_OK = 200
 
 _Connect = Callable[
     [aiohttp.ClientRequest, list[Any], aiohttp.ClientTimeout],
     Coroutine[object, object, Connection],
 ]
+_Accepts = Callable[[Connection, aiohttp.ClientRequest], bool]
 
 
 class _Deadlines:
@@ -151,12 +154,22 @@ class _ConnectRequest(aiohttp.ClientRequest):
 
 
 class FastPath:
-    """Sends POSTs without a body, in the form of an example that aiohttp serialized."""
+    """Sends POSTs without a body, in the form of an example that aiohttp serialized.
+
+    It connects until it accepts a connection: a coroutine of the connector's own for that takes
+    1 % of a stop.
+    """
 
     def __init__(
-        self, connect: _Connect, url: URL, headers: CIMultiDict[str], example: bytes
+        self,
+        connect: _Connect,
+        accepts: _Accepts,
+        url: URL,
+        headers: CIMultiDict[str],
+        example: bytes,
     ) -> None:
         self._connect = connect
+        self._accepts = accepts
         self._url = url
         self._headers = headers
         self._lines = _lines(headers)
@@ -199,6 +212,8 @@ class FastPath:
         started = self._loop.time()
         try:
             connection = await self._connect(self._request, [], limit)
+            while not self._accepts(connection, self._request):
+                connection = await self._connect(self._request, [], limit)
         except TimeoutError as error:
             url = self._url.with_path(path, encoded=True)
             raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}") from error
@@ -232,7 +247,9 @@ def _lines(headers: CIMultiDict[str]) -> bytes:
 def close_connection(response: object) -> None:
     """Close the connection of a response that was read: its next answer would be wrong as well."""
     # aiohttp's public `connection` is None by now; a mocked response has no protocol.
-    name = "protocol" if isinstance(response, Exchange) else "_protocol"
+    name = "_protocol"
+    if isinstance(response, Exchange):
+        name = "protocol"
     protocol = getattr(response, name, None)
     if protocol is not None and protocol.transport is not None:
         protocol.transport.close()

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from http import HTTPStatus
+from functools import partial
 from ssl import SSLContext
 from types import FunctionType
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +23,7 @@ from bctrl_async._http.response import Answer
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
 _log = logging.getLogger("bctrl_async")
@@ -64,7 +65,13 @@ def open_pool(
     try:
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
         run_now(_rehearse(url))
-        fast_path = FastPath(connector.take, url, headers, _example(url, headers))
+        fast_path = FastPath(
+            partial(aiohttp.TCPConnector.connect, connector),
+            connector.accepts,
+            url,
+            headers,
+            _example(url, headers),
+        )
     except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
         _log.info(
             "the fast path does not work with this aiohttp: %r",
@@ -86,7 +93,7 @@ async def _rehearse(url: URL) -> None:
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
     connector = _CannedConnector(_PLAIN, _PARSED, _PLAIN)
-    fast_path = FastPath(connector.connect, url, headers, _example(url, headers))
+    fast_path = FastPath(connector.connect, connector.accepts, url, headers, _example(url, headers))
     try:
         for path in ("/first", "/second", "/third"):
             exchange = await fast_path.post(path, headers, limit, object)
@@ -110,7 +117,7 @@ async def _rehearse(url: URL) -> None:
 
 
 def _is_canned(answer: Answer | PlainAnswer | None) -> bool:
-    if answer is None or answer.status != HTTPStatus.OK:
+    if answer is None or not answer.is_success:
         return False
     return answer.header("X-Rehearsal") == "yes" and answer.body == _BODY
 
@@ -155,6 +162,10 @@ class _CannedConnector(aiohttp.BaseConnector):
         self.protocol.connection_made(_CannedTransport(self, self.protocol))
         self.connections += 1
         return self.protocol
+
+    def accepts(self, connection: Connection, _: aiohttp.ClientRequest) -> bool:
+        """Return True unless the connection is closed."""
+        return connection.transport is not None
 
     def discard(self) -> None:
         self._close()
