@@ -100,7 +100,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @classmethod
     def of(cls, outcome: StopOutcome) -> Self:
-        """Make the entry of an outcome; raise a ValidationError if a field has a wrong type."""
+        """Make the entry of an outcome; raise a ValidationError if a type is wrong."""
         # The names keep their lone surrogates, if any.
         return msgspec.convert(outcome.to_dict() | outcome.target._asdict(), cls)
 
@@ -154,7 +154,7 @@ def header_line(base_url: str) -> bytes:
 
 
 def entry_line(outcome: StopOutcome) -> bytes:
-    """Return the line of an outcome, which is never longer than `MAX_LINE`, and can be read."""
+    """Return the line of an outcome, which can be read and is at most `MAX_LINE`."""
     _config.check_type(outcome, StopOutcome, "outcome", "a StopOutcome")
     _config.check_type(outcome.target, RuntimeRef, "target", "a RuntimeRef")
     if outcome.error is not None:

@@ -1,7 +1,7 @@
 """The errors of this package.
 
-One root and two branches that never overlap: a `BctrlApiError` is an answer of the server with an
-error status, a `BctrlNetworkError` is the lack of a usable answer.
+One root and two branches that never overlap: a `BctrlApiError` is an answer of the
+server with an error status, a `BctrlNetworkError` is the lack of a usable answer.
 
     BctrlError
     ├── BctrlConfigError (also ValueError)
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""Statuses of a request that the server did not process, because of load (contract errors.md)."""
+"""Statuses of a request not processed because of load (contract errors.md)."""
 NOT_FOUND_CODES = frozenset({"runtime.not_found", "workspace.not_found"})
 """The codes of a workspace or an alias that does not exist (contract errors.md)."""
 NOT_RUNNING_CODE = "runtime.not_active"
@@ -88,22 +88,22 @@ class BctrlError(Exception):
         workspace_id: The workspace of the call.
         alias: The alias of the call.
         attempts: The number of requests started for this call.
-        may_have_worked: True if any of these requests may have taken effect; always False for an
-            operation that only reads.
+        may_have_worked: True if any of these requests may have taken effect; always
+            False for an operation that only reads.
         may_have_stopped: The same for a stop: the runtime may have stopped.
-        accepted: True if the server accepted a stop with a 2xx status, but its answer has an
-            unusable body (`BctrlNetworkError` only).
+        accepted: True if the server accepted a stop with a 2xx status, but its answer
+            has an unusable body (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.
         code: The server's error code, such as `runtime.not_active`.
         message: The server's message.
-        reason_class: The server's `reasonClass`, such as `conflict`; new values will appear. Also
-            `invalid_input` for a workspace id or an alias that cannot be sent.
+        reason_class: The server's `reasonClass`, such as `conflict`; new values will
+            appear. Also `invalid_input` for an id or an alias that cannot be sent.
         request_id: The server's id of the request, for its support team.
         hint: The server's advice.
         retry_after: The seconds that the server asked to wait.
         body: The first 2,048 characters of the answer's body.
-        argument: The name of the argument that the error is about, such as `timeout`; `api_key` for
-            an `api_key` function that was too slow.
+        argument: The name of the argument that the error is about, such as `timeout`;
+            `api_key` for an `api_key` function that was too slow.
     """
 
     summary: str
@@ -154,8 +154,9 @@ class BctrlError(Exception):
 class BctrlConfigError(BctrlError, ValueError):
     """The call cannot be made: nothing was sent.
 
-    The API key is missing, a URL, id, alias or other argument is invalid, or the session is closed,
-    belongs to another event loop or was opened before a fork. `argument` names an invalid argument.
+    The API key is missing, a URL, id, alias or other argument is invalid, or the
+    session is closed, belongs to another event loop or was opened before a fork.
+    `argument` names an invalid argument.
     """
 
 
@@ -175,7 +176,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 
 
 class BctrlResponseError(BctrlNetworkError):
-    """An unreadable answer: not JSON, of the wrong shape, too large, a web page, or a redirect."""
+    """An unreadable answer: not JSON, malformed, too large, a page or a redirect."""
 
     advice: str | None = "Check that the base URL points to the bctrl API"
 
@@ -213,8 +214,8 @@ class BctrlNotFoundError(BctrlApiError):
     def names_runtime(self) -> bool:
         """True if the API reports that the workspace or the alias does not exist.
 
-        Its code is then `runtime.not_found` (contract) or `workspace.not_found`. Any other 404,
-        such as a gateway's, says nothing about them.
+        Its code is then `runtime.not_found` (contract) or `workspace.not_found`. Any
+        other 404, such as a gateway's, says nothing about them.
         """
         return self.code in NOT_FOUND_CODES
 
@@ -226,15 +227,15 @@ class BctrlConflictError(BctrlApiError):
 
     @property
     def already_stopped(self) -> bool:
-        """True if nothing was running under this alias (contract: `runtime.not_active`)."""
+        """True if nothing ran under this alias (contract: `runtime.not_active`)."""
         return self.code == NOT_RUNNING_CODE
 
 
 class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; the server did not process this request.
 
-    If `status` is None, nothing was sent: an earlier `Retry-After` is longer than this call's
-    patience, or all other calls were throttled for that long.
+    If `status` is None, nothing was sent: an earlier `Retry-After` is longer than this
+    call's patience, or all other calls were throttled for that long.
     """
 
     advice: str | None = "Limit the rate, or retry later"
@@ -247,7 +248,7 @@ class BctrlServerError(BctrlApiError):
 
 
 def advice_of(error: BctrlError) -> str:
-    """Return the remedy in an error's text: the server's hint, and the advice of the client."""
+    """Return the remedy in an error's text: the server's hint, the client's advice."""
     return _joined(error.hint, error.advice)
 
 
@@ -256,7 +257,7 @@ def _joined(*sentences: str | None) -> str:
 
 
 def subject_of(error: BctrlError) -> str:
-    """Return the start of an error's text: the call and its target, if they are known."""
+    """Return the start of an error's text: the call and its target, if known."""
     if error.alias is not None:
         target = f"{quote(error.alias)} in workspace {quote(error.workspace_id)}"
     elif error.workspace_id is not None:
@@ -267,7 +268,7 @@ def subject_of(error: BctrlError) -> str:
 
 
 def error_type(error: BaseException) -> str:
-    """Return OpenTelemetry's `error.type`: an error status, or the name of the exception."""
+    """Return OpenTelemetry's `error.type`: an error status, or an exception's name."""
     if isinstance(error, BctrlError):
         if error.status is not None and error.status >= HTTPStatus.BAD_REQUEST:
             return str(error.status)
@@ -277,7 +278,7 @@ def error_type(error: BaseException) -> str:
 
 
 def log_fields(error: BctrlError) -> dict[str, object]:
-    """Return the fields of an error for a log record, named like the attributes of spans."""
+    """Return the fields of an error for a log record, named as in spans."""
     fields = {
         "bctrl.workspace_id": error.workspace_id,
         "bctrl.alias": error.alias,

@@ -29,18 +29,19 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A predicate for runtimes; any function of a `Runtime` can take its place.
 
     Args:
-        status: The status to match; None, the default, matches each status but `stopped` and
-            `failed`, including statuses unknown to this version. `any` matches all.
+        status: The status to match; None, the default, matches each status but
+            `stopped` and `failed`, including statuses unknown to this version. `any`
+            matches all.
         kind: The kind to match; None matches any.
-        older_than: The least age, above 0, in seconds or as a `timedelta`; None matches any age.
-            The contract specifies no format for `created_at`: text that is not an ISO 8601 date and
-            time with a UTC offset matches no age. If all but that age matches, `stop_workspace`
-            rejects the runtime instead of stopping it.
+        older_than: The least age, above 0, in seconds or as a `timedelta`; None matches
+            any age. The contract specifies no format for `created_at`: text that is not
+            an ISO 8601 date and time with a UTC offset matches no age. If all but that
+            age matches, `stop_workspace` rejects the runtime instead of stopping it.
 
-    A status or kind that this version does not know is logged as a warning: it may be mistyped.
+    A status or kind unknown to this version is logged as a warning: it may be mistyped.
 
     Raises:
-        BctrlConfigError: `older_than` is not above 0, or an argument is of another type.
+        BctrlConfigError: `older_than` is not above 0, or an argument has a wrong type.
     """
 
     status: str | None = None
@@ -61,7 +62,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         return self.decide(runtime, datetime.now(UTC)) is True
 
     def decide(self, runtime: Runtime, now: datetime) -> bool | None:
-        """Return whether a runtime matches at a time; None if an unreadable age decides."""
+        """Return whether it matches at a time; None if an unreadable age decides."""
         if self.status is None:
             has_status = not runtime.status.is_final
         else:
@@ -88,14 +89,14 @@ def _warn_if_unknown(name: str, value: str | None, values: tuple[str, ...]) -> N
 
 
 class Selection:
-    """The listed runtimes that a condition selects, and the errors of unreadable runtimes."""
+    """The listed runtimes that a condition selects, and errors of unreadable items."""
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
         self.workspace_id: str = workspace_id
         self._where = where
         self.at: datetime = datetime.now(UTC)
         self.running: dict[str, Runtime | None] = {}
-        """The listed runtimes that may run, by alias; None if a runtime cannot be parsed."""
+        """The listed runtimes that may run, by alias; None if it cannot be parsed."""
         self.items: list[Runtime | BctrlResponseError] = []
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ class Selection:
                 yield item
 
     def add(self, items: Iterable[Runtime | BctrlResponseError]) -> None:
-        """Add the items of a list that the condition selects, or whose age it cannot read."""
+        """Add the items that the condition selects, or whose age it cannot read."""
         for item in items:
             if isinstance(item, Runtime):
                 self._add_runtime(item)
@@ -128,13 +129,13 @@ class Selection:
             self.items.append(_unreadable_age(self.workspace_id, runtime))
 
     def _may_be_old(self, runtime: Runtime) -> bool:
-        """Return True if only its unreadable age keeps a running runtime from being selected."""
+        """Return True if its unreadable age alone leaves out a running runtime."""
         if runtime.status.is_final or not isinstance(self._where, RuntimeFilter):
             return False
         return self._where.decide(runtime, self.at) is None
 
     def without_replaced(self) -> Self:
-        """Drop ended runtimes whose alias a running runtime has: a stop would end that runtime."""
+        """Drop ended runtimes under whose alias another runs: a stop would end it."""
         self.items = [item for item in self.items if not self._is_replaced(item)]
         return self
 
@@ -154,8 +155,8 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
 
 def _unreadable_age(workspace_id: str, runtime: Runtime) -> BctrlResponseError:
     return BctrlResponseError(
-        f"its age cannot be read: {quote(runtime.created_at)} is not an ISO 8601 date and time "
-        "with a UTC offset",
+        f"its age cannot be read: {quote(runtime.created_at)} is not an ISO 8601 date "
+        "and time with a UTC offset",
         advice="Stop it by its alias, or select it without its age",
         operation="list",
         workspace_id=workspace_id,
@@ -168,7 +169,7 @@ def _in_seconds(age: float | timedelta) -> float:
 
 
 def parse_time(text: str) -> datetime | None:
-    """Return the time of an ISO 8601 text with a UTC offset, None for any other text."""
+    """Return the time of an ISO 8601 text with a UTC offset, or None."""
     # `fromisoformat` would read a Unix time in milliseconds as a date.
     if not _begins_with_date(text):
         return None

@@ -1,9 +1,10 @@
-"""The journal of a bulk stop: a file of outcomes from which an interrupted run is resumed.
+"""The journal of a bulk stop: a file of outcomes, from which a run is resumed.
 
-It is JSON Lines: a header, then an entry for each outcome. The last entry of a target wins: the
-target is done if that entry says that its runtime no longer runs, and is sent again otherwise. Each
-line ends with its checksum, and only the last line may be cut short. A journal does not contain its
-run's list of targets: `read_journals` takes the list, and finds the outcome of each target.
+It is JSON Lines: a header, then an entry for each outcome. The last entry of a target
+wins: the target is done if that entry says that its runtime no longer runs, and is sent
+again otherwise. Each line ends with its checksum, and only the last line may be cut
+short. A journal does not contain its run's list of targets: `read_journals` takes the
+list, and finds the outcome of each target.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
 
 
 class JournalInUseError(BctrlConfigError):
-    """Another run has the journal, or a file server still holds the lock of a client that died.
+    """Another run has the journal, or a file server holds the lock of a dead client.
 
     The same call may succeed later. Nothing was sent.
     """
@@ -69,27 +70,28 @@ def read_journals(
 
         pending = [each.target for each in read_journals(paths, targets) if not each.ok]
 
-    The last entry of a target in a file counts, and among several files the entry with the latest
-    `at`. The files are read when the iteration starts, even while runs write to them, and are not
-    changed.
+    The last entry of a target in a file counts, and among several files the entry with
+    the latest `at`. The files are read when the iteration starts, even while runs write
+    to them, and are not changed.
 
     Args:
         paths: The files.
-        targets: The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s. Each has one
-            outcome, in the order of the list. A target that no file has, or only as `not_sent`, is
-            `unknown`, since a process may have died after it sent the stop. None yields only
-            targets in the files: those without an entry are not reported.
-        max_age: The greatest age of a file in seconds, above 0; an older file, such as last
-            night's, is rejected. None accepts any age.
+        targets: The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s.
+            Each has one outcome, in the order of the list. A target that no file has,
+            or only as `not_sent`, is `unknown`, since a process may have died after it
+            sent the stop. None yields only targets in the files: those without an entry
+            are not reported.
+        max_age: The greatest age of a file in seconds, above 0; an older file, such as
+            last night's, is rejected. None accepts any age.
 
     Yields:
-        Outcomes, whose `index` numbers them from 0; their `runtime` is None if they are `ok`.
+        Outcomes; `index` numbers them from 0, and `runtime` is None if they are `ok`.
 
     Raises:
-        BctrlConfigError: A file cannot be read, is not an intact journal of this version, belongs
-            to another server than the first file, is older than `max_age`, or has an entry dated
-            more than five minutes in the future. `paths` is empty, or an item of the list is not a
-            target.
+        BctrlConfigError: A file cannot be read, is not an intact journal of this
+            version, belongs to another server than the first file, is older than
+            `max_age`, or has an entry dated more than five minutes in the future.
+            `paths` is empty, or an item of the list is not a target.
     """
     if isinstance(paths, str | bytes | os.PathLike):
         raise _config.invalid_type("paths", type(paths), _PATHS)
@@ -128,7 +130,7 @@ def _open_all(
 
 
 def _outcome_of(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome:
-    """Return the latest outcome of a target, or the doubt about it if no journal has it as sent."""
+    """Return the latest outcome of a target; `unknown` if no journal has it sent."""
     latest = _latest(journals, target)
     if latest is None:
         # A name that cannot be sent may be written in a shorter form.
@@ -161,7 +163,7 @@ def _in_doubt(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
 
 
 class JournalReader:
-    """The entries of a journal that is only read, of any server if `base_url` is empty."""
+    """The entries of a journal that is read, of any server if `base_url` is empty."""
 
     _mode: Literal["rb", "a+b"] = "rb"
 
@@ -271,7 +273,7 @@ class JournalReader:
         )
 
     def done(self, target: RuntimeRef) -> StopOutcome | None:
-        """Return the outcome of a target that was done when the file was read, else None."""
+        """Return the outcome of a target that is done in the file, or None."""
         try:
             outcome = self.outcome(target)
         except BctrlConfigError:
@@ -283,7 +285,7 @@ class JournalReader:
         return replace(outcome, resumed=True)
 
     def warn_if_old(self) -> None:
-        """Warn if the file is over a day old: runtimes started anew since then count as stopped."""
+        """Warn if it is over a day old: runtimes started since count as stopped."""
         if self._age > timedelta(days=1):
             _log.warning(
                 "the journal %r is %s old, and runtimes started anew since then count as stopped",
@@ -334,7 +336,7 @@ class JournalFile(JournalReader):
         self._append(entry_line(outcome), flush=flush)
 
     def flush(self) -> None:
-        """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
+        """Flush the file, as `Journal.flush` says."""
         if not self.file.closed:
             self._append(b"", flush=True)
             self._check_writable()
@@ -347,13 +349,13 @@ class JournalFile(JournalReader):
         try:
             self.flush()
         except BctrlError:
-            # The first failure was raised before; here it would hide the report of a run.
+            # The first failure was raised before; here it would hide a report.
             if is_intact:
                 raise
         finally:
             with self._lock:
                 if fcntl is not None:  # pragma: no branch
-                    # Closing is not enough: a forked child may have the file open as well.
+                    # Closing is not enough: a forked child may have the file open.
                     fcntl.flock(self.file, fcntl.LOCK_UN)
                 self.file.close()
 
@@ -390,25 +392,27 @@ class Journal:
         with Journal("night.jsonl", max_age=43_200) as journal:
             report = await session.stop_runtimes(targets, journal=journal)
 
-    A program that runs bulk stops elsewhere, such as on a cluster, writes their outcomes to it, and
-    asks `read_journals` what is pending. It may be shared by threads, and by the bulk stops of a
-    session, each of which skips what the file has as stopped when it starts.
+    A program that runs bulk stops elsewhere, such as on a cluster, writes their
+    outcomes to it, and asks `read_journals` what is pending. It may be shared by
+    threads, and by the bulk stops of a session, each of which skips what the file has
+    as stopped when it starts.
 
     Args:
-        path: The file, which is made if there is none. It is read here, about a million entries a
-            second; in async code, `await asyncio.to_thread(Journal, path)` does not block the loop.
-        base_url: The URL of the API that the outcomes come from. None reads `BCTRL_BASE_URL`, or
-            uses `https://api.bctrl.ai` if that is not set.
-        max_age: The greatest age of the file in seconds, above 0; an older file, such as last
-            night's, is rejected. None accepts any age.
+        path: The file, which is made if there is none. It is read here, about a million
+            entries a second; in async code, `await asyncio.to_thread(Journal, path)`
+            does not block the loop.
+        base_url: The URL of the API that the outcomes come from. None reads
+            `BCTRL_BASE_URL`, or uses `https://api.bctrl.ai` if that is not set.
+        max_age: The greatest age of the file in seconds, above 0; an older file, such
+            as last night's, is rejected. None accepts any age.
 
     Attributes:
         base_url: The URL of the API, with the `/v1`.
 
     Raises:
         JournalInUseError: Another `Journal` has the file.
-        BctrlConfigError: The file cannot be used: it is damaged, too old, of another server or of
-            another version. Or an argument is invalid.
+        BctrlConfigError: The file cannot be used: it is damaged, too old, of another
+            server or of another version. Or an argument is invalid.
         BctrlError: The header of a new file cannot be written.
     """
 
@@ -434,33 +438,37 @@ class Journal:
 
         Args:
             outcome: The outcome; its `index` is written as it is.
-            flush: Flush the file to disk (`fsync`), so that a power failure loses nothing. By
-                default it is flushed when it is closed.
+            flush: Flush the file to disk (`fsync`), so that a power failure loses
+                nothing. By default it is flushed when it is closed.
 
         Raises:
-            BctrlConfigError: The journal is closed; or a field of the outcome has a wrong type, or
-                `at` has no time zone. Nothing is written.
-            BctrlError: The file cannot be written. All later calls raise this as well, because a
-                line after half a line would make the file unreadable.
+            BctrlConfigError: The journal is closed; or a field of the outcome has a
+                wrong type, or `at` has no time zone. Nothing is written.
+            BctrlError: The file cannot be written. All later calls raise this as well,
+                because a line after half a line would make the file unreadable.
         """
         self._file.write(outcome, flush=flush)
 
     def flush(self) -> None:
-        """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
+        """Flush the file to disk (`fsync`).
+
+        Raises:
+            BctrlError: The file cannot be flushed, or an earlier write failed.
+        """
         self._file.flush()
 
     def close(self) -> None:
         """Flush the file to disk, unlock and close it; a second call does nothing.
 
         Raises:
-            BctrlError: The file cannot be flushed; it is closed even so. An earlier failure is not
-                raised again.
+            BctrlError: The file cannot be flushed; it is closed even so. An earlier
+                failure is not raised again.
         """
         self._file.close()
 
 
 def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> JournalFile:
-    """Return the file of a bulk stop's journal, given as a path or as the caller's, and read it."""
+    """Return the file of a journal, from its path or the caller's, with all entries."""
     if not isinstance(journal, Journal):
         return JournalFile(journal, base_url)
     file = journal._file  # noqa: SLF001 - users shall not see it.

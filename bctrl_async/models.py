@@ -1,7 +1,7 @@
 """The models of the API: runtimes, and references to them.
 
-The wire format is specified in `docs/contract/openapi.yaml`. Unknown fields and enum values are
-accepted, so that a newer server cannot turn a successful stop into an error.
+The wire format is specified in `docs/contract/openapi.yaml`. Unknown fields and enum
+values are accepted, so that a newer server cannot turn a successful stop into an error.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class _OpenEnum(StrEnum):
     def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, str):
             return None
-        # The member is not cached: the server chooses values, so a cache could grow without bound.
+        # The server chooses values, so a cache of members could grow without bound.
         member = str.__new__(cls, value)
-        # The name is escaped, because a member's repr and other tools print it as it is.
+        # The name is escaped, because a member's repr prints it as it is.
         member._name_ = repr(value)[1:-1]
         member._value_ = value
         return member
 
     def __reduce_ex__(self, _protocol: object) -> tuple[type[Self], tuple[str]]:
-        # Python 3.11.2 pickles members by name, and an unknown value has no registered name.
+        # Python 3.11.2 pickles members by name, which an unknown value does not have.
         return type(self), (self.value,)
 
 
@@ -75,9 +75,9 @@ class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
 
 class Runtime(msgspec.Struct, frozen=True, rename="camel", gc=False):
-    """A runtime as described by the server; a text of more than 4,096 characters is cut.
+    """A runtime as described by the server; texts are cut at 4,096 characters.
 
-    `created_at` and `updated_at` are not parsed: the contract specifies no format for them.
+    `created_at` and `updated_at` are text: the contract specifies no format for them.
     """
 
     id: UUID
@@ -92,7 +92,7 @@ class Runtime(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
 
 class RuntimeRef(NamedTuple):
-    """A reference to a runtime. A plain `(workspace_id, alias)` tuple is accepted as well."""
+    """A reference to a runtime; a plain `(workspace_id, alias)` tuple works as well."""
 
     workspace_id: str
     alias: str

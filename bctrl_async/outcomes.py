@@ -42,12 +42,12 @@ class StopResult(StrEnum):
 
     @property
     def needs_poll(self) -> bool:
-        """True if the server took the stop, or may have, and the runtime may still run."""
+        """True if the server may have taken the stop, and the runtime may still run."""
         return self.is_taken or self is StopResult.UNKNOWN
 
     @property
     def is_taken(self) -> bool:
-        """True if the server took the stop, and has not said that the runtime is stopped."""
+        """True if the server took the stop, but has not called the runtime stopped."""
         return self is StopResult.ACCEPTED
 
     @property
@@ -76,15 +76,16 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         index: The target's position in the input, from 0.
         target: The runtime to stop.
         result: What the server said to the stop.
-        running: True if the runtime runs, False if it no longer runs, by the server's own word;
-            None where nobody knows.
-        runtime: The runtime as last described by the server, in the answer, in a poll, or in the
-            list of `stop_workspace` if no request can have stopped it since; else None.
+        running: True if the runtime runs, False if it no longer runs, by the server's
+            own word; None where nobody knows.
+        runtime: The runtime as last described by the server, in the answer, in a poll,
+            or in the list of `stop_workspace` if no request can have stopped it since;
+            else None.
         error: The error that explains why the outcome is not `ok`; None if it is.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.
-        at: The time at which the outcome became known, in UTC; if `runtime` comes from a poll or a
-            list, the time of the poll or the list.
+        at: The time at which the outcome became known, in UTC; if `runtime` comes from
+            a poll or a list, the time of the poll or the list.
         request_id: The server's id of the last stop request that it answered, or None.
         resumed: True if the outcome comes from an earlier run's journal.
     """
@@ -109,8 +110,8 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, object]:
         """Return the outcome as JSON values, for any encoder.
 
-        The fields are the same as in the output of the command. `error` has the type and the facts
-        of the error, and its `summary` as the `message`.
+        The fields are the same as in the output of the command. `error` has the type
+        and the facts of the error, and its `summary` as the `message`.
         """
         return {
             "index": self.index,
@@ -134,9 +135,9 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         total: The number of targets read; the counts add up to it.
-        counts: The number of outcomes for each result; 0 for a result that did not occur.
+        counts: The number of outcomes for each result; 0 if it did not occur.
         running: The number of runtimes that run, by the server's own word.
-        not_running: The number of runtimes that no longer run, by the server's own word.
+        not_running: The number of runtimes that no longer run, by the server's word.
         failures: The outcomes that are not `ok`, in order of completion.
         elapsed: The duration of the run in seconds.
         retries: The number of stop requests beyond the first for each target.
@@ -160,7 +161,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer.
 
-        An input without targets is `ok`: check `total` if a list may be empty by mistake.
+        An input without targets is `ok`: check `total` if it may be empty by mistake.
         """
         return not self.failures and self.ended_early is None
 

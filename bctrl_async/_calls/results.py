@@ -30,12 +30,12 @@ def result_of(answer: Runtime | BctrlError) -> StopResult:
         return StopResult.UNKNOWN
     if answer.status is None:
         return StopResult.NOT_SENT
-    # The status is from the last answer, a refusal, even if a later attempt had no answer.
+    # The status is from the last answer, a refusal, even if later attempts had none.
     return StopResult.REJECTED
 
 
 def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
-    """Return True if a runtime is running, False if it is not, and None if nobody knows."""
+    """Return True if a runtime runs, False if it does not, None if nobody knows."""
     if result in _STOPPED:
         return False
     if runtime is None:
@@ -110,7 +110,7 @@ def outcome_after_poll(
 
 
 def _outcome_of_described(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
-    """Return an outcome whose runtime was polled: its status counts as in an answer to the stop."""
+    """Return an outcome updated by a polled status, which counts like the stop's."""
     result = outcome.result
     error = outcome.error
     if runtime.status.is_final:
@@ -128,7 +128,7 @@ def _outcome_of_described(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
 def _outcome_of_missing(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
     """Return an outcome whose runtime does not exist.
 
-    If the answer to its stop described it, its name is not mistyped, so it no longer runs.
+    If the answer to its stop described it, its name is right, so it no longer runs.
     """
     if outcome.result.is_taken and outcome.runtime is not None:
         return replace(outcome, running=False, runtime=None, error=None, at=now())

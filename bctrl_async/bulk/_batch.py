@@ -1,4 +1,4 @@
-"""The handle of a bulk stop: await it for its report, or enter it and iterate over outcomes."""
+"""The handle of a bulk stop: await it for its report, or iterate over its outcomes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _runners: set[asyncio.Task[None]] = set()
 
 
 class OutcomeBuffer:
-    """A queue of outcomes between the workers of a bulk stop and the readers of its outcomes.
+    """A queue of outcomes between the workers of a bulk stop and its readers.
 
-    A worker waits while more than `limit` are unread. An `asyncio.Queue` would cost a coroutine for
-    each outcome, even if there is nothing to wait for.
+    A worker waits while more than `limit` are unread. An `asyncio.Queue` would cost a
+    coroutine for each outcome, even if there is nothing to wait for.
     """
 
     def __init__(self, limit: int) -> None:
@@ -78,8 +78,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
             async for outcome in batch:
                 ...
 
-    Leaving the block early cancels the run. The attributes can be read at any time, also after an
-    exception.
+    Leaving the block early cancels the run. The attributes can be read at any time,
+    also after an exception.
     """
 
     # `__del__` needs these even if the constructor was not reached.
@@ -124,22 +124,22 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def report(self) -> StopReport:
-        """The report on the targets read so far; it is not `ok` before the end of the run."""
+        """The report on the targets read so far; it is not `ok` before the run ends."""
         return self._run.ledger.report(self._run.source.count)
 
     def stop_reading(self) -> None:
         """Stop reading targets, send no new stops, and wait for requests in flight.
 
-        Stops that may have taken effect are still retried. All other targets that were read, and
-        the rest of an input with a length, become `not_sent`. Polls end (`verify=`).
+        Stops that may have taken effect are still retried. All other targets that were
+        read, and the rest of an input with a length, become `not_sent`. Polls end.
         """
         self._run.state.ask_to_end("the run was asked to start no more stops", CancelLevel.READING)
 
     def abort(self) -> None:
         """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`).
 
-        Unlike cancellation, the run still delivers every outcome and returns its report. To call it
-        from a thread, use `loop.call_soon_threadsafe`.
+        Unlike cancellation, the run still delivers every outcome and returns its
+        report. To call it from a thread, use `loop.call_soon_threadsafe`.
         """
         self._run.state.ask_to_end("the run was aborted", CancelLevel.IN_FLIGHT)
 
@@ -175,15 +175,15 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 source=self,
             )
         if self._runner is not None and not self._runner.done():
-            # The handle was garbage-collected inside its block, perhaps by another thread or after
-            # the loop closed.
+            # The handle was garbage-collected inside its block, perhaps by another
+            # thread or after the loop closed.
             with suppress(RuntimeError):
                 self._runner.get_loop().call_soon_threadsafe(self._runner.cancel)
 
     async def __aenter__(self) -> Self:
         self._start()
         self._run.receivers.append(self._outcomes.put)
-        # The task does not refer to this handle, so that dropping the handle ends the task.
+        # The task does not refer to this handle: dropping the handle ends the task.
         self._runner = asyncio.create_task(self._run.feed())
         self._runner.add_done_callback(partial(_end, self._run, self._outcomes))
         # The event loop keeps only weak references to tasks.
@@ -240,7 +240,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 def _end(run: Run, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
     """End the buffer of a run that is over."""
     if runner.cancelled():
-        # A task that is cancelled before its first step has no chance to cancel the run.
+        # A task that is cancelled before its first step cannot cancel the run.
         run.state.cancel()
         outcomes.discard()
     outcomes.end()

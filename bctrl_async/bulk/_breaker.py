@@ -26,9 +26,9 @@ from bctrl_async.models import Runtime, RuntimeRef
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
 """The alias in a canary until a target was answered; a live server answers 404."""
 _CANARIES_PER_RETRY = 3
-"""Unanswered canaries before the waiting call itself probes: some servers answer no GETs."""
+"""Unanswered canaries before the call itself probes: some servers answer no GETs."""
 _MAX_CANARIES = 12
-"""The most canaries before a retry: if all are answered, dead targets cause the 503s, not load."""
+"""The most canaries before a retry: if all are answered, the 503s are not from load."""
 _MANY_THROTTLED = 2
 """Throttled responses of a call after which its target may be the reason."""
 _MAX_UNCOUNTED = 10
@@ -38,17 +38,18 @@ _MAX_UNCOUNTED = 10
 class CircuitBreaker:
     """A circuit breaker shared by the workers of one bulk stop.
 
-    An unanswered attempt shows a dead server or a dead target. So a canary is sent: a GET of a
-    target that the server has answered before, which stops nothing. If the canary is answered, the
-    target of the call is dead, the call's policy decides, and no other call waits. If not, the
-    breaker opens. Then the calls that fail wait, and one of them probes: an outage costs a request
-    now and then, however many calls wait, and costs them no attempts of their policy.
+    An unanswered attempt shows a dead server or a dead target. So a canary is sent: a
+    GET of a target that the server has answered before, which stops nothing. If the
+    canary is answered, the target of the call is dead, the call's policy decides, and
+    no other call waits. If not, the breaker opens. Then the calls that fail wait, and
+    one of them probes: an outage costs a request now and then, however many calls wait,
+    and costs them no attempts of their policy.
 
-    Attempts are compared by their numbers: an answer proves that the server was up after a failure
-    only if its attempt started later.
+    Attempts are compared by their numbers: an answer proves that the server was up
+    after a failure only if its attempt started later.
 
-    `patience` is how many seconds to wait for a server that has answered before; `make_canary`
-    makes a GET of a target, with a `policy`.
+    `patience` is how many seconds to wait for a server that has answered before;
+    `make_canary` makes a GET of a target, with a `policy`.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class CircuitBreaker:
         self.is_open: bool = False
         """True while the server answers no call."""
         self._opened_at = 0.0
-        # The numbers of the attempt that showed an outage, and of the last before its end.
+        # The numbers of the attempt that showed an outage, and of the last in it.
         self._outage_start = 0
         self._outage_end = 0
         self._held_since = 0.0
         self._probe: Call[Runtime] | None = None
-        # The scopes of the canaries in flight, with the attempts whose failures they explain.
+        # The scopes of the canaries in flight, with the attempts that they explain.
         self._canaries: dict[CancelScope, int] = {}
         self._probers = 0
         self._failures = 0
@@ -89,11 +90,11 @@ class CircuitBreaker:
 
     @property
     def has_answered(self) -> bool:
-        """True once the server has answered an attempt of the session since the run was made."""
+        """True once the server has answered an attempt since the run was made."""
         return self._is_up_since(self._attempts_before)
 
     def on_answer(self, call: Call[Runtime], failure: Failure | None = None) -> None:
-        """Record that the server answered the last attempt of a call, perhaps with a failure."""
+        """Record that the server answered a call, perhaps with a failure."""
         if failure is None or not failure.kind.is_throttling:
             self._answered_call = call
         self._close_if_up()
@@ -124,7 +125,7 @@ class CircuitBreaker:
             self._has_no_probe.set()
 
     def as_dead(self, failure: Failure) -> BctrlNetworkError:
-        """Return the error of a run that gave up on its server, given the failure of a target."""
+        """Return the error of a run that gave up on its server after this failure."""
         advice = failure.advice
         if not self.has_answered:
             summary = f"the server does not answer: {failure.summary}"
@@ -136,7 +137,7 @@ class CircuitBreaker:
         return BctrlNetworkError(summary, advice=advice)
 
     async def wait_to_retry(self, call: Call[Runtime], failure: Failure) -> bool:
-        """Wait before retrying a call whose last attempt failed; return False to give up.
+        """Wait before retrying a call that failed; return False to give up.
 
         The caller must `leave` when the call has ended.
         """
@@ -145,7 +146,7 @@ class CircuitBreaker:
         return await self._back_off(call, failure)
 
     async def _wait_for_server(self, call: Call[Runtime], failure: Failure) -> bool:
-        """Wait until the server is up, or this call is to probe it; return False to give up."""
+        """Wait until the server is up or a call may probe it; False to give up."""
         failed_at = self._sender.tally.attempts
         if self._probe is call and await self._gives_up_target():
             return False
@@ -177,7 +178,7 @@ class CircuitBreaker:
         return self._probe is call
 
     async def _shows_server_up(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Send a canary for a call; open the breaker and return False if no answer comes.
+        """Send a canary; open the breaker and return False if no answer comes.
 
         The canary is abandoned if another call of the run is answered first.
         """
@@ -197,7 +198,7 @@ class CircuitBreaker:
         return False
 
     async def _ask_server(self, call: Call[Runtime]) -> bool:
-        """Send a canary to a target that was answered, if any; return True if it is answered."""
+        """Send a canary, to an answered target if any; return True if answered."""
         answered_call = self._answered_call
         target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
         if answered_call is not None:
@@ -209,7 +210,7 @@ class CircuitBreaker:
         return is_answered
 
     async def _send_canary(self, target: RuntimeRef) -> bool:
-        """Send a GET once, before all new calls; return True if the server answers it."""
+        """Send a GET once, before all new calls; return True if it is answered."""
         canary = self._make_canary(*target)
         try:
             with observe_call(self._ledger.observer, canary.operation, *target) as observer:
@@ -231,7 +232,7 @@ class CircuitBreaker:
         return True
 
     def delay_of_throttled(self, call: Call[Runtime]) -> float | None:
-        """Return the seconds until a throttled call may be sent again; None to give up."""
+        """Return the seconds until a throttled call is retried; None to give up."""
         self.on_answer(call, call.retries.last_failure)
         self.leave(call)
         delay = call.retries.delay(_now())
@@ -243,7 +244,7 @@ class CircuitBreaker:
         return delay
 
     async def compare(self, call: Call[Runtime]) -> None:
-        """Let canaries show whether a gateway answers 503 for all targets or only for some."""
+        """Let canaries show whether a gateway answers 503 for all or some targets."""
         retries = call.retries
         failure = retries.last_failure
         if failure is None or not failure.kind.is_unanswered:
@@ -262,15 +263,15 @@ class CircuitBreaker:
                     return
 
     def _gives_up(self, failure: Failure) -> bool:
-        """Return True if the probe gives up after this failure, alone or with the whole run."""
+        """Return True if the probe gives up after a failure, alone or with the run."""
         hangs = _quick.hangs(failure)
         if self.has_answered:
             elapsed = _now() - self._opened_at
             if elapsed > self._patience or hangs or _quick.is_enough(self._unanswered):
                 self.has_given_up = True
             return self.has_given_up
-        # Waiting does not change a certificate, unless other calls are answered: then it belongs to
-        # one of several machines, or to a proxy that reloads.
+        # Waiting does not change a certificate, unless other calls are answered: then
+        # it belongs to one of several machines, or to a proxy that reloads.
         is_untrusted = failure.kind is Kind.UNTRUSTED
         if self._failures < self._policy.attempts and not (is_untrusted or hangs):
             return False
@@ -281,9 +282,10 @@ class CircuitBreaker:
         return True
 
     async def _gives_up_target(self) -> bool:
-        """Let another call be the probe; return True to give up the target of this call.
+        """Let another call be the probe; return True to give up this target.
 
-        Dead targets may hold all workers of a live server. In an outage, two are given up at most.
+        Dead targets may hold all workers of a live server. In an outage, at most two
+        are given up.
         """
         self._failures += 1
         if not self.has_answered:
@@ -291,14 +293,14 @@ class CircuitBreaker:
         self.leave(self._probe)
         held_for = _now() - self._held_since
         if self._probers < len(self._state.workers) or held_for < self._patience / 3:
-            # In this turn of the loop, the call that has waited longest becomes the probe.
+            # In this turn of the loop, the call that waited longest becomes the probe.
             await asyncio.sleep(0)
             return False
         self._held_since = _now()
         return True
 
     def _is_due(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Return True if a call should probe the server itself: some servers answer no GETs."""
+        """Return True if a call should probe the server: some answer no GETs."""
         if self._probe is not call or self._is_up_since(failed_at):
             return False
         if not self.has_answered:
@@ -306,11 +308,11 @@ class CircuitBreaker:
         return self._unanswered % _CANARIES_PER_RETRY == 0
 
     async def _retry(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Wait before retrying a call, now that the server is up; return False to give up."""
+        """Wait before a retry, now that the server is up; return False to give up."""
         retries = call.retries
         is_in_outage = failed_at >= self._outage_start and call.number <= self._outage_end
         if not is_in_outage or retries.uncounted > _MAX_UNCOUNTED:
-            # A later retry does not wait for the quota, so dead targets do not hold up the run.
+            # A later retry waits for no quota, so dead targets do not hold up the run.
             is_first = call.attempts == 1
             return await call.back_off(self._limiter, waits_for_quota=is_first)
         # Jitter spreads the calls that the outage held, which are all retried now.

@@ -26,9 +26,10 @@ class CancelLevel(IntEnum):
 class CancelScope:
     """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
-    Its task may enter it again after leaving it, but may not nest it. `asyncio.timeout` does not
-    fit: rescheduled to now, it cancels in the next turn of the loop, when the task may have left
-    the block. `cancelled_caught` is True if the block was left because of `cancel`.
+    Its task may enter it again after leaving it, but may not nest it. `asyncio.timeout`
+    does not fit: rescheduled to now, it cancels in the next turn of the loop, when the
+    task may have left the block. `cancelled_caught` is True if the block was left
+    because of `cancel`.
     """
 
     __slots__ = ("_cancel_called", "_cancelling", "_is_entered", "_task", "cancelled_caught")
@@ -55,7 +56,7 @@ class CancelScope:
         task = self._task
         if task is None or not self._is_entered or self._cancel_called:
             return
-        # The current task would be cancelled at its next await, perhaps after the block.
+        # The current task would be cancelled at its next await, perhaps too late.
         if task is not asyncio.current_task():
             self._cancel_called = True
             task.cancel()
@@ -63,7 +64,7 @@ class CancelScope:
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> bool:
         self._is_entered = False
         if self._cancel_called and self._task is not None:
-            # A cancellation from outside the scope remains in the count, and propagates.
+            # A cancellation from outside remains in the count, and propagates.
             only_ours = self._task.uncancel() <= self._cancelling
             self.cancelled_caught = only_ours and exc_type is asyncio.CancelledError
         return self.cancelled_caught

@@ -32,16 +32,17 @@ Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
 _SLOW = 0.005
-"""Seconds in which a plain generator may yield its next item while the event loop waits."""
+"""Seconds in which a generator may yield an item while the event loop waits."""
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
 class Input:
-    """An input that any number of workers read; raises BctrlConfigError if it is unsuitable.
+    """An input that workers read; raises BctrlConfigError if it is unsuitable.
 
-    `is_awaited` is True if the input is async, or a generator that took long for its last item.
-    `count` items were read; `length` is the number of all items, if known. `error` is the exception
-    of the input, and `selection` the list of a workspace once it is fetched.
+    `is_awaited` is True if the input is async, or a generator that took long for its
+    last item. `count` items were read; `length` is the number of all items, if known.
+    `error` is the exception of the input, and `selection` the list of a workspace once
+    it is fetched.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -87,18 +88,18 @@ class Input:
         if self._items is None or self.length is None:
             self.is_closed = True
         else:
-            # A callback may add to the list, perhaps for ever, so its first length is the bound.
+            # A callback may add to the list for ever, so its first length counts.
             self._items = islice(self._items, max(self.length - self.count, 0))
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
-        """Return an outcome with the runtime as listed, if no request can have changed it."""
+        """Return an outcome with the listed runtime if no request can have ended it."""
         if self.selection is None or not outcome.result.has_no_effect:
             return outcome
         runtime = self.selection.running.get(outcome.target.alias)
         if runtime is None:
             return outcome
         running = running_of(outcome.result, runtime)
-        # `at` is the time of the list, because another run may have stopped the runtime since.
+        # `at` is the time of the list: another run may have stopped it since.
         return replace(outcome, runtime=runtime, running=running, at=self.selection.at)
 
     async def prepare(self, check: Callable[[Selection], Awaitable[None]]) -> None:
@@ -152,7 +153,7 @@ class Input:
         return None
 
     def _close_unless_cancelled(self, error: BaseException) -> None:
-        """Close the input with its error, but raise the cancellation of the reading task."""
+        """Close the input with its error, but raise a cancellation of the reader."""
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise error
         self._close(error)
@@ -192,7 +193,7 @@ class Listing(Input):
 
 
 def check_targets(targets: object) -> None:
-    """Raise BctrlConfigError for an object that is not iterable, or is a single target or text."""
+    """Raise BctrlConfigError for a single target, a text, or what is not iterable."""
     match targets:
         # A list of two names is not matched: `check_first` rejects its items.
         case Runtime() | RuntimeRef() | tuple((str() | UUID(), str() | UUID())):
@@ -209,7 +210,7 @@ def check_targets(targets: object) -> None:
 
 
 def check_first(item: object) -> None:
-    """Raise BctrlConfigError if the first item has the wrong type: others probably have it too."""
+    """Raise BctrlConfigError if the first item, so probably each, has a wrong type."""
     if not isinstance(item, Exception) and len(_refs.parts(item)) != _refs.PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",
@@ -222,8 +223,8 @@ def check_first(item: object) -> None:
 def target_of(item: object) -> RuntimeRef:
     """Return an item of an input as a target; raise the reason if it is not a target.
 
-    An item that is a `ValueError` becomes the reason and the cause of a BctrlConfigError. A listed
-    runtime that could not be parsed raises its own error.
+    An item that is a `ValueError` becomes the reason and the cause of a
+    BctrlConfigError. A listed runtime that could not be parsed raises its own error.
     """
     if isinstance(item, BctrlResponseError):
         raise item

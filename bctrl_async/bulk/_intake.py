@@ -28,7 +28,7 @@ _SLICE = 100
 class Intake:
     """The items of an input as stops, or as outcomes if they are not to be sent.
 
-    `make_call` makes the call of a target, and raises BctrlConfigError if its name is invalid.
+    `make_call` makes the call of a target; it raises BctrlConfigError for a bad name.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Intake:
         self._make_call = make_call
 
     async def write_running(self, selection: Selection) -> None:
-        """Correct the journal's entries of all listed runtimes that run, and flush it to disk.
+        """Correct the journal's entries of listed runtimes that run, and flush it.
 
-        This comes before any stop is sent: after a crash, none of them may count as stopped. An end
-        of the run waits for it.
+        This comes before any stop is sent: after a crash, none of them may count as
+        stopped. An end of the run waits for it.
         """
         if self._ledger.journal is not None:
             entries = self._ledger.journal.offsets.get(selection.workspace_id, {})
@@ -70,7 +70,7 @@ class Intake:
             if error.argument == "targets":
                 self._ledger.state.fail(error)
             return self._reject(index, best_effort_ref(item), error)
-        # If the input is the list of a workspace, it decides what is sent, not the journal.
+        # The list of a workspace decides what is sent, not the journal.
         if self._source.selection is None:
             outcome = self._ledger.earlier_outcome(target)
             if outcome is not None:
@@ -85,7 +85,8 @@ class Intake:
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         result = StopResult.INVALID
         if isinstance(error, BctrlResponseError):
-            # A listed runtime that cannot be read is a target, but what to do is not known.
+            # A listed runtime that cannot be read is a target, but it is not known
+            # what to do.
             result = StopResult.REJECTED
         error.with_traceback(None)
         outcome = outcome_of(target, error, index=index, result=result)

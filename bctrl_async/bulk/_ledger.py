@@ -48,7 +48,7 @@ class OutcomeTally:
 
 
 class Ledger:
-    """The outcomes of one bulk stop so far, with its journal, its observer and its clock."""
+    """The outcomes of a bulk stop so far, its journal, its observer and its clock."""
 
     def __init__(self, state: RunState, *, missing_ok: bool) -> None:
         self.state: RunState = state
@@ -62,7 +62,7 @@ class Ledger:
         self.throttled: int = 0
 
     async def open(self, journal: Journal | str | os.PathLike[str], base_url: str) -> None:
-        """Open a journal, which belongs to the server at `base_url`, and read its entries."""
+        """Open a journal of the server at `base_url`, and read its entries."""
         self._is_borrowed = isinstance(journal, Journal)
         # Reading a long journal takes time, so a thread does it.
         task = asyncio.create_task(asyncio.to_thread(open_journal, journal, base_url))
@@ -128,7 +128,7 @@ class Ledger:
         )
 
     def earlier_outcome(self, target: RuntimeRef) -> StopOutcome | None:
-        """Return the outcome of an earlier run if it left the runtime not running, or None."""
+        """Return an earlier run's outcome if the runtime no longer ran, or None."""
         if self.journal is None:
             return None
         outcome = self.journal.done(target)

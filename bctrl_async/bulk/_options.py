@@ -14,9 +14,9 @@ from bctrl_async.journal import Journal
 from bctrl_async.outcomes import StopOutcome
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
-"""Takes an outcome; may return an awaitable, which the worker awaits before its next target."""
+"""Takes an outcome; may return an awaitable, for which the worker waits."""
 _VERIFY_FOR = 30.0
-"""Seconds of polling by default, because a stop without effect would be polled for ever."""
+"""Seconds of polling by default; a stop without effect would be polled for ever."""
 
 
 def verify_for(verify: bool | float) -> float:  # noqa: FBT001 - the value of `verify=`.

@@ -16,7 +16,7 @@ _MAX_STOPS = 10_000
 
 
 class Stop(msgspec.Struct, eq=False):
-    """The stop of one target, until its outcome is recorded; `started` is when it was read."""
+    """The stop of a target, read at `started`, until its outcome is recorded."""
 
     index: int
     target: RuntimeRef
@@ -32,7 +32,7 @@ class Stop(msgspec.Struct, eq=False):
 
 
 class Parked:
-    """The stops of a run that wait for their next attempt, or in the lane of their workspace."""
+    """The stops of a run that wait for their next attempt or in a lane."""
 
     def __init__(self) -> None:
         self.count: int = 0
@@ -43,7 +43,7 @@ class Parked:
 
     @property
     def is_full(self) -> bool:
-        """True if nothing more is read until one of the stops has ended; it bounds the memory."""
+        """True if nothing is read until a stop has ended, which bounds the memory."""
         return self.count >= _MAX_STOPS
 
     @property

@@ -1,7 +1,7 @@
-"""The run of a bulk stop: its workers read the input, and give each item exactly one outcome.
+"""The run of a bulk stop: its workers give each item of the input one outcome.
 
-A cancelled worker still records its target, and the rest of a finite input is recorded as
-`not_sent`.
+A cancelled worker still records its target, and the rest of a finite input is recorded
+as `not_sent`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from bctrl_async.outcomes import StopOutcome
 class Run:
     """A bulk stop, with its workers, and the pollers beside them.
 
-    `make_call` makes the call of a target, and raises BctrlConfigError if its name is invalid;
-    `make_canary` and `make_poll` make a GET of it, with a `policy`. The journal belongs to the
-    server at `base_url`.
+    `make_call` makes the call of a target, and raises BctrlConfigError if its name is
+    invalid; `make_canary` and `make_poll` make a GET of it, with a `policy`. The
+    journal belongs to the server at `base_url`.
 
-    Its parts hold neither it nor a bound method of it: a reference cycle would keep all failures.
+    Its parts hold neither it nor its methods: a reference cycle would keep failures.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Run:
             await self.execute()
         except (asyncio.CancelledError, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
+        except BaseException as error:  # noqa: BLE001 - raised where outcomes are read.
             self.error = error
 
     async def execute(self) -> None:
-        """Execute the run; raise the error of the journal, the input or a delivery at its end."""
+        """Execute the run; then raise the error of journal, input or delivery."""
         if self._observer is not None:
             self.ledger.observer = notify(self._observer.begin_bulk)
         try:
@@ -119,7 +119,7 @@ class Run:
                 await self.ledger.open(self._options.journal, self._base_url)
             await self._stop_all()
         except GeneratorExit:
-            # The coroutine was closed; its tasks end without it, and the last closes the journal.
+            # The coroutine was closed; the last of its tasks closes the journal.
             self.state.cancel()
             raise
         finally:
@@ -130,7 +130,7 @@ class Run:
                 self.ledger.end(self.source.count)
 
     async def _stop_all(self) -> None:
-        """Give every target its outcome; then raise the error of the input or of a delivery."""
+        """Give every target its outcome; then raise the error of input or delivery."""
         source = self.source
         for _ in range(self._concurrency):
             self._start(self._work)
@@ -140,7 +140,7 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
-            # The report names the error even if the run is cancelled, since targets may be missing.
+            # Even if the run is cancelled, the report tells why targets are missing.
             if source.error is not None:
                 self._set_input_error(source.error)
         error = self.state.failure or source.error
@@ -170,7 +170,7 @@ class Run:
         arguments: tuple[object, ...] | None = None
         while self._tasks or self.parked.count or self._starts_for_rest():
             try:
-                # In a cancelled scope, anyio cancels this wait at every turn of the loop.
+                # In a cancelled scope, anyio cancels this wait again and again.
                 await self._has_no_task.wait()
             except asyncio.CancelledError as error:
                 arguments = error.args
@@ -179,7 +179,7 @@ class Run:
             raise asyncio.CancelledError(*arguments)
 
     def _starts_for_rest(self) -> bool:
-        """Start a worker for the remaining items, if all workers were cancelled from outside."""
+        """Start a worker for the remaining items, if all others were cancelled."""
         if not self.source.is_closed:
             self.state.cancel()
             if self.source.can_drain:
@@ -255,7 +255,7 @@ class Run:
                     await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        """Take a stop that was parked, or the next item; None if another worker will."""
+        """Take a parked stop, or the next item; None if another worker will."""
         while not self.parked.ready:
             if self.parked.is_full or self._worker_count > self._concurrency:
                 return None
@@ -266,7 +266,7 @@ class Run:
         return self.parked.ready.popleft()
 
     async def _await_item(self, worker: Worker) -> bool:
-        """Wait without a slot for an item that a worker is to take; return False at the end."""
+        """Wait without a slot for an item that a worker may take; False at the end."""
         self._slots.release()
         worker.has_slot = False
         item = None
@@ -314,16 +314,16 @@ class Run:
             self._start_worker()
 
     async def _verify(self, worker: Worker, stop: Stop, outcome: StopOutcome) -> StopOutcome | None:
-        """Start a poller for an outcome; if too many poll, poll here and return the outcome.
+        """Start a poller; if too many poll, poll here and return the outcome.
 
-        With a poller, the worker goes on: a runtime may take long to end, while targets that are
-        not sent yet keep running.
+        With a poller, the worker goes on: a runtime may take long to end, while targets
+        that are not sent yet keep running.
         """
         self._polls.outcomes[stop] = outcome
         if self._polls.is_full:
             return await self._polls.poll(stop, worker)
         poller = self._start(partial(self._poll, stop))
-        # A poller that is cancelled before its first step records nothing, so this callback does.
+        # If the poller is cancelled before its first step, this callback records it.
         poller.add_done_callback(partial(self._polls.on_end, stop))
         return None
 
@@ -336,7 +336,7 @@ class Run:
             if self.state.level is CancelLevel.DELIVERY:
                 return
             answer = deliver(outcome)
-            # Most callbacks return None, which is checked in a tenth of the time of `isawaitable`.
+            # Most callbacks return None; `isawaitable` would take ten times as long.
             if answer is not None and inspect.isawaitable(answer):
                 with worker.scope(CancelLevel.DELIVERY):
                     await answer

@@ -1,4 +1,4 @@
-"""Send the calls of a bulk stop, each in its worker's scope; end a run whose calls all fail."""
+"""Send the calls of a bulk stop in its workers' scopes; end a run if all will fail."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BulkSender:
     async def send_stop(
         self, worker: Worker, stop: Stop
     ) -> Runtime | BctrlError | asyncio.Future[None] | None:
-        """Send a stop, unless the run is over; return what it waits for if it is to be parked.
+        """Send a stop, unless the run is over; return what it waits for if parked.
 
         None stands for a stop that is to be sent again at once.
         """
@@ -71,7 +71,7 @@ class BulkSender:
         return self._limiter.start_sleep(call.retries.resumes_at - _now())
 
     async def _take_up(self, worker: Worker, stop: Stop) -> BctrlError | None:
-        """Take up a stop that may have been parked; return its error if it is not to be sent."""
+        """Take up a stop that may have been parked; return its error if it is over."""
         call = stop.call
         failure = None
         if stop.waiter is not None:
@@ -157,7 +157,7 @@ class BulkSender:
     async def _wait_to_retry(
         self, call: Call[Runtime], failure: Failure, *, deadline: float | None = None
     ) -> bool:
-        """Wait before retrying a call; return False to give up, at the deadline at the latest.
+        """Wait before retrying a call; return False to give up, as at the deadline.
 
         A stop that was throttled does not wait here: it is parked.
         """
@@ -178,7 +178,7 @@ class BulkSender:
             return False
 
     def _may_retry(self, call: Call[Runtime]) -> bool:
-        """Return True unless the run is over for this call; a stop in doubt goes on for longer."""
+        """Return True unless the run is over for this call; a stop in doubt goes on."""
         if self.state.goes_on():
             return True
         if self.state.level > CancelLevel.READING:

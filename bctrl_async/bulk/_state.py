@@ -1,4 +1,4 @@
-"""The state of a bulk stop: its workers, how much of it is cancelled, and its progress."""
+"""The state of a bulk stop: its workers, its cancellation and its progress."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ class Progress(msgspec.Struct, frozen=True):
 
     Args:
         in_flight: The number of requests in flight.
-        polling: The number of runtimes that are polled until they have stopped (`verify=`).
+        polling: The number of runtimes that are polled until they stop (`verify=`).
         is_throttled: True while the session slows down because of a 429 or 503.
-        retry_after: The seconds for which the server has asked to wait (Retry-After); 0 if it has
-            not. In a pause of more than a minute, one attempt a minute is made as a probe.
+        retry_after: The seconds for which the server has asked to wait (Retry-After); 0
+            if it has not. In a pause of more than a minute, one attempt a minute is
+            made as a probe.
         is_unanswered: True while the server answers nothing and is only probed.
-        retrying: The number of targets that wait for another attempt, by the result of their last:
-            a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
+        retrying: The number of targets that wait for another attempt, by the result of
+            their last: a status such as `"500"`, or an error's class such as
+            `"BctrlTimeoutError"`.
     """
 
     in_flight: int
@@ -41,7 +43,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """A worker of a bulk stop, or a poller beside the workers, and the call that it is making."""
+    """A worker of a bulk stop, or a poller beside the workers, and its current call."""
 
     __slots__ = ("_level", "_scope", "call", "has_slot")
 
@@ -83,11 +85,11 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
 
 
 class RunState:
-    """The state of a run that its parts share: its workers, and how much of it is cancelled.
+    """The state of a run that its parts share: its workers and its cancellation.
 
-    `level` and `reason` say how far and why it is cancelled, `not_sent` is the error of targets
-    that are not sent, `ended_early` the reason for an early end, and `requests` are the reasons of
-    the caller. `failure` is an exception that the run is to raise.
+    `level` and `reason` say how far and why it is cancelled, `not_sent` is the error of
+    targets that are not sent, `ended_early` the reason for an early end, and `requests`
+    are the reasons of the caller. `failure` is an exception that the run is to raise.
     """
 
     def __init__(self, source: Input, parked: Parked) -> None:
@@ -127,7 +129,7 @@ class RunState:
         self.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
 
     def end_with(self, error: BaseException, source: str) -> None:
-        """End the run with the error of a task; `source` names the code that raised it."""
+        """End the run with the error of a task; `source` names what raised it."""
         if isinstance(error, asyncio.CancelledError):
             if is_cancelled():
                 self.cancel()
@@ -161,7 +163,7 @@ class RunState:
         self._parked.wake_all()
 
     def _leaves_targets(self, level: CancelLevel) -> bool:
-        """Return True if targets are not read, or stops not retried, because of this level."""
+        """Return True if this level leaves targets unread or stops without a retry."""
         if not self._source.is_exhausted:
             return True
         if level is CancelLevel.READING:

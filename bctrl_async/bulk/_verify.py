@@ -1,4 +1,4 @@
-"""Verify outcomes: poll the runtimes of stops whose effect the server has not confirmed."""
+"""Verify outcomes: poll runtimes whose stop the server has not confirmed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from bctrl_async.models import Runtime
 from bctrl_async.outcomes import StopOutcome
 
 _MAX_POLLERS = 1000
-"""The most runtimes that are polled beside the stops; more would take too much memory."""
+"""The most runtimes that are polled beside the stops, to bound the memory."""
 
 
 class Polls:
     """The polls of a run: each ends with an outcome that is recorded.
 
-    `make_poll` makes a GET of a target, with a `policy`; `seconds` is how long a target is polled.
-    `outcomes` has the outcomes so far of the stops whose targets are polled.
+    `make_poll` makes a GET of a target, with a `policy`; `seconds` is how long a target
+    is polled. `outcomes` has the outcomes so far of the stops whose targets are polled.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Polls:
         return len(self.outcomes) > _MAX_POLLERS
 
     def needs(self, outcome: StopOutcome) -> bool:
-        """Return True if the server took the stop, or may have, and its runtime may still run."""
+        """Return True if the server may have taken the stop and the runtime may run."""
         if outcome.ok or not outcome.result.needs_poll:
             return False
         return self._seconds > 0 and self._sender.state.goes_on()
 
     async def poll(self, stop: Stop, worker: Worker) -> StopOutcome:
-        """Poll a target until its outcome is settled or time is up, and record the outcome."""
+        """Poll a target until it is settled or time is up, and record its outcome."""
         loop = asyncio.get_running_loop()
         policy = self._sender.policy
         outcome = self.outcomes[stop]
@@ -77,7 +77,7 @@ class Polls:
         return outcome
 
     def on_end(self, stop: Stop, _: asyncio.Task[None]) -> None:
-        """Record the outcome of a stop whose poller has ended, unless it has recorded it."""
+        """Record the outcome of a stop unless its ended poller has recorded it."""
         if stop in self.outcomes:
             self._record(stop)
 

@@ -149,7 +149,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """The reason why the run ended early, such as its deadline, or None."""
     @property
     def report(self) -> StopReport:
-        """The report on the targets read so far; it is not `ok` before the end of the run."""
+        """The report on the targets read so far; it is not `ok` before the run ends."""
     def stop_reading(self) -> None:
         """Stop reading targets, send no new stops, and wait for requests in flight."""
     def abort(self) -> None:
@@ -171,7 +171,7 @@ class Progress(msgspec.Struct):
     in_flight: int
     """The number of requests in flight."""
     polling: int = 0
-    """The number of runtimes that are polled until they have stopped (`verify=`)."""
+    """The number of runtimes that are polled until they stop (`verify=`)."""
     is_throttled: bool = False
     """True while the session slows down because of a 429 or 503."""
     retry_after: float = 0.0
@@ -202,10 +202,10 @@ class StopResult(StrEnum):
     UNKNOWN = 'unknown'
     @property
     def needs_poll(self) -> bool:
-        """True if the server took the stop, or may have, and the runtime may still run."""
+        """True if the server may have taken the stop, and the runtime may still run."""
     @property
     def is_taken(self) -> bool:
-        """True if the server took the stop, and has not said that the runtime is stopped."""
+        """True if the server took the stop, but has not called the runtime stopped."""
     @property
     def has_no_effect(self) -> bool:
         """True if the stop cannot have stopped the runtime."""
@@ -250,11 +250,11 @@ class StopReport(msgspec.Struct):
     total: int
     """The number of targets read; the counts add up to it."""
     counts: Counter[StopResult]
-    """The number of outcomes for each result; 0 for a result that did not occur."""
+    """The number of outcomes for each result; 0 if it did not occur."""
     running: int
     """The number of runtimes that run, by the server's own word."""
     not_running: int
-    """The number of runtimes that no longer run, by the server's own word."""
+    """The number of runtimes that no longer run, by the server's word."""
     failures: tuple[StopOutcome, ...]
     """The outcomes that are not `ok`, in order of completion."""
     elapsed: float
@@ -331,7 +331,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 
 # bctrl_async.BctrlResponseError, in bctrl_async/errors.py
 class BctrlResponseError(BctrlNetworkError):
-    """An unreadable answer: not JSON, of the wrong shape, too large, a web page, or a redirect."""
+    """An unreadable answer: not JSON, malformed, too large, a page or a redirect."""
     advice: str | None = 'Check that the base URL points to the bctrl API'
 
 # bctrl_async.BctrlApiError, in bctrl_async/errors.py
@@ -368,7 +368,7 @@ class BctrlConflictError(BctrlApiError):
     advice: str | None = "Check the runtime's status; retrying is safe"
     @property
     def already_stopped(self) -> bool:
-        """True if nothing was running under this alias (contract: `runtime.not_active`)."""
+        """True if nothing ran under this alias (contract: `runtime.not_active`)."""
 
 # bctrl_async.BctrlRateLimitError, in bctrl_async/errors.py
 class BctrlRateLimitError(BctrlApiError):
@@ -394,7 +394,7 @@ class Journal:
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, which is then the last entry of its target."""
     def flush(self) -> None:
-        """Flush the file to disk (`fsync`); raise a BctrlError if it or a write has failed."""
+        """Flush the file to disk (`fsync`)."""
     def close(self) -> None:
         """Flush the file to disk, unlock and close it; a second call does nothing."""
 
@@ -409,17 +409,17 @@ def read_journals(
 
 # bctrl_async.journal.JournalInUseError, in bctrl_async/journal.py
 class JournalInUseError(BctrlConfigError):
-    """Another run has the journal, or a file server still holds the lock of a client that died."""
+    """Another run has the journal, or a file server holds the lock of a dead client."""
 
 # bctrl_async.RuntimeRef, in bctrl_async/models.py
 class RuntimeRef(NamedTuple):
-    """A reference to a runtime."""
+    """A reference to a runtime; a plain `(workspace_id, alias)` tuple works as well."""
     workspace_id: str
     alias: str
 
 # bctrl_async.Runtime, in bctrl_async/models.py
 class Runtime(msgspec.Struct):
-    """A runtime as described by the server; a text of more than 4,096 characters is cut."""
+    """A runtime as described by the server; texts are cut at 4,096 characters."""
     id: UUID
     alias: str
     workspace_id: UUID
