@@ -257,7 +257,7 @@ BUDGETS = {
     ("_calls",): Size(5300, 1),
     ("_http",): Size(11150, 0),
     ("_limiter",): Size(8860, 0),
-    ("bulk",): Size(11830, 0),
+    ("bulk",): Size(12000, 0),
     ("_entries", "journal"): Size(3385, 0),
     ("cli",): Size(16800, 0),
     ("emulator",): Size(5210, 0),

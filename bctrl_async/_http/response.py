@@ -33,6 +33,8 @@ _Model = TypeVar("_Model", bound=msgspec.Struct)
 # A year is longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
 
+_SUCCESS = 2
+"""The first digit of a 2xx."""
 MIB = 1024 * 1024
 MAX_TEXT = 4096
 """The most characters of a Runtime's text; an alias in a request has fewer in any Unicode form."""
@@ -87,7 +89,7 @@ class Answer(msgspec.Struct):
 
 def is_success(status: int) -> bool:
     """Return True for a 2xx."""
-    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+    return status // 100 == _SUCCESS
 
 
 def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:

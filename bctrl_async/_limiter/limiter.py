@@ -80,6 +80,10 @@ class Limiter:
         """The wait in seconds that the server asks of all workspaces."""
         return _seconds_until(self._all.retry_after_ends)
 
+    def has_lane(self, workspace: str) -> bool:
+        """Return True if the calls in a workspace wait in a lane of their own."""
+        return workspace in self._lanes
+
     def acquire_nowait(self, workspace: str = "") -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
         return workspace not in self._lanes and self._all.acquire_nowait()

@@ -30,6 +30,11 @@ class Stop(msgspec.Struct, eq=False):
     waiter: Waiter | None = None
     """Its place in the lane of its workspace."""
 
+    @property
+    def is_new(self) -> bool:
+        """True if it has neither waited in a lane nor been sent."""
+        return self.waiter is None and not self.call.retries.attempts
+
 
 class Parked:
     """The stops of a run that wait for their next attempt or in a lane."""

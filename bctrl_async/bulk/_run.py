@@ -249,7 +249,8 @@ class Run:
                 return
             outcome = await self._process(worker, *item)
             if outcome is not None:
-                await self._deliver(worker, outcome)
+                if self.receivers:
+                    await self._deliver(worker, outcome)
                 if outcome.resumed or not outcome.attempts:
                     # The worker has not waited, so other tasks get a turn here.
                     await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
-from bctrl_async.observer import StopObserver
+from bctrl_async.observer import BulkObserver, StopObserver
 
 _MAX_TOKEN_ASKS = 3
 """The number of asks after which a parked stop asks for a token no more seldom."""
@@ -49,14 +49,15 @@ class BulkSender:
         None stands for a stop that is to be sent again at once.
         """
         call = stop.call
-        error = await self._take_up(worker, stop)
-        if error is not None:
-            return error
-        if self.ledger.observer is not None and not stop.is_notified:
-            stop.is_notified = True
-            stop.observer = notify(self.ledger.observer.begin_stop, *stop.target)
-        # A stop in doubt is woken early if the run is over.
-        delay = call.retries.resume(_now())
+        delay = 0.0
+        if not stop.is_new or not self.state.goes_on():
+            error = await self._take_up(worker, stop)
+            if error is not None:
+                return error
+            # A stop in doubt is woken early if the run is over.
+            delay = call.retries.resume(_now())
+        if self.ledger.observer is not None:
+            self._notify(stop, self.ledger.observer)
         turn = self._turn(stop)
         if turn is not None:
             return turn
@@ -69,6 +70,12 @@ class BulkSender:
         if not self.state.goes_on():
             return None
         return self._limiter.start_sleep(call.retries.resumes_at - _now())
+
+    def _notify(self, stop: Stop, observer: BulkObserver) -> None:
+        """Notify the observer that a stop starts, once."""
+        if not stop.is_notified:
+            stop.is_notified = True
+            stop.observer = notify(observer.begin_stop, *stop.target)
 
     async def _take_up(self, worker: Worker, stop: Stop) -> BctrlError | None:
         """Take up a stop that may have been parked; return its error if it is over."""
@@ -106,6 +113,8 @@ class BulkSender:
         if not self.state.goes_on():
             # Nothing is parked any more, so it waits in the lane with its worker.
             retries.may_park = False
+            return None
+        if not self._limiter.has_lane(retries.workspace):
             return None
         stop.waiter = self._limiter.enqueue(
             retries.policy.max_throttle_wait, stop.call.priority, retries
