@@ -27,16 +27,22 @@ Examples:
 The API key is read from BCTRL_API_KEY, or as a profile says.
 Each command has its own --help."""
 
-# The module of a command is imported only if that command is given.
 _COMMANDS = {
-    "stop": ("stop:stop", "[WORKSPACE] [ALIAS...]", "Stop runtimes and report the outcome of each"),
-    "list": ("list:list_runtimes", "[WORKSPACE]", "List the runtimes of a workspace"),
-    "get": ("list:get_runtimes", "[WORKSPACE] ALIAS...", "Show runtimes"),
-    "report": ("report:report", "JOURNAL... [--from FILE]", "Say which targets of a list are done"),
-    "doctor": ("doctor:doctor", "[WORKSPACE]", "Print what is in effect and try it with one list"),
-    "emulator": ("emulator:emulator", "", "Run a local server of the API for tests, until Ctrl-C"),
-    "demo": ("emulator:demo", "", "Stop many runtimes on a misbehaving server; needs no key"),
+    "stop": ("[WORKSPACE] [ALIAS...]", "Stop runtimes and report the outcome of each"),
+    "list": ("[WORKSPACE]", "List the runtimes of a workspace"),
+    "get": ("[WORKSPACE] ALIAS...", "Show runtimes"),
+    "report": ("JOURNAL... [--from FILE]", "Say which targets of a list are done"),
+    "doctor": ("[WORKSPACE]", "Print what is in effect and try it with one list"),
+    "emulator": ("", "Run a local server of the API for tests, until Ctrl-C"),
+    "demo": ("", "Stop many runtimes on a misbehaving server; needs no key"),
 }
+"""The arguments and the summary of each command."""
+_FUNCTIONS = {
+    "list": "list:list_runtimes",
+    "get": "list:get_runtimes",
+    "demo": "emulator:demo",
+}
+"""The functions that have not the name of their command and module."""
 
 app: App = App(
     name="bctrl-async",
@@ -54,9 +60,11 @@ app: App = App(
 )
 _SYNONYMS = {"stop": ("delete", "kill", "rm", "terminate"), "get": ("describe", "show", "status")}
 """Other tools' names for a command, which an error corrects."""
-for _name, (_place, _arguments, _summary) in _COMMANDS.items():
+for _name, (_arguments, _summary) in _COMMANDS.items():
+    # The module of a command is imported only if that command is given.
+    _function = _FUNCTIONS.get(_name, f"{_name}:{_name}")
     app.command(
-        f"bctrl_async.cli._{_place}",
+        f"bctrl_async.cli._{_function}",
         name=_name,
         help=f"{_summary}.",
         usage=f"Usage: bctrl-async {_name} [OPTIONS] {_arguments}".rstrip(),
@@ -150,7 +158,8 @@ def _option_name(token: str) -> str:
 
 def _plain(error: CycloptsError) -> str:
     """Return the text of an error, which shows no value of an unknown option."""
-    error.unused_tokens = [_option_name(token) for token in error.unused_tokens or ()]
+    unused = [_option_name(token) for token in error.unused_tokens or ()]
+    error.unused_tokens = unused
     text = str(error)
     match error:
         case exceptions.UnknownOptionError():
@@ -158,10 +167,10 @@ def _plain(error: CycloptsError) -> str:
         case exceptions.ValidationError(argument=argument) if argument:
             error.value = argument.tokens[0].value
             text = str(error)
-        case exceptions.UnknownCommandError(unused_tokens=[option, *_]) if option[:1] == "-":
-            text = f"options follow the command: bctrl-async COMMAND {option}"
-        case exceptions.UnusedCliTokensError(unused_tokens=[argument, *_]):
-            text = f"unexpected argument {argument!r}"
+        case exceptions.UnknownCommandError() if unused[0].startswith("-"):
+            text = f"options follow the command: bctrl-async COMMAND {unused[0]}"
+        case exceptions.UnusedCliTokensError() if unused:
+            text = f"unexpected argument {unused[0]!r}"
         case CoercionError():
             text = _invalid_value(error)
     text = text.rstrip(".")

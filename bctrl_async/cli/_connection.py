@@ -5,7 +5,7 @@ import shlex
 import ssl
 import textwrap
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 from urllib.request import getproxies, proxy_bypass
 
 from cyclopts import Parameter
@@ -13,23 +13,13 @@ from cyclopts import Parameter
 import bctrl_async
 from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, _config
 from bctrl_async.cli import _options as opt
-from bctrl_async.cli._pace import open_rate
 from bctrl_async.cli._profile import NO_PROFILE, Profile, read_config
+
+if TYPE_CHECKING:
+    from bctrl_async.pace import Pace
 
 _MAX_WORDS = 40
 """The most characters of names that an error repeats."""
-
-
-class Defaults(NamedTuple):
-    """The defaults of options that are not the same for each command."""
-
-    timeout: float
-    attempts: int
-
-
-_STOP = Defaults(timeout=60.0, attempts=4)
-READ = Defaults(timeout=10.0, attempts=2)
-"""A command that only reads gives up sooner."""
 
 
 @Parameter(name="*")
@@ -122,7 +112,9 @@ class Connection:
                 f"{names[0]!r} may be a workspace, or an alias of {default!r}, the default",
                 advice=f"Run {command} -w {shlex.quote(default)} {words}, or {command} -w {words}",
             )
-        return "".join(names[:1]), names[1:]
+        if not names:
+            return "", names
+        return names[0], names[1:]
 
     def key(self) -> str:
         """Return the API key, or raise an error if there is none."""
@@ -151,29 +143,32 @@ class Connection:
             return f"http://{proxy}"
         return proxy
 
+    def read_session(self, attempts: int = 2) -> "bctrl_async.BctrlSession":
+        """Make a session that only reads, and gives up sooner."""
+        return self.session(timeout=10.0, attempts=attempts)
+
     def session(
         self,
-        defaults: Defaults = _STOP,
         *,
+        timeout: float = 60.0,
+        attempts: int = 4,
         needs_key: bool = True,
         max_connections: int = 100,
-        rate: float | None = None,
-        pace: str | None = None,
+        rate: "float | Pace | None" = None,
     ) -> "bctrl_async.BctrlSession":
         """Make a session with these options."""
-        shared_rate = open_rate(rate, pace, self.profile.origins.get("pace", "--pace"))
         key = self.key() if needs_key else "not-needed"
         context = self._ssl_context()
         try:
             return bctrl_async.BctrlSession(
                 key,
                 base_url=self.base_url,
-                timeout=self.timeout or defaults.timeout,
+                timeout=self.timeout or timeout,
                 max_connections=max_connections,
                 retry=bctrl_async.RetryPolicy(
-                    attempts=self.attempts or defaults.attempts, patience=self.patience
+                    attempts=self.attempts or attempts, patience=self.patience
                 ),
-                rate=shared_rate,
+                rate=rate,
                 proxy=self.proxy_in_effect(),
                 ssl=context,
             )

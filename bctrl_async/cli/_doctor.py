@@ -7,7 +7,7 @@ from importlib.metadata import version
 from yarl import URL
 
 from bctrl_async import RuntimeFilter, __version__
-from bctrl_async.cli._connection import CONNECTION, READ, Connection
+from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._options import Workspace
 from bctrl_async.cli._output import Output, pluralize
@@ -32,16 +32,19 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
     profile = connection.profile
     proxy = connection.proxy_in_effect()
     versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "msgspec"))
-    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    output.print_result(f"versions  bctrl_async {__version__}, {versions}, {system}")
+    python = f"Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.machine()}"
+    line = f"versions  bctrl_async {__version__}, {versions}, {python}, {system}"
+    output.print_result(line)
     output.print_result(f"config    {profile.title or 'no profile is in use'}")
     origins = {"base_url": "the default", "proxy": "HTTPS_PROXY", **profile.origins}
     output.print_result(f"URL       {connection.base_url} ({origins['base_url']})")
     if proxy is not None:
-        output.print_result(f"proxy     {URL(proxy).with_user(None)} ({origins['proxy']})")
+        url = URL(proxy).with_user(None)
+        output.print_result(f"proxy     {url} ({origins['proxy']})")
     connection.key()
     output.print_result(f"key       {profile.key_origin}")
-    session = connection.session(READ._replace(attempts=1))
+    session = connection.read_session(attempts=1)
     workspace = connection.workspace(workspace)
     if not workspace:
         output.print_result("API       not tried: name a workspace that the key may list")

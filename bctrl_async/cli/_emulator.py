@@ -125,7 +125,8 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
     async with server:
         print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
         # No client can connect to the address that stands for all interfaces.
-        url = server.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        url = server.url.replace("//0.0.0.0:", "//127.0.0.1:")
+        url = url.replace("//[::]:", "//[::1]:")
         output.print_result(f"export BCTRL_BASE_URL={url}")
         output.print_result(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
         output.print_result(f"bctrl-async stop {_WORKSPACE} {next(_aliases(1))}")
@@ -133,7 +134,8 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
             return
         terminated = asyncio.Event()
         with suppress(NotImplementedError):  # Windows ends the process on SIGTERM.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, terminated.set)
         try:
             await terminated.wait()
         finally:
@@ -176,7 +178,8 @@ def demo(
             server.add_runtime(*target)
     outcomes: list[StopOutcome] = []
     output = Output()
-    print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a faulty emulator that allows 100/s.")
+    names = pluralize(runtimes, "runtime")
+    print_info(f"Stopping {names} on a faulty emulator that allows 100/s.")
 
     async def stop_all() -> tuple[StopReport, bool]:
         async with server:

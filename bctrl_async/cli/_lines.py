@@ -71,7 +71,8 @@ class LineParser:
 
     def _parse_line(self, line: bytes) -> Item | None:
         self._number += 1
-        text = line.decode(errors="surrogateescape").removeprefix("\ufeff").strip(" \r\n")
+        text = line.decode(errors="surrogateescape").removeprefix("\ufeff")
+        text = text.strip(" \r\n")
         if self._table is None and not self._is_json and text.startswith(("[", "{")):
             self._is_json = True
             if not _is_line(_decode(text)):
@@ -106,12 +107,14 @@ class LineParser:
         if not isinstance(values, list):
             raise self._bad(document.decode(errors="replace").strip(), _DOCUMENT)
         for number, value in enumerate(values, start=1):
-            yield self._to_item(msgspec.json.encode(value).decode(), value, f"in item {number}")
+            text = msgspec.json.encode(value).decode()
+            yield self._to_item(text, value, f"in item {number}")
 
     def _find_table(self, text: str) -> _Table:
         """Return the format of a table by its first line, or raise an error if it is none."""
-        rows = _rows(text)
-        is_list = self._workspace is not None and all(len(cells) == 1 for cells in rows.values())
+        rows = {delimiter: _cells(text, delimiter) for delimiter in "\t;,"}
+        is_column = all(len(cells) <= 1 for cells in rows.values())
+        is_list = is_column and self._workspace is not None
         for delimiter, cells in rows.items():
             columns = [re.sub(r"[\s_]", "", cell).lower() for cell in cells]
             if self._is_header(text, columns, is_list=is_list):
@@ -133,22 +136,22 @@ class LineParser:
 
     def _find_delimiter(self, text: str, rows: dict[str, list[str]]) -> str:
         """Return the only delimiter that makes a pair of a line."""
-        if not rows:
+        if not any(rows.values()):
             raise self._bad(text, _BAD_QUOTES)
         # Prose often has one comma, but no id has a space.
         pairs = [d for d, cells in rows.items() if len(cells) == len(_KEYS) and " " not in cells[0]]
         if len(pairs) == 1:
             return pairs[0]
-        if pairs:
-            raise self._bad(text, "two delimiters fit: add a header, or quote the alias")
-        if re.fullmatch(r"[\w.-]+", text):
-            raise self._bad(text, "a list of aliases needs a workspace")
         reason = "it is neither a header nor a pair: expected WORKSPACE,ALIAS or JSON"
+        if pairs:
+            reason = "two delimiters fit: add a header, or quote the alias"
+        elif re.fullmatch(r"[\w.-]+", text):
+            reason = "a list of aliases needs a workspace"
         raise self._bad(text, reason)
 
     def _parse_row(self, text: str, table: _Table) -> Item | None:
         cells = _cells(text, table.delimiter)
-        if cells is None:
+        if not cells:
             raise self._bad(text, _BAD_QUOTES)
         # Joined files have a header each, and a spreadsheet has rows of empty cells.
         if cells == table.header:
@@ -243,24 +246,14 @@ def _first_value(fields: Mapping[str, object], keys: Iterable[str]) -> object:
     return None
 
 
-def _rows(text: str) -> dict[str, list[str]]:
-    """Return the cells of a line by each delimiter that can be used."""
-    rows = {}
-    for delimiter in "\t;,":
-        cells = _cells(text, delimiter)
-        if cells:
-            rows[delimiter] = cells
-    return rows
-
-
-def _cells(text: str, delimiter: str) -> list[str] | None:
-    """Return the cells of a row; None unless each quote encloses a cell or is doubled within it."""
+def _cells(text: str, delimiter: str) -> list[str]:
+    """Return the cells of a row; none if a quote neither encloses a cell nor is doubled in it."""
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
     # The csv module keeps spaces after a cell, and takes a quote inside a cell for a character.
     pattern = r'((?:\A|{0}) *(?:"((?:[^"]|"")*+)"|([^"{0}]*+)) *(?={0}|\Z))'
     matches = re.findall(pattern.replace("{0}", delimiter), text)
     if sum(len(whole) for whole, _, _ in matches) < len(text):
-        return None
+        return []
     # A cell is quoted or plain: its other text is empty.
     return [quoted.replace('""', '"') + plain.strip(" ") for _, quoted, plain in matches]

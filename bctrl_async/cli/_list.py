@@ -1,8 +1,6 @@
-"""The commands `list` and `get`, and the runtimes of a workspace that `stop --all` finds."""
+"""The commands `list` and `get`, and the list of a workspace, which `stop --all` uses."""
 
 import asyncio
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -21,7 +19,7 @@ from bctrl_async import (
     RuntimeRef,
 )
 from bctrl_async.cli import _options as opt, _output as out
-from bctrl_async.cli._connection import CONNECTION, READ, Connection
+from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.errors import format_duration
 from bctrl_async.filters import Selection, parse_time
@@ -40,23 +38,6 @@ class FoundRuntimes(Selection):
         """Keep the targets for which a function returns True, except replaced runtimes."""
         pairs = zip(self.without_replaced().items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
-
-    def confirm(self, base_url: str) -> bool:
-        """Show the runtimes and ask whether to stop them."""
-        kinds = Counter(out.escape(runtime.kind) for runtime in self.runtimes)
-        summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        unreadable = len(self) - len(self.runtimes)
-        if unreadable:
-            summary += f"; {unreadable:,} cannot be read"
-        question = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
-        question += f"\nStop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
-        try:
-            # The question goes to stderr, since stdout may be a file.
-            print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
-            return sys.stdin.readline().strip().lower() in {"y", "yes"}
-        except KeyboardInterrupt:
-            out.print_info("\nNothing was stopped")  # The line goes below the ^C.
-            raise
 
 
 async def find_runtimes(
@@ -84,20 +65,14 @@ async def find_runtimes(
         ) from error
     items: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
     matches = FoundRuntimes(workspace, where)
-    matches.add(item for item in items if _has_alias(item, alias))
+    pattern = alias or "*"
+    matches.add(i for i in items if i.alias is None or fnmatchcase(i.alias, pattern))
     unknown = {where.status, where.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
     if unknown and not matches:
         # The value may be mistyped, and must not look like success.
         values = " and ".join(repr(value) for value in unknown)
         raise BctrlConfigError(f"no runtime of {workspace!r} is {values}")
     return matches
-
-
-def _has_alias(item: Runtime | BctrlResponseError, pattern: str | None) -> bool:
-    """Return True if an alias matches a pattern, or cannot be read."""
-    if pattern is None or item.alias is None:
-        return True
-    return fnmatchcase(item.alias, pattern)
 
 
 def list_runtimes(
@@ -122,12 +97,11 @@ def list_runtimes(
     workspace = connection.workspace(workspace, is_needed=True)
     where = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = out.Output(prints_json=output_format == "json")
-    session = connection.session(READ)
+    session = connection.read_session()
     matches = asyncio.run(find_runtimes(session, workspace, where, alias, output))
     runtimes = matches.runtimes
     if output.prints_json:
-        for runtime in runtimes:
-            _print_json(output, workspace, runtime)
+        _print_json(output, workspace, runtimes)
     else:
         rows = [(item.status, item.kind, _age(item), item.alias) for item in runtimes]
         _print_table(output, [("STATUS", "KIND", "AGE", "ALIAS"), *rows])
@@ -169,13 +143,12 @@ def get_runtimes(
     if not aliases:
         raise BctrlConfigError("nothing to get: add ALIAS")
     output = out.Output(prints_json=output_format == "json")
-    session = connection.session(READ)
+    session = connection.read_session()
     answers = asyncio.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
     runtimes = [answer for answer in answers if isinstance(answer, Runtime)]
     errors = [answer for answer in answers if isinstance(answer, BctrlError)]
     if output.prints_json:
-        for runtime in runtimes:
-            _print_json(output, workspace, runtime)
+        _print_json(output, workspace, runtimes)
     else:
         _print_details(output, runtimes)
     for error in errors:
@@ -207,11 +180,18 @@ async def _get_all(
         return await asyncio.gather(*(get(alias) for alias in aliases))
 
 
-def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
-    """Print a runtime as a line, which `--from` reads: it has the fields of a target."""
-    fields = {name: getattr(runtime, name) for name in ("alias", "status", "kind", "created_at")}
-    api = {"runtime": msgspec.to_builtins(runtime)}
-    output.print_object({"workspace_id": workspace, **fields, **api})
+def _print_json(output: out.Output, workspace: str, runtimes: Iterable[Runtime]) -> None:
+    """Print runtimes as lines, which `--from` reads: they have the fields of a target."""
+    for runtime in runtimes:
+        fields = {
+            "workspace_id": workspace,
+            "alias": runtime.alias,
+            "status": runtime.status,
+            "kind": runtime.kind,
+            "created_at": runtime.created_at,
+            "runtime": msgspec.to_builtins(runtime),
+        }
+        output.print_object(fields)
 
 
 def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:

@@ -40,7 +40,7 @@ _MAX_WIDTH = 28
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
-_ALWAYS_SHOWN = {f"bctrl_async.{name}" for name in ("cli", "filters", "journal", "pace")}
+_IMPORTANT = {f"bctrl_async.{name}" for name in ("cli", "filters", "journal", "pace")}
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
@@ -52,8 +52,10 @@ class _LogPrinter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
         is_warning = record.levelno >= logging.WARNING
-        if self.verbose or (is_warning and record.name in _ALWAYS_SHOWN and not is_quiet.get()):
-            _print_line(f"bctrl-async: {record.levelname.lower()}: {record.getMessage()}")
+        is_important = is_warning and record.name in _IMPORTANT
+        if self.verbose or (is_important and not is_quiet.get()):
+            level = record.levelname.lower()
+            _print_line(f"bctrl-async: {level}: {record.getMessage()}")
 
 
 LOG_PRINTER = _LogPrinter()

@@ -14,8 +14,8 @@ from bctrl_async import BctrlConfigError
 _PATHS = ("ca_file", "pace")
 """The keys whose values may be paths, which are relative to the folder of the config file."""
 _KEYS = (
-    *("api_key_env", "workspace", "base_url", "timeout", "attempts", "patience", "proxy", "rate"),
-    *_PATHS,
+    *("api_key_env", "workspace", "base_url", "timeout", "attempts"),
+    *("patience", "proxy", "rate", *_PATHS),
 )
 
 # `Path.expanduser` would fail without a home folder.
@@ -108,7 +108,8 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
         tokens = argument.tokens
         tokens[:] = [token for token in tokens if not _is_unset(profile, key, token)]
         if not tokens and key in profile.values:
-            tokens.append(Token(keyword=f"{key} in {profile.title}", value=profile.values[key]))
+            origin = f"{key} in {profile.title}"
+            tokens.append(Token(keyword=origin, value=profile.values[key]))
         if tokens:
             profile.origins[key] = tokens[0].keyword or ""
 

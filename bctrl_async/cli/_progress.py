@@ -124,8 +124,8 @@ class Display:
         """Return for how many seconds requests were in flight and none was answered."""
         stats = self._session.stats
         now = self._console.get_time()
-        failures = stats.failed
-        answers = stats.succeeded + sum(failures[name] for name in failures if name.isdecimal())
+        answers = stats.succeeded
+        answers += sum(count for name, count in stats.failed.items() if name.isdecimal())
         if answers != self._answers or not stats.in_flight:
             self._answers = answers
             self._answered_at = now
@@ -218,7 +218,8 @@ async def run_with_progress(batch: StopBatch, session: BctrlSession, output: Out
 def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
-        with suppress(NotImplementedError, RuntimeError, ValueError):  # Some loops have none.
+        # Some loops have no signal handlers.
+        with suppress(NotImplementedError, RuntimeError, ValueError):
             for number in _SIGNALS:
                 # `nohup` has SIGHUP ignored, which must stay so.
                 if signal.getsignal(number) is not signal.SIG_IGN:

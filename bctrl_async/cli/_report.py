@@ -3,13 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from bctrl_async import BctrlConfigError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _options as opt, _output as out
-from bctrl_async.cli._lines import BadLine, Item, LineParser
+from bctrl_async.cli._lines import BadLine, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._targets import collect, open_targets
 from bctrl_async.journal import read_journals
@@ -54,8 +55,7 @@ def report(
     targets = None
     bad_lines: list[BadLine] = []
     if file is not None:
-        items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
-        targets, bad_lines = _partition(asyncio.run(collect(items)))
+        targets, bad_lines = _read_list(file, workspace, allow_empty=allow_empty)
     outcomes = read_journals(journals, targets, max_age=journal_max_age)
     if ignore_not_found:
         outcomes = (accept_missing(outcome) for outcome in outcomes)
@@ -72,16 +72,14 @@ def report(
     return output.exit_code(is_failure=done < total)
 
 
-def _partition(items: Iterable[Item]) -> tuple[list[RuntimeRef], list[BadLine]]:
-    """Return the targets and the bad lines of a list, each once."""
-    targets: list[RuntimeRef] = []
-    bad_lines: list[BadLine] = []
-    for item in dict.fromkeys(items):
-        if isinstance(item, BadLine):
-            bad_lines.append(item)
-        else:
-            targets.append(item)
-    return targets, bad_lines
+def _read_list(
+    file: Path, workspace: str | None, *, allow_empty: bool
+) -> tuple[list[RuntimeRef], list[BadLine]]:
+    """Return the targets and the bad lines of a file, each once."""
+    items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
+    unique = dict.fromkeys(asyncio.run(collect(items)))
+    targets = [item for item in unique if isinstance(item, RuntimeRef)]
+    return targets, [item for item in unique if isinstance(item, BadLine)]
 
 
 def _print_outcomes(

@@ -23,6 +23,7 @@ from bctrl_async import (
 from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._connection import Connection
 from bctrl_async.cli._outcomes import OutcomePrinter
+from bctrl_async.cli._pace import open_rate
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.cli._targets import UnreadInputError, collect
 from bctrl_async.errors import format_duration
@@ -83,11 +84,11 @@ class Job:
 
     def connect(self, *, needs_key: bool = True) -> BctrlSession:
         """Make a session. It belongs to one event loop; listing and stopping run in two."""
+        options = self.options
+        origin = self.connection.profile.origins.get("pace", "--pace")
+        rate = open_rate(options.rate, options.pace, origin)
         return self.connection.session(
-            needs_key=needs_key,
-            max_connections=self.options.concurrency,
-            rate=self.options.rate,
-            pace=self.options.pace,
+            needs_key=needs_key, max_connections=options.concurrency, rate=rate
         )
 
     def run(self, targets: Targets, aliases: Sequence[str] = ()) -> int:
@@ -143,7 +144,8 @@ class Job:
         summary = out.summarize(report, is_interrupted=is_interrupted)
         if reason is not None and batch.total is None:
             summary += "; the input was not read to its end"
-        if not (is_interrupted or reason is None or isinstance(reason, UnreadInputError)):
+        is_explained = is_interrupted or isinstance(reason, UnreadInputError)
+        if reason is not None and not is_explained:
             out.print_error(f"ended early: {printer.describe(reason)}")
         code = _exit_code(report, self.output)
         self.output.print_summary(summary, is_needed=code != 0)

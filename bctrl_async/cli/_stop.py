@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,7 +14,7 @@ from bctrl_async import BctrlConfigError, RuntimeFilter, RuntimeRef
 from bctrl_async.cli import _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
-from bctrl_async.cli._list import find_runtimes
+from bctrl_async.cli._list import FoundRuntimes, find_runtimes
 from bctrl_async.cli._run import RUN_OPTIONS, Job, RunOptions
 from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 
@@ -164,7 +165,7 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
         out.print_info(f"Nothing to stop: no runtime of {where} matches")
         if job.options.journal is None:
             return 0
-    elif asks and matches.runtimes and not matches.confirm(session.base_url):
+    elif asks and matches.runtimes and not _confirm(matches, session.base_url):
         out.print_info("Nothing was stopped")
         return out.FAILED
     if job.options.dry_run:
@@ -178,6 +179,25 @@ def _check_terminal() -> None:
     for stream in (sys.stdin, sys.stderr):
         if stream is None or not stream.isatty():
             raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
+
+
+def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
+    """Show runtimes and ask whether to stop them."""
+    runtimes = matches.runtimes
+    kinds = Counter(out.escape(runtime.kind) for runtime in runtimes)
+    summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    unreadable = len(matches) - len(runtimes)
+    if unreadable:
+        summary += f"; {unreadable:,} cannot be read"
+    question = f"In workspace {out.escape(matches.workspace_id)} at {base_url}: {summary}"
+    question += f"\nStop {out.pluralize(len(runtimes), 'runtime')}? [y/N] "
+    try:
+        # The question goes to stderr, since stdout may be a file.
+        print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    except KeyboardInterrupt:
+        out.print_info("\nNothing was stopped")  # The line goes below the ^C.
+        raise
 
 
 def _remaining(deadline: float | None, started: float) -> float | None:

@@ -154,7 +154,7 @@ async def test_zsh_completes_options_where_a_name_may_stand(command: Command) ->
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
     assert out.strip().startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
-    assert not name or out.split("\n\n")[1].startswith(_app._COMMANDS[name][2])
+    assert not name or out.split("\n\n")[1].startswith(_app._COMMANDS[name][1])
     assert all(len(line) <= 80 for line in out.splitlines())
     assert (code, err, set(out) & set("\x1b\\…")) == (0, "", set())
 
