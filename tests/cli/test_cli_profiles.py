@@ -219,14 +219,6 @@ async def test_with_a_profile_no_workspace_and_pace_of_variables_is_used(
     assert (code, files) == (0, [made, False])
 
 
-async def test_its_workspace_is_the_default(command: Command, run: Run) -> None:
-    config = profile_of(command.api, "workspace = 'ws'\n")
-    assert (await run(config, "stop --profile x a"))[0] == 0
-    assert command.api.received == {("ws", "a"): 1}
-    code, _, err = await run(config, "stop --profile x b c")
-    assert (code, "Run stop -w ws b c, or stop -w b c\n" in err) == (2, True)
-
-
 @pytest.mark.parametrize(
     "args", ["list ws", "get ws a", "stop ws a", "stop -o json ws a", "stop ws --all --yes"]
 )

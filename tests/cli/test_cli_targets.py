@@ -221,44 +221,24 @@ async def test_an_empty_pipe_exits_with_2_unless_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "args", "variable"),
+    ("variable", "args", "text"),
     [
-        ("a\nb\n", ("ws",), ""),
-        ("Alias\na\n\n# note\nb\n", ("ws",), ""),
-        ('{"alias": "a"}\n["ws", "b"]', (), "ws"),
+        *[("", "ws a b", ""), ("ws", "ws a b", ""), ("ws", "-w ws a b", "")],
+        *[("other", "-w ws a b", ""), ("", "a --workspace ws b", "")],
+        ("other", "-w ws --from targets", "a\nb\n"),
+        ("other", "ws --from targets", "Alias\na\n\n# note\nb\n"),
+        ("ws", "--from targets", '{"alias": "a"}\n["ws", "b"]'),
         # The variable says only where aliases are.
-        ("ws,a\nws,b\n", (), "another"),
+        ("other", "--from targets", "ws,a\nws,b\n"),
     ],
 )
-async def test_a_list_of_aliases_is_of_the_workspace(
-    command: Command, *, text: str, args: tuple[str, ...], variable: str
+async def test_aliases_are_of_the_workspace_of_a_word_an_option_a_line_or_the_variable(
+    command: Command, variable: str, args: str, text: str
 ) -> None:
     command.setenv(BCTRL_WORKSPACE=variable)
     save("targets", text)
-    assert (await command("stop", *args, "--from", "targets"))[0] == 0
-    assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
-
-
-# The workspace of aliases on the command line
-
-
-@pytest.mark.parametrize(
-    ("variable", "args"),
-    [
-        *[("", "ws a b"), ("ws", "ws a b"), ("other", "-w ws a b"), ("", "a --workspace ws b")],
-        *[("other", "-w ws --from targets"), ("other", "ws --from targets"), ("ws", "-w ws a b")],
-    ],
-)
-async def test_a_workspace_is_the_first_word_or_an_option(
-    command: Command, variable: str, args: str
-) -> None:
-    command.setenv(BCTRL_WORKSPACE=variable)
-    save("targets", "a\nb\n")
     code, out, _ = await command("stop", *args.split())
-    assert (code, without_times(out).splitlines()[-1]) == (
-        0,
-        "2 of 2 no longer running after 0.0 s: 2 stopped",
-    )
+    assert (code, "2 of 2 no longer running" in out) == (0, True)
     assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
 
 
@@ -273,15 +253,14 @@ async def test_a_single_word_is_an_alias_of_the_default_workspace(
     assert command.api.received == {("ws", "a"): 1}
 
 
-@pytest.mark.parametrize("name", ["stop", "get"])
-async def test_names_that_may_be_of_two_workspaces_are_refused(command: Command, name: str) -> None:
+async def test_names_that_may_be_of_two_workspaces_are_refused(command: Command) -> None:
     """Fault: the first of the aliases was taken for their workspace."""
     command.setenv(BCTRL_WORKSPACE="ws")
     words = "a 'b c' ddddddddd ddddddddd ddddddddd …"
-    code, out, err = await command(name, "a", "b c", *["d" * 9] * 99)
+    code, out, err = await command("get", "a", "b c", *["d" * 9] * 99)
     assert err == (
         "bctrl-async: error: 'a' may be a workspace, or an alias of 'ws', the default. "
-        f"Run {name} -w ws {words}, or {name} -w {words}\n"
+        f"Run get -w ws {words}, or get -w {words}\n"
     )
     assert (code, out, command.api.requests) == (2, "", [])
 

@@ -237,17 +237,11 @@ async def test_a_bare_status_has_the_documented_error(
 
 
 async def test_an_error_has_the_given_fields(emulator: Emulator) -> None:
-    emulator.inject(
-        Reply(403, code="plan.expired", message="Renew.", reason_class="billing", hint="Pay.")
-    )
+    reply = Reply(403, code="plan.expired", message="Renew.", reason_class="billing", hint="Pay.")
+    emulator.inject(reply)
     answer = await ask(emulator)
-    assert answer.json == {
-        "code": "plan.expired",
-        "error": "Renew.",
-        "reasonClass": "billing",
-        "requestId": answer.headers["x-request-id"],
-        "hint": "Pay.",
-    }
+    fields = [answer.json[name] for name in ("code", "error", "reasonClass", "hint")]
+    assert fields == [reply.code, reply.message, reply.reason_class, reply.hint]
 
 
 @pytest.mark.parametrize(

@@ -142,32 +142,15 @@ class TestLifespan:
         assert "FastAPI(lifespan=lifespan())" in caplog.text
 
 
-class TestOverride:
-    """The session of a test in place of the session of the lifespan."""
-
-    @pytest.fixture
-    def app(self, connect: Connect) -> FastAPI:
-        app = app_for(connect)
-        session = connect()
-        app.dependency_overrides[get_session] = lambda: session
-        return app
-
-    def test_a_client_keeps_its_loop_only_while_it_is_entered(
-        self, app: FastAPI, caplog: Log
-    ) -> None:
-        """Fault: the second request found the loop of the first closed, and had no advice."""
-        client = TestClient(app)
-        assert [client.post(STOP).status_code for _ in range(2)] == [200, 500]
-        assert "one in each asyncio.run; in a test, use `with TestClient(app)`" in caplog.text
-
-    def test_an_entered_client_serves_any_number_of_requests(self, app: FastAPI) -> None:
-        with TestClient(app) as client:
-            assert [client.post(STOP).status_code for _ in range(2)] == [200, 409]
-
-    async def test_a_transport_serves_any_number_of_requests(self, app: FastAPI) -> None:
-        transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
-            assert [(await client.post(STOP)).status_code for _ in range(2)] == [200, 409]
+def test_an_override_serves_one_loop(connect: Connect, caplog: Log) -> None:
+    """Fault: the second request found the loop of the first closed, and had no advice."""
+    app = app_for(connect)
+    session = connect()
+    app.dependency_overrides[get_session] = lambda: session
+    # A client that is not entered has a loop for each request.
+    client = TestClient(app)
+    assert [client.post(STOP).status_code for _ in range(2)] == [200, 500]
+    assert "one in each asyncio.run; in a test, use `with TestClient(app)`" in caplog.text
 
 
 class TestDependency:
@@ -225,7 +208,7 @@ class TestDependency:
 
         @app.websocket("/ws")
         async def fail(_: WebSocket) -> None:
-            raise errors.BctrlNetworkError("no answer")
+            raise group_of(errors.BctrlNetworkError("no answer"))
 
         async def receive() -> Message:
             return {"type": "websocket.connect"}
@@ -235,17 +218,6 @@ class TestDependency:
 
         scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b""}
         await app(scope, receive, send)
-
-    def test_the_session_can_be_overridden_in_tests(self, connect: Connect) -> None:
-        @asynccontextmanager
-        async def inner(app: FastAPI) -> AsyncIterator[None]:
-            async with connect() as session:
-                app.dependency_overrides[get_session] = lambda: session
-                yield
-
-        app = app_for(lambda: BctrlSession("key", base_url="http://127.0.0.1:9"), inner=inner)
-        with TestClient(app) as client:
-            assert client.post(STOP).status_code == 200
 
 
 def with_secrets(error: BctrlError) -> BctrlError:
@@ -345,23 +317,6 @@ class TestGroups:
             raise group_of(BctrlError(""))
 
         assert TestClient(app).get("/").text == "own"
-
-    def test_it_closes_a_websocket_with_the_detail(self) -> None:
-        app = FastAPI()
-        add_exception_handlers(app)
-
-        @app.websocket("/ws")
-        async def fail(socket: WebSocket) -> None:
-            await socket.accept()
-            raise group_of(BctrlConfigError(""), errors.BctrlRateLimitError(""))
-
-        with (
-            TestClient(app).websocket_connect("/ws") as socket,
-            pytest.raises(WebSocketDisconnect) as closed,
-        ):
-            socket.receive_text()
-        detail = "This service cannot call the bctrl API."
-        assert (closed.value.code, closed.value.reason) == (1011, detail)
 
 
 class TestProblems:
