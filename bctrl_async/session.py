@@ -207,7 +207,7 @@ class BctrlSession:
     @property
     def closed(self) -> bool:
         """True once `close` was called."""
-        return self._sender.closed
+        return self._sender.is_closed
 
     @property
     def stats(self) -> SessionStats:

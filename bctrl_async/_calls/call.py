@@ -100,15 +100,23 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             **facts,
         )
 
+    @property
+    def _stage(self) -> str:
+        """The progress of the call, for the text of its cancellation."""
+        if self.may_be_sent:
+            return "before an answer"
+        if self.in_flight:
+            return "before it had a connection"
+        if self.attempts:
+            return "before its next attempt"
+        return "while it waited for a slot"
+
     def aborted(self, reason: str) -> Failure:
         """Return the failure with which this call ends if it is cancelled now."""
         retries = self.retries
-        if self.in_flight:
-            when = "before an answer" if self.is_connected else "before it had a connection"
-        else:
-            when = "before its next attempt" if self.attempts else "while it waited for a slot"
-        last = retries.last_failure
-        earlier = "" if last is None else f"; before that, {last.summary}"
+        summary = f"aborted {self._stage}: {reason}"
+        if retries.last_failure is not None:
+            summary += f"; before that, {retries.last_failure.summary}"
         name = self.operation.name
         advice = "Try again: nothing was sent"
         if self.may_be_sent or retries.in_doubt or retries.status is not None:
@@ -118,7 +126,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
                 advice = f"{name.capitalize()} it again: it has had no effect"
         return Failure(
             kind=Kind.ABORTED,
-            summary=f"aborted {when}: {reason}{earlier}",
+            summary=summary,
             advice=advice,
             in_doubt=self.may_be_sent,
         )
@@ -128,15 +136,17 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
         `waits_for_quota` makes it wait for a token if the quota is exhausted; else it gives up.
         """
-        retries, loop = self.retries, asyncio.get_running_loop()
-        ends, asked = loop.time() + retries.policy.max_throttle_wait, 0
+        retries = self.retries
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + retries.policy.max_throttle_wait
+        asks = 0
         delay = retries.delay(loop.time())
         while delay is None:
-            is_over = limiter.is_closed() or loop.time() >= ends
+            is_over = limiter.is_closed() or loop.time() >= deadline
             if is_over or not (waits_for_quota and retries.lacks_quota):
                 return False
-            asked += 1
-            await limiter.sleep(probe_delay(retries.policy, asked))
+            asks += 1
+            await limiter.sleep(probe_delay(retries.policy, asks))
             delay = retries.ask_quota()
         self.log_retry(delay)
         await limiter.sleep(delay)
@@ -144,14 +154,14 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
     def log_retry(self, delay: float) -> None:
         """Log the failure of the last attempt, and the shortest delay until the next."""
-        failed = self.retries.last_failure
-        if failed is not None and _log.isEnabledFor(logging.INFO):
-            error = self.attempt_error(failed)
+        failure = self.retries.last_failure
+        if failure is not None and _log.isEnabledFor(logging.INFO):
+            error = self.attempt_error(failure)
             _log.info(
                 "attempt %d failed: %s%s; the next follows in %.3f s at the earliest",
                 self.attempts,
                 subject_of(error),
-                failed.summary,
+                failure.summary,
                 delay,
                 extra={
                     "bctrl.event": "retry",
@@ -169,8 +179,8 @@ def annotate(error: BctrlError, operation: str, workspace_id: object, alias: obj
     error.alias = alias if alias is None else str(alias)
 
 
-def as_failure(raised: BaseException, source: str) -> BctrlError:
+def as_failure(cause: BaseException, source: str) -> BctrlError:
     """Return an error for what `source` raised, such as a CancelledError that nobody asked for."""
-    error = BctrlError(f"{source} raised {type(raised).__name__}")
-    error.__cause__ = raised
+    error = BctrlError(f"{source} raised {type(cause).__name__}")
+    error.__cause__ = cause
     return error

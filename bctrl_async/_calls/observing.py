@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -56,8 +56,10 @@ def observe_call(
     """Observe a call: yield its observer, if any, and name the call in its error."""
     call: CallObserver | None = None
     if observer is not None:
-        names = str(workspace_id), None if alias is None else str(alias)
-        call = notify(observer.begin_call, operation.name, *names) or CallObserver()
+        name = None if alias is None else str(alias)
+        call = notify(observer.begin_call, operation.name, str(workspace_id), name)
+        if call is None:
+            call = CallObserver()
     try:
         yield call
     except BaseException as error:
@@ -82,14 +84,14 @@ def observe_attempt(
         url=url.with_path(call.path, encoded=True),
         template=call.operation.template,
     )
-    observed = notify(observer.begin_attempt, attempt) or AttemptObserver()
-    for name, value in (notify(_headers_of, observed) or {}).items():
+    attempt_observer = notify(observer.begin_attempt, attempt) or AttemptObserver()
+    notify(_add_headers, headers, attempt_observer)
+    return attempt_observer
+
+
+def _add_headers(headers: CIMultiDict[str], observer: AttemptObserver) -> None:
+    for name, value in checked_headers(observer.headers()).items():
         headers.setdefault(name, value)
-    return observed
-
-
-def _headers_of(attempt: AttemptObserver) -> Mapping[str, str]:
-    return checked_headers(attempt.headers())
 
 
 class ObservedStop:
@@ -97,7 +99,7 @@ class ObservedStop:
 
     def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
         self._target = RuntimeRef(workspace_id, alias)
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self.observer: StopObserver = notify(observer.begin_stop, *self._target) or StopObserver()
 
     def fail(self, error: BaseException, call: Call[Runtime] | None) -> None:
@@ -105,29 +107,39 @@ class ObservedStop:
         notify(self.observer.raised, error)
         self.end(error, call)
 
-    def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None) -> None:
+    def end(self, result: Runtime | BaseException, call: Call[Runtime] | None) -> None:
         """Notify the observer of the outcome; `call` is None if no call was made."""
-        last = None if call is None else call.retries.last_failure
-        settled: Runtime | BctrlError
-        if call is not None and last is not None and last.kind is Kind.NOT_RUNNING:
-            # The conflict settles the stop, whatever the GET that follows returns.
-            settled = call.error(last)
-        elif isinstance(ended, Runtime | BctrlError):
-            settled = ended
-        else:
-            name = type(ended).__name__
-            settled = BctrlError(f"aborted: {name}")
-            if call is not None:
-                settled = call.error(call.aborted(name))
-            settled.__cause__ = ended
+        answer = _answer_of(result, call)
+        attempts = 0
+        request_id = None
+        if call is not None:
+            attempts = call.attempts
+            request_id = call.request_id
         outcome = outcome_of(
             self._target,
-            settled,
-            attempts=0 if call is None else call.attempts,
-            elapsed=time.monotonic() - self._began,
-            request_id=None if call is None else call.request_id,
+            answer,
+            attempts=attempts,
+            elapsed=time.monotonic() - self._started,
+            request_id=request_id,
         )
         # A runtime that runs now was started after the conflict, so the outcome leaves it out.
-        if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
-            outcome = msgspec.structs.replace(outcome, runtime=ended)
+        if answer is not result and isinstance(result, Runtime) and result.status.is_final:
+            outcome = msgspec.structs.replace(outcome, runtime=result)
         notify(self.observer.end, outcome)
+
+
+def _answer_of(result: Runtime | BaseException, call: Call[Runtime] | None) -> Runtime | BctrlError:
+    """Return the answer or the error of a stop that ends with a result."""
+    if call is not None:
+        failure = call.retries.last_failure
+        if failure is not None and failure.kind is Kind.NOT_RUNNING:
+            # The conflict settles the stop, whatever the GET that follows returns.
+            return call.error(failure)
+    if isinstance(result, Runtime | BctrlError):
+        return result
+    name = type(result).__name__
+    error = BctrlError(f"aborted: {name}")
+    if call is not None:
+        error = call.error(call.aborted(name))
+    error.__cause__ = result
+    return error

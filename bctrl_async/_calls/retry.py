@@ -13,7 +13,7 @@ from bctrl_async._limiter.evidence import History
 from bctrl_async.errors import BctrlConfigError
 
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
-_PATIENCE = 60.0
+_CALL_PATIENCE = 60.0
 BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline waits for a busy or silent server."""
 _MAX_PROBE_DELAY = 5.0
@@ -73,7 +73,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
     @property
     def max_throttle_wait(self) -> float:
         """The patience of a single call in seconds, 60 if None; see `patience` for a bulk stop."""
-        return _PATIENCE if self.patience is None else self.patience
+        return _CALL_PATIENCE if self.patience is None else self.patience
 
     def for_bulk(self, deadline: float | None) -> RetryPolicy:
         """Return the policy of a bulk stop, given its deadline in seconds."""
@@ -96,7 +96,9 @@ class RetryQuota:
     A success or a permanent error status adds 1. Asking for a retry adds 0.1, then takes 1.
     """
 
-    _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1
+    _INITIAL = 10.0
+    _MAX = 100.0
+    _PER_FAILURE = 0.1
 
     def __init__(self) -> None:
         self._tokens = self._INITIAL
@@ -151,7 +153,8 @@ class RetryState(History):
     def record(self, failure: Failure, *, target_failed: bool = False) -> None:
         """Record a failed attempt, and whether a gateway's 503 is its target's own failure."""
         self.attempts += 1
-        self.status = failure.status or self.status
+        if failure.status is not None:
+            self.status = failure.status
         self.in_doubt |= self.leaves_doubt(failure)
         self.last_failures = (*self.last_failures, failure)[-_MAX_NOTES:]
         self.target_failed = target_failed
@@ -187,40 +190,42 @@ class RetryState(History):
         if failure.kind.is_throttling:
             self.wait_from(now)
         is_busy = failure.kind.is_throttling and not self.target_failed
-        left = self.policy.max_throttle_wait
+        patience = self.policy.max_throttle_wait
         if is_busy:
             self.busy += 1
-            left -= self.waited
-            gives_up = left <= 0
+            patience -= self.waited
+            gives_up = patience <= 0
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
         if gives_up or self._is_enough_of_a_test():
             return None
         retry_after = failure.retry_after or 0.0
-        if retry_after > left:
+        if retry_after > patience:
             # The patience ends before the Retry-After, and an earlier retry would only add load.
             self.advice = f"Call again in {retry_after:.0f} s (Retry-After), or raise the patience"
             return None
         if not is_busy:
             return self.ask_quota()
-        return self._wait_for(retry_after, left)
+        return self._wait_for(retry_after, patience)
 
     def _is_enough_of_a_test(self) -> bool:
         return self.hung > 1 or _quick.is_enough(self.busy)
 
-    def _wait_for(self, retry_after: float, left: float) -> float:
+    def _wait_for(self, retry_after: float, patience: float) -> float:
         """Return the delay after a throttled response; it costs patience."""
         if _quick.is_on:
             return 0.0
         backoff = self.policy.backoff(self.busy, self.uniform)
-        delay = max(retry_after, min(backoff, left))
+        delay = max(retry_after, min(backoff, patience))
         self.waited += delay
         return delay
 
     def resume(self, now: float) -> float:
         """End the wait without a worker; return the seconds that are left of it."""
-        delay = 0.0 if self.resumes_at is None else max(self.resumes_at - now, 0.0)
+        if self.resumes_at is None:
+            return 0.0
+        delay = max(self.resumes_at - now, 0.0)
         self.resumes_at = None
         return delay
 

@@ -56,7 +56,7 @@ class Sender:
         self._pool = pool
         self.limiter: Limiter = limiter
         self._url = url
-        self.closed: bool = False
+        self.is_closed: bool = False
         # The highest number of an answered attempt; answers may come in any order.
         self.last_answered: int = 0
         self._headers = headers
@@ -82,13 +82,13 @@ class Sender:
 
     async def close(self) -> None:
         """Fail waiting calls; close the pace, and the pool if the session owns it."""
-        if self.closed:
+        if self.is_closed:
             return
         has_loop = not self._pool.gone
         if has_loop:
             self._pool.check_loop()
             self.limiter.close()
-        self.closed = True
+        self.is_closed = True
         try:
             await self._pool.close()
         finally:
@@ -97,7 +97,7 @@ class Sender:
 
     def open_pool(self) -> aiohttp.ClientSession:
         """Return the pool, opened on the running loop."""
-        if self.closed:
+        if self.is_closed:
             raise session_closed()
         return self._pool.get()
 
@@ -143,7 +143,7 @@ class Sender:
                 failure = self._record_failure(call, result, target_failed=target_failed)
                 if wait_to_retry is None:
                     wait_to_retry = self._wait_to_retry
-                if self.closed or not await wait_to_retry(call, failure):
+                if self.is_closed or not await wait_to_retry(call, failure):
                     return failure
                 http = self.open_pool()
                 await self._acquire(call)
@@ -167,7 +167,7 @@ class Sender:
 
     def _record_failure(self, call: Call[_T], failure: Failure, *, target_failed: bool) -> Failure:
         kind = failure.kind
-        if self.closed and kind.is_unanswered and failure.status is None:
+        if self.is_closed and kind.is_unanswered and failure.status is None:
             failure = replace(
                 failure,
                 summary="the session was closed during the call",

@@ -30,9 +30,11 @@ _ODDS = math.log(50.0)
 """A trial ends when one result is this much more likely than the other."""
 _TRIAL_MAX = 60.0
 """Seconds after which a trial ends with the likelier result."""
-_TRIALS_APART_MIN, _TRIALS_APART_MAX = 10.0, 60.0
+_TRIALS_APART_MIN = 10.0
+_TRIALS_APART_MAX = 60.0
 """Seconds between a failed trial and the next: at first, and at most after doubling."""
-_HOLD_MIN, _HOLD_MAX = 20.0, 60.0
+_HOLD_MIN = 20.0
+_HOLD_MAX = 60.0
 """Seconds for which a baseline holds: at first, and at most after doubling."""
 _DEVIATIONS = 3.0
 """Standard deviations by which throttling may exceed the baseline."""
@@ -52,7 +54,7 @@ class _Phase(msgspec.Struct):
     """A period in which the throttled share is compared with an earlier share."""
 
     share: float
-    ends: float
+    end_time: float
     responses: int = 0
     throttled: int = 0
 
@@ -73,7 +75,7 @@ class _Trial(_Phase):
 
     def covers(self, now: float) -> bool:
         """Return True until one result is much more likely, or the time is over."""
-        return abs(self._odds) < _ODDS and now < self.ends
+        return abs(self._odds) < _ODDS and now < self.end_time
 
 
 class _Hold(_Phase):
@@ -81,12 +83,12 @@ class _Hold(_Phase):
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the share."""
-        if now >= self.ends:
+        if now >= self.end_time:
             return False
-        expected = self.share * self.responses
-        deviation = math.sqrt(expected * (1.0 - self.share))
+        mean = self.share * self.responses
+        deviation = math.sqrt(mean * (1.0 - self.share))
         # More throttling than this points to a rate limit on top of the baseline.
-        is_covered = self.throttled <= expected + _DEVIATIONS * deviation + 1.0
+        is_covered = self.throttled <= mean + _DEVIATIONS * deviation + 1.0
         if not is_covered or self.responses >= _WINDOW:
             self.responses = self.throttled = 0
         return is_covered
@@ -114,7 +116,8 @@ class ThrottlingBaseline:
     def on_success(self, now: float) -> float | None:
         """Record a success; return the rate to restore if it ends a trial."""
         self._successes += 1
-        if (phase := self._phase) is not None:
+        phase = self._phase
+        if phase is not None:
             phase.responses += 1
             # A trial must end here as well: without throttling, no step down would end it.
             if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):
@@ -161,11 +164,13 @@ class ThrottlingBaseline:
         if isinstance(self._phase, _Trial):
             return self._end_trial(self._phase, now)
         self._rate = rate
-        self._rate_before = self._rate_before or rate
+        if not self._rate_before:
+            self._rate_before = rate
         after = self._after
         if len(after) < _EVIDENCE or after[-1].time - after[0].time < _SPAN:
             return None
-        distance_before, distance_after = _mean_distance(self._before), _mean_distance(after)
+        distance_before = _mean_distance(self._before)
+        distance_after = _mean_distance(after)
         if distance_before > _UNCHANGED * distance_after:
             self._compare_from(self._rate_before)
         elif distance_after > _UNCHANGED * distance_before:
@@ -210,7 +215,7 @@ class ThrottlingBaseline:
 
 
 def _mean_distance(group: Collection[_Throttled]) -> float:
-    return sum(each.distance for each in group) / len(group)
+    return sum(response.distance for response in group) / len(group)
 
 
 def _is_random(*groups: Collection[_Throttled]) -> bool:
@@ -219,10 +224,10 @@ def _is_random(*groups: Collection[_Throttled]) -> bool:
     The burstiness is the logarithm of the mean distance minus the mean logarithm (Moran's
     statistic) in each group, because a rate limit or chance may make the groups' shares differ.
     """
-    if min(map(_mean_distance, groups)) < 1.0 / _MAX_SHARE:
+    if min(_mean_distance(group) for group in groups) < 1.0 / _MAX_SHARE:
         return False
     burstiness = 0.0
     for group in groups:
         mean = _mean_distance(group)
-        burstiness -= sum(math.log(each.distance / mean) for each in group)
-    return burstiness <= _BURSTINESS * sum(map(len, groups))
+        burstiness -= sum(math.log(response.distance / mean) for response in group)
+    return burstiness <= _BURSTINESS * sum(len(group) for group in groups)

@@ -13,10 +13,13 @@ MIN_RATE = 0.5
 _CUBIC = 0.0875
 """The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
 its peak after 7 s, and a lower rate sooner, so that many clients on one limit get equal shares."""
-_K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
+_K_MIN = 1.5
+_K_FIRST = 3.0
+_K_MAX = 8.0
 """Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
 curve, and at most on later curves."""
-_K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
+_K_PAUSES = 4.0
+_K_PAUSED_MAX = 60.0
 """K lasts at least this many Retry-Afters, because the next throttled response costs another pause;
 the second value is the most seconds to which this rule raises K."""
 _DOUBLING = 0.7
@@ -49,7 +52,8 @@ class Curve:
     def step_down(self, now: float, starts: float, peak: float, pause: float) -> None:
         """Grow from below a peak, and be back at it after K seconds."""
         k = max(math.cbrt((1.0 - BETA) * peak / _CUBIC), _K_MIN)
-        k = min(k, _K_FIRST if self.peak is None else _K_MAX)
+        longest = _K_FIRST if self.peak is None else _K_MAX
+        k = min(k, longest)
         self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
         self.start(now, starts, BETA * peak, peak)
 

@@ -39,7 +39,9 @@ class Deliveries:
         if count == _MAX_SAMPLES:
             # The samples do not reach back to the start of the span.
             span = now - self.times[0]
-        return count / span if span > 0.0 else 0.0
+        if span <= 0.0:
+            return 0.0
+        return count / span
 
     def measure_burst(self, since: float, until: float) -> None:
         """Count the successes from a time on; throttling started at the other."""

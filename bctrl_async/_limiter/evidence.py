@@ -6,7 +6,8 @@ import math
 
 import msgspec
 
-_ENOUGH, _DECAY = 8.0, 0.5
+_ENOUGH = 8.0
+_DECAY = 0.5
 """Throttled responses that show a limit, and how many of them a success makes up for. This CUSUM
 test tells a limit, which throttles more than a third, from throttling that slowing down does not
 help: at random, or of some targets only."""

@@ -128,10 +128,12 @@ class Gate:
         delay = self.rate.delay(now, self.in_use)
         if is_probed or delay <= 0.0:
             return False
-        advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
+        advice = None
+        if wait > PROBE_INTERVAL:
+            advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
         error = BctrlRateLimitError(
             f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
-            advice=advice if wait > PROBE_INTERVAL else None,
+            advice=advice,
             retry_after=wait,
         )
         waiter.fail(error)
@@ -205,13 +207,13 @@ class Gate:
         """Record a throttled response; fail those for which the wait is now too long."""
         pause = self.rate.pause
         was_probed = pause.is_probed
-        ends = pause.retry_after_ends
+        earlier_end = pause.retry_after_ends
         self.rate.on_throttled(now, retry_after, self.in_use, history, is_explained=is_explained)
         self._watch_patience()
         if self.rate.is_throttled and self._throttled_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
-        if was_probed or pause.retry_after_ends > ends + _LATER:
+        if was_probed or pause.retry_after_ends > earlier_end + _LATER:
             self._fail_all_in_vain(now)
 
     def _fail_all_in_vain(self, now: float) -> None:
@@ -246,7 +248,9 @@ class Gate:
 
     def _delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf if the time is not known."""
-        delay = 0.0 if self.rate.is_unlimited else self.rate.delay(now, self.in_use)
+        delay = 0.0
+        if not self.rate.is_unlimited:
+            delay = self.rate.delay(now, self.in_use)
         if delay <= 0.0 and self._leases is not None:
             # The leases come last: while the rate allows no attempt, a new lease would be lost.
             delay = self._leases.delay(now)

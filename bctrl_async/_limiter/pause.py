@@ -10,12 +10,12 @@ after the last attempt, because a Retry-After may be wrong by years."""
 
 
 class Pause:
-    """A pause until `ends`, which the answer to a probe may end before its time."""
+    """A pause until `end_time`, which the answer to a probe may end before its time."""
 
     def __init__(self) -> None:
         self.is_on: bool = False
         """True from the start of a pause until an attempt starts after it."""
-        self.ends: float = -math.inf
+        self.end_time: float = -math.inf
         self.retry_after_ends: float = -math.inf
         """The time until which the server has asked all calls to wait."""
         self.asked_at: float = -math.inf
@@ -25,7 +25,7 @@ class Pause:
 
     def delay(self, now: float) -> float:
         """Return the seconds until the end, or until the next probe may start."""
-        return max(min(self.ends, self.asked_at + PROBE_INTERVAL) - now, 0.0)
+        return max(min(self.end_time, self.asked_at + PROBE_INTERVAL) - now, 0.0)
 
     def on_probe(self, now: float) -> None:
         """Record the start of a probe."""
@@ -39,15 +39,15 @@ class Pause:
         self.asked_at = now
         return was_probed
 
-    def start(self, ends: float) -> None:
+    def start(self, end_time: float) -> None:
         """Pause until a time."""
         self.is_on = True
-        self.ends = ends
+        self.end_time = end_time
 
     def end(self, now: float) -> float:
         """End the pause; return the seconds by which that is early."""
         self.is_probed = False
-        seconds = max(self.ends - now, 0.0)
+        seconds = max(self.end_time - now, 0.0)
         if seconds:
-            self.ends = self.retry_after_ends = now
+            self.end_time = self.retry_after_ends = now
         return seconds

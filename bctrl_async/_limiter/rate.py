@@ -84,7 +84,7 @@ class AdaptiveRate:
 
     def delay(self, now: float, in_flight: int) -> float:
         """Return the seconds until the next attempt may start; inf while the window is full."""
-        if now < self.pause.ends:
+        if now < self.pause.end_time:
             return self.pause.delay(now)
         if self._window.is_full(now, in_flight):
             return math.inf
@@ -92,7 +92,7 @@ class AdaptiveRate:
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt. In a pause, it is a probe."""
-        if now < self.pause.ends:
+        if now < self.pause.end_time:
             self.pause.on_probe(now)
             return
         self.pause.is_on = False
@@ -147,8 +147,10 @@ class AdaptiveRate:
         self._baseline.on_throttled(now)
         shows_limit = self._evidence.shows_limit
         if (self.is_throttled or shows_limit) and not self._baseline.covers(now):
-            # A Retry-After holds all once a limit is shown.
-            wait = (retry_after or 0.0) if shows_limit else 0.0
+            wait = 0.0
+            if shows_limit and retry_after is not None:
+                # A Retry-After holds all once a limit is shown.
+                wait = retry_after
             self._slow_down(now, wait, in_flight)
 
     def _is_fair(self, history: History) -> bool:
@@ -188,7 +190,7 @@ class AdaptiveRate:
             self._fades_from = pause_ends
         elif is_new and self._is_answered():
             self._step_down(now, in_flight, wait)
-        if pause_ends > max(now, self.pause.ends):
+        if pause_ends > max(now, self.pause.end_time):
             # The rate does not grow meanwhile, and a server that allows no burst gets none.
             self.pause.start(pause_ends)
             self._curve.starts = pause_ends
@@ -211,7 +213,7 @@ class AdaptiveRate:
         self.start.is_over = True
         self._limited_at = now
         # The first rate is computed after the pause.
-        self._curve.start(now, self.pause.ends, 0.0, None)
+        self._curve.start(now, self.pause.end_time, 0.0, None)
 
     def _step_down(self, now: float, in_flight: int, pause: float) -> None:
         curve = self._curve
@@ -225,13 +227,13 @@ class AdaptiveRate:
         if restored is not None:
             self._restore(restored, now)
             return
-        curve.step_down(now, self.pause.ends, peak, pause)
+        curve.step_down(now, self.pause.end_time, peak, pause)
         self._window.shrink(in_flight)
 
     def _restore(self, rate: float, now: float) -> None:
         # A trial needs a constant rate. After it, a slow start finds out what the server can do.
         peak = rate if self._baseline.is_trying else None
-        self._curve.start(now, self.pause.ends, rate, peak)
+        self._curve.start(now, self.pause.end_time, rate, peak)
         self._window.open()
 
     def _current_rate(self, now: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_RATE, _GROWTH, _SUCCESSES = 150.0, 20.0, 200
+_RATE = 150.0
+_GROWTH = 20.0
+_SUCCESSES = 200
 """Attempts per second at first, how many more after each success, and the successes that end it."""
 
 
