@@ -45,8 +45,7 @@ class CancelScope:
         task = self._task
         if task is None:
             self._task = task = asyncio.current_task()
-        if task is not None:
-            self._cancelling = task.cancelling()
+        self._cancelling = 0 if task is None else task.cancelling()
         self._is_entered = True
         self._cancel_called = self.cancelled_caught = False
         return self

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.helpers import Bulk, add_runtimes
+from support.helpers import Bulk, add_runtimes, until
 from support.journal_lines import entry_line, header_line
 
 from bctrl_async import RuntimeRef, StopOutcome, StopResult
@@ -15,6 +15,7 @@ from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._state import RunState
+from bctrl_async.journal import open_journal
 
 OK = StopOutcome(
     index=0,
@@ -40,6 +41,21 @@ class TestReport:
         missing = ledger.report(2)
         assert not missing.ok
         assert "the bulk stop has not ended" in str(missing.ended_early)
+
+
+class TestClose:
+    async def test_a_journal_is_closed_even_if_nobody_waits_for_it(
+        self, ledger: Ledger, tmp_path: Path
+    ) -> None:
+        ledger.journal = open_journal(tmp_path / "journal", "http://127.0.0.1/v1")
+
+        closing = ledger.close()
+        closing.send(None)
+        closing.close()
+
+        file = ledger.journal.file
+        await until(lambda: file.closed)
+        assert ledger.state.ended_early is None
 
 
 class TestEarlierRun:

@@ -210,6 +210,14 @@ def test_a_journal_has_only_names_that_are_for_users(path: Path) -> None:
     assert names == {"base_url", "close", "flush", "write"}
 
 
+def test_an_outcome_is_written_without_a_request_id_that_is_not_utf_8(path: Path) -> None:
+    with Journal(path, base_url=SERVER) as journal:
+        journal.write(replace(STOPPED, request_id="\udc80"))
+
+    [outcome] = read_journals([path])
+    assert (outcome.target, outcome.ok, outcome.request_id) == (STOPPED.target, True, None)
+
+
 STOPPED = StopOutcome(
     index=0, target=RuntimeRef("ws-1", "b"), result=StopResult.STOPPED, running=False
 )
