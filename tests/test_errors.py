@@ -43,7 +43,7 @@ every_class = pytest.mark.parametrize("error_class", TREE, ids=lambda cls: cls._
 
 def test_the_tree_is_that_of_the_design() -> None:
     defined = [getattr(errors, name) for name in errors.__all__]
-    assert {each: each.__bases__ for each in defined} == TREE
+    assert {error_class: error_class.__bases__ for error_class in defined} == TREE
 
 
 def full(error_class: type[BctrlError]) -> BctrlError:

@@ -64,8 +64,8 @@ def test_a_filter_matches(name: str) -> None:
     arguments, matching, others = CONDITIONS[name]
     decide = RuntimeFilter(**arguments).decide
 
-    assert [decide(each, NOW) for each in matching] == [True] * len(matching)
-    assert [decide(each, NOW) for each in others] == [False] * len(others)
+    assert [decide(candidate, NOW) for candidate in matching] == [True] * len(matching)
+    assert [decide(candidate, NOW) for candidate in others] == [False] * len(others)
 
 
 def test_age_is_measured_by_the_clock_of_this_machine() -> None:

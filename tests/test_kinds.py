@@ -58,7 +58,7 @@ CODES = {
     Kind.NOT_RUNNING: "runtime.not_active",
     Kind.BUSY: "server.busy",
 }
-each = pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+every_kind = pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
 
 
 def error_of(kind: Kind) -> BctrlError:
@@ -76,7 +76,7 @@ def error_of(kind: Kind) -> BctrlError:
     )
 
 
-@each
+@every_kind
 def test_an_error_has_the_result_the_problem_and_the_exit_code_of_its_failure(kind: Kind) -> None:
     error = error_of(kind)
 
@@ -86,7 +86,7 @@ def test_an_error_has_the_result_the_problem_and_the_exit_code_of_its_failure(ki
     assert (again.problem, again.exit_code) == (kind.problem, kind.exit_code)
 
 
-@each
+@every_kind
 def test_a_failure_in_doubt_is_no_fact_unless_the_server_took_the_stop(kind: Kind) -> None:
     is_unsettled = kind.result in {StopResult.UNKNOWN, StopResult.ACCEPTED}
 
@@ -95,7 +95,7 @@ def test_a_failure_in_doubt_is_no_fact_unless_the_server_took_the_stop(kind: Kin
     assert not (kind.is_refusal and is_unsettled)
 
 
-@each
+@every_kind
 def test_an_answer_has_a_status(kind: Kind) -> None:
     assert (kind in STATUSES) is (kind.is_answer or kind.raises is BctrlServerError)
 
@@ -143,7 +143,7 @@ def test_an_error_of_an_app_has_the_main_kind_of_its_class(
     assert kind_of(error_class("made by an app")) is kind
 
 
-@each
+@every_kind
 def test_what_costs_an_attempt_or_patience_is_retried_by_default(kind: Kind) -> None:
     """Fault: a new status cost patience in the table, and no policy retried it."""
     if Repeat.CONVERGES in kind.costs.repeats and kind in STATUSES:
@@ -212,8 +212,8 @@ def test_the_page_about_outcomes_has_each_result() -> None:
 def test_each_result_is_of_one_sort() -> None:
     """Fault: a new result was polled by nobody, and telemetry took it for a failed call."""
     sorts = {
-        each: (each.is_processed, each.needs_poll, each.is_taken, each.has_no_effect)
-        for each in StopResult
+        result: (result.is_processed, result.needs_poll, result.is_taken, result.has_no_effect)
+        for result in StopResult
     }
 
     assert sorts == {

@@ -194,7 +194,7 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
         {"error.type": "BctrlNetworkError"},
         {"error.type": "403", STATUS: 403},
     ]
-    assert [attributes(each) for each in attempts] == [
+    assert [attributes(span) for span in attempts] == [
         {**span, **failures[0]},
         {**span, **failures[1], "http.request.resend_count": 1},
     ]
@@ -206,16 +206,16 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
         "bctrl.may_have_stopped": True,
         "error.type": "403",
     }
-    assert [(each.name, each.kind) for each in (call, *attempts)] == [
+    assert [(span.name, span.kind) for span in (call, *attempts)] == [
         ("stop_runtime", SpanKind.INTERNAL),
         *[(f"POST {template}", SpanKind.CLIENT)] * 2,
     ]
     # The status of an answer needs no description.
     lost = "connection lost before a response: Server disconnected"
-    texts = [each.status.description for each in (call, *attempts)]
+    texts = [span.status.description for span in (call, *attempts)]
     assert texts == [caught.value.summary, lost, None]
     durations = traced.points(DURATION)
-    assert [labels for labels, _ in durations] == [{**request, **each} for each in failures]
+    assert [labels for labels, _ in durations] == [{**request, **failure} for failure in failures]
     point = durations[0][1]
     assert 0.0 < point.sum <= ((attempts[0].end_time or 0) - (attempts[0].start_time or 0)) / 1e9
     assert (point.count, point.explicit_bounds[0]) == (1, 0.005)

@@ -84,9 +84,9 @@ class TestHeaders:
             await session.stop_runtime("ws-1", "crm", headers=headers)
             await session.stop_runtimes([("ws-1", "mail")])
 
-        sent = [(each.headers["X-Team"], each.headers["User-Agent"]) for each in emulator.requests]
+        sent = [(call.headers["X-Team"], call.headers["User-Agent"]) for call in emulator.requests]
         assert sent == [("blue", "me/1"), ("blue", "me/1"), ("red", "you/2"), ("blue", "me/1")]
-        keys = {each.headers["Authorization"] for each in emulator.requests}
+        keys = {call.headers["Authorization"] for call in emulator.requests}
         assert keys == {"Bearer emulator-key"}
         assert ways.taken == ((0, 4) if request.config.getoption("long_way") else (2, 2))
 

@@ -109,12 +109,14 @@ def each_argument(table: Mapping[Any, Arguments]) -> list[object]:
 def wrong_calls(call: Call, name: str, accepted: Types) -> Iterator[dict[str, object]]:
     """Yield the arguments of calls in which one argument has a wrong type."""
     parameters = inspect.signature(call).parameters.values()
-    needed = {each.name for each in parameters if each.default is each.empty} & VALID.keys()
+    needed = {
+        parameter.name for parameter in parameters if parameter.default is parameter.empty
+    } & VALID.keys()
     # No argument takes the first four: a collection takes none with "x" in it.
     values: list[object] = [object(), 1j, ["x"], {"x": 1}, 1, -1.5, "x", b"x", True, math.nan]
     for value in values:
         if not isinstance(value, accepted):
-            yield {**{each: VALID[each] for each in needed}, name: value}
+            yield {**{key: VALID[key] for key in needed}, name: value}
 
 
 @pytest.mark.parametrize(("function", "name", "accepted"), each_argument(FUNCTIONS))

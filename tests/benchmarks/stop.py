@@ -102,7 +102,7 @@ def _times(cases: list[_Case], stops: int, rounds: int) -> dict[_Run, list[float
             )
 
         runs = [(case, in_flight) for in_flight in _IN_FLIGHT for case in cases]
-        return in_rounds(runs, rounds, lambda each: measure(*each))
+        return in_rounds(runs, rounds, lambda case: measure(*case))
 
 
 def _compare(stops: int, rounds: int, only: str) -> Report:
@@ -125,7 +125,7 @@ def _compare(stops: int, rounds: int, only: str) -> Report:
     return Report(
         "CPU time of the client process per stop",
         ["client", "in flight", "median µs", "min µs", "to bare", "to pyreqwest", "to asyncio"],
-        [row(*each) for each in times],
+        [row(*case) for case in times],
         [
             Goal(f"{case.name}, {in_flight} in flight, to {peer}", found, limit)
             for case, in_flight, limits in _GOALS

@@ -70,8 +70,10 @@ class TestAwaited:
         )
 
         assert not report.ok
-        assert [(each.index, each.target.alias) for each in outcomes] == [*enumerate(aliases)]
-        assert [(each.result.value, each.attempts) for each in outcomes] == [
+        assert [(outcome.index, outcome.target.alias) for outcome in outcomes] == [
+            *enumerate(aliases)
+        ]
+        assert [(outcome.result.value, outcome.attempts) for outcome in outcomes] == [
             ("accepted", 1),
             ("stopped", 1),
             ("not_found", 1),

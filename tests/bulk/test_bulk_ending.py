@@ -127,7 +127,7 @@ async def test_what_is_in_flight_becomes_unknown_and_the_rest_not_sent_if(
         assert task.cancelled() is (why is CANCELLED and "worker" not in case)
         assert report.counts == {UNKNOWN: 5, NOT_SENT: 25}
         assert why in str(report.ended_early)
-        in_flight = [str(each.error) for each in report.failures if each.attempts]
+        in_flight = [str(outcome.error) for outcome in report.failures if outcome.attempts]
         assert all(ERRORS.get(why, why) in error for error in in_flight)
         assert delivered == ([] if why is CANCELLED else list(report.failures))
         # A callback may wait for something.

@@ -85,8 +85,8 @@ def test_a_canary_not_sent_is_no_answer(
 
 
 def test_a_target_that_dies_once_it_is_stopped_is_no_canary_again(simulate: Simulate) -> None:
-    def dying(each: Request) -> Runtime | BctrlError:
-        is_dead = each.number > 1 if each.alias == "r0" else each.stops
+    def dying(request: Request) -> Runtime | BctrlError:
+        is_dead = request.number > 1 if request.alias == "r0" else request.stops
         return disconnected() if is_dead else ANSWER
 
     simulation = simulate(dying)
@@ -190,8 +190,8 @@ class TestDeadTargets:
         count, numbers, fail, concurrency, seconds, longest = DEAD[case]
         names = {f"r{number}" for number in numbers}
         simulation = simulate(dead(*numbers, fail=fail), 0.01)
-        simulation.before_response = lambda each: asyncio.sleep(
-            1.0 if fail is unanswered and each.alias in names else 0.0
+        simulation.before_response = lambda request: asyncio.sleep(
+            1.0 if fail is unanswered and request.alias in names else 0.0
         )
         report = simulation.stop(count, concurrency=concurrency)
 
@@ -225,7 +225,9 @@ class TestDeadTargets:
         self, simulate: Simulate, fail: Fail
     ) -> None:
         poison, once = dead(20, fail=fail), failing_first(29)
-        simulation = simulate(lambda each: (once if each.alias == "r29" else poison)(each), 0.01)
+        simulation = simulate(
+            lambda request: (once if request.alias == "r29" else poison)(request), 0.01
+        )
 
         assert simulation.stop(30).counts == {STOPPED: 29, UNKNOWN: 1}
         assert simulation.ended_at["r29"] < simulation.ended_at["r20"]

@@ -56,9 +56,9 @@ def untrusted() -> Failure:
 def at_random(share: float, since: float, until: float, *fails: Fail) -> Server:
     """Make a server that fails a share of the requests between two times."""
 
-    def answer(each: Request) -> Answer:
-        chance = random.Random(repr(each))
-        is_bad = since <= each.at < until and chance.random() < share
+    def answer(request: Request) -> Answer:
+        chance = random.Random(repr(request))
+        is_bad = since <= request.at < until and chance.random() < share
         return chance.choice(fails)() if is_bad else ANSWER
 
     return answer
@@ -66,17 +66,17 @@ def at_random(share: float, since: float, until: float, *fails: Fail) -> Server:
 
 def in_an_outage(outage: Server, poison: Server) -> Server:
     """Make a server with dead targets that is down for a while."""
-    return lambda each: poison(each) if outage(each) is ANSWER else outage(each)
+    return lambda request: poison(request) if outage(request) is ANSWER else outage(request)
 
 
-def dying_once_stopped(each: Request) -> Answer:
+def dying_once_stopped(request: Request) -> Answer:
     """Answer nothing of the nodes of all but a few runtimes after half a second."""
-    gone = each.alias != CANARY and int(each.alias[1:]) < 95 and each.at > 0.5
-    return disconnected() if gone or each.alias == "r99" else ANSWER
+    gone = request.alias != CANARY and int(request.alias[1:]) < 95 and request.at > 0.5
+    return disconnected() if gone or request.alias == "r99" else ANSWER
 
 
-def throttling_canaries(each: Request) -> Answer:
-    return throttled() if each.alias == CANARY else down(0, 1)(each)
+def throttling_canaries(request: Request) -> Answer:
+    return throttled() if request.alias == CANARY else down(0, 1)(request)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ CASES = {
     "requests that arrive as the server goes down fail one by one": Case(
         down(2, 40),
         5000,
-        slow=lambda each: 1 + each.at % 0.1 * 40 if 2 <= each.at < 2.2 else 0,
+        slow=lambda request: 1 + request.at % 0.1 * 40 if 2 <= request.at < 2.2 else 0,
         requests=5230,
         seconds=60,
     ),
@@ -152,7 +152,7 @@ CASES = {
         20,
         lost=2,
         reads=(bad_gateway, 0.1),
-        slow=lambda each: 0 if each.alias in {"r0", "r1"} else 30,
+        slow=lambda request: 0 if request.alias in {"r0", "r1"} else 30,
         seconds=300,
         options={"concurrency": 20},
     ),
@@ -175,7 +175,7 @@ def test_every_target_that_has_an_answer_is_stopped_although(
     simulate: Simulate, case: Case
 ) -> None:
     simulation = simulate(case.server)
-    simulation.before_response = lambda each: asyncio.sleep(case.slow(each))
+    simulation.before_response = lambda request: asyncio.sleep(case.slow(request))
     if case.reads is not None:
         fail, simulation.read_latency = case.reads
         simulation.read_answer = fail()
@@ -218,7 +218,7 @@ def test_the_run_ends_after_few_requests_if_the_server(simulate: Simulate, case:
 
 class TestNeverAnswered:
     def test_responses_before_the_run_do_not_count(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda each: ANSWER if each.alias == "crm" else disconnected())
+        simulation = simulate(lambda request: ANSWER if request.alias == "crm" else disconnected())
 
         async def scenario(session: BctrlSession) -> StopReport:
             await session.stop_runtime("ws-1", "crm")
@@ -230,7 +230,7 @@ class TestNeverAnswered:
     @pytest.mark.parametrize("first", [throttled, server_error])
     def test_earlier_attempts_do_not_count(self, simulate: Simulate, first: Fail) -> None:
         """Fault: it closed the breaker, so patience started anew."""
-        simulation = simulate(lambda each: first() if each.at < 0.1 else disconnected())
+        simulation = simulate(lambda request: first() if request.at < 0.1 else disconnected())
 
         assert simulation.stop(30).ended_early is not None
         assert simulation.seconds < 400
@@ -253,7 +253,9 @@ class TestNeverAnswered:
 
         monkeypatch.setattr(CircuitBreaker, "_send_canary", ask_a_few_times)
         simulation = simulate(lambda _: fail())
-        simulation.before_response = lambda each: asyncio.sleep(20 if each.alias == "r1" else 0)
+        simulation.before_response = lambda request: asyncio.sleep(
+            20 if request.alias == "r1" else 0
+        )
 
         async def scenario(session: BctrlSession) -> StopReport:
             batch = session.stop_runtimes(
@@ -327,18 +329,18 @@ class TestOutage:
     def test_a_throttled_probe_ends_it_for_all_targets(self, simulate: Simulate) -> None:
         probed = set()
 
-        def server(each: Request) -> Answer:
-            if 2 <= each.at < 10:
-                if each.at > 4:
-                    probed.add(each.alias)
+        def server(request: Request) -> Answer:
+            if 2 <= request.at < 10:
+                if request.at > 4:
+                    probed.add(request.alias)
                 return refused()
-            return unavailable() if each.alias in probed and each.at < 200 else ANSWER
+            return unavailable() if request.alias in probed and request.at < 200 else ANSWER
 
         simulation = simulate(server)
         report = simulation.stop(5000)
 
         assert report.counts[STOPPED] >= 4900
-        assert sum(10 <= each.at < 60 for each in simulation.stops) >= 2000
+        assert sum(10 <= request.at < 60 for request in simulation.stops) >= 2000
 
 
 def test_an_untrusted_certificate_costs_a_single_target_its_attempts(simulate: Simulate) -> None:

@@ -42,8 +42,8 @@ def is_bad(alias: str) -> bool:
     return alias.startswith("bad")
 
 
-def throttling_bad(each: Request) -> Runtime | BctrlError:
-    return throttled() if is_bad(each.alias) else ANSWER
+def throttling_bad(request: Request) -> Runtime | BctrlError:
+    return throttled() if is_bad(request.alias) else ANSWER
 
 
 def mixed(bad: int, good: int) -> list[tuple[str, str]]:
@@ -105,10 +105,10 @@ class TestThrottledTargets:
     def test_a_call_whose_second_attempt_is_its_first_throttled(self, simulate: Simulate) -> None:
         """Fault: it raised a KeyError."""
 
-        def serve(each: Request) -> Runtime | BctrlError:
-            if not is_bad(each.alias) or each.number > 3:
+        def serve(request: Request) -> Runtime | BctrlError:
+            if not is_bad(request.alias) or request.number > 3:
                 return ANSWER
-            return refused() if each.number == 1 else throttled()
+            return refused() if request.number == 1 else throttled()
 
         simulation = simulate(serve, 0.01)
         assert simulation.stop(mixed(5, 300)).counts == {STOPPED: 305}
@@ -119,10 +119,10 @@ class TestThrottledTargets:
         """Fault: admitted stops without a worker kept the slots for which all workers waited."""
         chance, quota = random.Random(0), token_bucket(lambda _: 5.0, 10)
 
-        def serve(each: Request) -> Runtime | BctrlError:
-            if each.stops and (error := quota(each.at)) is not None:
+        def serve(request: Request) -> Runtime | BctrlError:
+            if request.stops and (error := quota(request.at)) is not None:
                 return error
-            return bad_gateway() if each.stops and chance.random() < 0.2 else ANSWER
+            return bad_gateway() if request.stops and chance.random() < 0.2 else ANSWER
 
         simulation = simulate(serve, 0.05)
         assert simulation.stop(targets(200), concurrency=1).counts == {STOPPED: 200}
@@ -139,8 +139,10 @@ class TestThrottledTargets:
 
     def test_a_retry_after_holds_its_own_call(self, simulate: Simulate) -> None:
         simulation = simulate(
-            lambda each: (
-                throttled(retry_after=30.0) if is_bad(each.alias) and each.number == 1 else ANSWER
+            lambda request: (
+                throttled(retry_after=30.0)
+                if is_bad(request.alias) and request.number == 1
+                else ANSWER
             ),
             0.01,
         )
@@ -149,7 +151,7 @@ class TestThrottledTargets:
         assert min(at for alias, at in simulation.ended_at.items() if is_bad(alias)) > 30
 
     def test_each_is_counted_once_with_its_attempts(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda each: throttled() if each.number <= 2 else ANSWER, 0.01)
+        simulation = simulate(lambda request: throttled() if request.number <= 2 else ANSWER, 0.01)
         report = simulation.stop(targets(5))
         assert report.throttled == 10
         assert [outcome.attempts for outcome in simulation.outcomes] == [3] * 5
@@ -180,10 +182,10 @@ class TestEnd:
     def test_each_has_one_outcome_and_the_report_says_that_it_ended_early(
         self, simulate: Simulate, end: str, fail: Callable[[], BctrlError], bad: int, after: float
     ) -> None:
-        def serve(each: Request) -> Runtime | BctrlError:
-            if not is_bad(each.alias):
+        def serve(request: Request) -> Runtime | BctrlError:
+            if not is_bad(request.alias):
                 return ANSWER
-            return bad_gateway() if each.alias == "bad0" and each.number == 1 else fail()
+            return bad_gateway() if request.alias == "bad0" and request.number == 1 else fail()
 
         simulation = simulate(serve, 0.01)
 
@@ -243,8 +245,8 @@ class TestEnd:
     ) -> None:
         """Fault: the run raised a RecursionError."""
 
-        def serve(each: Request) -> Runtime | BctrlError:
-            return unavailable() if each.number == 1 else throttled()
+        def serve(request: Request) -> Runtime | BctrlError:
+            return unavailable() if request.number == 1 else throttled()
 
         simulation = simulate(serve, 0.01)
 
@@ -280,8 +282,8 @@ class TestEnd:
     def test_dead_targets_wait_for_the_retry_quota(self, simulate: Simulate) -> None:
         """Fault: those that found it exhausted were given up after two attempts."""
 
-        def serve(each: Request) -> Runtime | BctrlError:
-            return unavailable() if is_bad(each.alias) else ANSWER
+        def serve(request: Request) -> Runtime | BctrlError:
+            return unavailable() if is_bad(request.alias) else ANSWER
 
         simulation = simulate(serve, 0.01)
         report = simulation.stop(mixed(60, 5))
@@ -319,14 +321,15 @@ class TestTurns:
 
     def test_a_list_of_one_workspace_keeps_its_order(self, simulate: Simulate) -> None:
         serve = token_bucket(lambda _: 50.0, 20)
-        simulation = simulate(lambda each: serve(each.at) or ANSWER, 0.02)
+        simulation = simulate(lambda request: serve(request.at) or ANSWER, 0.02)
         simulation.stop(500, concurrency=5)
-        firsts = [int(each.alias[1:]) for each in simulation.requests if each.number == 1]
+        firsts = [int(request.alias[1:]) for request in simulation.requests if request.number == 1]
         assert all(number <= firsts[at] + 10 for at, number in enumerate(sorted(firsts)))
 
     def test_a_workspace_that_allows_all_again_is_like_any_other(self, simulate: Simulate) -> None:
         simulation = simulate(
-            lambda each: throttled() if is_bad(each.alias) and each.at < 3.0 else ANSWER, 0.02
+            lambda request: throttled() if is_bad(request.alias) and request.at < 3.0 else ANSWER,
+            0.02,
         )
         assert simulation.stop(mixed(200, 100)).counts == {STOPPED: 300}
         assert simulation.seconds < 30

@@ -96,8 +96,8 @@ def test_in_any_order_every_item_is_in_one(
     items.insert(0, ("ws", "first"))
     shuffled = items[:1] + order.sample(items[1:], len(items) - 1)
     shards, others = (
-        [Counter(plain(each, number, count)) for number in range(1, count + 1)]
-        for each in (items, shuffled)
+        [Counter(plain(collection, number, count)) for number in range(1, count + 1)]
+        for collection in (items, shuffled)
     )
 
     assert sum(shards, Counter()) == Counter(items)

@@ -100,7 +100,7 @@ async def test_what_a_list_of_a_workspace_gives_can_be_stopped(bulk: Bulk) -> No
     outcomes = await stop_all(bulk, listed)
 
     assert [outcome.result for outcome in outcomes] == [STOPPED] * len(listed)
-    assert [outcome.target.alias for outcome in outcomes] == [each.alias for each in listed]
+    assert [outcome.target.alias for outcome in outcomes] == [runtime.alias for runtime in listed]
 
 
 VALID_TARGETS: dict[str, tuple[object, str]] = {
@@ -216,7 +216,7 @@ class TestInvalidTarget:
         return outcome, str(outcome.error)
 
     @pytest.mark.parametrize(
-        ("item", "target", "text"), NO_TARGETS, ids=[each[2] for each in NO_TARGETS]
+        ("item", "target", "text"), NO_TARGETS, ids=[row[2] for row in NO_TARGETS]
     )
     async def test_it_is_invalid_and_the_others_are_stopped(
         self, bulk: Bulk, item: object, target: RuntimeRef, text: str

@@ -53,33 +53,33 @@ OWN = "server.unavailable"
 
 def active_until(until: float, ended: str = "stopped") -> Server:
     """Report every runtime as active until this time, and as ended from then on."""
-    return lambda each: runtime("active" if each.at < until else ended)
+    return lambda request: runtime("active" if request.at < until else ended)
 
 
 def polled(answer: Runtime | BctrlError, stop: Runtime | BctrlError = ACTIVE) -> Server:
     """Answer every poll, and every stop, alike."""
-    return lambda each: stop if each.stops else answer
+    return lambda request: stop if request.stops else answer
 
 
 def active_or_disconnected_until(until: float) -> Server:
     """Answer no stop; report every runtime as active until this time, and as failed then."""
     status = active_until(until, "failed")
-    return lambda each: disconnected() if each.stops else status(each)
+    return lambda request: disconnected() if request.stops else status(request)
 
 
-def throttled_once(each: Request) -> Answer:
+def throttled_once(request: Request) -> Answer:
     """Throttle the first poll for twenty seconds."""
-    if each.number == 2:
+    if request.number == 2:
         return unavailable(code=OWN, retry_after=20)
-    return runtime("active" if each.stops else "stopped")
+    return runtime("active" if request.stops else "stopped")
 
 
-def down_for_half_a_minute(each: Request) -> Answer:
-    return disconnected() if 2 <= each.at < 32 else active_until(2)(each)
+def down_for_half_a_minute(request: Request) -> Answer:
+    return disconnected() if 2 <= request.at < 32 else active_until(2)(request)
 
 
-def down_for_ever(each: Request) -> Answer:
-    return disconnected() if each.at >= 2 else ACTIVE
+def down_for_ever(request: Request) -> Answer:
+    return disconnected() if request.at >= 2 else ACTIVE
 
 
 TWICE, NO_TIME = {"retry": RetryPolicy(attempts=2)}, {"deadline": 0.05}
@@ -173,7 +173,7 @@ class TestPolling:
         simulation.stop(verify=60)
 
         # A stop and each poll take 0.1 s.
-        at = [0.0, *(each.at for each in simulation.reads)]
+        at = [0.0, *(request.at for request in simulation.reads)]
         delays = [later - earlier - 0.1 for earlier, later in itertools.pairwise(at)]
         assert 0.25 <= delays[0] <= 0.5
         assert 0.5 <= delays[1] <= 1
@@ -196,7 +196,7 @@ class TestPolling:
         report = simulation.stop(50, verify=True, concurrency=3)
 
         assert report.counts == {STOPPED: 50}
-        assert sum(each.at < 15 for each in simulation.stops) == 5 + 3
+        assert sum(request.at < 15 for request in simulation.stops) == 5 + 3
 
     def test_a_slow_input_does_not_delay_outcomes(self, simulate: Simulate) -> None:
         async def slowly() -> AsyncIterator[tuple[str, str]]:
@@ -249,8 +249,8 @@ class TestEnding:
         assert "the runtime was still 'active' after it" in str(report.failures[0].error)
 
     def test_a_poll_that_raises_cancelled_error_is_named(self, simulate: Simulate) -> None:
-        def answer(each: Request) -> Runtime:
-            if each.stops:
+        def answer(request: Request) -> Runtime:
+            if request.stops:
                 return ACTIVE
             raise asyncio.CancelledError
 
@@ -303,7 +303,7 @@ async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
             verify=0.2,
         )
 
-    assert {alias: each.result for alias, each in outcomes.items()} == {
+    assert {alias: outcome.result for alias, outcome in outcomes.items()} == {
         alias: result for alias, (_, result) in faults.items()
     }
     assert [outcome.target.alias for outcome in report.failures] == ["lost"]

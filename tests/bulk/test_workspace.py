@@ -210,7 +210,9 @@ class TestListedRuntime:
         emulator.inject(Reply(403), alias=alias, method="GET")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
             [listed] = [it for it in await session.list_runtimes("ws-1") if it.alias == alias]
-            report = await session.stop_workspace("ws-1", where=lambda each: each.alias == alias)
+            report = await session.stop_workspace(
+                "ws-1", where=lambda runtime: runtime.alias == alias
+            )
 
         [failure] = report.failures
         assert (failure.result, failure.running) == (result, is_running)
@@ -257,7 +259,9 @@ class TestListedRuntime:
         listed = [new, {**new, "status": "stopped"}][::order]
         bulk.emulator.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")
 
-        report = await bulk.session.stop_workspace("ws-1", where=lambda each: each.status.is_final)
+        report = await bulk.session.stop_workspace(
+            "ws-1", where=lambda runtime: runtime.status.is_final
+        )
         assert (report.ok, report.total, aliases_stopped(bulk)) == (True, 0, set())
 
         report = await bulk.session.stop_workspace("ws-1", where=lambda _: True)

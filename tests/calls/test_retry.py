@@ -226,8 +226,8 @@ def test_the_delays_are_those_of_the_policy(
     retries = state(**policy)
 
     assert [
-        delay_after(retries, each.error, each.now, target_failed=each.target_failed)
-        for each in failures
+        delay_after(retries, failure.error, failure.now, target_failed=failure.target_failed)
+        for failure in failures
     ] == delays
 
 

@@ -151,11 +151,11 @@ class _Server:
     def kept(self) -> list[int]:
         # aiohttp closes some only when they are to be used again.
         return [
-            each.number
-            for each in self.connections
-            if isinstance(each.client.protocol, ResponseHandler)
-            and not each.client.closing
-            and not each.client.protocol.should_close
+            connection.number
+            for connection in self.connections
+            if isinstance(connection.client.protocol, ResponseHandler)
+            and not connection.client.closing
+            and not connection.client.protocol.should_close
         ]
 
 
@@ -181,9 +181,9 @@ def run(case: Case) -> Seen:
             seen.complaints.append(str(error))
         seen.complaints += map(repr, asyncio.all_tasks(loop))
         seen.complaints += (
-            f"connection {each.number} is left open"
-            for each in server.connections
-            if not each.client.closing
+            f"connection {connection.number} is left open"
+            for connection in server.connections
+            if not connection.client.closing
         )
     return seen
 

@@ -247,7 +247,11 @@ class TestTimeout:
         """Fault: the stop never ended."""
         async with on_fast_path(head) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            await until(lambda: [each for each in exchanges_of(session) if hasattr(each, "status")])
+            await until(
+                lambda: [
+                    exchange for exchange in exchanges_of(session) if hasattr(exchange, "status")
+                ]
+            )
             if closes:
                 await session.close()
             pass_time(TIMEOUT)

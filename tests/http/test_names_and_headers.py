@@ -77,8 +77,8 @@ def has_dot_segment(text: str) -> bool:
         decoded.append(again)
     return any(
         segment.partition(";")[0] in {".", ".."}
-        for each in decoded
-        for segment in re.split(r"[/\\]", each)
+        for form in decoded
+        for segment in re.split(r"[/\\]", form)
     )
 
 

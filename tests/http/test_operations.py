@@ -76,7 +76,9 @@ START: AnyOperation = Operation(
 )
 """An operation that the API does not have: starting twice is not starting once."""
 
-each = pytest.mark.parametrize("operation", [*ALL.values(), START], ids=lambda each: each.name)
+every_operation = pytest.mark.parametrize(
+    "operation", [*ALL.values(), START], ids=lambda operation: operation.name
+)
 AGAIN = RetryPolicy(attempts=2, base=0.001, cap=0.001)
 BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy"}')
 
@@ -120,7 +122,7 @@ FAILURES = {
 """Answers to a first request, and whether it may have taken effect."""
 
 
-@each
+@every_operation
 @pytest.mark.parametrize(("first", "in_doubt"), FAILURES.values(), ids=FAILURES)
 async def test_a_request_is_sent_again_if_it_did_nothing_or_if_that_does_no_harm(
     operation: AnyOperation, first: bytes, *, in_doubt: bool
@@ -146,7 +148,7 @@ async def test_an_observer_of_an_attempt_reads_the_same_advice(connect: Connect)
     assert "look before repeating it" in str(call.attempt_error(lost))
 
 
-@each
+@every_operation
 async def test_an_unreadable_answer_is_not_asked_for_again(operation: AnyOperation) -> None:
     error, requests = await failure(operation, http_answer("200 OK"))
 
@@ -156,7 +158,7 @@ async def test_an_unreadable_answer_is_not_asked_for_again(operation: AnyOperati
     assert ("may have worked" in str(error)) is (operation.repeat is Repeat.ONCE)
 
 
-@each
+@every_operation
 async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice(
     operation: AnyOperation,
 ) -> None:
@@ -169,7 +171,7 @@ async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice
     assert ("may have worked: look before" in str(error)) is is_once
 
 
-@each
+@every_operation
 async def test_only_a_stop_has_nothing_to_do(operation: AnyOperation, connect: Connect) -> None:
     failure = Failure(kind=Kind.NOT_RUNNING, summary="409", status=409, code="runtime.not_active")
     async with connect() as session:
@@ -177,7 +179,7 @@ async def test_only_a_stop_has_nothing_to_do(operation: AnyOperation, connect: C
     assert ("Nothing to do: it is not running" in str(error)) is operation.stops
 
 
-@each
+@every_operation
 @pytest.mark.parametrize("connected", [True, False])
 async def test_the_error_of_an_aborted_call_advises_the_same(
     operation: AnyOperation, *, connected: bool, connect: Connect

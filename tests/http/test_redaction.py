@@ -24,12 +24,12 @@ FORMS: dict[str, Encode] = {
     "as it is": lambda key: key,
     "JSON of PHP": lambda key: json.dumps(key).replace("/", "\\/"),
     "JSON of .NET": lambda key: "".join(
-        each if each.isalnum() else f"\\u{ord(each):04X}" for each in key
+        character if character.isalnum() else f"\\u{ord(character):04X}" for character in key
     ),
-    "JSON, escaped": lambda key: "".join(f"\\u{ord(each):04x}" for each in key),
+    "JSON, escaped": lambda key: "".join(f"\\u{ord(character):04x}" for character in key),
     "URL": lambda key: quote(key, safe=""),
     "URL, lower case": lambda key: quote(key, safe="").replace("%2F", "%2f"),
-    "URL, all": lambda key: "".join(f"%{ord(each):02X}" for each in key),
+    "URL, all": lambda key: "".join(f"%{ord(character):02X}" for character in key),
 }
 every_form = pytest.mark.parametrize("encode", FORMS.values(), ids=FORMS)
 

@@ -134,7 +134,7 @@ class TestHalves:
         async with served(answer(runtime, encoding), retry=ONCE) as session:
             report = await session.stop_runtimes(targets, verify=False)
         assert report.counts == {StopResult.UNKNOWN: 3}
-        assert all("another runtime" in str(each.error) for each in report.failures)
+        assert all("another runtime" in str(outcome.error) for outcome in report.failures)
 
     @pytest.mark.parametrize("alias", ["a?", "\x7f"])
     async def test_elsewhere_it_leaves_the_alias_as_it_is(self, alias: str) -> None:

@@ -60,10 +60,10 @@ class Stops:
     def results(self) -> list[tuple[str, str]]:
         """Return the alias and result of each entry."""
         entries = read_lines(self.path.read_bytes()).entries
-        return [(each["alias"], each["result"]) for each in entries]
+        return [(entry["alias"], entry["result"]) for entry in entries]
 
     def running(self) -> dict[str, bool | None]:
-        return {each.target.alias: each.running for each in read_journals([self.path])}
+        return {outcome.target.alias: outcome.running for outcome in read_journals([self.path])}
 
 
 @pytest.fixture
@@ -138,8 +138,8 @@ class TestFile:
 
         outcomes = list(read_journals([stops.path], targets))
 
-        assert [each.result for each in outcomes] == [STOPPED, *[StopResult.INVALID] * 3]
-        assert [each.target.alias for each in outcomes] == ["a", *names]
+        assert [outcome.result for outcome in outcomes] == [STOPPED, *[StopResult.INVALID] * 3]
+        assert [outcome.target.alias for outcome in outcomes] == ["a", *names]
         assert outcomes[0].target == A
 
     async def test_leaving_the_block_while_it_is_closed_is_no_early_end(self, stops: Stops) -> None:
@@ -184,7 +184,7 @@ class TestResume:
         assert (stops.emulator.received, stops.path.read_bytes()) == (received, written)
         assert (first.ok, first.retries, first.resumed) == (True, 1, 0)
         assert (second.ok, second.retries, second.resumed) == (True, 0, 4)
-        known = {each.target: each for each in firsts}
+        known = {outcome.target: outcome for outcome in firsts}
         for index, target in enumerate([C, B, A, A]):
             kept = {"index": index, "runtime": None, "error": None, "resumed": True}
             elapsed = round(known[target].elapsed, 6)
@@ -273,7 +273,7 @@ class TestList:
         for target in (A, B):
             stops.emulator.add_runtime(*target)
 
-        assert (await stops.run_workspace(where=lambda each: each.alias == "b")).ok
+        assert (await stops.run_workspace(where=lambda runtime: runtime.alias == "b")).ok
         assert stops.running() == {"a": None, "b": False}
         report = await stops.run([A, B])
 
@@ -313,7 +313,7 @@ class TestList:
         targets = add_runtimes(stops.emulator, 300)
         assert (await stops.run(targets)).ok
         add_runtimes(stops.emulator, 300)
-        batch = stops.run_workspace(where=lambda each: each.alias == "a")
+        batch = stops.run_workspace(where=lambda runtime: runtime.alias == "a")
         write = os.write
 
         def write_and_abort(descriptor: int, data: bytes) -> int:
@@ -359,7 +359,9 @@ class TestList:
 
         killed = await self.killed_at_the_first_stop(stops)
 
-        assert [(each.result, each.running) for each in killed] == [(StopResult.UNKNOWN, None)]
+        assert [(outcome.result, outcome.running) for outcome in killed] == [
+            (StopResult.UNKNOWN, None)
+        ]
 
 
 class TestOpening:
@@ -638,10 +640,10 @@ class TestFullDisk:
 
         # An input without a length is read no more.
         assert first.total == 40 - len(list(left))
-        assert sorted(each.index for each in delivered) == list(range(first.total))
+        assert sorted(outcome.index for outcome in delivered) == list(range(first.total))
         sent, kept = stops.emulator.received.total(), stops.running()
         assert first.counts == Counter({STOPPED: sent, NOT_SENT: first.total - sent})
-        assert [each.result for each in first.failures] == [NOT_SENT] * (first.total - sent)
+        assert [outcome.result for outcome in first.failures] == [NOT_SENT] * (first.total - sent)
         assert sent == sum(stops.emulator.status(*target) == "stopped" for target in MANY)
         assert sent <= 6 + workers
         assert f"the journal {str(stops.path)!r} cannot be written" in str(first.ended_early)

@@ -56,7 +56,7 @@ def write(path: Path, *lines: bytes, first: bytes = header()) -> Path:
 
 
 def running(outcomes: Iterable[StopOutcome]) -> dict[str, bool | None]:
-    return {each.target.alias: each.running for each in outcomes}
+    return {outcome.target.alias: outcome.running for outcome in outcomes}
 
 
 class TestList:
@@ -68,12 +68,15 @@ class TestList:
         targets = [("ws-1", "b"), RuntimeRef("ws-1", "a"), of_list]
         outcomes = list(read_journals([path], targets))
 
-        assert [(each.index, each.target, each.running, each.attempts) for each in outcomes] == [
+        assert [
+            (outcome.index, outcome.target, outcome.running, outcome.attempts)
+            for outcome in outcomes
+        ] == [
             (0, ("ws-1", "b"), RUNS, 3),
             (1, ("ws-1", "a"), DONE, 0),
             (2, (str(UUID(int=7)), "b"), None, 0),
         ]
-        assert not any(each.resumed for each in outcomes)
+        assert not any(outcome.resumed for outcome in outcomes)
 
     def test_a_target_that_no_file_has_may_have_been_sent(self, path: Path) -> None:
         """Fault: it was `not_sent`, although its process was killed after it sent the stop."""
@@ -101,7 +104,7 @@ class TestList:
 
         outcomes = read_journals([path, second])
 
-        assert [(each.index, *each.target, each.ok) for each in outcomes] == [
+        assert [(outcome.index, *outcome.target, outcome.ok) for outcome in outcomes] == [
             (0, "ws-1", "a", False),
             (1, "ws-2", "b", True),
             (2, "ws-1", "b", False),

@@ -55,7 +55,7 @@ def step_down(
         else:
             record_at_random(baseline, time, share, 1 + number)
         restored.append(baseline.record_step(time, rate))
-    return [each for each in restored if each is not None]
+    return [rate for rate in restored if rate is not None]
 
 
 def end_trial(baseline: ThrottlingBaseline, now: float, share: float) -> float | None:

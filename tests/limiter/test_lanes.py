@@ -40,8 +40,8 @@ def throttling(
     workspace: str, retry_after: float | None = None, until: float = float("inf")
 ) -> Callable[[Request], Runtime | BctrlError]:
     """Make a server that throttles a workspace until a time."""
-    return lambda each: (
-        throttled(retry_after) if each.workspace == workspace and each.at < until else ANSWER
+    return lambda request: (
+        throttled(retry_after) if request.workspace == workspace and request.at < until else ANSWER
     )
 
 
@@ -145,7 +145,7 @@ class TestLimitForAll:
     ) -> None:
         caplog.set_level(logging.INFO, "bctrl_async")
         serve = token_bucket(lambda _: 100.0, 20)
-        simulation = simulate(lambda each: serve(each.at) or ANSWER, LATENCY)
+        simulation = simulate(lambda request: serve(request.at) or ANSWER, LATENCY)
         targets = [(f"ws-{number % 20}", f"r{number}") for number in range(1000)]
         report = simulation.stop(targets)
 

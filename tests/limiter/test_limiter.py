@@ -219,7 +219,7 @@ class TestPatience:
 
 def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> None:
     """Fault: one target over its quota, or behind a dead gateway, held up all others."""
-    simulation = simulate(lambda each: throttled(50.0) if each.at == 0.0 else ANSWER)
+    simulation = simulate(lambda request: throttled(50.0) if request.at == 0.0 else ANSWER)
 
     async def scenario(session: BctrlSession) -> None:
         held = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -239,7 +239,7 @@ class TestEverythingIsThrottled:
 
     def test_a_single_call_ends_with_its_patience(self, simulate: Simulate) -> None:
         async def stop_all(session: BctrlSession) -> list[BaseException | Runtime]:
-            stops = (session.stop_runtime(*each, retry=self.POLICY) for each in targets(50))
+            stops = (session.stop_runtime(*target, retry=self.POLICY) for target in targets(50))
             return await asyncio.gather(*stops, return_exceptions=True)
 
         simulation = simulate(lambda _: throttled())
@@ -271,7 +271,7 @@ class TestEverythingIsThrottled:
         simulation.before_response = lambda _: asyncio.sleep(0.01 * len(simulation.requests))
 
         async def stop_all(session: BctrlSession) -> list[Runtime]:
-            stops = (session.stop_runtime(*each, retry=self.POLICY) for each in targets(300))
+            stops = (session.stop_runtime(*target, retry=self.POLICY) for target in targets(300))
             return await asyncio.gather(*stops)
 
         assert len(simulation.run(stop_all)) == 300
@@ -279,10 +279,10 @@ class TestEverythingIsThrottled:
     def test_while_others_are_answered_a_call_waits_for_its_turn(self, simulate: Simulate) -> None:
         accepted = [-1.0]
 
-        def one_in_a_second(each: Request) -> Runtime | BctrlError:
-            if each.at < accepted[-1] + 1.0:
+        def one_in_a_second(request: Request) -> Runtime | BctrlError:
+            if request.at < accepted[-1] + 1.0:
                 return throttled()
-            accepted.append(each.at)
+            accepted.append(request.at)
             return ANSWER
 
         simulation = simulate(one_in_a_second)

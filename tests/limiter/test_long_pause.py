@@ -233,7 +233,7 @@ class TestBulk:
     ) -> None:
         """Fault: each throttled worker slept for the whole Retry-After, so none sent a probe."""
         answers = iter([throttled(retry_after)] * throttles)
-        simulation = simulate(lambda each: next(answers, ANSWER) if each.at < 1.0 else ANSWER)
+        simulation = simulate(lambda request: next(answers, ANSWER) if request.at < 1.0 else ANSWER)
         report = simulation.stop(1000, retry=RetryPolicy(patience=patience))
 
         assert report.counts == {STOPPED: 1000}
@@ -252,7 +252,7 @@ class TestBulk:
         self, simulate: Simulate, probed: Runtime | BctrlError, counts: dict[StopResult, int]
     ) -> None:
         """Fault: one target was stopped, and the second call ended the run."""
-        simulation = simulate(lambda each: probed if each.at > 1.0 else throttled(1.7e9))
+        simulation = simulate(lambda request: probed if request.at > 1.0 else throttled(1.7e9))
 
         async def scenario(session: BctrlSession) -> StopReport:
             for _ in range(8):

@@ -343,7 +343,7 @@ class ChaosRun:
             return
         entries = journal.entries
         yield from check_journal(journal, self.emulator.url)
-        done = {each.target for each in read_journals([self.journal]) if each.ok}
+        done = {outcome.target for outcome in read_journals([self.journal]) if outcome.ok}
         if done != done_targets(entries):
             yield "a resumed run would read another journal"
         yield from check_account(entries, report, self._delivered)

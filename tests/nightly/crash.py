@@ -75,7 +75,9 @@ class Crashes:
         resent = 0
         for _ in range(self._kills):
             before, received = self._done(), Counter(self._emulator.received)
-            stopped = {each for each in self.targets if self._emulator.status(*each) == "stopped"}
+            stopped = {
+                target for target in self.targets if self._emulator.status(*target) == "stopped"
+            }
             process = await self._start()
             await self._wait(process)
             process.kill()
@@ -138,7 +140,7 @@ class Crashes:
                 assert self._emulator.status(*target) == "stopped", entry
                 done.add(target)
         outcomes = read_journals([self._journal], self.targets)
-        assert {(*each.target,) for each in outcomes if each.ok} == done
+        assert {(*outcome.target,) for outcome in outcomes if outcome.ok} == done
         return done
 
 

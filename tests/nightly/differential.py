@@ -147,7 +147,7 @@ def _main() -> int:
     counts: Counter[str] = Counter()
     differences: list[tuple[int, str]] = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        for chunk in as_completed([pool.submit(_compare, each, args) for each in chunks]):
+        for chunk in as_completed([pool.submit(_compare, numbers, args) for numbers in chunks]):
             counted, found = chunk.result()
             counts += counted
             differences += found

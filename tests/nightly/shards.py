@@ -155,9 +155,9 @@ class ShardsRun:
     def _check_journals(self) -> None:
         """Check the journals while processes write them."""
         if paths := self._journals():
-            known = ((each.target, str(each.result)) for each in read_journals(paths))
+            known = ((outcome.target, str(outcome.result)) for outcome in read_journals(paths))
             self._problems += [problem for pair in known for problem in self._check_outcome(*pair)]
-            parts = [{each.target for each in read_journals([path])} for path in paths]
+            parts = [{outcome.target for outcome in read_journals([path])} for path in paths]
             if sum(map(len, parts)) > len(set().union(*parts)):
                 self._problems.append("a target is in two journals")
 

@@ -85,7 +85,7 @@ def _main() -> int:
     last = args.first + args.seeds
     chunks = [range(at, min(at + _CHUNK, last)) for at in range(args.first, last, _CHUNK)]
     with ProcessPoolExecutor(args.jobs) as pool:
-        for chunk in as_completed([pool.submit(_simulate, each, args.fault) for each in chunks]):
+        for chunk in as_completed([pool.submit(_simulate, seeds, args.fault) for seeds in chunks]):
             for verdict in chunk.result():
                 requests += verdict.requests
                 results += verdict.results

@@ -115,7 +115,7 @@ def _check_raised(plan: Plan, run: BulkRun) -> Problems:
 def _check_account(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
     if report.counts.total() != report.total:
         yield Problem("counts", f"the counts add up to {report.counts.total()} of {report.total}")
-    seen = Counter((each.outcome.index, each.outcome.result) for each in run.recorded)
+    seen = Counter((record.outcome.index, record.outcome.result) for record in run.recorded)
     if plan.observed and not run.resumes:
         yield from _compare("the observer", seen, report)
     if run.lines and not run.resumes:
@@ -159,8 +159,12 @@ def _compare(source: str, found: Counter[tuple[int, StopResult]], report: StopRe
 
 def _outcomes(run: BulkRun, report: StopReport) -> dict[int, tuple[StopResult, int]]:
     """Return result and attempts by index, as recorded, delivered, reported or written."""
-    everything = [each.outcome for each in run.recorded] + run.delivered + [*report.failures]
-    found = {each.index: (each.result, each.attempts) for each in everything if not each.resumed}
+    everything = [record.outcome for record in run.recorded] + run.delivered + [*report.failures]
+    found = {
+        outcome.index: (outcome.result, outcome.attempts)
+        for outcome in everything
+        if not outcome.resumed
+    }
     if not run.resumes:
         for line in run.lines:
             found[line["index"]] = StopResult(line["result"]), line.get("attempts", 0)
@@ -196,12 +200,12 @@ def _check_target(
 
 
 def _check_ok(run: BulkRun) -> Problems:
-    for each in run.recorded:
-        now = run.after.get((each.outcome.target[0], each.outcome.target[1]))
-        if each.outcome.ok and now is not None and now not in NOT_RUNNING:
-            yield Problem("not ok", f"{name(each.outcome.target)} is ok, but its status is {now}")
-        if each.outcome.ok != (each.outcome.error is None):
-            yield Problem("not ok", f"{name(each.outcome.target)}: {each.outcome}")
+    for record in run.recorded:
+        now = run.after.get((record.outcome.target[0], record.outcome.target[1]))
+        if record.outcome.ok and now is not None and now not in NOT_RUNNING:
+            yield Problem("not ok", f"{name(record.outcome.target)} is ok, but its status is {now}")
+        if record.outcome.ok != (record.outcome.error is None):
+            yield Problem("not ok", f"{name(record.outcome.target)}: {record.outcome}")
 
 
 def _check_not_sent(claim: str, result: StopResult, sent: list[Exchange]) -> Problems:
@@ -231,7 +235,7 @@ def _check_precision(
         if not answers or run.items.count(target) > 1 or outcome.resumed:
             continue
         claim = f"{name(target)} is {outcome.result}"
-        last = max(each.answered or time for each in answers)
+        last = max(exchange.answered or time for exchange in answers)
         if (
             outcome.result is StopResult.UNKNOWN
             and all(map(is_decisive, answers))
@@ -248,8 +252,10 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     """Check that nothing new is sent after the end, and that it does not take long."""
     moment = run.ended_at
     assert moment is not None
-    begun = {each.target for each in exchanges if each.step <= moment.step + REACTION}
-    first = {each.target for each in exchanges if each.stops and each.target not in begun}
+    begun = {exchange.target for exchange in exchanges if exchange.step <= moment.step + REACTION}
+    first = {
+        exchange.target for exchange in exchanges if exchange.stops and exchange.target not in begun
+    }
     # An attempt in flight may still be connecting.
     # A stall delays the moment from which a deadline counts, and attempts that are not written yet.
     is_known = plan.ending is not Ending.KEY_REVOKED and not plan.stalls
@@ -304,10 +310,10 @@ def _check_dead_targets(
     ):
         return
     # Nothing tells a dead target from a dead server if none is answered.
-    if report.ended_early is not None and any(each.target in alive for each in exchanges):
+    if report.ended_early is not None and any(exchange.target in alive for exchange in exchanges):
         yield Problem("dead targets", f"it ended early: {report.ended_early.summary}")
-    for each in run.recorded:
-        outcome = each.outcome
+    for record in run.recorded:
+        outcome = record.outcome
         if (
             outcome.target in alive
             and not plan.is_paced
@@ -335,7 +341,10 @@ def _check_outage(plan: Plan, report: StopReport, exchanges: list[Exchange]) -> 
     ):
         return
     start = min(span.start for span in plan.climate.outages)
-    if not any(each.answered and each.answered < start and not each.page for each in exchanges):
+    if not any(
+        exchange.answered and exchange.answered < start and not exchange.page
+        for exchange in exchanges
+    ):
         return
     lost = [
         outcome

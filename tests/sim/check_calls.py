@@ -46,7 +46,9 @@ def check_call(world: World, call: SingleCall) -> Problems:
         if now not in NOT_RUNNING and not call.reads:
             yield Problem("runs on", f"{claim} returned, but its status is {now}")
     elif isinstance(ended, BctrlError):
-        exchanges = [each for each in world.network.exchanges if each.target == call.target]
+        exchanges = [
+            exchange for exchange in world.network.exchanges if exchange.target == call.target
+        ]
         found = [
             *_check_error(call, ended, exchanges, now),
             *_check_conflict(call, ended, exchanges, now),
@@ -63,7 +65,7 @@ def check_call(world: World, call: SingleCall) -> Problems:
 def _check_error(
     call: SingleCall, error: BctrlError, exchanges: list[Exchange], now: str | None
 ) -> Problems:
-    sent = [each for each in exchanges if each.stops]
+    sent = [exchange for exchange in exchanges if exchange.stops]
     if call.reads and (sent or error.may_have_stopped or now != call.before):
         yield Problem("read", "but it stopped something, or says that it may have")
     if not error.may_have_stopped and now != call.before:
@@ -84,9 +86,9 @@ def _check_conflict(
     if now not in NOT_RUNNING:
         yield Problem("runs on", f"but its status is {now}")
     was_read = any(
-        each.status == 200 and each.answered is not None and not each.page
-        for each in exchanges
-        if not each.stops
+        exchange.status == 200 and exchange.answered is not None and not exchange.page
+        for exchange in exchanges
+        if not exchange.stops
     )
     if isinstance(error.__cause__, BctrlError) and not was_read:
         # It has looked, but the runtime cannot be had.
@@ -102,11 +104,14 @@ def _check_throttling(world: World, call: SingleCall, error: BctrlError) -> Prob
     climate = world.plan.climate
     if not isinstance(error, BctrlRateLimitError) or climate.hazards - {"long_retry_after", "cut"}:
         return
-    refused = [each.written for each in world.network.exchanges if each.status in REFUSED]
+    refused = [
+        exchange.written for exchange in world.network.exchanges if exchange.status in REFUSED
+    ]
     if not refused:
         return
     cancelled = sum(
-        each.result is None and refused[-1] < each.began < call.began for each in world.calls
+        earlier.result is None and refused[-1] < earlier.began < call.began
+        for earlier in world.calls
     )
     if call.began > refused[-1] + _PROBE_WAIT + cancelled * _PROBE_INTERVAL:
         yield Problem("locked", f"{call.began - refused[-1]:.0f} s after the last 429")

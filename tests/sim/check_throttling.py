@@ -86,11 +86,11 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
     """Check that a workspace that is throttled for ever is asked seldom."""
     if "service" not in plan.climate.hazards:
         return
-    own = [each for each in exchanges if each.target[0] == plan.climate.quota]
+    own = [exchange for exchange in exchanges if exchange.target[0] == plan.climate.quota]
     shown = _limit_shown_at(own)
     if shown is None:
         return
-    since = [each.written for each in own if each.written > shown]
+    since = [exchange.written for exchange in own if exchange.written > shown]
     # Those that are admitted may still be connecting.
     early = bisect_left(since, shown + _PAUSE)
     if early > plan.max_connections:
@@ -103,12 +103,16 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
 def _limit_shown_at(exchanges: list[Exchange]) -> float | None:
     """Return when the first attempts have shown the limit of a workspace, if ever."""
     firsts: dict[Target, Exchange] = {}
-    for each in exchanges:
-        firsts.setdefault(each.target, each)
+    for exchange in exchanges:
+        firsts.setdefault(exchange.target, exchange)
     excess = 0.0
-    answers = [(each.answered, each) for each in firsts.values() if each.answered is not None]
-    for time, each in sorted(answers, key=itemgetter(0)):
-        excess = excess + 1.0 if each.status in REFUSED else max(excess - _DECAY, 0.0)
+    answers = [
+        (exchange.answered, exchange)
+        for exchange in firsts.values()
+        if exchange.answered is not None
+    ]
+    for time, exchange in sorted(answers, key=itemgetter(0)):
+        excess = excess + 1.0 if exchange.status in REFUSED else max(excess - _DECAY, 0.0)
         if excess >= _SHOWN:
             return time
     return None
@@ -120,7 +124,7 @@ def check_rate(plan: Plan, exchanges: list[Exchange]) -> Problems:
     is_paced = plan.pace is not None
     if plan.rate is None or is_paced or plan.climate.hazards - {"starved", *THROTTLING}:
         return
-    times = [each.written for each in exchanges]
+    times = [exchange.written for exchange in exchanges]
     # An attempt that waits for its connection is written later than it was admitted.
     most = 1.3 * plan.rate + 3.0
     for start, time in enumerate(times):

@@ -182,7 +182,7 @@ class Plan:
         if self.input == "workspace":
             # Those that it lists and selects, in the emulator's order.
             active = [target for target in self.targets if self.status[target] == "active"]
-            self.items = [each for each in active if each[0] == self.workspace]
+            self.items = [target for target in active if target[0] == self.workspace]
             return
         if rng.random() < 0.3:
             self.items += [rng.choice(self.targets) for _ in range(rng.randint(1, 4))]

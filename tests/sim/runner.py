@@ -123,9 +123,9 @@ def _run(loop: SimLoop, world: World, found: list[Problem]) -> None:
     else:
         found += (Problem("task left", _where(task)) for task in asyncio.all_tasks(loop))
         found += (
-            Problem("connection left", f"connection {each.number} is left open")
-            for each in world.network.connections
-            if each.client.protocol is not None
+            Problem("connection left", f"connection {connection.number} is left open")
+            for connection in world.network.connections
+            if connection.client.protocol is not None
         )
         found += (
             Problem("slot left", f"{gate.in_use} slots are left in use")
@@ -200,7 +200,9 @@ def _watched(loop: SimLoop, found: list[Problem]) -> Iterator[None]:
         gc.unfreeze()
         gc.enable()
         logging.getLogger().removeHandler(handler)
-    found += (Problem("warning", f"{each.category.__name__}: {each.message}") for each in warned)
+    found += (
+        Problem("warning", f"{warning.category.__name__}: {warning.message}") for warning in warned
+    )
 
 
 class _Collector(logging.Handler):

@@ -145,7 +145,7 @@ class World:
         run.ended = self.loop.time()
         run.tasks_left = len(bulk_tasks())
         run.connections_left = sum(
-            each.client.protocol is not None for each in self.network.connections
+            connection.client.protocol is not None for connection in self.network.connections
         )
         if run.journal is not None and run.journal.exists():
             run.lines, run.damaged = read_lines(run.journal)

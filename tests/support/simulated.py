@@ -62,25 +62,25 @@ Fail = Callable[[], BctrlError | Failure]
 
 def down(since: float, until: float, fail: Fail = disconnected) -> Server:
     """Make a server that fails between two times."""
-    return lambda each: fail() if since <= each.at < until else ANSWER
+    return lambda request: fail() if since <= request.at < until else ANSWER
 
 
 def dead(*numbers: int, fail: Fail = disconnected) -> Server:
     """Make a server that never answers some targets, and all others at once."""
     names = {f"r{number}" for number in numbers}
-    return lambda each: fail() if each.alias in names else ANSWER
+    return lambda request: fail() if request.alias in names else ANSWER
 
 
 def failing_first(*numbers: int, fail: Fail = disconnected, times: int = 1) -> Server:
     """Make a server that fails the first requests of some targets."""
     server = dead(*numbers, fail=fail)
-    return lambda each: server(each) if each.number <= times else ANSWER
+    return lambda request: server(request) if request.number <= times else ANSWER
 
 
 def with_quotas(rate: float, burst: float) -> Server:
     """Make a server with a quota for each workspace."""
     quotas: defaultdict[str, RateLimit] = defaultdict(lambda: token_bucket(lambda _: rate, burst))
-    return lambda each: quotas[each.workspace](each.at) or ANSWER
+    return lambda request: quotas[request.workspace](request.at) or ANSWER
 
 
 def targets(count: int) -> list[tuple[str, str]]:

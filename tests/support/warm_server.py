@@ -126,8 +126,8 @@ class _Server:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._selector.close()
         inherited = (client, self._listener, self._wakeup, self._waker, *self._clients.values())
-        for each in inherited:
-            each.close()
+        for source in inherited:
+            source.close()
         for stream in range(3):
             os.close(stream)
         for stream, descriptor in zip(map(int, streams.decode()), received, strict=True):
