@@ -15,6 +15,7 @@ from support.helpers import (
     Connect,
     add_runtimes,
     await_batch,
+    counted_turns,
     pass_time,
     wait_for_requests,
 )
@@ -122,23 +123,16 @@ class TestSelection:
 
     async def test_other_tasks_run_meanwhile(self, bulk: Bulk) -> None:
         add_runtimes(bulk.emulator, 5_000)
-        turns, seen = 0, set()
-
-        async def count_turns() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
+        moments = set()
 
         def where(_: Runtime) -> bool:
-            seen.add(turns)
+            moments.add(turns())
             return False
 
-        counting = asyncio.create_task(count_turns())
-        await bulk.session.stop_workspace("ws-1", where=where)
-        counting.cancel()
+        with counted_turns() as turns:
+            await bulk.session.stop_workspace("ws-1", where=where)
 
-        assert len(seen) >= 5
+        assert len(moments) >= 5
 
 
 class TestUnreadable:

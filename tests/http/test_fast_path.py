@@ -18,7 +18,7 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from support.helpers import BOUND, Connect, pass_time, until
 from support.runtimes import RUNTIME
-from support.servers import Handler, http_answer, served
+from support.servers import Handler, http_answer, listening, served
 from test_observer import Recorder
 from test_wire import ONCE
 
@@ -357,18 +357,15 @@ async def test_the_answers_of_common_servers_need_no_parser_with_our_protocol(
 
 async def test_an_answer_before_the_request_is_not_its_answer() -> None:
     """Fault: on a new connection, bytes that came first passed for the answer."""
-    connections: set[asyncio.StreamWriter] = set()
 
     async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(writer)
         writer.write(http_answer("404 Not Found", b'{"code": "runtime.not_found"}'))
         await reader.read()
-        writer.close()
-        connections.remove(writer)
 
-    server = await asyncio.start_server(early, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, BctrlSession("k", base_url=url, retry=ONCE) as session:
+    async with (
+        listening(early) as port,
+        BctrlSession("k", base_url=f"http://127.0.0.1:{port}", retry=ONCE) as session,
+    ):
         connector = fast_path_of(session)._accepts.__self__  # type: ignore[attr-defined]  # a method.
         real = connector._create_connection
 
@@ -380,4 +377,3 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
         connector._create_connection = slowly
         with pytest.raises(BctrlNetworkError, match="spoke or closed before the request"):
             await session.stop_runtime("ws-1", "crm")
-        await until(lambda: not connections)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import tracemalloc
 from collections.abc import Callable
 
 import pytest
+from support.helpers import counted_turns
 from support.runtimes import WIRE, wire
 from support.servers import answering, http_answer, served
 
@@ -172,19 +172,10 @@ def test_other_tasks_run_while_a_long_list_is_decoded() -> None:
 
 
 async def test_other_tasks_run_while_a_long_list_is_unpacked() -> None:
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
     body = gzip.compress(hostile_body(*NUMBERS, size=8 * MIB))
     async with served(http_answer("200 OK", body, "Content-Encoding: gzip")) as session:
-        counting = asyncio.create_task(count_turns())
-        with pytest.raises(BctrlResponseError, match="more than 4,000,000 commas"):
+        problem = pytest.raises(BctrlResponseError, match="more than 4,000,000 commas")
+        with counted_turns() as turns, problem:
             await session.list_runtimes("ws-1", on_unreadable=repr)
-        counting.cancel()
 
-    assert turns > 8 * MIB / (512 * 1024)
+    assert turns() > 8 * MIB / (512 * 1024)

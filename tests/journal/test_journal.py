@@ -18,7 +18,14 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from support.helpers import BOUND, add_runtimes, await_batch, until, wait_for_requests
+from support.helpers import (
+    BOUND,
+    add_runtimes,
+    await_batch,
+    counted_turns,
+    until,
+    wait_for_requests,
+)
 from support.journal_lines import entry_line, header_line, read_lines
 from support.runtimes import Name
 
@@ -289,21 +296,12 @@ class TestList:
         write = os.write
 
         def count(descriptor: int, data: bytes) -> int:
-            writes.append(turns)
+            writes.append(turns())
             return write(descriptor, data)
 
-        turns = 0
-
-        async def count_turns() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
-
-        counting = asyncio.create_task(count_turns())
         stops.patch.setattr(os, "write", count)
-        await stops.run_workspace(where=lambda _: False)
-        counting.cancel()
+        with counted_turns() as turns:
+            await stops.run_workspace(where=lambda _: False)
 
         assert len(writes) >= 1_000
         assert max(Counter(writes).values()) <= 100

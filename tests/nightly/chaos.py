@@ -105,33 +105,26 @@ class _PlannedError(Exception):
     """Raised on purpose by the input or the callback of a run."""
 
 
-class _Begun(Observer):
+class _Begun(Observer, BulkObserver, StopObserver):
     """An observer that records the paths of the stops that were sent, or about to be."""
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
 
     def begin_bulk(self) -> BulkObserver:
-        return _BegunInBulk(self.paths)
-
-
-class _BegunInBulk(BulkObserver):
-    def __init__(self, paths: set[str]) -> None:
-        self._paths = paths
+        return self
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         del workspace_id, alias
-        return _BegunStop(self._paths)
-
-
-class _BegunStop(StopObserver):
-    def __init__(self, paths: set[str]) -> None:
-        self._paths = paths
+        return self
 
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         if attempt.stops:
-            self._paths.add(attempt.url.raw_path)
-        return super().begin_attempt(attempt)
+            self.paths.add(attempt.url.raw_path)
+        return AttemptObserver()
+
+    def end(self, _: object) -> None:
+        """End nothing: a bulk stop and a stop end alike."""
 
 
 class Verdict(NamedTuple):

@@ -80,6 +80,22 @@ def pass_time(seconds: float) -> None:
     loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
 
 
+@contextmanager
+def counted_turns() -> Iterator[Callable[[], int]]:
+    """Count the turns of the running loop in a block; yield a function that returns them."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    yield lambda: turns
+    counting.cancel()
+
+
 async def await_batch(batch: StopBatch) -> None:
     """Await a bulk stop, as the coroutine of a task."""
     await batch

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from support.helpers import BOUND, free_port
+from support.servers import listening
 
 SERVERS = ["redis-server", "valkey-server"]
 """The programs, of which a test may use each that is installed."""
@@ -153,5 +154,5 @@ async def delayed(server: RedisServer, delay: float) -> AsyncIterator[str]:
         upstream, downstream = await asyncio.open_connection("127.0.0.1", server.port)
         await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
-        yield f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    async with listening(serve) as port:
+        yield f"redis://127.0.0.1:{port}"

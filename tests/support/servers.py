@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from bctrl_async import BctrlSession
@@ -16,28 +17,27 @@ Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def raw_server(handle: Handler) -> AsyncIterator[str]:
-    """Serve on loopback; `handle` gets the head of each request and writes the response."""
+async def listening(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    context: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
+    """Serve connections on a port of loopback, over TLS with a context; yield the port."""
     serving: set[asyncio.Task[None]] = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         serving.add(task)
         try:
-            while True:
-                await handle(await reader.readuntil(b"\r\n\r\n"), writer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                await serve(reader, writer)
         finally:
             serving.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
+    server = await asyncio.start_server(serve_connection, "127.0.0.1", 0, ssl=context)
     try:
-        yield f"http://{host}:{port}"
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         # Otherwise their connections would be left to the garbage collector.
@@ -46,6 +46,19 @@ async def raw_server(handle: Handler) -> AsyncIterator[str]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def raw_server(handle: Handler) -> AsyncIterator[str]:
+    """Serve on loopback; `handle` gets the head of each request and writes the response."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await handle(await reader.readuntil(b"\r\n\r\n"), writer)
+            await writer.drain()
+
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def answering(*answers: bytes) -> Handler:

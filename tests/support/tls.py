@@ -13,6 +13,7 @@ import aiohttp.web
 import trustme
 
 from bctrl_async.emulator import Emulator
+from support.servers import listening
 
 
 class TlsServer(NamedTuple):
@@ -69,23 +70,9 @@ class Proxy:
         self.url = ""
         self.heads: list[str] = []
         self._answer = answer
-        self._serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Open a tunnel, and copy bytes both ways until it is closed."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        try:
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
-                await self._open_tunnel(reader, writer)
-        finally:
-            self._serving.discard(task)
-            writer.close()
-
-    async def _open_tunnel(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.heads.append(head)
         if self._answer is not None:
@@ -99,14 +86,6 @@ class Proxy:
             await asyncio.gather(_copy(reader, here), _copy(there, writer))
         finally:
             here.close()
-
-    async def end(self) -> None:
-        """Close all connections, which would otherwise be left to the garbage collector."""
-        serving = list(self._serving)
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
-        await asyncio.sleep(0)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,11 +102,7 @@ async def forward_proxy(
 ) -> AsyncIterator[Proxy]:
     """Run a forward proxy, over TLS with a context, whose certificate is for localhost."""
     proxy = Proxy(answer)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=context)
     host = "http://127.0.0.1" if context is None else "https://localhost"
-    proxy.url = f"{host}:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with listening(proxy.serve, context) as port:
+        proxy.url = f"{host}:{port}"
         yield proxy
-    finally:
-        server.close()
-        await proxy.end()
