@@ -1,4 +1,4 @@
-"""What the command prints: JSON Lines, lines for terminals, never raw, and what it cannot write."""
+"""The output of the command: JSON Lines, and lines for terminals, never raw."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ REDIRECTED = {
     "emulator --port 0 >/dev/full": (1, 0, FULL_DISK),
     "report journal --from /dev/null --allow-empty >/dev/full": (1, 0, FULL_DISK),
 }
-"""What is typed in a shell: the exit code, the number of stops, and the error on stderr."""
+"""Commands of a shell: the exit code, the number of stops, and the error on stderr."""
 
 
 @pytest.mark.parametrize(("line", "expected"), REDIRECTED.items(), ids=REDIRECTED)

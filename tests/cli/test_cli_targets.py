@@ -33,7 +33,7 @@ from bctrl_async.cli._targets import WHOLE
 from bctrl_async.shards import shard_of
 
 INPUTS = Path(__file__).with_name("inputs.jsonl").read_text("utf-8").splitlines()
-"""What each input gives: targets, and lines that are none with their reasons."""
+"""The targets of each input, and its invalid lines with their reasons."""
 MANY = "".join(f"ws,x{number}\n" for number in range(100))
 """As many lines as are checked before the first request."""
 BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
