@@ -47,12 +47,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("busy")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background jobs with SIGINT ignored. Child processes would inherit that, and
-    # tests could not interrupt them.
+    # A shell starts background jobs with SIGINT ignored. Child processes would inherit
+    # that, and tests could not interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# They run the same lines millions of times, so that coverage would cost more than they do. Tests of
-# single decisions reach these lines as well.
+# They run the same lines millions of times, so that coverage would cost more than they
+# do. Tests of single decisions reach these lines as well.
 _NOT_MEASURED = {
     "test_chaos",
     "test_contract",
@@ -104,12 +104,13 @@ def pytest_terminal_summary(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Freeze the modules and test items: the many garbage collections of tests skip them."""
+    """Freeze the modules and test items: garbage collections skip them."""
     gc.disable()
     try:
         return (yield)
     finally:
-        # Hypothesis makes its generator now; later it would warn that its owner is frozen.
+        # Hypothesis makes its generator now; later it would warn that its owner is
+        # frozen.
         hypothesis.find(hypothesis.strategies.none(), lambda _: True)
         gc.freeze()
         gc.enable()
@@ -155,7 +156,7 @@ def _seeded_jitter() -> None:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing of the user's environment reach a test: no configuration, and one terminal."""
+    """Let no configuration of the user reach a test, and give it one terminal."""
     colors = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
     proxies = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
     proxies += [name.upper() for name in proxies]
@@ -179,7 +180,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 def connect(emulator: Emulator) -> Connect:
-    """Return a function that makes sessions on the emulator with negligible back-off."""
+    """Return a function that makes sessions on the emulator, of little back-off."""
     return partial(
         BctrlSession, KEY, base_url=emulator.url, retry=RetryPolicy(base=0.001, cap=0.001)
     )

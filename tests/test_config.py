@@ -110,7 +110,7 @@ class TestBaseUrl:
     def test_any_other_url_is_rejected_and_credentials_are_not_shown(
         self, problem: str, given: str
     ) -> None:
-        r"""Fault: tabs and line ends were left out, so `api\t.example.com` was another host."""
+        r"""Fault: tabs were left out, so `api\t.example.com` was another host."""
         with pytest.raises(BctrlConfigError, match=r"^invalid base_url: ") as caught:
             _config.base_url(given, allow_plaintext=False)
 

@@ -73,7 +73,7 @@ def full(error_class: type[BctrlError]) -> BctrlError:
 
 @every_class
 def test_a_copy_has_all_attributes_of_the_original(error_class: type[BctrlError]) -> None:
-    """Fault: errors cannot be unpickled, which kills worker pools (vendor's SDK, openai)."""
+    """Fault: errors cannot be unpickled, which kills worker pools (openai)."""
     error = full(error_class)
     pickled = [pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for twin in (*map(pickle.loads, pickled), copy.copy(error), copy.deepcopy(error)):
@@ -88,9 +88,9 @@ TEXTS = {
     "the failure, the runtime and the remedy": (
         full(BctrlConflictError),
         (
-            "get of 'crm' in workspace 'ws-1': the server answered 409 runtime.not_active: gone "
-            "(request id req-1, 3 attempts, the runtime may have stopped). "
-            "Look at the list. Do nothing"
+            "get of 'crm' in workspace 'ws-1': the server answered 409 "
+            "runtime.not_active: gone (request id req-1, 3 attempts, the runtime may "
+            "have stopped). Look at the list. Do nothing"
         ),
     ),
     "neither a single attempt nor a runtime that is unknown": (
@@ -127,7 +127,7 @@ def test_the_text_of_an_error_has(name: str) -> None:
 def test_a_leaf_of_the_tree_has_advice_which_is_an_attribute_too(
     error_class: type[BctrlError],
 ) -> None:
-    """Fault: the text of an error had the advice of its class, and its attribute was None."""
+    """Fault: an error's text had the advice of its class, its attribute None."""
     is_leaf = not error_class.__subclasses__() and error_class is not BctrlConfigError
     error = error_class("it failed.")
 

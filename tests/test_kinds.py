@@ -91,7 +91,8 @@ def test_a_failure_in_doubt_is_no_fact_unless_the_server_took_the_stop(kind: Kin
     is_unsettled = kind.result in {StopResult.UNKNOWN, StopResult.ACCEPTED}
 
     assert (kind.doubt is Doubt.YES) is is_unsettled
-    # What the API did not answer, or answered in doubt, is not an answer that a run can rely on.
+    # What the API did not answer, or answered in doubt, is not an answer that a run can
+    # rely on.
     assert not (kind.is_refusal and is_unsettled)
 
 
@@ -210,7 +211,7 @@ def test_the_page_about_outcomes_has_each_result() -> None:
 
 
 def test_each_result_is_of_one_sort() -> None:
-    """Fault: a new result was polled by nobody, and telemetry took it for a failed call."""
+    """Fault: a new result was polled by nobody, and a failure to telemetry."""
     sorts = {
         result: (result.is_processed, result.needs_poll, result.is_taken, result.has_no_effect)
         for result in StopResult

@@ -24,13 +24,14 @@ code = re.compile(r"`[^`]*`")
 
 HABITS = {
     r"\b(that|those) of\b": 0.3,
-    # "One" stands for a noun unless it counts one: "one attempt", "one or more", "at least one".
+    # "One" stands for a noun unless it counts one: "one attempt", "one or more", "at
+    # least one".
     r"\bones\b|(?<!least )\bone\b(?=$|[.,;:)]| (that|which|is|was|has|may|as|with|if|to)\b)": 0.2,
     r"\b(begin|begins|began|begun|beginning)\b": 0.5,
     r"\bfurther\b": 0.3,
     r"\b(all the same|such an?|no such)\b": 0.1,
 }
-"""The most hits in 1,000 words; httpx, httpcore and anyio have 0 to 0.3, of "one" 0.8."""
+"""The most hits in 1,000 words; httpx and anyio have up to 0.3, of "one" 0.8."""
 
 is_fragment = re.compile(
     r"(Above|After|Also|And|Around|As|At|Before|Below|Between|But|By|Else|Even|For|From|First|Here|"
@@ -80,7 +81,8 @@ def comments_of(path: Path, root: Path) -> Iterator[Text]:
         if token.type == tokenize.COMMENT
         and (text := pragma.sub("", token.string).lstrip("#").strip())
     }
-    # A block is a run of lines: there, the line less its position in the run is constant.
+    # A block is a run of lines: there, the line less its position in the run is
+    # constant.
     lines = enumerate(sorted(texts))
     for _, block in groupby(lines, lambda item: (item[1][0] - item[0], item[1][1])):
         starts = [start for _, start in block]

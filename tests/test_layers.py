@@ -23,7 +23,8 @@ MODULES = {
 }
 """The file of every module, by its name within the package, such as `session`."""
 
-# A module may import from lower layers, and without cycles from its own. A folder is one entry.
+# A module may import from lower layers, and without cycles from its own. A folder is
+# one entry.
 LAYERS = [
     {"_version", "_lifetime", "errors"},
     {"models", "_config", "_refs", "stats"},
@@ -74,14 +75,14 @@ def is_private(module: str) -> bool:
 
 
 class Import(NamedTuple):
-    """One imported module, such as `aiohttp.web`, and the name taken from it, if any."""
+    """One imported module, such as `aiohttp.web`, and the name taken from it."""
 
     module: str
     name: str | None
 
     @property
     def inside(self) -> str | None:
-        """The package's own module that is imported; None if it belongs to another package."""
+        """The package's own module; None if it belongs to another package."""
         package, _, rest = self.module.partition(".")
         if package != NAME:
             return None
@@ -162,9 +163,10 @@ class TestImports:
     def test_the_extras_import_only_public_names(self) -> None:
         for module in modules_in(*EXTRAS):
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
-            # `_config` has the errors of wrong arguments; `_quick` is the switch of `testing`;
-            # `_lifetime` closes the client of the command's pace; `_leases` has what stores share;
-            # `_kinds` has the problem and the exit code of an error.
+            # `_config` has the errors of wrong arguments; `_quick` is the switch of
+            # `testing`; `_lifetime` closes the client of the command's pace; `_leases`
+            # has what stores share; `_kinds` has the problem and the exit code of an
+            # error.
             allowed = {"_version", "_config", "_quick", "_lifetime", "_kinds", "pace._leases"}
             assert private <= allowed, module
 
@@ -181,7 +183,7 @@ class TestImports:
         assert found == []
 
     def test_nothing_is_used_of_an_event_loop_that_only_some_have(self) -> None:
-        """Fault: a timer was asked for its time, which not all timers of uvloop know."""
+        """Fault: a timer was asked for its time, which uvloop may not know."""
         is_special = re.compile(r".*loop(\(\))?\._\w+|.*\.when").fullmatch
         found = [
             (module, node.lineno, ast.unparse(node))
@@ -211,7 +213,7 @@ class TestPublicNames:
 
 @cache
 def loaded_by(program: str) -> frozenset[str]:
-    """Run a program in a fresh interpreter, and return the modules that are loaded then."""
+    """Run a program in a fresh interpreter, and return what is loaded then."""
     # Coverage imports modules of its own.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
     done = subprocess.run(
@@ -263,7 +265,7 @@ BUDGETS = {
     ("emulator",): 5210,
     ("fastapi",): 2705,
 }
-"""The most tokens of each part of the package. A number rises only for a promise that is new."""
+"""The most tokens of each part; a number rises only for a promise that is new."""
 MAX_COMPLEXITY = 10
 MAX_TRICKS = 3
 """The most of a function that is read once."""

@@ -1,4 +1,4 @@
-"""The lifecycle of a session: opened at first use, bound to its loop and process, closed once."""
+"""The lifecycle of a session: opened at first use, in one loop, closed once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 
 KEY = "emulator-key"
 CLOSED_LOOP = (
-    r"event loop, which is closed\. Make one session per event loop: one in each asyncio\.run; "
-    r"in a test, use `with TestClient\(app\)`$"
+    r"event loop, which is closed\. Make one session per event loop: one in each "
+    r"asyncio\.run; in a test, use `with TestClient\(app\)`$"
 )
 
 
@@ -40,7 +40,7 @@ async def enter(session: BctrlSession) -> None:
 
 
 class TestCopy:
-    """Faults: a copy of a new session was silent, and of an open session had ignored errors."""
+    """Faults: a copy of a new session was silent, of an open one broken."""
 
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
     async def test_a_session_cannot_be_copied(
@@ -321,7 +321,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_no_way_to_end_a_program_prints_a_warning(name: str) -> None:
-    """Fault: "Event loop is closed" at shutdown (openai-python#1254, elasticsearch-py#2349)."""
+    """Fault: "Event loop is closed" at shutdown (openai-python#1254)."""
     program = textwrap.dedent(PROLOGUE) + textwrap.dedent(ENDINGS[name])
     with emulator_in_a_thread() as emulator:
         done = subprocess.run(

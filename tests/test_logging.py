@@ -1,4 +1,4 @@
-"""The log lines of `bctrl_async`: retries, throttling and early ends, with their ids."""
+"""The log lines of `bctrl_async`: retries, throttling, early ends, and ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _capture_debug(caplog: Log) -> None:
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return what a JSON formatter would find in a record, apart from the standard fields."""
+    """Return what a JSON formatter would find beside the standard fields."""
     return {name: value for name, value in vars(record).items() if "." in name}
 
 
@@ -142,8 +142,8 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
 
     began, ended = caplog.records
     assert began.getMessage() == (
-        f"throttled by the server (status 429): {scope} slow down, and the next attempt starts "
-        "in 2.000 s"
+        f"throttled by the server (status 429): {scope} slow down, and the next "
+        "attempt starts in 2.000 s"
     )
     assert re.fullmatch(
         rf"no longer throttled by the server, after [\d.]+ s: {scope} start at full speed",
@@ -153,7 +153,8 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
         {"bctrl.event": "throttled", "http.response.status_code": 429, "bctrl.delay": 2.0},
         {"bctrl.event": "throttling_ended", "bctrl.elapsed": ANY},
     ]
-    # Nothing is printed without configured logging: a bulk stop finds its rate this way.
+    # Nothing is printed without configured logging: a bulk stop finds its rate this
+    # way.
     assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 

@@ -55,7 +55,7 @@ async def test_the_tests_run_on_the_loop_of_the_option(pytestconfig: pytest.Conf
 
 
 async def test_a_clock_that_cannot_be_moved_is_not_waited_for() -> None:
-    """Fault: on uvloop a jump of the clock did nothing, so that the test waited in real time."""
+    """Fault: a jump of uvloop's clock did nothing: the test really waited."""
 
     async def main() -> None:
         pass_time(60)
@@ -66,7 +66,7 @@ async def test_a_clock_that_cannot_be_moved_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("rate_limit", [None, 1000], ids=["no limit", "a limit"])
 def test_calls_at_once_and_in_bulk_are_all_answered_on_uvloop(rate_limit: int | None) -> None:
-    """Fault: an AttributeError for each start that was due in less than half a millisecond."""
+    """Fault: an AttributeError for each start due in half a millisecond."""
 
     async def main() -> None:
         async with (
@@ -86,7 +86,7 @@ def test_calls_at_once_and_in_bulk_are_all_answered_on_uvloop(rate_limit: int | 
 
 
 class TestEarlyTimers:
-    """The timers of uvloop have whole milliseconds, so they may fire half of one early."""
+    """Timers of uvloop have whole milliseconds, so they may fire early."""
 
     def test_each_wakeup_of_the_limiter_starts_an_attempt(
         self, monkeypatch: pytest.MonkeyPatch
@@ -150,7 +150,7 @@ class Aborting(Observer, BulkObserver, StopObserver):
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
 class TestEagerTasks:
-    """A task may have taken its first step, or have ended, before it is known to its creator."""
+    """A task may take its first step, or end, before its creator knows it."""
 
     def test_a_block_is_entered_before_its_first_outcome(self) -> None:
         """Fault: `on_outcome` was called before the name behind `as` had its value."""

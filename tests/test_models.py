@@ -68,7 +68,7 @@ class TestOpenEnum:
     @example(value="\x1b]0;title\x07")
     @example(value="\u202egnipeels")
     def test_the_name_and_the_repr_of_an_unknown_value_are_printable(self, value: str) -> None:
-        """Fault: `ascii` of a member shows its name, and so an escape sequence of the server."""
+        """Fault: `ascii` of a member shows the server's escape sequences."""
         member = RuntimeStatus(value)
         assert f"{member.name}{member!r}".isprintable()
         assert member.value == value

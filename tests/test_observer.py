@@ -1,4 +1,4 @@
-"""Observers of calls and the statistics of a session: what they see, and that they disturb none."""
+"""Observers of calls and the statistics of a session, which disturb no call."""
 
 from __future__ import annotations
 
@@ -267,7 +267,8 @@ class TestCancellation:
         indexes = sorted(outcome.index for outcome in recorder.outcomes)
         assert indexes == [0, 0, 1, 1, 2, 2, 3, 4]
 
-    # Their coroutines are closed with GeneratorExit. Without a loop, slots cannot be released.
+    # Their coroutines are closed with GeneratorExit. Without a loop, slots cannot be
+    # released.
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_of_calls_whose_loop_is_closed(self) -> None:
         recorder = Recorder()

@@ -47,13 +47,13 @@ class Traced:
         return OpenTelemetry(tracer_provider=self.tracers, meter_provider=self.meters, **options)
 
     def spans(self, parent: ReadableSpan | None = None) -> list[ReadableSpan]:
-        """Return the children of a span in the order of their start, or the outermost spans."""
+        """Return the children of a span by their start, or the outermost spans."""
         of = None if parent is None else parent.get_span_context()
         spans = [span for span in self._exporter.get_finished_spans() if span.parent == of]
         return sorted(spans, key=lambda span: span.start_time or 0)
 
     def tree(self, parent: ReadableSpan | None = None) -> str:
-        """Return the spans with their status or result, their error, and their children."""
+        """Return the spans with their status or result, error, and children."""
         shown = []
         for span in self.spans(parent):
             has, method_or_name = attributes(span), span.name.partition(" ")[0]
@@ -122,7 +122,8 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
         [Reply(202, body="what?")],
         "stop_runtime accepted error BctrlResponseError (POST 202 error BctrlResponseError)",
     ),
-    # Fault: the span of a stop that raised a 409 had no error, unlike the span of a get.
+    # Fault: the span of a stop that raised a 409 had no error, unlike the span of a
+    # get.
     "a runtime that was not running is an error of the stop that raises it": (
         stop,
         [Reply(409, code="runtime.not_active")],

@@ -1,4 +1,4 @@
-"""The result and the state of a stop, decided from its runtime or error, and their JSON."""
+"""The result of a stop, decided from its runtime or error, and its JSON."""
 
 import json
 import pickle
@@ -52,7 +52,7 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
         BctrlConfigError("then the session is closed", may_have_stopped=True),
     ],
 }
-"""Results that `test_kinds.py` does not cover: of runtimes, and of errors after another attempt."""
+"""Results that `test_kinds.py` lacks: of runtimes, and after another attempt."""
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_an_answer_is_ok_without_an_error_or_has_one_that_says_why(status: str) 
     assert outcome.ok is (outcome.error is None) is (status in {"stopped", "failed"})
     if outcome.error is not None:
         assert str(outcome.error) == (
-            "stop of 'crm' in workspace 'ws-1': the stop was accepted, and the runtime was still "
-            f"{status!r} after it (the runtime may have stopped). Look at it again, or stop it "
-            "again: a stop is safe to repeat"
+            "stop of 'crm' in workspace 'ws-1': the stop was accepted, and the runtime "
+            f"was still {status!r} after it (the runtime may have stopped). Look at it "
+            "again, or stop it again: a stop is safe to repeat"
         )
 
 

@@ -130,8 +130,8 @@ class TestInvalidRuntimes:
         assert [error.alias for error in errors] == ["odd", None, None]
         assert str(errors[0]) == str(caught.value)
         assert str(errors[0]).startswith(
-            "list of 'odd' in workspace 'ws-1': the server answered 200, but runtimes[1] is not a "
-            "valid Runtime: "
+            "list of 'odd' in workspace 'ws-1': the server answered 200, but "
+            "runtimes[1] is not a valid Runtime: "
         )
         assert "but runtimes[2] " in errors[1].summary
         assert (errors[0].status, errors[0].may_have_stopped) == (200, False)

@@ -1,4 +1,4 @@
-"""Calls that fail leave no reference cycle, so memory does not grow while the collector waits."""
+"""Calls that fail leave no reference cycle, so memory does not grow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ async def _hang(_: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def _is_ours(item: object) -> bool:
-    # asyncio and aiohttp make cycles of connections that are closed, here and in the server.
+    # asyncio and aiohttp make cycles of connections that are closed, here and in the
+    # server.
     if isinstance(item, FrameType):
         return Path(item.f_code.co_filename).is_relative_to(PACKAGE)
     is_connection = isinstance(item, ResponseHandler)
@@ -54,7 +55,7 @@ def _is_ours(item: object) -> bool:
 
 
 async def cycles_of(call: Callable[[], Awaitable[object]]) -> set[str]:
-    """Return the types of what is left in reference cycles after many calls, which may fail."""
+    """Return the types of what many calls leave in reference cycles."""
 
     async def make_calls(count: int) -> None:
         for _ in range(count):
@@ -63,7 +64,8 @@ async def cycles_of(call: Callable[[], Awaitable[object]]) -> set[str]:
 
     # The first calls open the pool, and fill caches.
     await make_calls(2)
-    # What was there before is not looked at: in the whole suite, that takes a third of a second.
+    # What was there before is not looked at: in the whole suite, that takes a third of
+    # a second.
     gc.freeze()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -107,7 +109,7 @@ FAILURES: dict[str, tuple[Handler, dict[str, Any]]] = {
 async def test_a_call_without_a_usable_answer_leaves_none(
     make_session: MakeSession, name: str, call: str
 ) -> None:
-    """Fault: 14 objects for each failing stop: the error, its traceback, frames and the call."""
+    """Fault: 14 objects for each failing stop: error, traceback, frames, call."""
     server, options = FAILURES[name]
     async with (
         raw_server(server) as url,
@@ -120,7 +122,7 @@ async def test_a_call_without_a_usable_answer_leaves_none(
 async def test_a_call_without_a_connection_leaves_none_and_its_reason_has_no_traceback(
     make_session: MakeSession, call: str
 ) -> None:
-    """Fault: its frames refer to it, and to all that asyncio and aiohttp have of the attempt."""
+    """Fault: its frames refer to it, and to all of the attempt."""
     with unused_url() as url:
         async with make_session(base_url=url, retry=ONCE) as session:
             assert await cycles_of(partial(CALLS[call], session)) == set()
@@ -174,7 +176,7 @@ async def _wait() -> str:
 async def test_a_call_whose_key_function_fails_leaves_none(
     get_key: Callable[[], Awaitable[str]],
 ) -> None:
-    """Fault: 30 objects for each call with an attempt before the last that got no key in time."""
+    """Fault: 30 objects for each call with an attempt that got no key in time."""
     url = "http://127.0.0.1:9"
     async with BctrlSession(get_key, base_url=url, timeout=0.01, retry=TWICE) as session:
         assert await cycles_of(partial(CALLS["stop"], session)) == set()

@@ -27,7 +27,7 @@ from bctrl_async.fastapi import StopReport as ReportBody
 
 
 def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> StopReport:
-    """Make a report of two targets that were stopped, and of a failure for each error."""
+    """Make a report of two stopped targets, and of a failure for each error."""
     failures = tuple(
         StopOutcome(
             index=index,
@@ -70,8 +70,9 @@ ENDED = BctrlError("the deadline of 3 s has passed")
         (
             report_of(ended=ENDED),
             (
-                "2 of 2 no longer running after 1.23 s: 2 stopped; 1,000 from an earlier run, not "
-                "sent again; ended early: the deadline of 3 s has passed"
+                "2 of 2 no longer running after 1.23 s: 2 stopped; 1,000 from an "
+                "earlier run, not sent again; ended early: the deadline of 3 s has "
+                "passed"
             ),
         ),
     ],

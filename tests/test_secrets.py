@@ -1,4 +1,4 @@
-"""Secrets in what tools show of an error: the API key, and the credentials of a proxy."""
+"""Secrets in what tools show of an error: the API key, and a proxy's login."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
 async def test_no_frame_of_what_a_transport_raises_has_the_request(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], *, is_borrowed: bool
 ) -> None:
-    """Fault: frames of asyncio, aiohttp and the fast path had the bytes of the request."""
+    """Fault: frames of asyncio and aiohttp had the bytes of the request."""
 
     def send(data: bytes) -> None:
         raise OSError(f"cannot send {len(data)} bytes")
@@ -231,7 +231,7 @@ PROXIES: dict[str, Handler | str] = {
 async def test_the_credentials_of_a_proxy_of_the_environment_are_not_in_its_error(
     monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: Handler | str
 ) -> None:
-    """Fault: the repr of the cause had the request to the proxy, or its user and password."""
+    """Fault: the repr of the cause had the proxy's user and password."""
     async with raw_server(closing(b"") if isinstance(proxy, str) else proxy) as running:
         url = proxy if isinstance(proxy, str) else running.replace("//", f"//{LOGIN}@")
         monkeypatch.setenv(f"{scheme}_proxy", url)

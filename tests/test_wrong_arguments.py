@@ -1,4 +1,4 @@
-"""Wrong use: errors name the argument of a wrong type, and the extra that is not installed."""
+"""Wrong use: errors name the argument, or the extra that is not installed."""
 
 from __future__ import annotations
 

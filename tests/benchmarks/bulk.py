@@ -63,7 +63,7 @@ _CASES: dict[str, Callable[[str, int], Coroutine[None, None, int]]] = {
 }
 _BASE, _AWAITED, _ITERATED = _CASES
 _LIMITS = {_AWAITED: (0.75, 15.0), _ITERATED: (0.80, 20.0)}
-"""The highest CPU time per stop, relative to bare workers, and the longest stall in ms."""
+"""The highest CPU time per stop, relative to bare workers, and longest stall in ms."""
 
 
 def _child(name: str, url: str, targets: str) -> Figures:

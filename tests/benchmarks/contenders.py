@@ -141,7 +141,7 @@ async def bctrl_async(base: str) -> AsyncGenerator[Stop]:
 
 @asynccontextmanager
 async def vendor(base: str) -> AsyncGenerator[Stop]:
-    """Use the vendor's AsyncBctrl. It cannot be closed: its connections end with the process."""
+    """Use the vendor's AsyncBctrl, whose connections end with the process."""
     client = import_module("bctrl").AsyncBctrl(token=KEY, base_url=base)
     yield client.sandboxes.stop
 

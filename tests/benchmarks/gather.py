@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/gather.py [--stops 100000] [--rounds 5] [--loop uvloop]`
 
-All tasks exist at once, and 100 of their requests are in flight. The peer is a semaphore around the
-same request written with aiohttp and msgspec.
+All tasks exist at once, and 100 of their requests are in flight. The peer is a
+semaphore around the same request written with aiohttp and msgspec.
 """
 
 from __future__ import annotations

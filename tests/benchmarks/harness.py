@@ -24,10 +24,11 @@ import msgspec
 
 _HERE = Path(__file__).parent
 _REPORTED = ("aiohttp", "msgspec", "uvloop", "aiofastnet", "pyreqwest")
-# asyncio receives into a new buffer of 256 KiB each time. By default, glibc returns that memory to
-# the system after some reads and keeps it after others, depending on the layout of the heap, which
-# the hash seed changes. A read then costs up to a fifth of a stop more or less. Above both
-# thresholds, and with one hash seed, all clients have the same conditions.
+# asyncio receives into a new buffer of 256 KiB each time. By default, glibc returns
+# that memory to the system after some reads and keeps it after others, depending on the
+# layout of the heap, which the hash seed changes. A read then costs up to a fifth of a
+# stop more or less. Above both thresholds, and with one hash seed, all clients have the
+# same conditions.
 _PINNED = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
@@ -130,7 +131,8 @@ def server(certificate: Path | None = None) -> Generator[str]:
     """Run the server in another process and yield its URL.
 
     Args:
-        certificate: The PEM file of a certificate and its key; without it the server has no TLS.
+        certificate: The PEM file of a certificate and its key; without it the server
+            has no TLS.
     """
     scheme, options = ("https", [certificate]) if certificate else ("http", [])
     with _python(_HERE / "server.py", *options) as process:
@@ -142,7 +144,7 @@ def server(certificate: Path | None = None) -> Generator[str]:
 
 @contextmanager
 def certificate() -> Generator[tuple[Path, Path]]:
-    """Issue a certificate for 127.0.0.1; yield the PEM files of its CA, and of it and its key."""
+    """Issue a certificate for 127.0.0.1; yield PEM files of its CA, and of itself."""
     # The import would take memory in a process that is measured.
     authority = import_module("trustme").CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -234,8 +236,8 @@ def _python(
 class Figures(msgspec.Struct, frozen=True):
     """The figures of a process: its peak of memory, and what its stops took.
 
-    `stall` is the longest stall of the event loop in milliseconds, `cpu` the microseconds of CPU
-    time of a stop.
+    `stall` is the longest stall of the event loop in milliseconds, `cpu` the
+    microseconds of CPU time of a stop.
     """
 
     mebibytes: float
@@ -266,7 +268,7 @@ class _StallWatch:
 
 
 async def figures_of(stopping: Awaitable[int], stops: int) -> Figures:
-    """Return the figures of a client that stops runtimes and returns how many were stopped."""
+    """Return the figures of a client that returns how many runtimes it stopped."""
     watch = _StallWatch()
     start, cpu_start = time.perf_counter(), time.process_time()
     stopped = await stopping
@@ -300,8 +302,8 @@ def run(main: Coroutine[None, None, _T], loop: str = "asyncio") -> _T:
 
     Args:
         main: The coroutine.
-        loop: The package of the loop: asyncio, uvloop, or aiofastnet for asyncio's own loop with
-            the transports of aiofastnet.
+        loop: The package of the loop: asyncio, uvloop, or aiofastnet for asyncio's own
+            loop with the transports of aiofastnet.
     """
     factory = None
     if loop == "uvloop":
@@ -313,5 +315,5 @@ def run(main: Coroutine[None, None, _T], loop: str = "asyncio") -> _T:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios of each round: load on a whole round cancels out."""
+    """Return the median of the ratios of each round: its load cancels out."""
     return median(mine / other for mine, other in zip(ours, theirs, strict=True))

@@ -2,10 +2,11 @@
 
 `python tests/benchmarks/instructions.py [--before PATH] [--only TEXT]`
 
-Unlike CPU time, they hardly depend on other load: two runs differ by less than 1 %. Instructions of
-the kernel are not counted. Each case runs twice, with different numbers of stops, so that the cost
-of the start cancels out. `--before` also measures the package in another checkout. With `--only`,
-just the cases with TEXT in their name are measured.
+Unlike CPU time, they hardly depend on other load: two runs differ by less than 1 %.
+Instructions of the kernel are not counted. Each case runs twice, with different numbers
+of stops, so that the cost of the start cancels out. `--before` also measures the
+package in another checkout. With `--only`, just the cases with TEXT in their name are
+measured.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The limiter in virtual time: behind limits, throttled at random, beside throttled targets.
+"""The limiter in virtual time: behind limits, and beside throttled targets.
 
 `python tests/benchmarks/limiter.py [--seeds 24] [--only PATTERN,PATTERN]`
 
-Each row runs with many seeds, from 0; a row of the limiter alone runs on two servers, of which one
-decides when a request starts and the other half a latency later. `--only` chooses rows by patterns,
-such as "random*,20 quotas*".
+Each row runs with many seeds, from 0; a row of the limiter alone runs on two servers,
+of which one decides when a request starts and the other half a latency later. `--only`
+chooses rows by patterns, such as "random*,20 quotas*".
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _stop(
 
 
 def _beside(seed: int, count: int, total: int) -> list[_Figures]:
-    """Stop targets of which the first are throttled; `to none` is relative to none of them."""
+    """Stop targets of which the first are throttled; `to none` is relative to none."""
     bad, good = targets_in(_THROTTLED, count), targets_in("good", total - count)
 
     def serve(request: Request) -> simulated.Answer:

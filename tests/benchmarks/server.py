@@ -1,8 +1,8 @@
 """A minimal asyncio server that answers every stop.
 
-`python tests/benchmarks/server.py [PEM]` listens on 127.0.0.1 and prints its port. It ends with its
-standard input, so that it does not outlive its parent process. With PEM, the file of a certificate
-and its key, it speaks TLS.
+`python tests/benchmarks/server.py [PEM]` listens on 127.0.0.1 and prints its port. It
+ends with its standard input, so that it does not outlive its parent process. With PEM,
+the file of a certificate and its key, it speaks TLS.
 """
 
 from __future__ import annotations

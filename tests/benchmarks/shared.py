@@ -1,4 +1,4 @@
-"""Several processes behind one rate limit: with nothing shared, and with a pace in each store.
+"""Several processes behind one rate limit: nothing shared, or a pace in each store.
 
 `python tests/benchmarks/shared.py [--store file,redis,valkey] [--processes 1,2,4,8]`
 
@@ -40,7 +40,7 @@ _MAX_THROTTLED = 0.5
 
 
 class _Figures(msgspec.Struct, frozen=True):
-    """The figures of one process: the seconds of its bulk stop, and what was stopped."""
+    """The figures of one process: its seconds, and how many it stopped."""
 
     seconds: float
     stopped: int
@@ -113,8 +113,8 @@ def _compare(store: str, processes: str) -> Report:
                     Goal(f"{name}: not stopped", missing, 0),
                 ]
     return Report(
-        f"{_TARGETS:,} stops through nginx, limit_req {RATE} per second, burst {BURST}, at a "
-        f"shared rate of {_SHARED_RATE:g}",
+        f"{_TARGETS:,} stops through nginx, limit_req {RATE} per second, burst "
+        f"{BURST}, at a shared rate of {_SHARED_RATE:g}",
         ["shared", "processes", "to ideal", "% 429", "first..last s", "not stopped"],
         rows,
         goals,

@@ -1,10 +1,10 @@
-"""CPU time of the client process per stop, by client and event loop, with and without TLS.
+"""CPU time of the client process per stop, by client and loop, with and without TLS.
 
 `python tests/benchmarks/stop.py [--stops 3000] [--rounds 9] [--only TEXT]`
 
-Each ratio is to the client named, on the same loop, with or without TLS like it, and with as many
-stops in flight. With `--only`, just the cases with TEXT in their name are measured, such as
-"asyncio", "uvloop, TLS" or "pyreqwest".
+Each ratio is to the client named, on the same loop, with or without TLS like it, and
+with as many stops in flight. With `--only`, just the cases with TEXT in their name are
+measured, such as "asyncio", "uvloop, TLS" or "pyreqwest".
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 `python tests/benchmarks/telemetry.py [--stops 5000] [--rounds 20]`
 
-With OpenTelemetry's SDK, each stop makes two spans, which a batch processor exports to nowhere, and
-records metrics in memory. OpenTelemetry's own instrumentation of
-aiohttp makes one span and records one metric per request.
+With OpenTelemetry's SDK, each stop makes two spans, which a batch processor exports to
+nowhere, and records metrics in memory. OpenTelemetry's own instrumentation of aiohttp
+makes one span and records one metric per request.
 """
 
 from __future__ import annotations

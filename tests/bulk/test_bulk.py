@@ -1,4 +1,4 @@
-"""A bulk stop that is awaited or entered: its report, outcomes, progress and backpressure."""
+"""A bulk stop, awaited or entered: its report, outcomes, progress and backpressure."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ class TestDropped:
     async def test_it_records_every_target_and_leaves_no_task_and_no_lock(
         self, emulator: Emulator, connect: Connect, tmp_path: Path
     ) -> None:
-        """Fault: its task was destroyed while pending, and the journal stayed locked."""
+        """Fault: its task was destroyed while pending; the journal stayed locked."""
         reported: list[dict[str, Any]] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: reported.append(context))

@@ -1,4 +1,4 @@
-"""A bulk stop that ends early: exactly one outcome for each target, whatever ends it."""
+"""A bulk stop that ends early: one outcome for each target, whatever ends it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ ERRORS = {ASKED: ABORTED, CLOSED: "the session was closed during the call"}
 
 
 def with_cases(cases: Iterable[str]) -> pytest.MarkDecorator:
-    """Parametrize a test with cases of ENDS; it moves the clock until a deadline passes."""
+    """Parametrize a test with cases of ENDS; it moves the clock to a deadline."""
     others = [case for case in cases if "deadline" not in case]
     moving = [
         pytest.param(case, marks=pytest.mark.moves_clock) for case in cases if "deadline" in case
@@ -152,7 +152,7 @@ async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run
 
 
 async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(bulk: Bulk) -> None:
-    """Fault: it took 20 MB a second, as each turn of the loop asked for the end again."""
+    """Fault: it took 20 MB a second: each turn of the loop asked for the end."""
     is_called = asyncio.Event()
     grown: list[int] = []
 
@@ -216,8 +216,9 @@ class TestBlock:
         [aborted] = [outcome for outcome in batch.report.failures if outcome.index == 1]
         assert aborted.result is UNKNOWN
         assert str(aborted.error) == (
-            "stop of 'r1' in workspace 'ws-1': aborted before an answer: the run was cancelled "
-            "(the runtime may have stopped). Stop it again: a stop is safe to repeat"
+            "stop of 'r1' in workspace 'ws-1': aborted before an answer: the run was "
+            "cancelled (the runtime may have stopped). Stop it again: a stop is safe "
+            "to repeat"
         )
 
     async def test_leaving_it_at_once_is_not_a_success(self, bulk: Bulk) -> None:

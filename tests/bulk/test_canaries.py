@@ -1,4 +1,4 @@
-"""Canaries, which tell a dead target from a dead server, and servers that answer with errors."""
+"""Canaries, which tell a dead target from a dead server, and answers with errors."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class TestGateway:
     ) -> None:
         """Fault: sixteen processes on one limit sent a canary for each fifth stop."""
         if others_answer is not None:
-            # Other calls of the session may be refused all the time, while no canary is.
+            # Other calls of the session may be refused all the time, while no canary
+            # is.
             monkeypatch.setattr(Limiter, "answers_others", lambda *_: others_answer)
         simulation = simulate(failing_first(0, fail=unavailable, times=times))
 
@@ -126,7 +127,7 @@ class TestGateway:
         assert len(simulation.reads) < 60
 
     def test_a_canary_without_an_answer_speaks_for_all_refused(self, simulate: Simulate) -> None:
-        """Fault: each call asked for itself, one after the other, where GETs get no answer."""
+        """Fault: each call asked for itself, in turn, where GETs get no answer."""
         simulation = simulate(down(10, 15, unavailable), 0.02)
         simulation.read_answer, simulation.read_latency = bad_gateway(), 2
 
@@ -154,8 +155,9 @@ class TestGateway:
 
 
 DEAD: dict[str, tuple[int, Iterable[int], Fail, int, float, float]] = {
-    # They say how many targets there are, which of them are dead, how these fail, how many are
-    # stopped at once, and the most seconds until the others have ended, and until all have.
+    # They say how many targets there are, which of them are dead, how these fail, how
+    # many are stopped at once, and the most seconds until the others have ended, and
+    # until all have.
     "one of many has a bad gateway": (1000, [500], bad_gateway, 100, 1.5, 8),
     "one of many breaks its connection": (1000, [500], disconnected, 100, 1.5, 8),
     "one of many never answers": (1000, [500], unanswered, 100, 1.5, 14),
@@ -172,7 +174,8 @@ DEAD: dict[str, tuple[int, Iterable[int], Fail, int, float, float]] = {
     "some ask to wait, which holds no other": (1000, range(100, 1000, 200), busy, 100, 5, 30),
     "the last fifth has no upstream": (100, range(80, 100), unavailable, 100, 12, 12),
     "the first three have no upstream": (100, range(3), unavailable, 1, 36, 36),
-    # Fault: they passed for a limit, and each dead target after them slowed the others: 20 s.
+    # Fault: they passed for a limit, and each dead target after them slowed the others:
+    # 20 s.
     "a cluster has no upstream": (
         *(500, [*range(100, 110), *range(115, 500, 10)], unavailable, 100, 8, 60),
     ),
@@ -180,13 +183,13 @@ DEAD: dict[str, tuple[int, Iterable[int], Fail, int, float, float]] = {
 
 
 class TestDeadTargets:
-    """Some runtimes are behind a dead node, which takes a second if it does not answer at all."""
+    """Some runtimes are behind a dead node; silence takes a second."""
 
     @pytest.mark.parametrize("case", DEAD)
     def test_they_spend_their_attempts_and_all_others_are_stopped_although(
         self, simulate: Simulate, case: str
     ) -> None:
-        """Fault: a dead upstream was taken for throttling, and cost 300 seconds of patience."""
+        """Fault: a dead upstream passed for throttling, and cost 300 s of patience."""
         count, numbers, fail, concurrency, seconds, longest = DEAD[case]
         names = {f"r{number}" for number in numbers}
         simulation = simulate(dead(*numbers, fail=fail), 0.01)
@@ -240,7 +243,7 @@ class TestServerErrors:
     def test_nearly_all_targets_are_stopped(
         self, simulate: Simulate, lasts: float, lost: int
     ) -> None:
-        """Fault: once the quota was exhausted, most targets were given up after an attempt."""
+        """Fault: once the quota was exhausted, most had only one attempt."""
         simulation = simulate(down(0.5, 0.5 + lasts, server_error))
         report = simulation.stop(3000, deadline=120)
 

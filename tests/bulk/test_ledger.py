@@ -1,4 +1,4 @@
-"""The account of a bulk stop: when it is complete, and what an earlier run adds to it."""
+"""The account of a bulk stop: its completeness, and what an earlier run adds."""
 
 from __future__ import annotations
 

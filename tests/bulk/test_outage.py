@@ -83,8 +83,9 @@ def throttling_canaries(request: Request) -> Answer:
 class Case:
     """A bulk stop of so many targets at a server, and the most that it takes.
 
-    `lost` targets are `unknown` in the end; all others are stopped. `reads` is the answer to every
-    GET and its seconds, if the server answers none, and `slow` makes some answers late.
+    `lost` targets are `unknown` in the end; all others are stopped. `reads` is the
+    answer to every GET and its seconds, if the server answers none, and `slow` makes
+    some answers late.
     """
 
     server: Server
@@ -190,8 +191,8 @@ def test_every_target_that_has_an_answer_is_stopped_although(
 EXPIRED = "no connection: the certificate has expired. Renew the certificate"
 BROKE, BACK = "the connection broke", "Run it again once the server is back"
 GIVEN_UP: dict[str, tuple[Fail, int, int, int, tuple[int, int], str]] = {
-    # They say how it fails and from which second on, how many targets are in flight then, how many
-    # requests it gets meanwhile, when the run ends, and why.
+    # They say how it fails and from which second on, how many targets are in flight
+    # then, how many requests it gets meanwhile, when the run ends, and why.
     "refuses connections": (refused, 0, 0, 110, (0, 10), "does not answer: no connection: refused"),
     "cuts off requests": (disconnected, 0, 101, 110, (0, 10), f"does not answer: {BROKE}"),
     "is behind a dead gateway": (bad_gateway, 0, 101, 110, (0, 10), "does not answer: 502"),
@@ -242,7 +243,7 @@ class TestNeverAnswered:
     def test_closing_the_session_ends_the_run(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, fail: Fail, attempts: int
     ) -> None:
-        """Fault: the probe ended with the session, and the other targets waited for it for ever."""
+        """Fault: the probe ended with the session; all others waited for it."""
         asked, ask = 0, CircuitBreaker._send_canary
 
         async def ask_a_few_times(*args: Any) -> bool:  # noqa: ANN401 - passed on.

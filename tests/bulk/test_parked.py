@@ -1,4 +1,4 @@
-"""Throttled stops are parked: they hold no worker, and each has one outcome, in virtual time."""
+"""Throttled stops are parked: they hold no worker, and each has one outcome."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def mixed(bad: int, good: int) -> list[tuple[str, str]]:
 
 
 def last_good(simulation: Simulation) -> float:
-    """Return the time at which the last target that is not throttled had its outcome."""
+    """Return the time at which the last good target had its outcome."""
     return max(at for alias, at in simulation.ended_at.items() if not is_bad(alias))
 
 
@@ -63,7 +63,7 @@ async def as_async(items: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str
 
 
 class TestThrottledTargets:
-    """Fault: thirty targets over their quota, first of 3,000, stopped the other 2,970."""
+    """Fault: thirty targets over their quota, first of 3,000, stopped the rest."""
 
     @pytest.mark.parametrize("concurrency", [1, 7, 100])
     @pytest.mark.parametrize("make", [list, iter, as_async])
@@ -116,7 +116,7 @@ class TestThrottledTargets:
     def test_workers_that_wait_in_the_lane_themselves_do_not_wait_for_them(
         self, simulate: Simulate
     ) -> None:
-        """Fault: admitted stops without a worker kept the slots for which all workers waited."""
+        """Fault: admitted stops without a worker kept the slots of all workers."""
         chance, quota = random.Random(0), token_bucket(lambda _: 5.0, 10)
 
         def serve(request: Request) -> Runtime | BctrlError:
@@ -309,7 +309,7 @@ class TestTurns:
     def test_a_target_that_waits_for_the_limiter_waits_for_its_turn_if_there_is_room(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, most: int
     ) -> None:
-        """Fault: a hundred of a throttled workspace were sent, at twenty a second, first."""
+        """Fault: a hundred of a throttled workspace were sent first, at 20 a second."""
         monkeypatch.setattr(_parked, "_MAX_STOPS", most)
         simulation = simulate(throttling_bad, 0.02)
         policy = RetryPolicy(patience=30.0)

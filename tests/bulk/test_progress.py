@@ -37,7 +37,7 @@ class Session:
 
 
 class Shown:
-    """A display of a batch on a terminal of eighty columns, whose clock stands still."""
+    """A display of a batch on eighty columns, whose clock stands still."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -135,7 +135,7 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
 
 
 def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
-    """Fault: it had "0 of 300 done, 100 in flight" until the first time limit, after a minute."""
+    """Fault: it had "0 of 300 done, 100 in flight" for a minute."""
     shown = Shown(Batch(300, progress=Progress(100)))
     silent = "0 of 300 done, 100 in flight, no answer for "
     shown.now += 4.9

@@ -146,8 +146,8 @@ class TestInvalidInput:
 
         assert caught.value.argument == "targets"
         assert str(caught.value) == (
-            "invalid targets: expected an iterable or async iterable of (workspace id, alias), "
-            f"not {kind}"
+            "invalid targets: expected an iterable or async iterable of (workspace id, "
+            f"alias), not {kind}"
         )
 
     @pytest.mark.parametrize("first", [None, {"ws-1": "a"}, ("ws-1", "a", "b"), b"ab"])
@@ -159,9 +159,9 @@ class TestInvalidInput:
             await batch
 
         assert str(caught.value) == (
-            "invalid targets: expected an iterable or async iterable of (workspace id, alias); "
-            f"the first item is {first!r}. Pass pairs, such as [('ws-1', 'crm')]; nothing was "
-            "stopped"
+            "invalid targets: expected an iterable or async iterable of (workspace id, "
+            f"alias); the first item is {first!r}. Pass pairs, such as [('ws-1', "
+            "'crm')]; nothing was stopped"
         )
         assert bulk.emulator.requests == []
         assert not batch.report.ok
@@ -207,7 +207,8 @@ class TestInvalidTarget:
     async def invalid(self, bulk: Bulk, item: object) -> tuple[StopOutcome, str]:
         """Stop two targets with an item between them; return its outcome and error."""
         first, outcome, last = await stop_all(bulk, untyped(("ws-1", "a"), item, ("ws-1", "b")))
-        gc.collect()  # A crashed worker warns when it is collected, so collect it in this test.
+        # A crashed worker warns when it is collected, so collect it in this test.
+        gc.collect()
 
         assert (outcome.result, outcome.attempts, outcome.runtime) == (INVALID, 0, None)
         assert type(outcome.error) is BctrlConfigError
@@ -274,7 +275,8 @@ async def failing_async(error: BaseException) -> AsyncIterator[Target]:
 
 class TestFailedInput:
     @pytest.mark.parametrize("make", [failing, failing_async])
-    # `Task.result` of a cancelled task raises CancelledError, and `athrow` may raise GeneratorExit.
+    # `Task.result` of a cancelled task raises CancelledError, and `athrow` may raise
+    # GeneratorExit.
     @pytest.mark.parametrize(
         "error", [InputError("row 4"), asyncio.CancelledError(), GeneratorExit()]
     )
@@ -329,7 +331,7 @@ class TestFailedInput:
 async def test_a_slow_generator_holds_up_neither_requests_nor_an_end(
     bulk: Bulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a hundred items were read before the first request, whatever the deadline."""
+    """Fault: a hundred items were read before the first request."""
     monkeypatch.setattr("bctrl_async.bulk._input._SLOW", -1.0)
 
     def cursor() -> Iterator[Target]:

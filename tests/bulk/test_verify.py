@@ -62,7 +62,7 @@ def polled(answer: Runtime | BctrlError, stop: Runtime | BctrlError = ACTIVE) ->
 
 
 def active_or_disconnected_until(until: float) -> Server:
-    """Answer no stop; report every runtime as active until this time, and as failed then."""
+    """Answer no stop; report active runtimes until this time, then failed."""
     status = active_until(until, "failed")
     return lambda request: disconnected() if request.stops else status(request)
 
@@ -88,7 +88,7 @@ IMPATIENT = {"retry": RetryPolicy(patience=10), "deadline": 200}
 
 @dataclass(frozen=True)
 class Case:
-    """A server, the outcome of each target, the seconds of the run, and the most polls of each."""
+    """A server, the outcome of each target, the seconds of the run, and most polls."""
 
     server: Server
     outcome: tuple[StopResult, bool | None]
@@ -213,7 +213,7 @@ class TestPolling:
 
 
 class TestEnding:
-    """However a run ends, each target has one outcome, no better than the last poll showed."""
+    """Each target has one outcome, no better than the last poll showed."""
 
     @pytest.mark.parametrize(("max_pollers", "count"), [(0, 3), (1000, 150)])
     @pytest.mark.parametrize("ending", ["abort", "stop_reading", "cancel", "deadline"])

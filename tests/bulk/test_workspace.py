@@ -42,7 +42,7 @@ Where = Callable[[Runtime], object]
 
 @pytest.fixture(autouse=True)
 def _runtimes(emulator: Emulator) -> None:
-    """Add three active runtimes, two that have ended, and an active runtime elsewhere."""
+    """Add three active runtimes, two that have ended, and one elsewhere."""
     emulator.add_runtime("ws-1", "table", kind="spreadsheet")
     emulator.add_runtime("ws-1", "a/b")
     emulator.add_runtime("ws-1", "done", status="stopped")
@@ -162,9 +162,9 @@ class TestUnreadable:
         [failure] = report.failures
         assert (failure.target, failure.result) == (("ws-1", "table"), REJECTED)
         assert str(failure.error) == (
-            "list of 'table' in workspace 'ws-1': its age cannot be read: '2020-01-01T00:00:00' is "
-            "not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or select it "
-            "without its age"
+            "list of 'table' in workspace 'ws-1': its age cannot be read: "
+            "'2020-01-01T00:00:00' is not an ISO 8601 date and time with a UTC offset. "
+            "Stop it by its alias, or select it without its age"
         )
         assert "table" not in aliases_stopped(bulk)
 
@@ -189,7 +189,8 @@ class TestListedRuntime:
     FAILURES: ClassVar[dict[str, tuple[str, Fault | Reply, StopResult, bool | None]]] = {
         "is forbidden": ("crm", Reply(403), REJECTED, True),
         "is forbidden, but it had ended": ("done", Reply(403), REJECTED, None),
-        # Each of these requests may have stopped it since the list, or says more than the list.
+        # Each of these requests may have stopped it since the list, or says more than
+        # the list.
         "fails": ("crm", Fault.SERVER_ERROR, UNKNOWN, None),
         "is not confirmed": ("crm", Reply(200, body={}), ACCEPTED, None),
         "is too late": ("crm", Reply(404, code="runtime.not_found"), NOT_FOUND, None),
@@ -229,7 +230,7 @@ class TestListedRuntime:
         assert all(failure.at < min(stopped) for failure in report.failures)
 
     async def test_it_is_as_old_as_the_answer(self, bulk: Bulk) -> None:
-        """Fault: another run had stopped it, while the server still made the list of what runs."""
+        """Fault: another run had stopped it, while the list was made."""
         listed = json.dumps({"runtimes": [dict(bulk.emulator.runtimes["ws-1", "crm"])]}).encode()
         answered: list[datetime] = []
 
@@ -248,7 +249,7 @@ class TestListedRuntime:
 
     @pytest.mark.parametrize("order", [1, -1])
     async def test_an_alias_that_is_listed_twice_is_what_runs(self, bulk: Bulk, order: int) -> None:
-        """Fault: a condition for ended runtimes stopped another that has their alias now."""
+        """Fault: a condition for ended runtimes stopped another of that alias."""
         new = dict(bulk.emulator.runtimes["ws-1", "crm"])
         listed = [new, {**new, "status": "stopped"}][::order]
         bulk.emulator.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")

@@ -1,4 +1,4 @@
-"""`stop_runtime` for a runtime that is not running: after a lost answer, and with `stopped_ok`."""
+"""`stop_runtime` for a runtime that is not running, also with `stopped_ok`."""
 
 from __future__ import annotations
 

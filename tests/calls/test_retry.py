@@ -120,7 +120,7 @@ class TestPolicy:
         assert 0.9 < sum(sampled) / len(sampled) < 1.1
 
     def test_its_repr_has_only_what_differs_from_the_defaults(self) -> None:
-        """Fault: the signature of a session in `help` and editors has a hundred statuses."""
+        """Fault: the signature of a session in `help` has a hundred statuses."""
         assert repr(RetryPolicy()) == "RetryPolicy()"
         assert repr(RetryPolicy(attempts=2)) == "RetryPolicy(attempts=2)"
 
@@ -157,7 +157,7 @@ def test_a_permanent_error_is_never_retried_whatever_its_headers(error: BctrlErr
 
 
 class At(NamedTuple):
-    """A failed attempt, its time, and whether a gateway's 503 is its target's own failure."""
+    """A failed attempt, its time, and whether a gateway's 503 is of its target."""
 
     now: float
     error: BctrlError
@@ -195,7 +195,8 @@ CASES: dict[str, tuple[dict[str, Any], list[At], list[float | None]]] = {
         [busy(0, 20.0), busy(500, 30.0), busy(900, 11.0)],
         [20.0, 30.0, None],
     ),
-    # Fault: a long Retry-After is waited out, or shortened, so that the retry is too early.
+    # Fault: a long Retry-After is waited out, or shortened, so that the retry is too
+    # early.
     "a Retry-After beyond the patience ends the call at once": ({}, [busy(0, 61.0)], [None]),
     "without patience a throttled call is given up at once": ({"patience": 0}, [busy(5)], [None]),
     "the call waits for its own Retry-After": (

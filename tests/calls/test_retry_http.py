@@ -30,7 +30,7 @@ GOOD = http_answer("200 OK", RUNTIME)
 async def test_a_stale_keep_alive_connection_is_replaced(
     pauses: list[float],
 ) -> None:
-    """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
+    """Fault: a POST on a connection just closed is not resent (aiohttp#6138)."""
     async with (
         WireEmulator(port=0, faults={WireFault.CLOSE_KEPT_ALIVE: 1.0}) as emulator,
         BctrlSession(emulator.api_key, base_url=emulator.url) as session,
@@ -62,7 +62,7 @@ async def test_a_failure_costs_an_attempt(pauses: list[float]) -> None:
 async def test_retry_after_is_a_minimum_delay(
     status: str, header: str, least: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: Retry-After-ms is compared as str to int and ignored (the vendor's SDK 0.3.0)."""
+    """Fault: Retry-After-ms is ignored: a str compared to an int (vendor's SDK)."""
     clock = Mock(now=lambda _: datetime(2026, 1, 1, tzinfo=UTC))
     monkeypatch.setattr("bctrl_async._http.transport.datetime", clock)
     async with served(answering(http_answer(f"{status} X", b"", header), GOOD)) as session:
@@ -155,7 +155,7 @@ async def tasks() -> set[asyncio.Task[object]]:
 async def session_that_leaves_no_task(
     emulator: Emulator, max_connections: int
 ) -> AsyncIterator[BctrlSession]:
-    """Yield a session; then check that it has no task left, and a slot for another stop."""
+    """Yield a session; then check that it has no task, and a slot for a stop."""
     before = await tasks()
     async with BctrlSession(
         "emulator-key",

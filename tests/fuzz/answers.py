@@ -1,4 +1,4 @@
-"""Answers that no server should send: valid, but for mutated bytes, cuts and endings."""
+"""Answers that no server should send, with mutated bytes, cuts and endings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MIB = 1024 * 1024
 _SHORT = 0.001
 """Seconds between packets that are close together.
 
-The ways differ in the steps of the event loop that a call takes: with packets in neighbouring steps
-the next request would race against a packet.
+The ways differ in the steps of the event loop that a call takes: with packets in
+neighbouring steps the next request would race against a packet.
 """
 _EXPIRY = 60.0
 """Seconds after which aiohttp has closed a connection that was not used."""
@@ -37,7 +37,8 @@ class Packet(NamedTuple):
     """Bytes that arrive together, or the end of the connection.
 
     Attributes:
-        wait: Seconds since the packet before; with 0 both arrive in one step of the event loop.
+        wait: Seconds since the packet before; with 0 both arrive in one step of the
+            event loop.
     """
 
     wait: float
@@ -64,7 +65,8 @@ class Case(NamedTuple):
     """A few stops, one after the other.
 
     Attributes:
-        connecting: The seconds that connecting takes, for each connection; None refuses it.
+        connecting: The seconds that connecting takes, for each connection; None refuses
+            it.
         greeting: Bytes that arrive with each connection.
         interruption: Bytes that arrive between its first request and the answer.
         stops: The stops; the last is answered as it should be.

@@ -1,4 +1,4 @@
-"""Make the stops of a case through one way, on connections in memory and in virtual time."""
+"""Make the stops of a case on connections in memory, in virtual time."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class Seen:
     """All that can be seen of a case.
 
     Attributes:
-        results: The result of each stop: a Runtime or an error, and the seconds it took.
+        results: The result of each stop: a Runtime or an error, and the seconds it
+            took.
         requests: The bytes of each request, with the number of its connection.
-        kept: The connections that the client has kept for another request, before each stop that
-            follows a pause, and at the end.
+        kept: The connections that the client has kept for another request, before each
+            stop that follows a pause, and at the end.
         events: What an observer was told.
         complaints: What the event loop reported, and what was left behind.
     """
@@ -101,7 +102,8 @@ class _Connection:
             self._send(self._server.case.stops[len(self._server.requests) - 1].answer)
 
     def _send(self, packets: list[Packet]) -> None:
-        # They are in the order of the requests, where packets of several arrive at a time.
+        # They are in the order of the requests, where packets of several arrive at a
+        # time.
         arrives = self._server.loop.time() + len(self._server.requests) * _APART
         together: list[bytes | Ending] = []
         for packet in packets:
@@ -120,7 +122,7 @@ class _Connection:
 
 
 class _Server:
-    """The network of a loop: connections to a server that sends the answers of a case."""
+    """The network of a loop, to a server that sends the answers of a case."""
 
     def __init__(self, loop: SimLoop, case: Case) -> None:
         self.loop = loop
@@ -160,7 +162,7 @@ class _Server:
 
 
 def run(case: Case) -> Seen:
-    """Make the stops of a case the way that is open, and return what could be seen of it."""
+    """Make the stops of a case the way that is open; return what was seen."""
     loop = SimLoop(_LIMIT)
     server = _Server(loop, case)
     loop.network = cast("Network", server)

@@ -1,4 +1,4 @@
-"""The fast path: it is taken, sends the bytes that aiohttp sends, and reads plain answers.
+"""The fast path: it is taken, sends aiohttp's bytes, and reads plain answers.
 
 It leaves all other answers to aiohttp. `tests/fuzz/` compares what follows from both.
 """
@@ -23,7 +23,7 @@ from bctrl_async.emulator import Emulator
 async def test_every_stop_of_an_owned_pool_takes_the_fast_path(
     emulator: Emulator, connect: Connect, ways: Ways, request: pytest.FixtureRequest
 ) -> None:
-    """Fault: the fast path is lost, and the only sign of it is the time that stops take."""
+    """Fault: the fast path is lost, and only the time of stops shows it."""
     targets = add_runtimes(emulator, 100)
     async with connect() as session:
         await asyncio.gather(*(session.stop_runtime(*target) for target in targets[:50]))
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Options, Options]] = {
 async def test_both_ways_send_the_same_bytes(
     settings: Options, arguments: Options, ways: Ways
 ) -> None:
-    """Fault: a header is missing on the fast path, or is another, and a server rejects it."""
+    """Fault: a header is missing on the fast path, and a server rejects it."""
     heads: list[bytes] = []
     targets = [("ws-1", "crm"), ("ws 1/ä", "c%2Fr m"), ("ws-1", "crm")]
     async with raw_server(recording(heads, http_answer("403 Forbidden"))) as url:
@@ -90,9 +90,10 @@ async def test_both_ways_send_the_same_bytes(
 BODY = b'{"alias":"crm"}'
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n" + BODY
 NGINX = (
-    b"HTTP/1.1 200 OK\r\nServer: nginx/1.26.3\r\nDate: Thu, 26 Nov 2026 10:00:00 GMT\r\n"
-    b"Content-Type: application/json\r\nContent-Length: 15\r\nConnection: keep-alive\r\n"
-    b"X-Request-Id: 0190a6c2\r\nCache-Control: no-store\r\nStrict-Transport-Security: max-age=1\r\n"
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.26.3\r\nDate: Thu, 26 Nov 2026 10:00:00 "
+    b"GMT\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: "
+    b"keep-alive\r\nX-Request-Id: 0190a6c2\r\nCache-Control: "
+    b"no-store\r\nStrict-Transport-Security: max-age=1\r\n"
     b"Set-Cookie: a=b\r\nSet-Cookie: c=d\r\n\r\n" + BODY
 )
 EXPRESS = (

@@ -52,8 +52,9 @@ _json = _scalars | st.lists(_scalars, max_size=2) | st.dictionaries(_text, _scal
 def instances(schema: Schema) -> st.SearchStrategy[Any]:
     """Return a strategy for all instances of a schema, including unknown properties.
 
-    hypothesis-jsonschema 0.23.1 cannot generate objects with hypothesis 6.170, whose private API it
-    uses. So this implements the few keywords of the contract, and rejects others.
+    hypothesis-jsonschema 0.23.1 cannot generate objects with hypothesis 6.170, whose
+    private API it uses. So this implements the few keywords of the contract, and
+    rejects others.
     """
     unknown = set(schema) - {"type", "enum", "format", "properties", "required"}
     assert not unknown, unknown
@@ -87,7 +88,7 @@ def _objects(schema: Schema) -> st.SearchStrategy[Schema]:
 
 
 def variation(wire: Schema, schema: Schema, rng: random.Random) -> Schema:
-    """Return another instance: in another order, with other choices and fewer properties."""
+    """Return another instance: other order and choices, fewer properties."""
     required = schema.get("required", [])
     names = [name for name in wire if name in required or rng.random() < 0.8]
     rng.shuffle(names)

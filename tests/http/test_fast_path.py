@@ -94,7 +94,7 @@ Stopping = tuple[BctrlSession, asyncio.Task[Runtime]]
 
 @asynccontextmanager
 async def in_flight(observer: Observer | None = None) -> AsyncIterator[Stopping]:
-    """Yield a session, and its stop that the server has received and does not answer."""
+    """Yield a session, and a stop that the server received without an answer."""
     received = asyncio.Event()
 
     async def receive(_: bytes, __: asyncio.StreamWriter) -> None:
@@ -171,7 +171,7 @@ class TestRehearsal:
 
 
 class TestTimers:
-    """None is left once the session is closed or dropped, not even for the rest of its timeout."""
+    """None is left once the session is closed or dropped."""
 
     async def test_a_failed_rehearsal_leaves_none(
         self, timers: Timers, monkeypatch: pytest.MonkeyPatch
@@ -213,7 +213,7 @@ class Named(Exchange):
 
 @pytest.mark.moves_clock
 async def test_each_exchange_has_its_own_time_limit() -> None:
-    """Fault: with a timer for all, an attempt that had to connect waited for a later limit."""
+    """Fault: with a timer for all, an attempt waited for a later limit."""
     loop, expired = asyncio.get_running_loop(), list[str]()
     deadlines, ended = _Deadlines(loop), Named("ended", expired)
     for exchange, seconds in (
@@ -236,7 +236,8 @@ class TestTimeout:
     @pytest.mark.parametrize(
         ("head", "closes"),
         [
-            # The status 0 stood for a head that was not read, so its body had no timeout.
+            # The status 0 stood for a head that was not read, so its body had no
+            # timeout.
             (OK[:-9].replace(b"200 OK", b"000 Nothing"), False),
             # Closing the session cancelled the only timer.
             (OK[:-9], True),
@@ -288,7 +289,7 @@ class TestTimeout:
 
     @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
     async def test_a_cancellation_in_the_same_turn_prevails(self, order: list[int]) -> None:
-        """Fault: a timeout that cancels the task can swallow a cancellation by the caller."""
+        """Fault: a timeout can swallow a cancellation by the caller."""
         async with in_flight() as (session, stopping):
             [exchange] = exchanges_of(session)
             ends: list[Callable[[], object]] = [exchange.time_out, stopping.cancel]
@@ -336,7 +337,7 @@ async def test_the_key_is_in_no_frame_that_waits(observer: Observer | None) -> N
 async def test_the_answers_of_common_servers_need_no_parser_with_our_protocol(
     monkeypatch: pytest.MonkeyPatch, *, own: bool
 ) -> None:
-    """Without the protocol of ours, stops would be slower, and nothing else would tell."""
+    """Stops would be slower without our protocol; nothing else would tell."""
     taken: list[bool] = []
 
     def begin(exchange: Exchange, message: Any, content: Any) -> None:  # noqa: ANN401 - passed on.

@@ -1,6 +1,7 @@
 """Answers of portals and gateways: they are no fact about a runtime.
 
-The simulation stops runtimes through gateways that answer 404, 503 or a page by themselves.
+The simulation stops runtimes through gateways that answer 404, 503 or a page by
+themselves.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ BODIES: dict[str, tuple[str, bytes, bool]] = {
 
 @pytest.mark.parametrize(("content_type", "body", "is_page"), BODIES.values(), ids=BODIES)
 def test_only_a_page_is_not_accepted(content_type: str, body: bytes, *, is_page: bool) -> None:
-    """Fault: a login page counts as accepted if it has a BOM, is UTF-16, cut, long or slow."""
+    """Fault: a login page with a BOM, in UTF-16, cut, long or slow is accepted."""
     failure = Failure(kind=Kind.UNREADABLE, summary="it is not a runtime", status=200)
 
     returned = with_body(failure, content_type, body, "Bearer k")

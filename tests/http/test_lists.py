@@ -1,4 +1,4 @@
-"""Lists of any length and content: the memory and the turns of the event loop that they take."""
+"""Lists of any length and content: the memory and the turns that they take."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def peak_of(parse: Callable[[], object]) -> int:
 class TestBounds:
     @pytest.mark.parametrize("parts", HOSTILE.values(), ids=HOSTILE)
     def test_a_hostile_list_takes_few_turns_and_little_memory(self, parts: Parts) -> None:
-        """Fault: 8 KB on the wire, `{"runtimes":[0,0,…]}` as gzip, took 4.1 GB and 27 s."""
+        """Fault: 8 KB of gzip, `{"runtimes":[0,0,…]}`, took 4.1 GB and 27 s."""
         body = hostile_body(*parts)
         parsed, turns = parse_in_turns(body)
 
@@ -123,7 +123,7 @@ class TestBounds:
                 await session.list_runtimes("ws-1")
 
     def test_only_the_first_mib_of_a_blank_list_is_searched_for_a_page(self) -> None:
-        """Fault: a blank body of 64 MiB was searched in one turn of the event loop, for 0.2 s."""
+        """Fault: a blank body of 64 MiB was searched in one turn, for 0.2 s."""
         failure = Failure(kind=Kind.UNREADABLE, summary="it is not JSON", status=200)
 
         def kind(body: bytes) -> Kind:
@@ -146,8 +146,9 @@ class TestBounds:
 
         assert isinstance(error, BctrlResponseError)
         assert error.summary == (
-            "the server answered 200, but the body is not a valid list of runtimes: more than 100 "
-            "runtimes in it are invalid; the last: Expected `object`, got `int`"
+            "the server answered 200, but the body is not a valid list of runtimes: "
+            "more than 100 runtimes in it are invalid; the last: Expected `object`, "
+            "got `int`"
         )
 
     def test_a_runtime_of_more_than_256_kib_costs_only_itself(self) -> None:

@@ -1,4 +1,4 @@
-"""Tools that patch or observe aiohttp see every stop: with them, none takes the fast path."""
+"""Tools that patch or observe aiohttp see every stop, which takes the long way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plain_wrapper(wrapped: Function, seen: list[str]) -> Function:
 
 
 def transparent_wrapper(wrapped: Function, seen: list[str]) -> Function:
-    """Wrap it as tracers do: the wrapper passes for what it wraps, also in its `__globals__`."""
+    """Wrap it as tracers do: the wrapper passes for what it wraps."""
 
     @wrapt.decorator
     def wrapper(
@@ -67,7 +67,7 @@ async def test_a_patch_sees_every_stop_until_it_is_taken_back(
     wrap: Callable[[Function, list[str]], Function],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Fault: a patched function passes for aiohttp's own, as it was never seen unpatched."""
+    """Fault: a patched function passes for aiohttp's own."""
     seen: list[str] = []
     was_open = maybe_open._sender.opened
     wrapper = wrap(getattr(aiohttp.ClientSession, name), seen)
@@ -120,7 +120,7 @@ async def test_after_its_pool_closes_while_a_trace_waits_nothing_is_sent(
 
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
-    """The spans of OpenTelemetry's own instrumentation of aiohttp, which is switched on."""
+    """The spans of OpenTelemetry's own instrumentation of aiohttp."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

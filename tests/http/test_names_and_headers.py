@@ -1,4 +1,4 @@
-"""The parts of a request that callers choose: names that become path segments, and headers."""
+"""The parts of a request that callers choose: names in the path, and headers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONTROL = "contains a control character"
 async def test_an_invalid_name_is_rejected_before_a_byte_is_sent(
     emulator: Emulator, session: BctrlSession, name: str, problem: str
 ) -> None:
-    """Fault: stop("..") leaves the resource (the vendor's SDK, elasticsearch, aiodocker)."""
+    """Fault: stop("..") leaves the resource (vendor's SDK, elasticsearch)."""
     for target, part in ((("ws-1", name), "alias"), ((name, "crm"), "workspace id")):
         with pytest.raises(BctrlConfigError) as caught:
             await session.stop_runtime(*target)

@@ -1,4 +1,4 @@
-"""The operations of the API: what each does, and what follows from it for errors and retries."""
+"""The operations of the API: each one's effect, errors and retries."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Facts(NamedTuple):
     repeat: Repeat
     stops: bool
     status: str = "active"
-    """The status of an active runtime after it; another for each operation with an effect."""
+    """The status of an active runtime after it; each effect has another."""
 
 
 LIST = "/v1/workspaces/{id}/runtimes"
@@ -52,13 +52,14 @@ FACTS = {
     "get": Facts("GET", f"{LIST}/{{alias}}", Repeat.READ, stops=False),
     "list": Facts("GET", LIST, Repeat.READ, stops=False),
 }
-"""A new operation needs a row here, and the contract must say so in `docs/contract/`."""
+"""A new operation needs a row here, and a word in `docs/contract/`."""
 
 
 CONTRACT = Path(__file__).parents[2] / "docs/contract"
 _ADVICE = (
-    "write in FACTS what the contract (docs/contract/) says of a second {}: READ if it has no "
-    "effect, CONVERGES if two are as good as one, else ONCE; write the same in its Operation"
+    "write in FACTS what the contract (docs/contract/) says of a second {}: READ if it "
+    "has no effect, CONVERGES if two are as good as one, else ONCE; write the same in "
+    "its Operation"
 )
 
 
@@ -162,7 +163,7 @@ async def test_an_unreadable_answer_is_not_asked_for_again(operation: AnyOperati
 async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice(
     operation: AnyOperation,
 ) -> None:
-    """Fault: a pause was sent twice after it (RFC 9110 section 15.5.9 lets a client repeat it)."""
+    """Fault: a pause was sent twice after it (RFC 9110 section 15.5.9)."""
     error, requests = await failure(operation, http_answer("408 X", b'{"code": "request.timeout"}'))
 
     is_once = operation.repeat is Repeat.ONCE
@@ -243,7 +244,8 @@ async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
             template=facts.template,
         )
     )
-    # The emulator imports nothing of the client, so nothing else keeps the two together.
+    # The emulator imports nothing of the client, so nothing else keeps the two
+    # together.
     assert [request.operation for request in emulator.requests] == [name]
     assert emulator.status("ws-1", "crm") == facts.status
     assert ALL[name].stops is facts.stops
@@ -251,11 +253,12 @@ async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_contract_says_what_a_request_does_that_arrives_twice(name: str) -> None:
-    """Fault: a pause whose answer was lost was sent again, and its error called that safe."""
+    """Fault: a pause whose answer was lost was sent again, as if it were safe."""
     facts = facts_of(name)
 
     assert ALL[name].repeat is facts.repeat, _ADVICE.format(name)
-    # A read is a GET (RFC 9110 section 9.2.1), and what is no read has an effect in the emulator.
+    # A read is a GET (RFC 9110 section 9.2.1), and what is no read has an effect in the
+    # emulator.
     is_read = facts.repeat is Repeat.READ
     assert is_read is (facts.method == "GET") is (facts.status == "active"), _ADVICE.format(name)
     contract = "".join(path.read_text("utf-8") for path in CONTRACT.iterdir())

@@ -125,7 +125,7 @@ class TestErrorClass:
     def test_the_status_and_a_code_decide_the_class_and_may_have_stopped(
         self, status: int, error_class: type[BctrlError], may_have_stopped: str
     ) -> None:
-        """Fault: a gateway's 503 for a stop that took effect was proof that nothing was done."""
+        """Fault: a gateway's 503 was proof that nothing was done."""
         error = parse_error(status, {"code": "some.code", "error": "No."})
         assert (type(error), error.status) == (error_class, status)
         assert error.may_have_stopped is (may_have_stopped == "always")
@@ -153,7 +153,7 @@ class TestErrorClass:
         ],
     )
     def test_only_the_api_knows_what_is_missing(self, body: object, *, names_runtime: bool) -> None:
-        """Fault: any JSON object in a 404 settles a stop, also of a gateway without a route."""
+        """Fault: any JSON object in a 404 settles a stop, also of a gateway."""
         error = parse_error(404, body)
 
         assert isinstance(error, BctrlNotFoundError)
@@ -218,8 +218,8 @@ class TestErrorFields:
         assert texts_of(error) == [self.FULL[name] for name in TEXTS]
         assert (error.body, error.retry_after) == (json.dumps(self.FULL), 7.0)
         assert str(error) == (
-            "the server answered 400 request.invalid: alias is wrong (request id req-1). "
-            "Look at the list. Correct the request; retrying will not help"
+            "the server answered 400 request.invalid: alias is wrong (request id "
+            "req-1). Look at the list. Correct the request; retrying will not help"
         )
 
     def test_all_fields_but_a_code_are_found_in_a_nested_object(self) -> None:
@@ -267,7 +267,7 @@ class TestErrorFields:
         assert len(str(error)) < 2500
 
     def test_no_character_that_reorders_hides_or_ends_text_is_in_an_error(self) -> None:
-        """Fault: bidi controls and zero-width characters of the server passed in error texts."""
+        """Fault: bidi controls and zero-width characters passed in errors."""
         words = f" not\r\n{UNPRINTABLE}ok\t "
 
         fields = parse_error(400, dict.fromkeys(TEXTS, words))

@@ -1,4 +1,4 @@
-"""A fixed proxy and a TLS context of a session, and the reasons of a missing connection."""
+"""A fixed proxy and a TLS context, and the reasons of a missing connection."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ CHECK_RULES = "Check that the proxy allows and can reach the host of the API"
 
 
 class Case(NamedTuple):
-    """The reason in an error, the advice, a URL without a connection, and a proxy to it.
+    """The reason, the advice, a URL without a connection, and a proxy to it.
 
     Attributes:
         answer: What the proxy `{proxy}` answers.
@@ -117,7 +117,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    # Fault: connection errors leak as the HTTP library's own exceptions (the vendor's SDK).
+    # Fault: connection errors leak as the HTTP library's own exceptions (the vendor's
+    # SDK).
     "a closed port": Case("{closed}: Connection refused", CHECK, "https://{closed}"),
     "a port without TLS": Case("{plain}: it does not speak TLS", CHECK, "https://{plain}"),
     "an unknown name": Case("bctrl.invalid:443: ", CHECK, "https://bctrl.invalid"),
@@ -176,7 +177,8 @@ async def test_the_reason_is_named_and_nothing_was_sent(emulator: Emulator, case
 async def test_a_certificate_with_another_fingerprint_is_named(emulator: Emulator) -> None:
     connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
     async with over_tls(emulator) as server, aiohttp.ClientSession(connector=connector) as http:
-        # If a name has two addresses, aiohttp would raise the error of the other address.
+        # If a name has two addresses, aiohttp would raise the error of the other
+        # address.
         url = server.url.replace("localhost", "127.0.0.1")
         session = BctrlSession(KEY, base_url=url, http=http, retry=ONCE)
         with pytest.raises(BctrlNetworkError, match="the certificate has another fingerprint"):

@@ -35,7 +35,7 @@ every_form = pytest.mark.parametrize("encode", FORMS.values(), ids=FORMS)
 
 
 def shown_of(text: str, key: str) -> list[str]:
-    """Return what an error shows of a text: as a part of a body, and in its own line."""
+    """Return what an error shows of a text: in a body, and in a line of its own."""
     return [excerpt_of(text.encode(), key), sanitize(text, key)]
 
 
@@ -82,7 +82,7 @@ def test_a_form_at_the_end_of_an_excerpt_leaves_no_part(encode: Encode) -> None:
 @every_form
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32-le"])
 def test_a_key_in_utf_16_or_utf_32_is_redacted(encode: Encode, encoding: str) -> None:
-    """Fault: of a page in UTF-16, an error showed the key with a NUL after each character."""
+    """Fault: of a page in UTF-16, an error showed the key with NULs in it."""
     body = f"<p>ä€😀 bad key {encode(KEY)}</p>".encode(encoding)
     for shown in (excerpt_of(body, KEY), sanitize(body.decode(errors="replace"), KEY)):
         assert leaked(encode(KEY), shown.replace(" ", "")) <= 10
@@ -116,7 +116,7 @@ def test_only_the_key_is_redacted(key: str, text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("cut", [30, 63, 64, 65, 4_000])
 def test_a_long_token_is_redacted_without_a_long_pattern(cut: int) -> None:
-    """Fault: to compile the pattern of a token of 4,000 characters took half a second."""
+    """Fault: it took half a second to compile the pattern of a long token."""
     key = "eyJhbGciOiJSUzI1NiIs" + "aB3-" * 995
     assert excerpt_of(f"bad key {key[:cut]}... given".encode(), key) in {
         "bad key *** given",

@@ -1,4 +1,4 @@
-"""Answers that belong to another request: one too many on a connection that is kept alive.
+"""Answers to another request, too many on a connection that is kept alive.
 
 The simulation stops runtimes through servers that send such answers at any moment.
 """
@@ -58,7 +58,7 @@ async def stop_one(session: BctrlSession) -> None:
 
 
 def keeping(writers: list[asyncio.StreamWriter], *answers: bytes) -> Handler:
-    """Keep the writer of each request; without answers, say that its runtime was stopped."""
+    """Keep the writer of each request; by default, say that it was stopped."""
     remaining = list(answers)
 
     async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -73,9 +73,10 @@ class TestIdleConnections:
     @pytest.mark.parametrize("first", [stopped("crm"), FORBIDDEN])
     @pytest.mark.parametrize("read", [True, False])
     async def test_any_byte_closes_it(self, arrived: bytes, first: bytes, *, read: bool) -> None:
-        """Fault: the start of an answer vanishes in aiohttp's parser, and its end follows.
+        """Fault: the start of an answer vanishes in aiohttp, and its end follows.
 
-        A busy loop reads its sockets only now and then, and takes connections in between.
+        A busy loop reads its sockets only now and then, and takes connections in
+        between.
         """
         writers: list[asyncio.StreamWriter] = []
         async with served(keeping(writers, first)) as session:
@@ -94,7 +95,7 @@ class TestIdleConnections:
         assert writers[1] is not writers[0]
 
     async def test_a_silent_tls_connection_is_used_again(self, emulator: Emulator) -> None:
-        """Fault: the session tickets of TLS 1.3 count as bytes that nobody asked for."""
+        """Fault: session tickets of TLS 1.3 count as bytes nobody asked for."""
         async with (
             over_tls(emulator) as server,
             BctrlSession("emulator-key", base_url=server.url, ssl=server.trusted) as session,
@@ -117,10 +118,10 @@ class TestAnswersAboutAnotherRuntime:
         error = caught.value
         assert result_of(error) is StopResult.UNKNOWN
         assert str(error) == (
-            "stop of 'crm' in workspace 'ws-1': the answer describes another runtime, 'mail' in "
-            f"workspace '{WORKSPACE}' (4 attempts, the runtime may have stopped). Retrying is "
-            "safe. If a mock server answers with made-up data, pass check_answers=False to the "
-            "session"
+            "stop of 'crm' in workspace 'ws-1': the answer describes another runtime, "
+            f"'mail' in workspace '{WORKSPACE}' (4 attempts, the runtime may have "
+            "stopped). Retrying is safe. If a mock server answers with made-up data, "
+            "pass check_answers=False to the session"
         )
         assert (error.status, error.may_have_stopped, error.accepted) == (None, True, False)
 
@@ -187,7 +188,8 @@ def belongs(
         ("\u0390", "\u1fd3", True),
         # Case folding undoes the normalization.
         ("\u00df\u0301", "SS\u0301", True),
-        # Each character is four in another form, and no text that is kept may be shorter.
+        # Each character is four in another form, and no text that is kept may be
+        # shorter.
         ("\u1f82" * 1_000, "\u03b1\u0313\u0300\u0345" * 1_000, True),
         (ID.upper(), "crm", True),
         (ID.replace("-", ""), "crm", True),
@@ -205,7 +207,7 @@ def test_an_alias_has_many_forms(asked: str, answered: str, *, is_same: bool) ->
 
 
 def test_a_long_alias_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: an answer of 300 KB stalled the event loop for a minute: normalizing is quadratic."""
+    """Fault: an answer of 300 KB stalled the loop: normalizing is quadratic."""
     lengths: list[int] = []
 
     def normalized(form: Literal["NFC"], text: str) -> str:

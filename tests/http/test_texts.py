@@ -1,4 +1,4 @@
-"""Texts of the server that no human wrote: endless texts, and half of a surrogate pair."""
+"""Texts that no human wrote: endless texts, and half of a surrogate pair."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestEndless:
         assert longest(stopped) == MAX_TEXT
 
     async def test_a_journal_and_a_report_keep_little(self, tmp_path: Path) -> None:
-        """Fault: 100,000 stops whose answers took 5 KB on the wire would have taken 97 GB."""
+        """Fault: 100,000 stops with answers of 5 KB would have taken 97 GB."""
         path = tmp_path / "run.jsonl"
         async with served(answer(ENDLESS | {"status": "x" * 200_000}), retry=ONCE) as session:
             report = await session.stop_runtimes([CRM], journal=path, verify=False)
@@ -123,7 +123,7 @@ class TestHalves:
     @pytest.mark.parametrize("encoding", ["escaped", "utf-8", "utf-16"])
     @pytest.mark.parametrize("status", ["active", "stopped"])
     async def test_an_alias_with_one_is_nobodys(self, encoding: str, status: str) -> None:
-        """Fault: this alias was read as `a?`, so another runtime was stopped, or said to be."""
+        """Fault: this alias was read as `a?`, so another runtime was stopped."""
         runtime = {**WIRE, **HALVES, "alias": "a\ud800", "status": status}
         async with served(answer({"runtimes": [runtime]}, encoding), retry=ONCE) as session:
             report = await session.stop_workspace("ws-1", where=lambda _: True)

@@ -44,8 +44,8 @@ async def test_a_redirect_is_neither_followed_nor_shown_with_its_tokens(status: 
     # 307 asks to send the request elsewhere, so it was not carried out.
     assert caught.value.may_have_stopped is (status != 307)
     assert caught.value.summary == (
-        f"the server answered {status}, a redirect to {other}/x: not followed, to protect the API "
-        "key"
+        f"the server answered {status}, a redirect to {other}/x: not followed, to "
+        "protect the API key"
     )
     assert str(caught.value).endswith("Point the base URL at the API itself")
 

@@ -1,4 +1,4 @@
-"""Bulk stops that meet a wire fault, and the stray answers of the emulator that has them."""
+"""Bulk stops that meet a wire fault."""
 
 from __future__ import annotations
 

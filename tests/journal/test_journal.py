@@ -1,4 +1,4 @@
-"""The journal of a bulk stop: what it has, and what the next run sends because of it."""
+"""The journal of a bulk stop: its lines, and what the next run sends."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TestFile:
     async def test_a_target_has_the_same_result_in_the_run_and_in_the_journal(
         self, stops: Stops
     ) -> None:
-        """Fault: the name of an enum's member, or an invalid name, was in no journal."""
+        """Fault: an enum's member, or an invalid name, was in no journal."""
         names = ["\ud800", "..", "é" * 100_000]
         targets = [(Name.WORKSPACE, "a"), *(("ws-1", name) for name in names)]
         report = await stops.run(targets)
@@ -214,7 +214,7 @@ class TestResume:
         assert set(stops.running().values()) == {False}
 
     async def test_what_one_run_did_not_send_another_may_have_sent(self, stops: Stops) -> None:
-        """Fault: it was `not_sent`, although the next run was killed after it sent the stop."""
+        """Fault: it was `not_sent`, although the next run had sent the stop."""
         first = stops.run([A])
         first.stop_reading()
         assert (await first).counts == {NOT_SENT: 1}
@@ -226,8 +226,8 @@ class TestResume:
 
         assert (killed.result, killed.running) == (StopResult.UNKNOWN, None)
         assert str(killed.error) == (
-            "stop of 'a' in workspace 'ws-1': not sent: the run was asked to start no more stops; "
-            "another run may have sent it (the runtime may have stopped)"
+            "stop of 'a' in workspace 'ws-1': not sent: the run was asked to start no "
+            "more stops; another run may have sent it (the runtime may have stopped)"
         )
 
     async def test_an_input_that_raises_leaves_its_outcomes_and_no_lock(self, stops: Stops) -> None:
@@ -245,7 +245,7 @@ class TestResume:
     async def test_an_entry_that_the_file_has_no_more_is_sent_again(
         self, stops: Stops, change: Callable[[bytes], bytes]
     ) -> None:
-        """Fault: a journal that was rewritten in place gave the outcome of another target."""
+        """Fault: a journal rewritten in place gave another target's outcome."""
         await stops.run([A, B], concurrency=1)
 
         def rewrite(_: StopOutcome) -> None:
@@ -346,7 +346,7 @@ class TestList:
 
     @pytest.mark.parametrize("is_missing", [False, True])
     async def test_what_is_sent_anyway_is_written(self, stops: Stops, *, is_missing: bool) -> None:
-        """Fault: it was done by `report`, and by the next run once the future had come."""
+        """Fault: it was done by `report`, and later by the next run."""
         ahead = datetime.now(UTC) + timedelta(hours=1)
         if is_missing:
             assert (await stops.run([LATE], missing_ok=True)).ok
@@ -557,7 +557,7 @@ class TestOfTheCaller:
     async def test_closing_it_raises_a_failure_only_if_it_is_the_first(
         self, stops: Stops, journal: Journal
     ) -> None:
-        """Fault: the report of a run was lost because its `with` block raised the same error."""
+        """Fault: its `with` block raised the same error, and lost the report."""
 
         def fail(_: int) -> None:
             raise OSError(errno.EIO, "Input/output error")

@@ -1,4 +1,4 @@
-"""The words of journals about a list: one file or more, old, damaged, or of another server."""
+"""Journals of a list: one file or more, old, damaged, or of another server."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestList:
         assert not any(outcome.resumed for outcome in outcomes)
 
     def test_a_target_that_no_file_has_may_have_been_sent(self, path: Path) -> None:
-        """Fault: it was `not_sent`, although its process was killed after it sent the stop."""
+        """Fault: it was `not_sent`, although its process had sent the stop."""
         [outcome] = read_journals([write(path)], [("ws-1", "a")])
 
         assert outcome.result is StopResult.UNKNOWN
@@ -257,7 +257,7 @@ INVALID = {
 def test_an_outcome_that_could_not_be_read_again_is_not_written(
     path: Path, outcome: StopOutcome, problem: str
 ) -> None:
-    """Fault: a time without a zone damaged the file, and a tuple was an AttributeError."""
+    """Fault: a time without a zone damaged the file; a tuple raised."""
     with Journal(write(path, entry("a")), base_url=SERVER) as journal:
         with pytest.raises(BctrlConfigError) as caught:
             journal.write(outcome)
@@ -331,7 +331,7 @@ def test_a_file_that_is_changed_while_it_is_read_is_an_error(path: Path) -> None
 
 
 class TestCutShort:
-    """Only the last line may be cut short, by a crash or because it is being written."""
+    """Only the last line may be cut short, by a crash or while it is written."""
 
     @pytest.mark.parametrize("end", [1, 9, 99, -1])
     @pytest.mark.parametrize("nul", [0, 1 << 20])

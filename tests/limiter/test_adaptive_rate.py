@@ -39,7 +39,7 @@ def limited() -> AdaptiveRate:
 
 class TestStart:
     def test_it_is_over_after_200_successes_and_not_by_waiting(self) -> None:
-        """Fault: a session that listed its runtimes first, for seconds, started at full speed."""
+        """Fault: a session that listed its runtimes first started at full speed."""
         rate = AdaptiveRate()
         for now in range(200):
             rate.on_start(now)
@@ -83,11 +83,11 @@ def test_while_nothing_succeeds_the_rate_fades_to_an_attempt_in_two_seconds() ->
 
 
 class TestEvidence:
-    """First attempts are a fair sample of the targets, and repeats tell of their target."""
+    """First attempts are a fair sample of all, and repeats of their target."""
 
     @pytest.mark.parametrize("retry_after", [None, 30.0])
     def test_repeats_of_targets_show_no_limit(self, retry_after: float | None) -> None:
-        """Fault: thirty targets over their quota stopped the three thousand behind them."""
+        """Fault: thirty targets over their quota stopped 3,000 behind them."""
         rate = rate_of_workspace()
         for number in range(100):
             rate.on_throttled(1.0 + number, retry_after, 1, repeat(number, 2))
@@ -135,7 +135,8 @@ class TestEvidence:
             rate.on_success(11.0, history)
 
         assert rate.successes.throttles_alone(10.0) is is_alone
-        # Nobody has been answered since its next attempt, and of a first nothing is known.
+        # Nobody has been answered since its next attempt, and of a first nothing is
+        # known.
         assert not rate.successes.throttles_alone(12.0)
         assert not rate.successes.throttles_alone(math.inf)
 
@@ -144,7 +145,7 @@ class TestGrowthAndPauses:
     """The seconds of a pause are no evidence that the server accepts more."""
 
     def test_the_rate_grows_after_a_pause_and_not_in_it(self) -> None:
-        """Fault: after a Retry-After of 30 s and then 10 s, the rate grew in the pause."""
+        """Fault: after a Retry-After of 30 s, then 10 s, it grew in the pause."""
         rate = rate_of_workspace()
         refuse(rate, retry_after=30.0)
         rate.on_throttled(1.0, 10.0, 10, FIRST)
@@ -155,7 +156,7 @@ class TestGrowthAndPauses:
         assert rate._current_rate(30.7) == pytest.approx(40.0)
 
     def test_a_trial_that_passes_in_a_pause_starts_slowly_after_it(self) -> None:
-        """Fault: the pause counted as time of the slow start, which then lifted the limit."""
+        """Fault: the pause counted as slow start, which then lifted the limit."""
         rate = limited()
         rate._baseline._phase = trial = _Trial(0.1, 61.0)
         rate._baseline._rate_before = 100.0

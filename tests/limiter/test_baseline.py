@@ -43,9 +43,10 @@ def step_down(
     apart: float = 1.5,
     in_bursts: bool = False,
 ) -> list[float]:
-    """Step down to each rate, 4 throttled responses after the last; return what is restored.
+    """Step down to each rate, 4 throttled after the last; return what is restored.
 
-    The throttled responses before the first step are as many, but their share is not recorded.
+    The throttled responses before the first step are as many, but their share is not
+    recorded.
     """
     restored = []
     for number, (share, rate) in enumerate(zip(shares, rates, strict=True)):
@@ -74,7 +75,7 @@ def end_trial(baseline: ThrottlingBaseline, now: float, share: float) -> float |
 
 @pytest.fixture
 def tried() -> ThrottlingBaseline:
-    """A baseline that tries, since -1 s, whether a tenth is throttled at 100 per second as well."""
+    """A baseline that tries 100 per second, where a tenth was throttled, since -1 s."""
     baseline = ThrottlingBaseline()
     assert step_down(baseline, STEADY) == [RATE]
     assert baseline.is_trying
@@ -99,7 +100,8 @@ COMPARISONS: dict[str, tuple[list[float], list[float], dict[str, Any], list[floa
     "the rate hardly fell": (STEADY, [100.0, 95.0, 90.0, 85.0, 80.0, 75.0, 70.0], {}, []),
     # Fault: the load of other clients was taken for throttling at any rate.
     "in bursts": (STEADY * 2, FALLING * 2, {"in_bursts": True}, []),
-    # Fault: while others adapted to a limit, their load was taken for random throttling.
+    # Fault: while others adapted to a limit, their load was taken for random
+    # throttling.
     "unchanged for two seconds only": (STEADY, FALLING, {"apart": 0.5}, []),
 }
 
@@ -147,7 +149,7 @@ class TestTrial:
         assert tried.covers(0.1)
 
     def test_a_share_that_grows_with_the_rate_does_not(self, tried: ThrottlingBaseline) -> None:
-        """Fault: each of many clients on one limit ignored what the others throttled."""
+        """Fault: each of many clients ignored what the others throttled."""
         assert end_trial(tried, 0.0, 0.3) is None
         assert not tried.covers(0.1)
 
@@ -196,7 +198,8 @@ class TestCovers:
     def test_it_allows_for_chance_and_is_not_ended_by_more(
         self, tenth: ThrottlingBaseline, throttled: int, *, covered: bool
     ) -> None:
-        # The share allows 10 of 100, with a deviation of 3; 10 + 3 * 3 + 1 = 20 are covered.
+        # The share allows 10 of 100, with a deviation of 3; 10 + 3 * 3 + 1 = 20 are
+        # covered.
         record(tenth, 1.0, 100 - throttled, throttled)
         assert tenth.covers(1.0) is covered
         record(tenth, 2.0, 90, 10)

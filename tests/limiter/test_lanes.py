@@ -111,7 +111,7 @@ class TestQuotas:
     def test_each_workspace_is_paced_by_its_own(
         self, simulate: Simulate, *, is_sorted: bool
     ) -> None:
-        """Faults: they had the rate of the slowest; a sorted list used them one after the other."""
+        """Faults: all had the slowest rate; a sorted list used them in turn."""
         simulation = simulate(with_quotas(20.0, 10), LATENCY)
         targets = [target for number in range(6) for target in targets_in(f"ws-{number}", 200)]
         if not is_sorted:
@@ -221,7 +221,7 @@ class TestRetryAfter:
     def test_one_above_the_patience_fails_calls_of_its_workspace_alone(
         self, simulate: Simulate
     ) -> None:
-        """Fault: six dead targets whose gateway said 600 s ended a run of a thousand."""
+        """Fault: six dead targets with Retry-After 600 ended a run of a thousand."""
         simulation = simulate(throttling(OVER_QUOTA, 600.0), LATENCY)
 
         async def main(session: BctrlSession) -> None:
@@ -292,7 +292,7 @@ ANSWERS = [ANSWER, throttled(), throttled(retry_after=1.0), None]
 
 
 class Users:
-    """Calls in two workspaces, each in a task or parked, that hold their slots until they end."""
+    """Calls in two workspaces, in tasks or parked, that hold slots until they end."""
 
     def __init__(self, slots: int) -> None:
         self.limiter = Limiter(slots, past_start())
@@ -312,7 +312,7 @@ class Users:
         self.tasks.append(task)
 
     def start_parked(self, workspace: str) -> None:
-        """Start a call that waits in its lane without a task, if it has to wait there."""
+        """Start a call that waits in its lane, if it has to, without a task."""
         history = History(workspace=workspace)
         waiter = self.limiter.enqueue(60.0, Priority.BULK, history)
         if waiter is not None:
@@ -359,7 +359,7 @@ class Users:
             release(self.limiter, answer, history)
 
     async def finish_all(self) -> None:
-        """Let every call end within minutes; then so many succeed that nothing is throttled."""
+        """Let every call end; then so many succeed that nothing is throttled."""
         for _ in range(200):
             await asyncio.sleep(1.0)
             self.take_parked()

@@ -1,4 +1,4 @@
-"""The limiter: fair, bounded, patient, and closable while tasks wait, in virtual time."""
+"""The limiter: fair, bounded, patient, and closable while tasks wait."""
 
 import asyncio
 
@@ -149,7 +149,8 @@ class TestWait:
             assert caught.value.retry_after == pytest.approx(3600)
             assert (caught.value.status, caught.value.may_have_stopped) == (None, False)
 
-        # Its patience would last for the whole hour, so it waits; a minute later it is the probe.
+        # Its patience would last for the whole hour, so it waits; a minute later it is
+        # the probe.
         await patient
         assert now() == pytest.approx(61)
 
@@ -177,7 +178,7 @@ class TestPatience:
         assert now() == pytest.approx(50.1)
 
     async def test_the_sessions_own_pause_is_waited_for_without_any(self) -> None:
-        """Fault: the session's own pause was reported as a Retry-After beyond the patience."""
+        """Fault: its own pause was a Retry-After beyond the patience."""
         limiter = Limiter(10, AdaptiveRate())
         show_limit(limiter)
         await limiter.acquire(0.0)
@@ -195,7 +196,7 @@ class TestPatience:
     async def test_it_ends_in_time_for_those_that_came_before_and_after_the_throttling(
         self, throttled_at: tuple[float, ...], patience: float, ends: list[float]
     ) -> None:
-        """The only slot stays in use; two seconds before each time others are answered."""
+        """The only slot stays in use; others are answered 2 s before each time."""
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
 
@@ -218,7 +219,7 @@ class TestPatience:
 
 
 def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> None:
-    """Fault: one target over its quota, or behind a dead gateway, held up all others."""
+    """Fault: one target over its quota, or dead, held up all others."""
     simulation = simulate(lambda request: throttled(50.0) if request.at == 0.0 else ANSWER)
 
     async def scenario(session: BctrlSession) -> None:
@@ -233,7 +234,7 @@ def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> 
 
 
 class TestEverythingIsThrottled:
-    """Fault: a patience of 2 s ended after 272 s, when the last call had had its turn."""
+    """Fault: a patience of 2 s ended after 272 s, with the last call's turn."""
 
     POLICY = RetryPolicy(patience=2.0)
 
@@ -264,7 +265,7 @@ class TestEverythingIsThrottled:
         assert simulation.seconds < 10
 
     def test_a_throttled_answer_after_a_silence_ends_no_call(self, simulate: Simulate) -> None:
-        """Fault: all others failed as if the server had throttled them as long as it was silent."""
+        """Fault: all others failed as if throttled during the silence."""
         answers = iter([BctrlNetworkError("lost")] * 2 + [throttled()])
         simulation = simulate(lambda _: next(answers, ANSWER), 3.0)
         # The answers come one after the other.

@@ -94,7 +94,7 @@ class TestPause:
         assert now() == PROBE_INTERVAL - 1
 
     async def test_while_probes_are_throttled_one_a_minute_is_sent(self, calls: Calls) -> None:
-        """Fault: after one Retry-After with an epoch in it, every later call failed for years."""
+        """Fault: after a Retry-After with an epoch, calls failed for years."""
         show_limit(calls.limiter, YEAR, *calls.limited)
         admitted = []
         while now() < 200.0:
@@ -125,7 +125,7 @@ class TestAnswerOfAProbe:
     async def test_an_answer_that_is_not_throttled_ends_the_pause_for_the_calls_behind_it(
         self, calls: Calls, parsed: object
     ) -> None:
-        """Fault: a bulk stop that started with a probe killed itself with its second call."""
+        """Fault: a bulk stop killed itself with the call after its probe."""
         waiting = await calls.start_behind_a_probe(PATIENCE, 0.0, 0.0)
         await asyncio.sleep(5.0)
         assert not any(call.done() for call in waiting)
@@ -231,7 +231,7 @@ class TestBulk:
     def test_a_probe_is_sent_although_the_workers_got_the_long_retry_after_themselves(
         self, simulate: Simulate, retry_after: float, throttles: int, patience: float | None
     ) -> None:
-        """Fault: each throttled worker slept for the whole Retry-After, so none sent a probe."""
+        """Fault: each throttled worker slept, so none sent a probe."""
         answers = iter([throttled(retry_after)] * throttles)
         simulation = simulate(lambda request: next(answers, ANSWER) if request.at < 1.0 else ANSWER)
         report = simulation.stop(1000, retry=RetryPolicy(patience=patience))

@@ -1,4 +1,4 @@
-"""The rate behind a real nginx, which the simulated servers of `test_rate.py` imitate."""
+"""The rate behind a real nginx, which `test_rate.py` imitates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from support.nginx_server import NGINX, nginx
 from bctrl_async import BctrlSession, StopResult
 from bctrl_async.emulator import Emulator
 
-# All attempts in flight at the first 429 are throttled as well. Few connections and a large burst
-# keep their share small, although there are fewer targets than in a benchmark. A busy machine
-# exceeds a low rate as well.
+# All attempts in flight at the first 429 are throttled as well. Few connections and a
+# large burst keep their share small, although there are fewer targets than in a
+# benchmark. A busy machine exceeds a low rate as well.
 TARGETS = [("ws-1", f"r{number}") for number in range(500)]
 CONNECTIONS, RATE, BURST = 5, 100, 100
 

@@ -47,7 +47,7 @@ def at_random(
     otherwise: Callable[[], Server] = unlimited,
     ends: float = math.inf,
 ) -> Server:
-    """Make a server that throttles a share of the requests until a time, and others as another."""
+    """Make a server that throttles a share until a time, and others as another does."""
     rng, server = random.Random(share if seed is None else seed), otherwise()
     return lambda now: (
         throttled(retry_after) if now < ends and rng.random() < share else server(now)
@@ -60,10 +60,10 @@ def refusing(since: float, until: float) -> Server:
 
 @dataclass(frozen=True)
 class Case:
-    """So many stops at a new server, and the most seconds and throttled requests (a share).
+    """Stops at a new server, the most seconds, and the most throttled (a share).
 
-    A hundred workers make them, unless all start `at_once`. `latency` may depend on the number of
-    attempts in flight, of which the server accepts `server_limit`.
+    A hundred workers make them, unless all start `at_once`. `latency` may depend on the
+    number of attempts in flight, of which the server accepts `server_limit`.
     """
 
     server: Callable[[], Server]
@@ -110,7 +110,8 @@ CASES = {
     "a limit that falls and rises": Case(falling_bucket, 20_000, 141, 0.05),
     # A thousand per second before and after it, and some time to recover.
     "an outage of 429s": Case(partial(refusing, 5, 35), 20_000, 65, 0.05, latency=0.1),
-    # Throttling at random. Fault: each was taken for a limit, down to a few requests a second.
+    # Throttling at random. Fault: each was taken for a limit, down to a few requests a
+    # second.
     "a hundredth throttled": Case(partial(at_random, 0.01), 3000, 5, 0.03, latency=0.03),
     "a fiftieth throttled": Case(partial(at_random, 0.02), 10_000, 6, 0.04, latency=0.03),
     "a sixteenth throttled": Case(partial(at_random, 0.06), 3000, 30, 0.1, latency=0.03),
@@ -118,7 +119,8 @@ CASES = {
     "a tenth throttled with Retry-After": Case(
         partial(at_random, 0.1, retry_after=0.01), 3000, 60, 0.2, latency=0.03
     ),
-    # Fault: a comparison that declined by bad luck started again at a tenth of the rate.
+    # Fault: a comparison that declined by bad luck started again at a tenth of the
+    # rate.
     "a twentieth throttled and a limit": Case(
         partial(at_random, 0.05, 1, otherwise=bucket), 10_000, 99, 0.1, seed=1
     ),
@@ -194,7 +196,7 @@ class TestManyLimiters:
     def test_hardly_any_request_is_throttled_and_the_limit_is_used(
         self, count: int, retry_after: float | None, share: float, used: float
     ) -> None:
-        """Fault: each took the load of the others for throttling at any rate, and ignored it."""
+        """Fault: each took the others' load for throttling at any rate."""
         fleet = self.run(count, retry_after=retry_after)
         assert fleet.throttled_share(20, 60) <= share
         assert sum(fleet.rates(20, 60)) >= used * 200
@@ -212,7 +214,7 @@ class TestManyLimiters:
         assert fleet.rates(30, 60)[3] >= 200 / 4 / 2
 
     def test_eight_that_start_together_learn_of_a_limit_by_few_throttled_requests(self) -> None:
-        """Fault: each sent a hundred at once, and a quarter of all requests was throttled."""
+        """Fault: each sent a hundred at once, and a quarter was throttled."""
         fleet = Fleet(bucket(), [n / 100 for n in range(8)])
         fleet.run(60.0, 250)
         assert fleet.throttled_share(0.0, 60.0) <= 0.07

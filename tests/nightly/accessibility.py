@@ -2,11 +2,12 @@
 
 `python tests/nightly/accessibility.py AXE [--pictures FOLDER]`
 
-AXE is the file axe.min.js of the npm package axe-core. The page is brought into each of its states,
-and checked there at the widths of a phone and a desktop, in light and dark. Nothing that axe-core
-finds is ignored, nor what it leaves for a person to judge. A page wider than its window is a
-finding too, and so is an error that the page logs. With `--pictures`, a screenshot of each is saved
-as PNG. The exit code is 1 if there are findings.
+AXE is the file axe.min.js of the npm package axe-core. The page is brought into each of
+its states, and checked there at the widths of a phone and a desktop, in light and dark.
+Nothing that axe-core finds is ignored, nor what it leaves for a person to judge. A page
+wider than its window is a finding too, and so is an error that the page logs. With
+`--pictures`, a screenshot of each is saved as PNG. The exit code is 1 if there are
+findings.
 """
 
 from __future__ import annotations

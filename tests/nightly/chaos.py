@@ -1,13 +1,14 @@
-"""Chaos tests of the bulk stop: all faults at once, every ending, then a check of all outcomes.
+"""Chaos tests of the bulk stop: all faults, every ending, a check of all outcomes.
 
 `python tests/nightly/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]
 [--long-way]`
 
-Each seed is one run against the emulator over real sockets. The seed decides the faults, the
-targets that are poisoned, the kind of input, the policy, and how and when the run ends. Afterwards
-the guarantee of the bulk stop is checked: one outcome for each target, and none that contradicts
-the state of the server, or was not in one of its answers. With `--long-way` every request goes
-through `aiohttp.ClientSession.request`, as if a tracer had wrapped it.
+Each seed is one run against the emulator over real sockets. The seed decides the
+faults, the targets that are poisoned, the kind of input, the policy, and how and when
+the run ends. Afterwards the guarantee of the bulk stop is checked: one outcome for each
+target, and none that contradicts the state of the server, or was not in one of its
+answers. With `--long-way` every request goes through `aiohttp.ClientSession.request`,
+as if a tracer had wrapped it.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class _PlannedError(Exception):
 
 
 class _Begun(Observer, BulkObserver, StopObserver):
-    """An observer that records the paths of the stops that were sent, or about to be."""
+    """An observer that records the paths of stops that were sent, or nearly."""
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
@@ -298,9 +299,10 @@ class ChaosRun:
                 await self._session.close()
 
     def _mark_end(self, iterations: int) -> None:
-        """Keep the targets that are sent so far, some iterations of the loop after the end."""
+        """Keep the targets sent so far, some turns of the loop after the end."""
         assert self._runner is not None
-        # Anyio postpones the cancellation of a task that is about to run, again and again.
+        # Anyio postpones the cancellation of a task that is about to run, again and
+        # again.
         is_scope = self.ending is Ending.SCOPE_CANCELLED
         has_ended = not is_scope or bool(self._runner.cancelling()) or self._runner.done()
         if iterations or not has_ended:

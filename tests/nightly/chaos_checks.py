@@ -1,4 +1,4 @@
-"""The checks after a chaos run: the journal line by line, the report, and the emulator."""
+"""The checks after a chaos run: each line of the journal, report and emulator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GATEWAYS = (
     Reply(499, body="<html><head><title>499 Client Closed Request</title></head></html>"),
 )
 GATEWAYS = (*_GATEWAYS, *(replace(reply, takes_effect=True) for reply in _GATEWAYS))
-"""Answers of a proxy and of another service, not of the API: before the effect, and after it."""
+"""Answers of a proxy and of another service, before the effect and after it."""
 _PROVE_NOTHING = (LOGIN_PAGE, *GATEWAYS)
 
 Status = str | None
@@ -46,7 +46,8 @@ def check_journal(journal: JournalLines, base_url: str) -> Iterator[str]:
 
 def done_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
     """Return the targets that are done."""
-    # Over a stream a target may be there several times, each of which is a stop of its own.
+    # Over a stream a target may be there several times, each of which is a stop of its
+    # own.
     last = {(entry["workspace_id"], entry["alias"]): entry for entry in entries}
     return {target for target, entry in last.items() if entry.get("ok")}
 
@@ -111,7 +112,7 @@ def check_targets(
 def _contradictions(
     group: Sequence[Record], requests: Sequence[ReceivedRequest], before: Status, now: Status
 ) -> Iterator[str]:
-    """Yield all that contradicts the outcomes of one target, which may be there several times."""
+    """Yield what contradicts the outcomes of a target, which may be repeated."""
     results = {StopResult(entry["result"]) for entry in group}
     stops = [request for request in requests if request.method == "POST"]
     # What the API itself answered, and not something in front of it.

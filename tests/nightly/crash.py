@@ -2,9 +2,10 @@
 
 `python tests/nightly/crash.py [--kills 200] [--seed 1]`
 
-After each kill the journal is read line by line and compared with the server: each entry that says
-that a runtime no longer runs is true, none is lost or sent again, and only the last line may be cut
-short. In the end a run that is not killed stops what is left.
+After each kill the journal is read line by line and compared with the server: each
+entry that says that a runtime no longer runs is true, none is lost or sent again, and
+only the last line may be cut short. In the end a run that is not killed stops what is
+left.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ Target = tuple[str, str]
 
 
 class Crashes:
-    """A list, the emulator that has its runtimes, and the journal of the runs that are killed."""
+    """A list, its emulator, and the journal of the runs that are killed."""
 
     def __init__(self, emulator: Emulator, journal: Path, kills: int, rng: random.Random) -> None:
         self._emulator = emulator
@@ -71,7 +72,7 @@ class Crashes:
             emulator.add_runtime(*target)
 
     async def run(self) -> int:
-        """Kill the runs, then let one go on to the end; return the number of stops sent twice."""
+        """Kill the runs, then let one end; return the number of stops sent twice."""
         resent = 0
         for _ in range(self._kills):
             before, received = self._done(), Counter(self._emulator.received)
@@ -104,7 +105,7 @@ class Crashes:
         )
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
-        """Wait until some requests and a moment after the start of a run, or only a moment."""
+        """Wait for some requests of a run and a moment, or only for a moment."""
         requests = len(self._emulator.requests)
         until = requests + self._rng.randint(1, _PER_RUN)
         if self._rng.random() < 0.1:
@@ -124,7 +125,7 @@ class Crashes:
             await asyncio.sleep(0)
 
     def _done(self) -> set[Target]:
-        """Check each line of the journal against the emulator; return the targets that are done."""
+        """Check each line of the journal; return the targets that are done."""
         data = self._journal.read_bytes() if self._journal.exists() else b""
         if b"\n" not in data:
             return set()
@@ -154,8 +155,8 @@ async def crash(kills: int, seed: int, folder: Path) -> str:
         resent = await crashes.run()
     seconds = time.monotonic() - start
     return (
-        f"{kills} kills of runs of {len(crashes.targets)} targets in {seconds:.0f} s: nothing lost "
-        f"or false, {resent} stops sent again whose answer had no line yet"
+        f"{kills} kills of runs of {len(crashes.targets)} targets in {seconds:.0f} s: "
+        f"nothing lost or false, {resent} stops sent again whose answer had no line yet"
     )
 
 

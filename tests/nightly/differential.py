@@ -1,13 +1,14 @@
-"""Compare the fast path with the long way: mutated answers must have the same effect on both.
+"""Compare the fast path with the long way: mutated answers have the same effect.
 
 `python tests/nightly/differential.py [--answers 5000] [--seed 0] [--first 0] [--jobs 2]
 [--break FAULT]`
 
-Each number of a seed is a case: three stops, one after the other, and the packets that answer them.
-It is run twice in virtual time, on connections in memory, by the real client and aiohttp's own
-protocol and parser. The results, the errors with their causes, the bytes of the requests and the
-fate of each connection must be equal. `--first NUMBER --answers 1` repeats a case. `--break` puts a
-fault into one of the two; then the exit code is 0 if it is found.
+Each number of a seed is a case: three stops, one after the other, and the packets that
+answer them. It is run twice in virtual time, on connections in memory, by the real
+client and aiohttp's own protocol and parser. The results, the errors with their causes,
+the bytes of the requests and the fate of each connection must be equal. `--first NUMBER
+--answers 1` repeats a case. `--break` puts a fault into one of the two; then the exit
+code is 0 if it is found.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ FAULTS: dict[str, tuple[str, object]] = {
     "until-close": ("set_response_params", _without_end),
     "reuse": ("should_close", False),
 }
-"""Faults to put into one way: the attribute of aiohttp's protocol, and its replacement."""
+"""Faults to put into one way: an attribute of aiohttp's protocol, and its value."""
 
 
 class Difference(Exception):  # noqa: N818 - it is what the comparison looks for.

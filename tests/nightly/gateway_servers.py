@@ -20,19 +20,20 @@ from support.helpers import free_port
 PATIENCE = 1
 """Seconds that each gateway waits for the server, or for a connection to it."""
 _START = 30.0
-# Debian installs servers in a directory that is often not in the PATH of an unprivileged user.
+# Debian installs servers in a directory that is often not in the PATH of an
+# unprivileged user.
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 
 class Kind(NamedTuple):
-    """A gateway, and how to run it. `$` names are filled in: ports, paths and the patience.
+    """A gateway, and how to run it, with `$` names for ports, paths and the patience.
 
     Args:
         command: The command that runs it in the foreground.
         config: Its configuration.
         reload: The signal that reloads its configuration, or the commands that do.
-        tls: What `$tls` in the configuration stands for over TLS; None if it has no TLS, and
-            HAProxy decrypts in front of it.
+        tls: What `$tls` in the configuration stands for over TLS; None if it has no
+            TLS, and HAProxy decrypts in front of it.
     """
 
     command: str
@@ -258,7 +259,8 @@ class Gateway:
         assert self._process is not None
         self._reloads += 1
         if isinstance(self._kind.reload, signal.Signals):
-            # Apache dies of it if it has only just started, and runs again after the next restart.
+            # Apache dies of it if it has only just started, and runs again after the
+            # next restart.
             with suppress(ProcessLookupError):
                 self._process.send_signal(self._kind.reload)
             return
@@ -275,7 +277,8 @@ class Gateway:
         with suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await process.wait()
-        # Children may outlive their parent, with its socket, and keep it for a moment when killed.
+        # Children may outlive their parent, with its socket, and keep it for a moment
+        # when killed.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

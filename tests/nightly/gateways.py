@@ -3,15 +3,16 @@
 `python tests/nightly/gateways.py [--targets 1000] [--seed 0] [--only NAME ...]`
 
 Install with `apt-get install --no-install-recommends apache2 caddy haproxy lighttpd
-lighttpd-mod-openssl nginx squid varnish`. All take ten minutes, `--only nginx haproxy` two.
+lighttpd-mod-openssl nginx squid varnish`. All take ten minutes, `--only nginx haproxy`
+two.
 
-Each gateway that is installed (`gateway_servers.py` has its configuration) stands in front of the
-emulator, plain and over TLS. The server resets connections before and after the effect,
-answers after the gateway has given up, answers in part, and closes connections that the gateway
-keeps; during the run the gateway is reloaded, ended and killed, and so is the server. Half of the
-runs neither retry nor verify, so that an answer of the gateway is the last word. In the end no
-outcome may contradict the record of the server, which may be late: a stop takes effect even if its
-client has gone.
+Each gateway that is installed (`gateway_servers.py` has its configuration) stands in
+front of the emulator, plain and over TLS. The server resets connections before and
+after the effect, answers after the gateway has given up, answers in part, and closes
+connections that the gateway keeps; during the run the gateway is reloaded, ended and
+killed, and so is the server. Half of the runs neither retry nor verify, so that an
+answer of the gateway is the last word. In the end no outcome may contradict the record
+of the server, which may be late: a stop takes effect even if its client has gone.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ class Verdict:
     """The fate of the stops of one or several runs.
 
     Args:
-        outcomes: The outcomes by result; an `unknown` by what became of its runtime as well.
+        outcomes: The outcomes by result; an `unknown` by what became of its runtime as
+            well.
         events: The events.
         false: The outcomes that contradict the record.
     """

@@ -1,11 +1,13 @@
-"""Shards of one list, stopped by processes of the command that are killed and started again.
+"""Shards of one list: processes of the command that are killed and started again.
 
-`python tests/nightly/shards.py [--seeds 5] [--first 0] [--targets 30000] [--shards 4] [--kills 12]`
+`python tests/nightly/shards.py [--seeds 5] [--first 0] [--targets 30000] [--shards 4]
+[--kills 12]`
 
-The seed decides the order of each process's list, and the moments at which a process that has a
-request in flight gets SIGKILL. A supervisor starts it again with the same journal until its exit
-code is 0. Afterwards the output of `bctrl-async report` is compared with the list and with the
-state of the server, and the requests that were repeated are counted.
+The seed decides the order of each process's list, and the moments at which a process
+that has a request in flight gets SIGKILL. A supervisor starts it again with the same
+journal until its exit code is 0. Afterwards the output of `bctrl-async report` is
+compared with the list and with the state of the server, and the requests that were
+repeated are counted.
 """
 
 from __future__ import annotations
@@ -142,8 +144,8 @@ class ShardsRun:
             last = requests[-1]
             process = self._processes[shard_of((last.workspace_id, last.alias), len(self._shards))]
             if process.returncode is None:
-                # Its own kill() may take the exit code of a killed process from asyncio, which then
-                # reports 255.
+                # Its own kill() may take the exit code of a killed process from
+                # asyncio, which then reports 255.
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
                 self._kills += 1

@@ -1,14 +1,15 @@
-"""Simulate the client against the emulator in virtual time, over a network that a seed rules.
+"""Simulate the client against the emulator in virtual time, over a seeded network.
 
-`python tests/nightly/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace] [--break FAULT]
-[--long-way] [--eager]`
+`python tests/nightly/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace]
+[--break FAULT] [--long-way] [--eager]`
 
-Each seed is one run of the real client, aiohttp and the emulator: a bulk stop, the command's bulk
-stop, or single calls. The seed decides all that is left to chance: faults of the network and the
-server, cancellations, endings, arguments. `--first SEED --seeds 1 --trace` repeats a run exactly
-and prints what happened. `--break` puts a known fault back into the client; then the exit code is
-0 if it is found. With `--long-way` every request goes through `aiohttp.ClientSession.request`, as
-where a tracer has wrapped it. With `--eager` all tasks start at once.
+Each seed is one run of the real client, aiohttp and the emulator: a bulk stop, the
+command's bulk stop, or single calls. The seed decides all that is left to chance:
+faults of the network and the server, cancellations, endings, arguments. `--first SEED
+--seeds 1 --trace` repeats a run exactly and prints what happened. `--break` puts a
+known fault back into the client; then the exit code is 0 if it is found. With
+`--long-way` every request goes through `aiohttp.ClientSession.request`, as where a
+tracer has wrapped it. With `--eager` all tasks start at once.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def _main() -> int:
     _write("Results: " + ", ".join(f"{count:,} {name}" for name, count in results.most_common()))
     _write(
         f"{args.seeds - failed} of {args.seeds} seeds passed: {requests:,} requests in "
-        f"{seconds / 3600:,.1f} h of virtual time, {args.seeds / took:.0f} seeds a second"
+        f"{seconds / 3600:,.1f} h of virtual time, {args.seeds / took:.0f} seeds a "
+        "second"
     )
     if args.fault is not None:
         return 0 if FAULTS[args.fault].rule in rules else 1

@@ -1,9 +1,9 @@
-"""Random tables with notes, line breaks, decoys and a damaged quote, read as lists of targets.
+"""Random tables with notes, decoys and a damaged quote, read as lists of targets.
 
 `python tests/nightly/tables.py [--tables 20000] [--first 0]`
 
-A decoy is a row that a note contains. In a file, none may be stopped, and no target that is listed
-may be lost without a line that says so.
+A decoy is a row that a note contains. In a file, none may be stopped, and no target
+that is listed may be lost without a line that says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHECKED = 100
 
 
 def table(rng: random.Random) -> tuple[set[RuntimeRef], str, bool]:
-    """Return the targets that a random table lists, its text, and whether it was damaged."""
+    """Return a random table's targets, its text, and whether it was damaged."""
     listed = [RuntimeRef(f"ws{rng.randrange(3)}", f"r{n}") for n in range(rng.randint(1, 8))]
     text = _json_lines(rng, listed) if rng.random() < 0.1 else _csv(rng, listed)
     is_damaged = rng.random() < 0.5
@@ -87,7 +87,7 @@ def _json_lines(rng: random.Random, listed: list[RuntimeRef]) -> str:
 
 
 def read(text: str) -> tuple[set[RuntimeRef], bool]:
-    """Return the targets of a file that would be stopped, and whether a line says what is not."""
+    """Return the targets to be stopped, and True if a line says what is not."""
     parser = LineParser()
     lines = [*io.BytesIO(text.encode()), b""]
     try:
@@ -101,7 +101,7 @@ def read(text: str) -> tuple[set[RuntimeRef], bool]:
 
 
 def check(seed: int) -> tuple[str, str]:
-    """Return what became of the table of a seed: a problem, `refused` or `read`; and its text."""
+    """Return the fate of a seed's table: a problem, `refused` or `read`; its text."""
     rng = random.Random(seed)
     listed, text, is_damaged = table(rng)
     stopped, says = read(text)

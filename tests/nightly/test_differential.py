@@ -1,4 +1,4 @@
-"""A few cases of `differential.py`, and proofs that it finds differences; CI runs more."""
+"""A few cases of `differential.py`, and proofs that it finds differences."""
 
 from __future__ import annotations
 

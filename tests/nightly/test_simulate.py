@@ -1,4 +1,4 @@
-"""A few seeds of `simulate.py`, and proofs that it finds faults; CI runs ten thousand seeds."""
+"""A few seeds of `simulate.py`, and proofs that it finds faults."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sim.runner import simulate
 
 SCRIPT = Path(__file__).with_name("simulate.py")
 SEEDS = [*range(60), 16451, 17879, 19500, 31668, 89738]
-"""The first, and some of eleven in 100,000 that failed: clusters of dead targets, probes that their
-callers cancel, and canaries that are never answered."""
+"""The first, and some of eleven in 100,000 that failed: clusters of dead targets,
+probes that their callers cancel, and canaries that are never answered."""
 FOUND_BY = {
     "another-runtime": 62,
     "caught-up": 519,

@@ -1,4 +1,4 @@
-"""Generate TypeScript from the OpenAPI of apps, and compile code that uses it. Needs npx.
+"""Generate TypeScript from the OpenAPI of apps, and compile a use. Needs npx.
 
 `python tests/nightly/typescript.py`
 """

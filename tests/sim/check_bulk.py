@@ -69,7 +69,8 @@ def check_run(world: World, run: BulkRun) -> Problems:
     if run.connections_left:
         yield Problem("connection left", f"{run.connections_left} connections are left open")
     if run.report is None:
-        # A batch that was dropped has no report; what it leaves behind is checked elsewhere.
+        # A batch that was dropped has no report; what it leaves behind is checked
+        # elsewhere.
         if world.plan.ending is not Ending.DROPPED:
             yield Problem("no report", "there is no report")
         return
@@ -158,7 +159,7 @@ def _compare(source: str, found: Counter[tuple[int, StopResult]], report: StopRe
 
 
 def _outcomes(run: BulkRun, report: StopReport) -> dict[int, tuple[StopResult, int]]:
-    """Return result and attempts by index, as recorded, delivered, reported or written."""
+    """Return result and attempts by index, wherever they were told."""
     everything = [record.outcome for record in run.recorded] + run.delivered + [*report.failures]
     found = {
         outcome.index: (outcome.result, outcome.attempts)
@@ -256,8 +257,8 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     first = {
         exchange.target for exchange in exchanges if exchange.stops and exchange.target not in begun
     }
-    # An attempt in flight may still be connecting.
-    # A stall delays the moment from which a deadline counts, and attempts that are not written yet.
+    # An attempt in flight may still be connecting. A stall delays the moment from which
+    # a deadline counts, and attempts that are not written yet.
     is_known = plan.ending is not Ending.KEY_REVOKED and not plan.stalls
     if is_known and len(first) > moment.in_flight:
         yield Problem("begun after the end", f"{len(first)} targets were first sent after the end")
@@ -282,7 +283,8 @@ def _check_duration(plan: Plan, run: BulkRun) -> Problems:
     longest = PATIENCE + plan.longest(len(run.items), workers)
     climate = plan.climate
     if climate.hazards - {"poison", "cut"}:
-        # While canaries are not answered either, a gateway's 503 costs the whole patience.
+        # While canaries are not answered either, a gateway's 503 costs the whole
+        # patience.
         busy = [target for target, fate in climate.poison.items() if fate == 503]
         longest += BULK_PATIENCE * -(-sum(map(run.items.count, busy)) // workers)
     if climate.hazards & THROTTLING:

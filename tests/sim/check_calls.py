@@ -26,7 +26,7 @@ from sim.world import World
 _PROBE_WAIT = 130.0
 """Seconds after which a session has sent a probe, however long a Retry-After is."""
 _PROBE_INTERVAL = 60.0
-"""Seconds that a probe costs if its caller cancels it: the server is asked once a minute."""
+"""Seconds that a cancelled probe costs: the server is asked once a minute."""
 
 
 def check_call(world: World, call: SingleCall) -> Problems:

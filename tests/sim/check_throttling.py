@@ -1,4 +1,4 @@
-"""The rules of throttling: it slows down its target or its workspace, and nobody else."""
+"""The rules of throttling: it slows down its target or workspace, nobody else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.world import World
 THROTTLING = frozenset({"quota", "random", "limit", "quotas", "gateway_retry_after"})
 """Hazards of a bulk stop of which some targets are throttled."""
 _SHOWN, _DECAY = 8.0, 0.5
-"""Throttled first attempts that show the limit of a workspace; how many a success makes up for."""
+"""Throttled first attempts that show a workspace's limit; a success's part of it."""
 _PAUSE = 0.5
 """Seconds of the pause after a limit is shown."""
 _FADES = 80
@@ -25,7 +25,7 @@ _SLOWEST = 0.5
 
 
 def check_throttling(plan: Plan, run: BulkRun) -> Problems:
-    """Check that throttled targets hold up no other, and that none of the others is lost."""
+    """Check that throttled targets hold up no other, and that none is lost."""
     hazards = plan.climate.hazards - {"starved"}
     has_rule = len(hazards) == 1 and hazards <= THROTTLING and not plan.is_paced
     if not has_rule or plan.ending is not Ending.COMPLETED or run.resumes:
@@ -40,7 +40,8 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
         # A starved process may see no answer in time.
         if is_patient and is_lost and not plan.stalls:
             yield Problem("throttled others", f"{name(outcome.target)} is {outcome.result}")
-        # A stop that a starved process saw no answer to is polled for as long as `verify` says.
+        # A stop that a starved process saw no answer to is polled for as long as
+        # `verify` says.
         is_polled = plan.stalls and outcome.result is StopResult.UNKNOWN
         if time - run.began > bound and not (waits_itself(plan) or is_polled):
             took = f"had its outcome after {time - run.began:.0f} s"
@@ -48,7 +49,7 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
 
 
 def waits_itself(plan: Plan) -> bool:
-    """Return True if the only worker sends throttled stops before it waits for the input."""
+    """Return True if the only worker sends throttled stops before more input."""
     workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
     return workers == 1 and plan.input in {"async", "generator"}
 
@@ -70,7 +71,7 @@ def _is_other(plan: Plan, target: Target) -> bool:
 
 
 def check_service(world: World, call: SingleCall) -> Problems:
-    """Check that a call does not wait for a workspace that is throttled, and does not fail."""
+    """Check that a call neither waits for a throttled workspace nor fails."""
     plan = world.plan
     if "service" not in plan.climate.hazards or not _is_other(plan, call.target):
         return
@@ -119,7 +120,7 @@ def _limit_shown_at(exchanges: list[Exchange]) -> float | None:
 
 
 def check_rate(plan: Plan, exchanges: list[Exchange]) -> Problems:
-    """Check that no second has more attempts than the rate allows, after a stall as well."""
+    """Check that no second has more attempts than the rate allows."""
     # A shared pace is the only rate of its session.
     is_paced = plan.pace is not None
     if plan.rate is None or is_paced or plan.climate.hazards - {"starved", *THROTTLING}:

@@ -37,7 +37,7 @@ HAZARDS = (
 """The kinds of faults; a climate has any number of them."""
 
 _SERVER_FAULTS = sorted({*Fault, WireFault.CLOSE_KEPT_ALIVE, WireFault.SLOW_DRIP} - {Fault.LATENCY})
-"""Faults of the emulator, without those that cost a second of CPU time or that the network has."""
+"""Faults of the emulator, but for slow ones and what the network has."""
 
 _FOREIGN: tuple[object, ...] = (
     {},
@@ -93,7 +93,8 @@ class Climate:
         idle_strays: Send stray answers also while no request waits for an answer.
         storm_of_gateway: The 503 of a storm are a gateway's.
         outage_is_answered: A gateway answers 503 while the server is down.
-        poison: Runtimes behind a dead node: no request about them is answered by the API.
+        poison: Runtimes behind a dead node: no request about them is answered by the
+            API.
     """
 
     hazards: frozenset[str]
@@ -196,7 +197,7 @@ class Climate:
         return Action(answer=fate, delay=delay)
 
     def _unavailable(self, poison: int | None, rng: random.Random, now: float) -> bytes | None:
-        """Return what a gateway says for a node or a server that is down or busy, or None."""
+        """Return what a gateway says for a dead or busy node or server, or None."""
         if poison is not None:
             return html(poison, _PAGES[0])
         if any(now in span for span in self.outages):

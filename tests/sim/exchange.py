@@ -59,13 +59,14 @@ class Conditions(Protocol):
 
 @dataclass(eq=False)
 class Exchange:
-    """A request as written by the client, and its answer as far as the client received it.
+    """A request as the client wrote it, and its answer as far as it arrived.
 
     Attributes:
         status: The status, once the head of the answer was delivered.
         answered: The time at which the last byte was delivered.
         page: True if the gateway answered by itself.
-        foreign: True if the answer is a gateway's, which proves nothing about the runtime.
+        foreign: True if the answer is a gateway's, which proves nothing about the
+            runtime.
         replacement: What the gateway answers in place of an answer that is lost.
     """
 

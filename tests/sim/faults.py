@@ -1,4 +1,4 @@
-"""Known faults, to be put back into the client: the simulation must find each of them."""
+"""Known faults, put back into the client: the simulation must find each."""
 
 from __future__ import annotations
 

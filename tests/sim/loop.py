@@ -1,7 +1,7 @@
 """An event loop in virtual time, without sockets, threads or signals of the system.
 
-Libraries such as looptime bring the clock alone, and wait a little for real sockets before each
-jump. Here nothing is real, so the clock is a few lines.
+Libraries such as looptime bring the clock alone, and wait a little for real sockets
+before each jump. Here nothing is real, so the clock is a few lines.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _MAX_STEPS = 200_000
 _STEP, _BUSY_STEP, _BUSY_AFTER = 1e-6, 1e-3, 100
 """Virtual seconds that a step takes, and one in a row of so many without a wait.
 
-A loop that is never idle must not stop the clock: anyio cancels a task in every step until it has
-left its scope.
+A loop that is never idle must not stop the clock: anyio cancels a task in every step
+until it has left its scope.
 """
 STALL = 1.0
 """Virtual seconds for which a process that is starved of CPU runs no callback."""
@@ -106,7 +106,7 @@ class SimLoop(VirtualLoop):
         self._clock.hooks.setdefault(step, []).append(hook)
 
     def starve(self, times: list[float]) -> None:
-        """Run no callback for `STALL` seconds from each of these times, in their order, on."""
+        """Run no callback for `STALL` seconds from each of these times on."""
         self._clock.stalls += times
 
     def create_future(self) -> asyncio.Future[Any]:

@@ -1,7 +1,7 @@
-"""A network in memory, on which segments are late, cut, lost or reset as a seed decides.
+"""A network in memory, whose segments are late, cut, lost or reset by a seed.
 
-Before the server stands a gateway that sees whole requests and whole answers, as a reverse proxy
-does: it may answer by itself, lose an answer, or send one too many.
+Before the server stands a gateway that sees whole requests and whole answers, as a
+reverse proxy does: it may answer by itself, lose an answer, or send one too many.
 """
 
 from __future__ import annotations
@@ -115,9 +115,10 @@ class Connection:
             self.network.loop.call_later(delay, self._deliver_stray, stray)
 
     def _deliver_stray(self, stray: Stray) -> None:
-        """Deliver an answer too many, unless nobody could tell it from a real answer."""
+        """Deliver an answer too many, unless it could pass for a real answer."""
         current = self.current
-        # The bytes of a stream keep their order, so nothing comes into the middle of an answer.
+        # The bytes of a stream keep their order, so nothing comes into the middle of an
+        # answer.
         may_come = current is None or (
             not current.delivered and stray.about not in {None, current.target}
         )
@@ -160,8 +161,8 @@ class Connection:
         exchange.answer = action.answer
         exchange.replacement = action.page
         if action.request is Fate.PASS or self._serving:
-            # The gateway does not answer while the server is at an earlier request, as after
-            # a stray answer.
+            # The gateway does not answer while the server is at an earlier request, as
+            # after a stray answer.
             exchange.passed = True
             self._serving.append(exchange)
             self.server.receive(head)
@@ -291,7 +292,7 @@ class Network:
     async def open(
         self, make_protocol: Callable[[], asyncio.Protocol], sock: socket.socket
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        """Open the connection of a connected socket, in the steps of asyncio's own loop."""
+        """Open the connection of a connected socket, in the steps of asyncio."""
         connection = self._pending.pop(sock)
         sock.close()
         protocol = make_protocol()

@@ -127,7 +127,7 @@ class Plan:
         self._draw_stalls(random.Random(f"stalls {seed}"))
 
     def _draw_pace(self, rng: random.Random) -> None:
-        """Draw a shared pace: its rate, the answers of its store, and when the store is away."""
+        """Draw a shared pace: its rate, and when its store answers or is away."""
         self.pace = rng.choice([None, None, None, 20.0, 200.0])
         self.store_latency = rng.choice([0.0005, 0.0005, 0.02, 0.3, 5.0])
         self.store_outage = rng.choice(
@@ -135,7 +135,7 @@ class Plan:
         )
 
     def _draw_throttling(self, rng: random.Random) -> None:
-        """Draw a workspace over its quota, or throttling at random, in place of no hazard."""
+        """Draw a workspace over its quota, or random throttling, instead."""
         climate = self.climate
         if climate.hazards or self.kind is Kind.CALLS or rng.random() < 0.2:
             return
@@ -159,7 +159,7 @@ class Plan:
         return isinstance(item, RuntimeRef) and item.workspace_id == self.climate.quota
 
     def _draw_end(self, rng: random.Random, count: int) -> None:
-        """Draw the moment of the end: a step of the loop, a time, or a number of outcomes."""
+        """Draw the moment of the end: a step, a time, or a number of outcomes."""
         self.trigger = rng.choice(["step", "time", "outcome"])
         if self.ending in _TIMED:
             self.trigger = "time"
@@ -264,7 +264,7 @@ class Plan:
         return self.rate is not None or self.pace is not None
 
     def longest(self, count: int, workers: int) -> float:
-        """Return the seconds in which so many workers make all attempts of so many calls."""
+        """Return the seconds in which workers make all attempts of these calls."""
         attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)
         # A lease has a slot at least, and takes a second at most.
         pace = sum(1.0 / rate for rate in (self.rate, self.pace) if rate)

@@ -98,7 +98,7 @@ def settled_in(path: Path) -> set[Target]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the outcomes in the whole lines of a journal, and the number of damaged lines."""
+    """Return the outcomes in a journal, and the number of damaged lines."""
     lines, damaged = [], 0
     for line in path.read_bytes().split(b"\n")[1:-1]:
         try:

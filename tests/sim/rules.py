@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
 
 PATIENCE = 180.0
-"""Seconds that a run may take beyond the attempts of its targets: outages, pauses, polls."""
+"""Seconds that a run may take beyond its attempts: outages, pauses, polls."""
 
 Problems = Iterator[Problem]
 
@@ -34,7 +34,7 @@ def name(target: Target) -> str:
 
 
 def may_have_stopped(exchange: Exchange) -> bool:
-    """Return True if a client that saw the answer cannot rule out that the stop took effect."""
+    """Return True if an answer leaves it possible that the stop took effect."""
     status = exchange.status
     if status is None or exchange.foreign:
         return True

@@ -1,4 +1,4 @@
-"""Run one seed: the loop and the clocks around a world, and the search for what it left behind."""
+"""Run one seed: a loop and clocks around a world, and a search for its leaks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Verdict:
         plan: What the seed decided.
         seconds: The virtual seconds that it took.
         requests: The number of requests that the client wrote.
-        results: The results of the targets, and `returned` and `raised` for single calls.
+        results: The results of the targets, and `returned` and `raised` for single
+            calls.
     """
 
     seed: int
@@ -145,7 +146,7 @@ def _timers(loop: SimLoop) -> list[asyncio.TimerHandle]:
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """Return the functions in which a task waits, from the outermost to the innermost."""
+    """Return the functions in which a task waits, the outermost first."""
     places: list[str] = []
     awaited: object = task.get_coro()
     while isinstance(awaited, CoroutineType):
@@ -170,7 +171,7 @@ def _close(loop: SimLoop) -> None:
 
 @contextmanager
 def _watched(loop: SimLoop, found: list[Problem]) -> Iterator[None]:
-    """Give everything in the process virtual time, and collect what it complains about."""
+    """Give the process virtual time, and collect what it complains about."""
 
     def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         text = f"{context.get('message')} {context.get('exception')!r}"
@@ -186,7 +187,8 @@ def _watched(loop: SimLoop, found: list[Problem]) -> Iterator[None]:
             patch("time.monotonic", loop.time),
             # It has a reference of its own.
             patch("aiohttp.connector.monotonic", loop.time),
-            # The order of sets of connections must not depend on addresses in memory either.
+            # The order of sets of connections must not depend on addresses in memory
+            # either.
             patch("aiohttp.client_proto.ResponseHandler.__hash__", lambda self: self.number),
             patch("aiohttp.connector._TransportPlaceholder.__hash__", lambda _: 0),
         ):

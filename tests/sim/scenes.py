@@ -1,4 +1,4 @@
-"""Scenes of throttling: the targets and the limits of a run that chance alone would not draw."""
+"""Scenes of throttling: targets and limits that chance would seldom draw."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Scene:
 
 
 def draw_service(rng: random.Random) -> Scene:
-    """Draw single calls of several workspaces, the first of which is throttled for ever."""
+    """Draw single calls of workspaces, the first of which is always throttled."""
     workspaces = [_BAD, *(f"ws-{number}" for number in range(rng.randint(2, 4)))]
     weights = [rng.choice([1, 4])] + [2] * (len(workspaces) - 1)
     owners = rng.choices(workspaces, weights, k=rng.randint(40, 120))
@@ -67,7 +67,7 @@ def _draw_limit(rng: random.Random) -> Scene:
 
 
 def _draw_quotas(rng: random.Random) -> Scene:
-    """Draw a quota for each workspace of a list, which is sorted by workspace or shuffled."""
+    """Draw a quota for each workspace of a list, sorted or shuffled."""
     workspaces, size = rng.randint(2, 6), rng.randint(15, 40)
     targets = [(f"ws-{n}", f"r{n}-{m}") for n in range(workspaces) for m in range(size)]
     if rng.random() < 0.5:

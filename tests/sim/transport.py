@@ -94,7 +94,7 @@ class Pipe:
 
 
 class Endpoint(asyncio.Transport):
-    """One end of a connection: the transport of the client's or the server's protocol."""
+    """One end of a connection, the client's or the server's."""
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""Helpers that tests share: servers and their faults, clocks, commands, records and checks.
+"""Helpers that tests share: servers, faults, clocks, commands, records and checks.
 
-The fixtures in `conftest.py` have most of it; what is no fixture is imported from its module here.
+The fixtures in `conftest.py` have most of it; what is no fixture is imported from its
+module here.
 """

@@ -27,7 +27,8 @@ class Tab:
     """A page in Chromium.
 
     Attributes:
-        errors: What the page logged: exceptions, and violations of its Content-Security-Policy.
+        errors: What the page logged: exceptions, and violations of its
+            Content-Security-Policy.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -139,8 +140,8 @@ def chromium() -> Iterator[str]:
             [
                 *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"),
                 *("--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run"),
-                # With it each memory of WebAssembly takes gigabytes of the address space, which may
-                # be limited (`ulimit -v`).
+                # With it each memory of WebAssembly takes gigabytes of the address
+                # space, which may be limited (`ulimit -v`).
                 "--disable-features=WebAssemblyTrapHandler",
             ],
             stderr=subprocess.DEVNULL,

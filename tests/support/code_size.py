@@ -1,4 +1,4 @@
-"""The work of reading Python code: its tokens, and the branches and tricks of its functions.
+"""The work of reading Python code: its tokens, and its functions' branches and tricks.
 
 Unlike lines, none of them gets smaller if more is written on a line.
 """
@@ -35,7 +35,7 @@ _BRANCHES = (
 
 
 def complexity(function: ast.AST) -> int:
-    """Return the cyclomatic complexity of a function: 1, and 1 for each branch in it."""
+    """Return the cyclomatic complexity of a function: 1, and 1 for each branch."""
     points = 1
     for node in ast.walk(function):
         if isinstance(node, _BRANCHES):
@@ -48,11 +48,12 @@ def complexity(function: ast.AST) -> int:
 
 
 def count_tokens(code: str) -> int:
-    """Return the number of tokens that are neither layout, nor comment, nor docstring."""
+    """Return the number of tokens without layout, comments and docstrings."""
     tree = ast.parse(code)
     docstrings = {node.lineno for node in ast.walk(tree) if _is_docstring(node)}
     count = 0
-    # Python 3.11 has one token for an f-string; later versions have one for each of its parts.
+    # Python 3.11 has one token for an f-string; later versions have one for each of its
+    # parts.
     nesting = 0
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         name = tokenize.tok_name[token.type]
@@ -90,9 +91,9 @@ _SELECTIONS = {"filter", "map", "next"}
 def tricks(tree: ast.AST) -> int:
     """Return the number of expressions that are read twice.
 
-    They are ternaries, `:=`, lambdas, calls of `next`, `map` and `filter`, tuples assigned to
-    several names, products with a bool, and each `and` and `or` that is neither in a condition
-    nor between bools.
+    They are ternaries, `:=`, lambdas, calls of `next`, `map` and `filter`, tuples
+    assigned to several names, products with a bool, and each `and` and `or` that is
+    neither in a condition nor between bools.
     """
     conditions = set(_and_or_in_conditions(tree))
     return sum(_tricks_of(node, conditions) for node in ast.walk(tree))

@@ -1,4 +1,4 @@
-"""Helpers of the tests of the command: processes, a terminal, and readers of its output."""
+"""Helpers of the tests of the command: processes, a terminal, and output."""
 
 from __future__ import annotations
 

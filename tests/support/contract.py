@@ -1,4 +1,4 @@
-"""Checks of requests and responses against the contract, `docs/contract/openapi.yaml`."""
+"""Checks of requests and responses against `docs/contract/openapi.yaml`."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ Schema = dict[str, Any]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "contract" / "openapi.yaml"
 
-# One non-empty path segment (RFC 3986 section 3.3); an empty one would be another resource.
+# One non-empty path segment (RFC 3986 section 3.3); an empty one would be another
+# resource.
 _SEGMENT = r"((?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)"
 
 
@@ -115,6 +116,7 @@ def _path_parameters(raw_path: str, template: str, described: Schema) -> dict[st
     match = re.fullmatch(_SEGMENT.join(literals), raw_path)
     assert match, f"{raw_path} does not match {template}"
     values = [unquote(segment, errors="strict") for segment in match.groups()]
-    # Intermediaries may resolve dot segments even if encoded (RFC 3986 section 6.2.2.2).
+    # Intermediaries may resolve dot segments even if encoded (RFC 3986 section
+    # 6.2.2.2).
     assert not {".", ".."} & set(values), f"{raw_path} contains a dot segment"
     return dict(zip(names, values, strict=True))

@@ -19,8 +19,8 @@ Connect = Callable[..., BctrlSession]
 """The type of the fixture `connect`."""
 
 BOUND = 50.0
-"""Seconds after which a test is taken to hang: a busy machine needs many, and a request that is
-never answered 60."""
+"""Seconds after which a test is taken to hang: a busy machine needs many, and a request
+that is never answered 60."""
 
 
 def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
@@ -43,7 +43,7 @@ class Bulk:
         return self.session.stop_runtimes(add_runtimes(self.emulator, count), **options)
 
     async def started(self, batch: StopBatch, requests: int) -> asyncio.Task[None]:
-        """Await a bulk stop in a task; return the task once there were so many requests."""
+        """Await a bulk stop in a task; return it once there were so many requests."""
         return await started(batch, self.emulator, requests)
 
 
@@ -72,7 +72,7 @@ async def wait_for_line(stream: asyncio.StreamReader | None, text: str) -> str:
 
 
 def pass_time(seconds: float) -> None:
-    """Let the clock of the running event loop jump ahead: timers that are due by then fire next."""
+    """Let the clock of the running loop jump ahead, and due timers fire next."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
         raise TypeError("this loop's clock cannot be moved: mark the test moves_clock")
@@ -82,7 +82,7 @@ def pass_time(seconds: float) -> None:
 
 @contextmanager
 def counted_turns() -> Iterator[Callable[[], int]]:
-    """Count the turns of the running loop in a block; yield a function that returns them."""
+    """Count the turns of the loop in a block; yield a function that returns them."""
     turns = 0
 
     async def count() -> None:
@@ -113,7 +113,7 @@ async def started(
     requests: int,
     run: Callable[[StopBatch], Coroutine[object, object, None]] = await_batch,
 ) -> asyncio.Task[None]:
-    """Await a bulk stop in a task; return the task once the emulator has this many requests."""
+    """Await a bulk stop in a task; return it once there are so many requests."""
     running = asyncio.create_task(run(batch))
     await wait_for_requests(emulator, requests)
     return running

@@ -50,7 +50,8 @@ def start_eagerly() -> None:
     uvloop = import_module("uvloop")
     for kind in (asyncio.BaseEventLoop, uvloop.Loop):
         _make_eager(kind)
-    # uvloop 0.23 passes `eager_start=None` to asyncio's factory, which then fails or is lazy.
+    # uvloop 0.23 passes `eager_start=None` to asyncio's factory, which then fails or is
+    # lazy.
     uvloop.Loop.create_task = _create_eager_task
 
 

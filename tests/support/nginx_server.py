@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-# Debian installs it in a directory that is often not in the PATH of an unprivileged user.
+# Debian installs it in a directory that is often not in the PATH of an unprivileged
+# user.
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 RATE, BURST = 200, 50
 
-# Paths are relative to nginx's `-p`, a temporary directory. As a single process it keeps its user,
-# even root, and ends when it is terminated.
+# Paths are relative to nginx's `-p`, a temporary directory. As a single process it
+# keeps its user, even root, and ends when it is terminated.
 _CONFIG = """
 daemon off;
 master_process off;
@@ -96,15 +97,16 @@ def nginx(
         upstream: The URL of the server.
         rate: Requests per second.
         burst: Additional requests that are accepted at once.
-        retry_after: The Retry-After of a throttled response, in seconds; None for no header.
+        retry_after: The Retry-After of a throttled response, in seconds; None for no
+            header.
         status: The status of a throttled response; nginx's own default is 503.
 
     Raises:
         RuntimeError: nginx ended by itself; the message is its error log.
     """
     assert NGINX is not None
-    # nginx inherits the listening socket, as in a binary upgrade. Another process could take a
-    # free port before nginx listens on it.
+    # nginx inherits the listening socket, as in a binary upgrade. Another process could
+    # take a free port before nginx listens on it.
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listening:
         listen = f"127.0.0.1:{listening.getsockname()[1]}"
         config = Path(folder, "nginx.conf")

@@ -13,11 +13,12 @@ from bctrl_async.pace import Pace
 
 
 class MemoryPace(Pace):
-    """A pace whose store is in this process; it waits for an answer as `RedisPace` does.
+    """A pace whose store is in this process, and is waited for as Redis is.
 
     Args:
         rate: The rate.
-        latency: Seconds that an answer takes, half of them before the slots are reserved.
+        latency: Seconds that an answer takes, half of them before the slots are
+            reserved.
 
     Attributes:
         error: Raised by every call, if set.
@@ -101,14 +102,15 @@ class Member:
 
 
 def jain(shares: list[int]) -> float:
-    """Return Jain's fairness index: 1 if all shares are equal, 1/n if one share is all."""
+    """Return Jain's fairness index: 1 if all are equal, 1/n if one has it all."""
     squares = sum(share**2 for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares)
 
 
 def most_in_a_window(starts: list[float], rate: float) -> float:
-    """Return by how many attempts a window of any length exceeds what the rate allows in it."""
-    # With x(i) = i - rate * time(i), a window from i to j exceeds it by x(j) - x(i) + 1.
+    """Return by how many attempts a window exceeds what the rate allows in it."""
+    # With x(i) = i - rate * time(i), a window from i to j exceeds it by x(j) - x(i) +
+    # 1.
     most, lowest = 0.0, math.inf
     for number, start in enumerate(sorted(starts)):
         position = number - rate * start

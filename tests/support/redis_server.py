@@ -1,4 +1,4 @@
-"""A real Redis or Valkey server, without persistence, that tests can kill, suspend and restart."""
+"""A real Redis or Valkey that tests can kill, suspend and restart."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RedisServer:
         self._process.wait()
 
     def suspend(self) -> None:
-        """Suspend it with SIGSTOP: connections are accepted, but nothing is answered."""
+        """Suspend it with SIGSTOP: it accepts connections and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -121,7 +121,7 @@ class RedisServer:
 
 @contextmanager
 def redis_server(program: str, *options: str) -> Generator[RedisServer]:
-    """Run a server of its own, and kill it at the end; skip the test if it is not installed.
+    """Run a server, and kill it at the end; skip the test if it is not installed.
 
     Args:
         program: `redis-server` or `valkey-server`.
@@ -142,7 +142,7 @@ def redis_server(program: str, *options: str) -> Generator[RedisServer]:
 
 @asynccontextmanager
 async def delayed(server: RedisServer, delay: float) -> AsyncIterator[str]:
-    """Run a proxy that passes everything on after so many seconds; yield the server's URL there."""
+    """Run a proxy that passes everything on late; yield the server's URL there."""
     loop = asyncio.get_running_loop()
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -29,7 +29,7 @@ class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum, str() gives the name o
 
 
 def wire(**fields: object) -> bytes:
-    """Return the body of an answer about a runtime with these fields, by their wire names."""
+    """Return the body of an answer about a runtime with these wire fields."""
     return json.dumps(WIRE | fields).encode()
 
 

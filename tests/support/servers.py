@@ -1,4 +1,4 @@
-"""Servers for tests: bytes of any kind, sessions on them, and the emulator in a thread."""
+"""Servers for tests: any bytes, sessions on them, and an emulator in a thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def listening(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
-    """Serve connections on a port of loopback, over TLS with a context; yield the port."""
+    """Serve connections on loopback, over TLS with a context; yield the port."""
     serving: set[asyncio.Task[None]] = set()
 
     async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,7 +50,7 @@ async def listening(
 
 @asynccontextmanager
 async def raw_server(handle: Handler) -> AsyncIterator[str]:
-    """Serve on loopback; `handle` gets the head of each request and writes the response."""
+    """Serve on loopback; `handle` gets each request's head, and answers it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -62,7 +62,7 @@ async def raw_server(handle: Handler) -> AsyncIterator[str]:
 
 
 def answering(*answers: bytes) -> Handler:
-    """Answer the requests with these bytes in order, and all later requests with the last."""
+    """Answer the requests with these bytes in order, all later with the last."""
     remaining = list(answers)
 
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -103,7 +103,7 @@ async def served(
     key: str = "k",
     **options: Any,  # noqa: ANN401 - those of a session.
 ) -> AsyncIterator[BctrlSession]:
-    """Yield a session on a server that answers each request with these bytes, or as a handler."""
+    """Yield a session on a server that sends these bytes, or acts as a handler."""
     handle = answering(server) if isinstance(server, bytes) else server
     async with raw_server(handle) as url, BctrlSession(key, base_url=url, **options) as session:
         yield session
@@ -111,7 +111,7 @@ async def served(
 
 @contextmanager
 def emulator_in_a_thread(*faults: Fault | Reply) -> Iterator[WireEmulator]:
-    """Run an emulator in a thread, for tests that need several event loops or processes."""
+    """Run an emulator in a thread, for several event loops or processes."""
     emulator = WireEmulator(port=0)
     for number in range(10):
         emulator.add_runtime("ws-1", f"r{number}")

@@ -36,7 +36,7 @@ ANSWER = runtime()
 
 
 class Request(NamedTuple):
-    """A request that the server gets; `number` counts the requests of its alias, from 1."""
+    """A request at the server; `number` counts those to its alias, from 1."""
 
     at: float
     workspace: str

@@ -21,7 +21,7 @@ from support import virtual_time
 _PATIENT = RetryPolicy(patience=300)
 
 Server = Callable[[float], BctrlError | None]
-"""Takes the time of a request; returns the error of its response, or None for a success."""
+"""Takes the time of a request; returns its error, or None for a success."""
 
 
 def past_start(cap: float | None = None) -> AdaptiveRate:
@@ -38,7 +38,7 @@ def throttled(retry_after: float | None = None) -> BctrlError:
 
 
 def show_limit(limiter: Limiter, retry_after: float | None = None, *workspaces: str) -> None:
-    """Let so many first attempts be throttled that there is a limit, of these workspaces."""
+    """Let so many be throttled that there is a limit, of these workspaces."""
     for number in range(8):
         workspace = workspaces[number % len(workspaces)] if workspaces else ""
         limiter._on_failure(Failure.of(throttled(retry_after)), History(workspace=workspace))
@@ -60,7 +60,7 @@ def release(limiter: Limiter, answer: object, history: History | None = None) ->
 def token_bucket(
     rate: Callable[[float], float], burst: float, retry_after: float | None = None
 ) -> Server:
-    """Make a server that limits like nginx's `limit_req … burst nodelay`: a rate and a burst."""
+    """Make a server with a rate and a burst, as nginx's `limit_req … nodelay`."""
     excess, last = 0.0, 0.0
 
     def serve(now: float) -> BctrlError | None:
@@ -90,7 +90,8 @@ def fixed_window(limit: int, retry_after: float | None = None) -> Server:
 class Run:
     """Stops that share one limiter, with counts of their requests.
 
-    They repeat exactly if `random`, which makes the jitter of their retries, is seeded before.
+    They repeat exactly if `random`, which makes the jitter of their retries, is seeded
+    before.
     """
 
     serve: Server
@@ -164,7 +165,8 @@ class Fleet:
         starts: The time at which each bulk stop starts.
         seed: The seed of all latencies and of the jitter.
         latencies: The bounds of the seconds that a response takes.
-        halfway: The server decides half a latency after a request was sent, not at once.
+        halfway: The server decides half a latency after a request was sent, not at
+            once.
 
     Attributes:
         accepted: The times of the requests of each that were accepted.
@@ -220,7 +222,7 @@ class Fleet:
         return throttled / (throttled + _count(self.accepted, start, end))
 
     def fairness(self, start: float, end: float) -> float:
-        """Return Jain's index of the rates: 1 if they are equal, 1/n if one limiter has all."""
+        """Return Jain's index of the rates: 1 if equal, 1/n if one has all."""
         rates = self.rates(start, end)
         return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates))
 

@@ -100,7 +100,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def forward_proxy(
     answer: bytes | None = None, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[Proxy]:
-    """Run a forward proxy, over TLS with a context, whose certificate is for localhost."""
+    """Run a forward proxy; a context gives it TLS, as localhost."""
     proxy = Proxy(answer)
     host = "http://127.0.0.1" if context is None else "https://localhost"
     async with listening(proxy.serve, context) as port:

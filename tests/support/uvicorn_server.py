@@ -1,4 +1,4 @@
-"""The FastAPI example under a real uvicorn, on the same kind of event loop as the test."""
+"""The FastAPI example under a real uvicorn, on the test's kind of event loop."""
 
 from __future__ import annotations
 

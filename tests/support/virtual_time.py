@@ -70,7 +70,8 @@ def run(main: Coroutine[None, None, _T]) -> _T:
         results.append(await main)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        # It formats its task, with the result, twice: a report may have ten thousand failures.
+        # It formats its task, with the result, twice: a report may have ten thousand
+        # failures.
         runner.run(keep())
     return results[0]
 

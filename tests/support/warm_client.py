@@ -1,7 +1,7 @@
 """Run the command in a fork of `warm_server.py`, which has the streams of this process.
 
-`python -IS warm_client.py SOCKET ARGUMENT...` ends as the fork does, and forwards signals to it. It
-imports as little as it can: most tests wait for it.
+`python -IS warm_client.py SOCKET ARGUMENT...` ends as the fork does, and forwards
+signals to it. It imports as little as it can: most tests wait for it.
 """
 
 import os
@@ -25,7 +25,7 @@ def _is_open(stream: int) -> bool:
 
 
 def _receive(server: socket.socket) -> int:
-    """Return a number that the server sends, or end this process if the server has ended."""
+    """Return a number from the server, or end this process if it has ended."""
     data = b""
     while len(data) < _LENGTH:
         try:

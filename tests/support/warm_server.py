@@ -1,9 +1,9 @@
 """Runs of the command, and of uvicorn, in processes that have imported them already.
 
-Imports take most of the time of a short run, and the tests make more than a hundred. `program`
-starts a server that imports a program once, and forks for each run. Streams, folder, environment,
-arguments, exit code, SIGINT and SIGTERM come from the process that a test starts,
-`warm_client.py`.
+Imports take most of the time of a short run, and the tests make more than a hundred.
+`program` starts a server that imports a program once, and forks for each run. Streams,
+folder, environment, arguments, exit code, SIGINT and SIGTERM come from the process that
+a test starts, `warm_client.py`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Server:
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> list[str] | None:
-        """Serve until stdin ends; return the arguments in a fork, None in the server itself."""
+        """Serve until stdin ends; return the arguments in a fork, else None."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker.fileno())

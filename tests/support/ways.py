@@ -1,4 +1,4 @@
-"""The two ways of a request: the fast path, and the long way through aiohttp's `ClientSession`."""
+"""The two ways of a request: the fast path, and aiohttp's `ClientSession`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An emulator whose answers also break rules of HTTP, or are too large, as few servers' are."""
+"""An emulator whose answers also break rules of HTTP, or are too large."""
 
 from __future__ import annotations
 

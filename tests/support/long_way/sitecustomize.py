@@ -1,7 +1,8 @@
-"""Wrap `aiohttp.ClientSession._request`, as tracers do: then no request takes the fast path.
+"""Wrap `aiohttp.ClientSession._request`, as tracers do: no fast path is taken.
 
-Python imports this file at its start if this folder is in PYTHONPATH. aiohttp is wrapped when it is
-imported, so a program that does not use it does not import it either.
+Python imports this file at its start if this folder is in PYTHONPATH. aiohttp is
+wrapped when it is imported, so a program that does not use it does not import it
+either.
 """
 
 from __future__ import annotations
