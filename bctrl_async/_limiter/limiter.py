@@ -196,9 +196,8 @@ class Limiter:
     def _on_success(self, history: History) -> None:
         now = asyncio.get_running_loop().time()
         self._all.rate.on_success(now, history)
-        lane = self._lanes.get(history.workspace)
-        if lane is not None:
-            lane.on_success(now, history)
+        if history.workspace in self._lanes:
+            self._lanes[history.workspace].on_success(now, history)
 
     def _on_failure(self, failure: Failure, history: History) -> bool:
         kind = failure.kind

@@ -113,12 +113,13 @@ class Exchange:
     ) -> None:
         """Take the head of the response, and the body if it is complete."""
         self.status = message.code
+        if isinstance(message, PlainAnswer):
+            self.answer = message
+            self.close()
+            return
         self.content = content
         # The callback runs at once if the body is complete.
         content.on_eof(self.close)
-        if isinstance(message, PlainAnswer):
-            self.answer = message
-            return
         self.header = message.headers.get
         if content.is_eof():
             self.answer = Answer(self.status, self.header, content.read_nowait())
