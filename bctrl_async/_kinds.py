@@ -1,10 +1,10 @@
-"""The one table of failures: what each kind costs, says of the server, leaves in doubt and becomes.
+"""The one table of failures: what each kind costs, shows, leaves in doubt and becomes.
 
-A failed attempt gives a `Failure`, which is data: its `Kind` is a row of the table. One exception
-is made of the last failure of a call, where a user meets it.
+A failed attempt gives a `Failure`, which is data: its `Kind` is a row of the table. One
+exception is made of the last failure of a call, where a user meets it.
 """
 
-# ruff: noqa: PIE796 - rows that are equal differ in words and in what apps may do with them.
+# ruff: noqa: PIE796 - equal rows differ in words, and in what apps may do with them.
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from bctrl_async.errors import (
     BctrlAuthenticationError as Auth,
     BctrlConfigError as Config,
     BctrlConflictError as Conflict,
-    BctrlError,
+    BctrlError as Error,
     BctrlNetworkError as Network,
     BctrlNotFoundError as NotFound,
-    BctrlPermissionError as Permission,
+    BctrlPermissionError as Forbidden,
     BctrlRateLimitError as RateLimit,
     BctrlResponseError as Response,
     BctrlServerError as Server5xx,
     BctrlTimeoutError as Timeout,
-    BctrlValidationError as Validation,
+    BctrlValidationError as Invalid,
 )
 from bctrl_async.outcomes import StopResult
 
 
 class Repeat(Enum):
-    """The effect of a request that arrives twice, which says when it may be sent again."""
+    """The effect of a request that arrives twice, so when it may be repeated."""
 
     READ = "none: a request has no effect"
     CONVERGES = "the same as if it had arrived once"
@@ -45,11 +45,12 @@ class Repeat(Enum):
 
 
 class Cost(Enum):
-    """The cost of a failed attempt, and the operations that may be sent again after it."""
+    """The cost of a failed attempt, and the operations that may be repeated."""
 
+    RUN = "the run: each call fails until the user corrects something", ()
     CALL = "the call, which would fail again", ()
-    IF_READ = "an attempt of a read; else the call, as the server took it", (Repeat.READ,)
-    IF_SAFE = "an attempt, unless a second effect would do harm", (Repeat.READ, Repeat.CONVERGES)
+    IF_READ = "an attempt of a read; else the call, as it was taken", (Repeat.READ,)
+    IF_SAFE = "an attempt, if repeating is safe", (Repeat.READ, Repeat.CONVERGES)
     ATTEMPT = "an attempt", tuple(Repeat)
     PATIENCE = "patience, because the server is busy", tuple(Repeat)
 
@@ -73,60 +74,62 @@ class Doubt(Enum):
     MAYBE = "if the answer is a gateway's, which may have forwarded the request"
 
 
-CALL, IF_READ, IF_SAFE, ATTEMPT, PATIENCE = Cost
+RUN, CALL, IF_READ, IF_SAFE, ATTEMPT, PATIENCE = Cost
 UP, DOWN, UNCLEAR = Server
 NO, YES, MAYBE = Doubt
+ALREADY = StopResult.ALREADY_STOPPED.value
+UNUSABLE = "no-usable-response"
 
 
 class Kind(Enum):
     """The kinds of failures.
 
-    `costs`, `server` and `doubt` are about an attempt. The rest is about a call of one attempt: the
-    class of its error, the result of a stop, the problem that an app answers, and the exit code of
-    the command, if not 1: it is 2 if every call fails until the user corrects something.
+    `costs`, `server` and `doubt` are about an attempt. The rest is about a call of a
+    single attempt: the class of its error, the result of a stop, and the problem that
+    an app answers.
     """
 
     # fmt: off
-    # kind            costs     server   doubt  raises       result             problem, exit code
+    # kind            costs     server   doubt  raises     result       problem
     # No request was sent, or its call was ended.
-    MISCONFIGURED   = CALL,     UNCLEAR, NO,    Config,      "not_sent",        "misconfigured", 2
-    INVALID_TARGET  = CALL,     UNCLEAR, NO,    Config,      "invalid",         "invalid-target", 2
-    NOT_ADMITTED    = CALL,     UNCLEAR, NO,    RateLimit,   "not_sent",        "rate-limited"
-    ABORTED         = CALL,     UNCLEAR, NO,    BctrlError,  "not_sent",        "not-settled"
-    NO_KEY          = ATTEMPT,  UNCLEAR, NO,    Timeout,     "not_sent",        "timeout"
+    MISCONFIGURED   = RUN,      UNCLEAR, NO,    Config,    "not_sent",  "misconfigured"
+    INVALID_TARGET  = RUN,      UNCLEAR, NO,    Config,    "invalid",   "invalid-target"
+    NOT_ADMITTED    = CALL,     UNCLEAR, NO,    RateLimit, "not_sent",  "rate-limited"
+    ABORTED         = CALL,     UNCLEAR, NO,    Error,     "not_sent",  "not-settled"
+    NO_KEY          = ATTEMPT,  UNCLEAR, NO,    Timeout,   "not_sent",  "timeout"
     # There was no answer.
-    NO_CONNECTION   = ATTEMPT,  DOWN,    NO,    Network,     "not_sent",        "no-usable-response"
-    UNTRUSTED       = ATTEMPT,  DOWN,    NO,    Network,     "not_sent",        "no-usable-response"
-    SLOW_CONNECTION = ATTEMPT,  DOWN,    NO,    Timeout,     "not_sent",        "timeout"
-    LOST            = ATTEMPT,  DOWN,    YES,   Network,     "unknown",         "no-usable-response"
-    SLOW_ANSWER     = ATTEMPT,  DOWN,    YES,   Timeout,     "unknown",         "timeout"
+    NO_CONNECTION   = ATTEMPT,  DOWN,    NO,    Network,   "not_sent",  UNUSABLE
+    UNTRUSTED       = ATTEMPT,  DOWN,    NO,    Network,   "not_sent",  UNUSABLE
+    SLOW_CONNECTION = ATTEMPT,  DOWN,    NO,    Timeout,   "not_sent",  "timeout"
+    LOST            = ATTEMPT,  DOWN,    YES,   Network,   "unknown",   UNUSABLE
+    SLOW_ANSWER     = ATTEMPT,  DOWN,    YES,   Timeout,   "unknown",   "timeout"
     # The answer is not the API's (NOT_HTTP), or is about another runtime (FOREIGN).
-    NOT_HTTP        = ATTEMPT,  UNCLEAR, YES,   Response,    "unknown",         "no-usable-response"
-    FOREIGN         = ATTEMPT,  UNCLEAR, YES,   Response,    "unknown",         "no-usable-response"
-    # A redirect; 307 and 308 ask to repeat the request elsewhere (RFC 9110 15.4.8 and 15.4.9).
-    REDIRECT        = CALL,     UP,      YES,   Response,    "unknown",         "no-usable-response"
-    ELSEWHERE       = CALL,     UP,      NO,    Response,    "rejected",        "no-usable-response"
+    NOT_HTTP        = ATTEMPT,  UNCLEAR, YES,   Response,  "unknown",   UNUSABLE
+    FOREIGN         = ATTEMPT,  UNCLEAR, YES,   Response,  "unknown",   UNUSABLE
+    # A redirect; 307 and 308 ask to repeat the request elsewhere (RFC 9110 15.4.8, 9).
+    REDIRECT        = CALL,     UP,      YES,   Response,  "unknown",   UNUSABLE
+    ELSEWHERE       = CALL,     UP,      NO,    Response,  "rejected",  UNUSABLE
     # A 2xx whose body is of no use (RFC 9110 15.3: the request was accepted).
-    PAGE            = CALL,     UP,      YES,   Response,    "unknown",         "no-usable-response"
-    UNREADABLE      = CALL,     UP,      YES,   Response,    "accepted",        "no-usable-response"
-    CUT_SHORT       = IF_READ,  UP,      YES,   Network,     "accepted",        "no-usable-response"
-    SLOW_BODY       = IF_READ,  UP,      YES,   Timeout,     "accepted",        "timeout"
+    PAGE            = CALL,     UP,      YES,   Response,  "unknown",   UNUSABLE
+    UNREADABLE      = CALL,     UP,      YES,   Response,  "accepted",  UNUSABLE
+    CUT_SHORT       = IF_READ,  UP,      YES,   Network,   "accepted",  UNUSABLE
+    SLOW_BODY       = IF_READ,  UP,      YES,   Timeout,   "accepted",  "timeout"
     # An error status, of the contract's errors.md and RFC 9110 15.5 and 15.6.
-    INVALID         = CALL,     UP,      MAYBE, Validation,  "rejected",        "invalid-target"
-    NO_ACCESS       = CALL,     UP,      NO,    Auth,        "rejected",        "rejected", 2
-    FORBIDDEN       = CALL,     UP,      NO,    Permission,  "rejected",        "rejected"
-    WRONG_PATH      = CALL,     UP,      NO,    NotFound,    "rejected",        "rejected"
-    NOT_FOUND       = CALL,     UP,      NO,    NotFound,    "not_found",       "not-found"
-    CONFLICT        = CALL,     UP,      MAYBE, Conflict,    "rejected",        "not-stoppable"
-    NOT_RUNNING     = CALL,     UP,      NO,    Conflict,    "already_stopped", "not-running"
-    REFUSED         = CALL,     UP,      MAYBE, Api,         "rejected",        "rejected"
-    TOO_SLOW        = IF_SAFE,  UP,      MAYBE, Api,         "rejected",        "timeout"
-    THROTTLED       = PATIENCE, UP,      NO,    RateLimit,   "rejected",        "rate-limited"
-    SERVER_ERROR    = ATTEMPT,  UP,      YES,   Server5xx,   "unknown",         "no-usable-response"
-    BAD_GATEWAY     = ATTEMPT,  DOWN,    YES,   Server5xx,   "unknown",         "no-usable-response"
-    GATEWAY_TIMEOUT = ATTEMPT,  DOWN,    YES,   Server5xx,   "unknown",         "timeout"
-    GATEWAY_BUSY    = PATIENCE, DOWN,    YES,   Server5xx,   "unknown",         "unavailable"
-    BUSY            = PATIENCE, UP,      NO,    Server5xx,   "rejected",        "unavailable"
+    INVALID         = CALL,     UP,      MAYBE, Invalid,   "rejected",  "invalid-target"
+    NO_ACCESS       = RUN,      UP,      NO,    Auth,      "rejected",  "rejected"
+    FORBIDDEN       = CALL,     UP,      NO,    Forbidden, "rejected",  "rejected"
+    WRONG_PATH      = CALL,     UP,      NO,    NotFound,  "rejected",  "rejected"
+    NOT_FOUND       = CALL,     UP,      NO,    NotFound,  "not_found", "not-found"
+    CONFLICT        = CALL,     UP,      MAYBE, Conflict,  "rejected",  "not-stoppable"
+    NOT_RUNNING     = CALL,     UP,      NO,    Conflict,  ALREADY,     "not-running"
+    REFUSED         = CALL,     UP,      MAYBE, Api,       "rejected",  "rejected"
+    TOO_SLOW        = IF_SAFE,  UP,      MAYBE, Api,       "rejected",  "timeout"
+    THROTTLED       = PATIENCE, UP,      NO,    RateLimit, "rejected",  "rate-limited"
+    SERVER_ERROR    = ATTEMPT,  UP,      YES,   Server5xx, "unknown",   UNUSABLE
+    BAD_GATEWAY     = ATTEMPT,  DOWN,    YES,   Server5xx, "unknown",   UNUSABLE
+    GATEWAY_TIMEOUT = ATTEMPT,  DOWN,    YES,   Server5xx, "unknown",   "timeout"
+    GATEWAY_BUSY    = PATIENCE, DOWN,    YES,   Server5xx, "unknown",   "unavailable"
+    BUSY            = PATIENCE, UP,      NO,    Server5xx, "rejected",  "unavailable"
     # fmt: on
 
     def __new__(cls, *_: object) -> Self:
@@ -140,23 +143,27 @@ class Kind(Enum):
         costs: Cost,
         server: Server,
         doubt: Doubt,
-        raises: type[BctrlError],
+        raises: type[Error],
         result: str,
         problem: str,
-        exit_code: int = 1,
     ) -> None:
         self.costs = costs
         self.doubt = doubt
         self.raises = raises
         self.result: StopResult = StopResult(result)
         self.problem = problem
-        self.exit_code = exit_code
         self.is_throttling: bool = costs is PATIENCE
         self.is_answer: bool = server is UP
         self.is_unanswered: bool = server is DOWN
         # The API says no, whatever its load.
-        self.is_refusal: bool = self.is_answer and costs is CALL and issubclass(raises, Api)
-        self.ends_run: bool = exit_code > 1
+        is_permanent = not costs.repeats
+        self.is_refusal: bool = is_permanent and self.is_answer and issubclass(raises, Api)
+        self.ends_run: bool = costs is RUN
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command, if each call fails this way."""
+        return 2 if self.ends_run else 1
 
 
 @final
@@ -190,20 +197,20 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def type(self) -> str:
-        """OpenTelemetry's `error.type`: an error status, or the name of the exception."""
+        """OpenTelemetry's `error.type`: an error status, or an exception's name."""
         if self.status is not None and self.status >= HTTPStatus.BAD_REQUEST:
             return str(self.status)
         return self.kind.raises.__qualname__
 
-    def error(self, **call_facts: object) -> BctrlError:
+    def error(self, **call_facts: object) -> Error:
         """Return the exception of this failure, with other attributes of its call."""
-        make: Callable[..., BctrlError] = self.kind.raises
+        make: Callable[..., Error] = self.kind.raises
         error = make(**{name: getattr(self, name) for name in _FACTS} | call_facts)
         error.__cause__ = self.cause
         return error
 
     @classmethod
-    def of(cls, error: BctrlError) -> Self:
+    def of(cls, error: Error) -> Self:
         """Return the failure of an exception that was raised in place of an attempt."""
         # Its traceback refers to the call, and a waiter may keep the error.
         error.with_traceback(None)
@@ -218,7 +225,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 _FACTS = frozenset(Failure.__struct_fields__) - {"kind", "in_doubt", "cause"}
 
 is_code: Callable[[str], re.Match[str] | None] = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
-"""Matches a code of the API (contract errors.md); a gateway may send other text or a number."""
+"""Matches a code of the API (contract errors.md); a gateway may send other text."""
 
 _BY_STATUS = {
     307: Kind.ELSEWHERE,
@@ -252,10 +259,11 @@ def kind_of_status(status: int, code: str | None) -> Kind:
     return _with_code(_BY_STATUS.get(status, default), code)
 
 
-def kind_of(error: BctrlError) -> Kind:
+def kind_of(error: Error) -> Kind:
     """Return the kind of an exception, even if an app or a journal has made it.
 
-    It has the problem and the exit code of the failure's kind, and the result if it is settled.
+    It has the problem and the exit code of the failure's kind, and the result if it is
+    settled.
     """
     if error.status is not None:
         kind = kind_of_status(error.status, error.code)
