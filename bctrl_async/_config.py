@@ -21,7 +21,7 @@ _is_key = re.compile(r"[!-~]+").fullmatch
 
 
 class Secret(str):
-    """A str whose repr is `***`, so that a traceback that shows variables does not reveal it."""
+    """A str whose repr is `***`, so that tracebacks with variables do not reveal it."""
 
     __slots__ = ()
 
@@ -34,7 +34,7 @@ class Secret(str):
 
 
 def hidden(key: object) -> Secret | type:
-    """Return a str as a `Secret`, and any other value as its type, which tracebacks may show."""
+    """Return a str as a `Secret`, and any other value as its type."""
     if isinstance(key, type):
         return key
     if isinstance(key, str):
@@ -43,7 +43,7 @@ def hidden(key: object) -> Secret | type:
 
 
 def hidden_key(api_key: object) -> Secret | type:
-    """Return a key as `hidden` does; None reads `BCTRL_API_KEY`, and raises if it is not set."""
+    """Return a key as `hidden` does; None reads `BCTRL_API_KEY`, which must be set."""
     if api_key is not None:
         return hidden(api_key)
     key = os.environ.get("BCTRL_API_KEY")
@@ -54,24 +54,25 @@ def hidden_key(api_key: object) -> Secret | type:
 
 
 def authorization(key: object) -> Secret:
-    """Return the `Authorization` header for a key; the error of a bad key does not contain it."""
+    """Return the `Authorization` header for a key; no error contains the key."""
     # A traceback that shows variables must not reveal the key.
     key = hidden(key)
     if isinstance(key, type):
         raise invalid_type("API key", key, "a str", "api_key")
-    # A key from a file or a secret store often ends with a newline that is not part of it.
+    # A key from a file or a secret store often ends with a newline that is not its own.
     key = Secret(key.rstrip("\r\n"))
     if not _is_key(key):
-        raise BctrlConfigError(
-            "invalid API key: empty, or with a space, a control character or non-ASCII text",
-            advice="Strip it, and leave out 'Bearer '",
+        raise invalid(
+            "API key",
+            "empty, or with a space, a control character or non-ASCII text",
+            "Strip it, and leave out 'Bearer '",
             argument="api_key",
         )
     return Secret(f"Bearer {key}")
 
 
 def base_url(text: str | None, *, allow_plaintext: bool) -> URL:
-    """Return the URL to which `/workspaces/…` is appended; None reads the environment."""
+    """Return the URL above `/workspaces/…`; None reads the environment."""
     name = "base_url"
     if text is None:
         name = "BCTRL_BASE_URL"
@@ -101,7 +102,7 @@ def _fault_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
 
 
 def proxy(text: Secret | type, *, is_allowed: bool) -> Secret | None:
-    """Check a proxy's URL as `hidden` returns it, or None's type; no error contains the URL."""
+    """Check a proxy's URL as `hidden` returns it; no error contains the URL."""
     if text is NoneType:
         return None
     if isinstance(text, type):
@@ -117,8 +118,9 @@ def proxy(text: Secret | type, *, is_allowed: bool) -> Secret | None:
 
 
 def _is_proxy(text: str) -> bool:
-    # The URL is parsed in this function, so that the parsed URL with its password is in no frame of
-    # the error's traceback. A # in a password ends the host early and leaves a fragment.
+    # The URL is parsed in this function, so that the parsed URL with its password is in
+    # no frame of the error's traceback. A # in a password ends the host early and
+    # leaves a fragment.
     url = _http_url(text)
     return url is not None and url.raw_path_qs in {"", "/"} and not url.raw_fragment
 
@@ -183,7 +185,7 @@ def invalid_type(
 def invalid(
     name: str, problem: str, advice: str | None = None, *, argument: str | None = None
 ) -> BctrlConfigError:
-    """Return the error of an invalid value; `argument` names the argument if `name` does not."""
+    """Return the error of an invalid value; `argument` is `name` by default."""
     if argument is None:
         argument = name
     return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument)
@@ -192,7 +194,8 @@ def invalid(
 def missing_extra(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
     """Return the error of a package that comes with an extra.
 
-    The advice names no package of an index: bctrl-async is on none, so anyone could register it.
+    The advice names no package of an index: bctrl-async is on none, so anyone could
+    register it.
     """
     advice = f"install bctrl-async with the extra {extra}"
     clone = f"in a clone: python -m pip install '.[{extra}]'"

@@ -10,8 +10,9 @@ from contextlib import suppress
 def close_with_loop(close: Callable[[], Awaitable[object]]) -> AsyncGenerator[None]:
     """Return a generator that calls an async function when it is advanced or closed.
 
-    `asyncio.run` closes all async generators before it closes the loop, and a loop closes a
-    generator that is garbage-collected. So the function is called in time in any case.
+    `asyncio.run` closes all async generators before it closes the loop, and a loop
+    closes a generator that is garbage-collected. So the function is called in time in
+    any case.
     """
     lifetime = _lifetime(close)
     # The first step registers the generator with the loop; it does not wait.

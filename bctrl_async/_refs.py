@@ -14,11 +14,11 @@ PAIR = 2
 
 
 def as_target(item: object) -> RuntimeRef:
-    """Return a runtime or any pair of strings, such as a row of a CSV file, as a target.
+    """Return a runtime or any pair of strings, such as a row of a CSV, as a target.
 
     Other items raise BctrlConfigError.
     """
-    # Most items are RuntimeRefs or tuples; this check costs a third of the general check.
+    # Most items are RuntimeRefs or tuples; this check costs a third of the general.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == PAIR:
         workspace_id, alias = item
         if type(workspace_id) is str and type(alias) is str:
@@ -35,7 +35,7 @@ def as_target(item: object) -> RuntimeRef:
 
 
 def parts(item: object) -> tuple[object, ...]:
-    """Return the parts of a row, or the names of a runtime; an empty tuple for another item."""
+    """Return the parts of a row, or the names of a runtime, or an empty tuple."""
     if isinstance(item, tuple):
         return item
     if isinstance(item, Runtime):

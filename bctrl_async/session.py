@@ -65,44 +65,49 @@ _log = logging.getLogger("bctrl_async")
 
 
 class BctrlSession:
-    """A session with the bctrl v1 workspaces API: one connection pool for any number of calls.
+    """A session with the bctrl v1 API: one connection pool for any number of calls.
 
-    It can be created before an event loop runs. The pool opens with the first call or `async with`,
-    belongs to the loop that runs then, and closes with the session, or else with the loop.
+    It can be created before an event loop runs. The pool opens with the first call or
+    `async with`, belongs to the loop that runs then, and closes with the session, or
+    else with the loop.
 
     Args:
-        api_key: The key, or a plain or async function that is called for it before each attempt.
-            None reads `BCTRL_API_KEY`. A newline at the end of a key is left out.
-        base_url: The URL of the API, with or without `/v1`. None reads `BCTRL_BASE_URL`, or uses
-            `https://api.bctrl.ai` if that is not set.
-        timeout: Seconds for one attempt, above 0, once `max_connections` and `rate` allow it.
-            Connecting may take 90 % of them. An `api_key` function has an equal limit of its own.
-        max_connections: The most attempts in flight, from 1. What may have taken effect is sent
-            first, then single stops, then bulk stops. If the server throttles every attempt for as
-            long as the `patience`, a call that waits fails.
+        api_key: The key, or a plain or async function that is called for it before each
+            attempt. None reads `BCTRL_API_KEY`. A newline at the end of a key is left
+            out.
+        base_url: The URL of the API, with or without `/v1`. None reads
+            `BCTRL_BASE_URL`, or uses `https://api.bctrl.ai` if that is not set.
+        timeout: Seconds for one attempt, above 0, once `max_connections` and `rate`
+            allow it. Connecting may take 90 % of them. An `api_key` function has an
+            equal limit of its own.
+        max_connections: The most attempts in flight, from 1. What may have taken effect
+            is sent first, then single stops, then bulk stops. If the server throttles
+            every attempt for as long as the `patience`, a call that waits fails.
         retry: The retry policy.
-        rate: The most attempts a second, above 0, evenly spaced, or a rate that this session shares
-            with sessions of other processes: a `bctrl_async.pace.FilePace` or a
-            `bctrl_async.redis.RedisPace`. None sets no limit. Either way the session slows down
-            while many targets get 429 or 503.
-        http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
-            is never closed here, and the limits of its connector also apply. Unlike the session's
-            own pool, it keeps idle connections on which unexpected bytes arrived. Its client
-            middlewares must send a request at most once: if a middleware retries and then finds no
-            connection, a stop is `not_sent` although its first request may have arrived.
+        rate: The most attempts a second, above 0, evenly spaced, or a rate that this
+            session shares with sessions of other processes: a
+            `bctrl_async.pace.FilePace` or a `bctrl_async.redis.RedisPace`. None sets no
+            limit. Either way the session slows down while many targets get 429 or 503.
+        http: An `aiohttp.ClientSession` to send through, instead of a pool of the
+            session's own. It is never closed here, and the limits of its connector also
+            apply. Unlike the session's own pool, it keeps idle connections on which
+            unexpected bytes arrived. Its client middlewares must send a request at most
+            once: if a middleware retries and then finds no connection, a stop is
+            `not_sent` although its first request may have arrived.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
         proxy: The URL of a proxy for all requests of the pool, such as
-            `http://user:password@proxy.example.com:3128`; it takes precedence over the proxies of
-            the environment. The API must be https, or `allow_plaintext` True.
-        ssl: The TLS context of the pool, for a private CA or a client certificate; None uses
-            `ssl.create_default_context()`.
+            `http://user:password@proxy.example.com:3128`; it takes precedence over the
+            proxies of the environment. The API must be https, or `allow_plaintext`
+            True.
+        ssl: The TLS context of the pool, for a private CA or a client certificate; None
+            uses `ssl.create_default_context()`.
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
-        headers: More headers for every request, except those that the session sets. The headers
-            of a call take precedence.
-        check_answers: Accept an answer only if it has the requested alias, or id, and the requested
-            workspace if that is a UUID. False accepts any answer, for a mock server that makes its
-            answers up.
+        headers: More headers for every request, except those that the session sets. The
+            headers of a call take precedence.
+        check_answers: Accept an answer only if it has the requested alias, or id, and
+            the requested workspace if that is a UUID. False accepts any answer, for a
+            mock server that makes its answers up.
 
     Raises:
         BctrlConfigError: There is no key, or an argument is invalid; the text names it.
@@ -143,7 +148,7 @@ class BctrlSession:
         _config.check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
         _config.check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
-        # Plain http is for loopback alone: a proxy, on another machine, could read the key.
+        # Plain http is for loopback alone: a proxy elsewhere could read the key.
         is_loopback_only = self._url.scheme == "http" and not allow_plaintext
         proxy = _config.proxy(via, is_allowed=not is_loopback_only)
         self._timeout = transport.time_limit(timeout)
@@ -187,10 +192,9 @@ class BctrlSession:
         return f"<BctrlSession {str(self._url)!r} {state}>"
 
     def __reduce__(self) -> NoReturn:
-        """Refuse `copy`, `deepcopy` and `pickle`: the pool belongs to one loop and process."""
-        raise TypeError(
-            "cannot copy or pickle a BctrlSession: share it, or make one in each process and loop"
-        )
+        """Refuse `copy`, `deepcopy` and `pickle`: a pool belongs to one process."""
+        advice = "share it, or make one in each process and loop"
+        raise TypeError(f"cannot copy or pickle a BctrlSession: {advice}")
 
     async def __aenter__(self) -> Self:
         self._sender.open_pool()
@@ -215,9 +219,10 @@ class BctrlSession:
         return self._sender.stats
 
     async def close(self) -> None:
-        """Close the session, and its pool unless it was borrowed; a second call does nothing.
+        """Close the session and its pool, unless that is borrowed; repeating is safe.
 
-        Calls that wait fail with `BctrlConfigError`, calls in flight with `BctrlNetworkError`.
+        Calls that wait fail with `BctrlConfigError`, calls in flight with
+        `BctrlNetworkError`.
 
         Raises:
             BctrlConfigError: The session belongs to another loop that still runs.
@@ -229,16 +234,16 @@ class BctrlSession:
         workspace_id: str | UUID,
         alias: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
+        timeout: float | None = None,  # noqa: ASYNC109 - of an attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         stopped_ok: bool = False,
     ) -> Runtime:
         """Stop a live runtime inside a workspace (contract: `runtimes-stop`).
 
-        A stop is safe to repeat, and needs no idempotency key. If the server says that the runtime
-        is not running, and an earlier attempt of this call may have stopped it, the call gets the
-        runtime (`runtimes-get`) and returns it.
+        A stop is safe to repeat, and needs no idempotency key. If the server says that
+        the runtime is not running, and an earlier attempt of this call may have stopped
+        it, the call gets the runtime (`runtimes-get`) and returns it.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
@@ -246,19 +251,21 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             headers: More headers, except those that the session sets.
-            stopped_ok: Also get and return a runtime that was not running in the first place,
-                instead of raising.
+            stopped_ok: Also get and return a runtime that was not running in the first
+                place, instead of raising.
 
         Returns:
-            The runtime as the server describes it. Its status may still be `active`: the stop was
-            accepted and is not finished, or the runtime was started anew while the call got it.
+            The runtime as the server describes it. Its status may still be `active`:
+            the stop was accepted and is not finished, or the runtime was started anew
+            while the call got it.
 
         Raises:
-            BctrlConfigError: An argument is invalid, or the session cannot be used: it is closed,
-                belongs to another loop, was opened before a fork, or its pace is misconfigured.
-            BctrlApiError: The server answered with an error status; `BctrlConflictError` with
-                `already_stopped` if the runtime was not running, or could not be read after it was
-                stopped: see `__cause__`.
+            BctrlConfigError: An argument is invalid, or the session cannot be used: it
+                is closed, belongs to another loop, was opened before a fork, or its
+                pace is misconfigured.
+            BctrlApiError: The server answered with an error status;
+                `BctrlConflictError` with `already_stopped` if the runtime was not
+                running, or could not be read after it was stopped: see `__cause__`.
             BctrlTimeoutError: The last attempt was not answered in time.
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
@@ -280,7 +287,8 @@ class BctrlSession:
             if not self._limiter.acquire_nowait(workspace_id):
                 history = History(workspace=workspace_id)
                 await self._limiter.acquire(policy.max_throttle_wait, history=history)
-            # The `Call` is made after the wait, to save memory: 100,000 stops may wait at once.
+            # The `Call` is made after the wait, to save memory: 100,000 stops may wait
+            # at once.
             retries = RetryState(policy, self._sender.quota, STOP.repeat, workspace=workspace_id)
             if history is not None:
                 retries.continue_from(history)
@@ -309,12 +317,13 @@ class BctrlSession:
         *,
         stopped_ok: bool,
     ) -> Runtime:
-        """Get the runtime of a stop that found it stopped already; raise any other failure."""
+        """Get the runtime of a stop that found it stopped; raise any other failure."""
         if failure.kind is not Kind.NOT_RUNNING or not (stopped_ok or call.retries.in_doubt):
             try:
                 raise call.error(failure)
             finally:
-                # The frames of a key function refer to this frame, as to that of `Sender.call`.
+                # The frames of a key function refer to this frame, as to that of
+                # `Sender.call`.
                 del failure
         headers = CIMultiDict(call.headers)
         headers.popall(_IDEMPOTENCY_KEY, None)
@@ -336,7 +345,7 @@ class BctrlSession:
         workspace_id: str | UUID,
         alias: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
+        timeout: float | None = None,  # noqa: ASYNC109 - of an attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
     ) -> Runtime:
         """Get a runtime of a workspace.
@@ -362,18 +371,19 @@ class BctrlSession:
         workspace_id: str | UUID,
         *,
         on_unreadable: Callable[[BctrlResponseError], object] | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
+        timeout: float | None = None,  # noqa: ASYNC109 - of an attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
     ) -> list[Runtime]:
         """List all runtimes of a workspace.
 
-        A runtime that cannot be parsed is an error, unless `on_unreadable` handles it: a runtime
-        that is missing from a list may go on running.
+        A runtime that cannot be parsed is an error, unless `on_unreadable` handles it:
+        a runtime that is missing from a list may go on running.
 
         Args:
             workspace_id: As for `stop_runtime`.
-            on_unreadable: Called with the error of each runtime that cannot be parsed; the others
-                are then returned. The error's `alias` is set if the alias can be parsed.
+            on_unreadable: Called with the error of each runtime that cannot be parsed;
+                the others are then returned. The error's `alias` is set if the alias
+                can be parsed.
             timeout: As for `stop_runtime`.
             retry: As for `stop_runtime`.
 
@@ -381,9 +391,9 @@ class BctrlSession:
             The runtimes in the server's order.
 
         Raises:
-            BctrlResponseError: The list cannot be parsed, is larger than 64 MiB or a page of a
-                longer list, or a runtime in it cannot be parsed (with `on_unreadable`: more than
-                100 of them).
+            BctrlResponseError: The list cannot be parsed, is larger than 64 MiB or a
+                page of a longer list, or a runtime in it cannot be parsed (with
+                `on_unreadable`: more than 100 of them).
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id = plain_text(workspace_id)
@@ -414,7 +424,7 @@ class BctrlSession:
         verify: bool | float = True,
         missing_ok: bool = False,
     ) -> StopBatch:
-        """Stop any number of runtimes, with one outcome for each and no exception for any.
+        """Stop any number of runtimes, with one outcome for each and no exceptions.
 
             report = await session.stop_runtimes(targets)
 
@@ -422,47 +432,56 @@ class BctrlSession:
                 async for outcome in batch:
                     ...
 
-        Targets are read as fast as they are stopped; outcomes are delivered as they are known. The
-        run ends early at the deadline, when the key is rejected (401), when the server answers
-        nothing, when its Retry-After for all exceeds the patience, and when the journal cannot be
-        written: `StopReport.ended_early` says why. The rest of an input with a length becomes
-        `not_sent`; any other input is not read to its end.
+        Targets are read as fast as they are stopped; outcomes are delivered as they are
+        known. The run ends early at the deadline, when the key is rejected (401), when
+        the server answers nothing, when its Retry-After for all exceeds the patience,
+        and when the journal cannot be written: `StopReport.ended_early` says why. The
+        rest of an input with a length becomes `not_sent`; any other input is not read
+        to its end.
 
         Args:
-            targets: Any iterable or async iterable of pairs (workspace id, alias), `RuntimeRef`s or
-                `Runtime`s. Any other item becomes an `invalid` outcome.
-            concurrency: The most stops at once, from 1 to the session's `max_connections`, which is
-                the default.
-            deadline: Seconds after which the run is aborted, above 0; None sets no deadline.
-                Callbacks are still waited for.
-            on_outcome: A plain or async function, called with each outcome; async calls overlap. If
-                it raises, the run is cancelled and raises the same error. After a cancellation it
-                is not called; `report.failures` has the failures that it missed.
+            targets: Any iterable or async iterable of pairs (workspace id, alias),
+                `RuntimeRef`s or `Runtime`s. Any other item becomes an `invalid`
+                outcome.
+            concurrency: The most stops at once, from 1 to the session's
+                `max_connections`, which is the default.
+            deadline: Seconds after which the run is aborted, above 0; None sets no
+                deadline. Callbacks are still waited for.
+            on_outcome: A plain or async function, called with each outcome; async calls
+                overlap. If it raises, the run is cancelled and raises the same error.
+                After a cancellation it is not called; `report.failures` has the
+                failures that it missed.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
-            journal: A file to which each outcome is appended as a line of JSON, or a `Journal`,
-                which its maker closes. The same call with the same file resumes the run, and skips
-                each target whose last entry says that its runtime no longer runs. Use another file
-                for runtimes that were started anew, and `Journal(path, max_age=…)` to reject an
-                old one; if a file is older than a day, skipping is logged as a warning.
-            verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
-                status that is not final, until it no longer runs or is `not_found`: at least once,
-                and for 30 s after its stop was answered or given up, also in an outage. A number,
-                above 0, replaces the 30 s, and bounds each poll (if above 5); False polls none.
-                `StopOutcome.running` is True or None if the polls settled nothing. Polls have the
-                lowest priority; up to a thousand runtimes are polled beside the stops.
-            missing_ok: Count a runtime that is `not_found` as no longer running. By default it is a
-                failure, because every target of a mistyped workspace is `not_found`.
+            journal: A file to which each outcome is appended as a line of JSON, or a
+                `Journal`, which its maker closes. The same call with the same file
+                resumes the run, and skips each target whose last entry says that its
+                runtime no longer runs. Use another file for runtimes that were started
+                anew, and `Journal(path, max_age=…)` to reject an old one; if a file is
+                older than a day, skipping is logged as a warning.
+            verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or
+                `accepted` with a status that is not final, until it no longer runs or
+                is `not_found`: at least once, and for 30 s after its stop was answered
+                or given up, also in an outage. A number, above 0, replaces the 30 s,
+                and bounds each poll (if above 5); False polls none.
+                `StopOutcome.running` is True or None if the polls settled nothing.
+                Polls have the lowest priority; up to a thousand runtimes are polled
+                beside the stops.
+            missing_ok: Count a runtime that is `not_found` as no longer running. By
+                default it is a failure, because every target of a mistyped workspace is
+                `not_found`.
 
         Returns:
-            The bulk stop: await it for its `StopReport`, or enter it and iterate. Both raise the
-            error of the input or of `on_outcome`, once every target read has its outcome.
+            The bulk stop: await it for its `StopReport`, or enter it and iterate. Both
+            raise the error of the input or of `on_outcome`, once every target read has
+            its outcome.
 
         Raises:
-            BctrlConfigError: Here if an argument is invalid; when awaited or entered if the session
-                cannot be used; when awaited or iterated over if the first item is of another type,
-                such as a string, or the journal is in use (then it is a
-                `journal.JournalInUseError`), damaged, foreign, too old, or of another version.
+            BctrlConfigError: Here if an argument is invalid; when awaited or entered if
+                the session cannot be used; when awaited or iterated over if the first
+                item is of another type, such as a string, or the journal is in use
+                (then it is a `journal.JournalInUseError`), damaged, foreign, too old,
+                or of another version.
         """
         options = Options(
             concurrency=concurrency,
@@ -490,36 +509,38 @@ class BctrlSession:
         verify: bool | float = True,
         missing_ok: bool = False,
     ) -> StopBatch:
-        """Stop the runtimes of a workspace that have not ended, or those that `where` selects.
+        """Stop a workspace's runtimes that have not ended, or that `where` selects.
 
-            report = await session.stop_workspace("ws-1")
-            report = await session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
+            report = await session.stop_workspace("ws-1") report = await
+            session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
 
-        The run lists the workspace, and stops the selected runtimes as `stop_runtimes` does.
-        Runtimes that start later are not in the list. A runtime has ended if it is `stopped` or
-        `failed`; with any other status, even a status unknown to this version, it is stopped. A
-        listed runtime that cannot be parsed becomes a `rejected` outcome, and so does a runtime of
-        unreadable age that otherwise matches a `where` with `older_than`.
+        The run lists the workspace, and stops the selected runtimes as `stop_runtimes`
+        does. Runtimes that start later are not in the list. A runtime has ended if it
+        is `stopped` or `failed`; with any other status, even a status unknown to this
+        version, it is stopped. A listed runtime that cannot be parsed becomes a
+        `rejected` outcome, and so does a runtime of unreadable age that otherwise
+        matches a `where` with `older_than`.
 
         Args:
             workspace_id: As for `stop_runtime`.
-            where: A `RuntimeFilter`, or a plain function that is called with each runtime. None is
-                `RuntimeFilter()`: runtimes that have not ended. A function may also select ended
-                runtimes, which become `already_stopped`.
+            where: A `RuntimeFilter`, or a plain function that is called with each
+                runtime. None is `RuntimeFilter()`: runtimes that have not ended. A
+                function may also select ended runtimes, which become `already_stopped`.
             concurrency: As for `stop_runtimes`.
             deadline: As for `stop_runtimes`; it includes the list.
             on_outcome: As for `stop_runtimes`.
             timeout: As for `stop_runtimes`, also for the list.
             retry: As for `stop_runtimes`, also for the list.
-            journal: As for `stop_runtimes`, but the list decides what is sent, never the file: each
-                entry that the list contradicts is corrected. A resumed run lists anew: its report
-                has only the runtimes that have not ended.
+            journal: As for `stop_runtimes`, but the list decides what is sent, never
+                the file: each entry that the list contradicts is corrected. A resumed
+                run lists anew: its report has only the runtimes that have not ended.
             verify: As for `stop_runtimes`.
-            missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the list.
+            missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the
+                list.
 
         Returns:
-            The bulk stop, as from `stop_runtimes`. It also raises the error of `list_runtimes` or
-            of `where`; then nothing was stopped.
+            The bulk stop, as from `stop_runtimes`. It also raises the error of
+            `list_runtimes` or of `where`; then nothing was stopped.
 
         Raises:
             BctrlConfigError: As from `stop_runtimes`, or for an invalid workspace id.
@@ -552,7 +573,7 @@ class BctrlSession:
         runtimes = await self.list_runtimes(
             workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
         )
-        # It is as old as the answer: what another run records before that is older news.
+        # It is as old as the answer: what another run records earlier is older.
         selection = Selection(workspace_id, where)
         for start in range(0, len(runtimes), _SLICE):
             await asyncio.sleep(0)
@@ -674,12 +695,12 @@ def _call_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
 def _check_borrowed(
     http: aiohttp.ClientSession, options: Collection[object], *, is_loopback_only: bool
 ) -> None:
-    """Raise an error if a borrowed session may reveal the key, or has options of its own."""
+    """Raise if a borrowed session may reveal the key, or options have no effect."""
     _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
     if http.trust_env and is_loopback_only:
         raise BctrlConfigError(
-            "the aiohttp.ClientSession given as http= may send the API key unencrypted to "
-            "a proxy of the environment",
+            "the aiohttp.ClientSession given as http= may send the API key "
+            "unencrypted to a proxy of the environment",
             advice="Make it without trust_env, or pass allow_plaintext=True",
         )
     if any(options):
@@ -690,7 +711,7 @@ def _check_borrowed(
 
 
 def _limit_with(connector: aiohttp.BaseConnector | None, limit: int) -> int:
-    """Return a limit of attempts in flight that is not above the limits of a connector."""
+    """Return a limit of attempts in flight, or the limit of a connector if lower."""
     if connector is None:
         return limit
     # Beyond its limits, a request would wait in the connector while its timeout runs.

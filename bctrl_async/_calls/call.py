@@ -47,7 +47,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     def priority(self) -> Priority:
         """The priority of the next attempt at the limiter.
 
-        A throttled call has done nothing, so it queues again behind those that wait already.
+        A throttled call has done nothing, so it queues again behind those that wait
+        already.
         """
         if self.retries.in_doubt and self.first_priority is not Priority.POLL:
             return Priority.RETRY
@@ -134,7 +135,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
 
-        `waits_for_quota` makes it wait for a token if the quota is exhausted; else it gives up.
+        `waits_for_quota` makes it wait for a token if the quota is exhausted; else it
+        gives up.
         """
         retries = self.retries
         loop = asyncio.get_running_loop()
@@ -153,7 +155,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         return True
 
     def log_retry(self, delay: float) -> None:
-        """Log the failure of the last attempt, and the shortest delay until the next."""
+        """Log the failure of the last attempt, and the shortest delay to the next."""
         failure = self.retries.last_failure
         if failure is not None and _log.isEnabledFor(logging.INFO):
             error = self.attempt_error(failure)
@@ -180,7 +182,7 @@ def annotate(error: BctrlError, operation: str, workspace_id: object, alias: obj
 
 
 def as_failure(cause: BaseException, source: str) -> BctrlError:
-    """Return an error for what `source` raised, such as a CancelledError that nobody asked for."""
+    """Return an error for what `source` raised, such as an unasked CancelledError."""
     error = BctrlError(f"{source} raised {type(cause).__name__}")
     error.__cause__ = cause
     return error

@@ -122,7 +122,8 @@ class ObservedStop:
             elapsed=time.monotonic() - self._started,
             request_id=request_id,
         )
-        # A runtime that runs now was started after the conflict, so the outcome leaves it out.
+        # A runtime that runs now was started after the conflict, so the outcome leaves
+        # it out.
         if answer is not result and isinstance(result, Runtime) and result.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=result)
         notify(self.observer.end, outcome)

@@ -88,8 +88,9 @@ def outcome_of(
 
 def only_accepted(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlError:
     """Return the error of a stop that was accepted, whose runtime may still run."""
+    status = f"{runtime.status.value!r:.50}"
     return BctrlError(
-        f"the stop was accepted, and the runtime was still {runtime.status.value!r:.50} after it",
+        f"the stop was accepted, and the runtime was still {status} after it",
         advice="Look at it again, or stop it again: a stop is safe to repeat",
         workspace_id=target.workspace_id,
         alias=target.alias,

@@ -15,9 +15,9 @@ from bctrl_async.errors import BctrlConfigError
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
 _CALL_PATIENCE = 60.0
 BULK_PATIENCE = 300.0
-"""Seconds for which a bulk stop without a deadline waits for a busy or silent server."""
+"""Seconds for which a bulk stop without a deadline waits for a busy server."""
 _MAX_PROBE_DELAY = 5.0
-"""The most seconds between two probes or polls: a change is noticed at most this late."""
+"""The most seconds between two probes or polls, after which a change is seen."""
 _LARGEST_EXPONENT = 60
 _MAX_NOTES = 10
 """The most attempts that an error lists in its notes; a call may make a hundred."""
@@ -26,23 +26,25 @@ _MAX_NOTES = 10
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """A retry policy with exponential backoff and full jitter.
 
-    A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
-    or 503 costs `patience` instead, because the server is busy. A gateway's 503, which has no
-    `code` of the API, costs an attempt from the second on if other targets are answered meanwhile,
-    because its target is then dead. The delay after the nth failure is random between 0 and the
-    smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than Retry-After. In
-    an outage of the server, a bulk stop waits and probes it, and a target's first failures do not
-    count. An untrusted certificate ends a single call without a retry, and a bulk stop if the
+    A stop is safe to repeat. A failed connection or a server error costs one of
+    `attempts`. A 429 or 503 costs `patience` instead, because the server is busy. A
+    gateway's 503, which has no `code` of the API, costs an attempt from the second on
+    if other targets are answered meanwhile, because its target is then dead. The delay
+    after the nth failure is random between 0 and the smaller of `cap` and
+    `base * 2**(n-1)` seconds, and never shorter than Retry-After. In an outage of the
+    server, a bulk stop waits and probes it, and a target's first failures do not count.
+    An untrusted certificate ends a single call without a retry, and a bulk stop if the
     server has never answered it.
 
     Args:
-        attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not count. For a
-            single attempt, set `patience` to 0 as well.
+        attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not
+            count. For a single attempt, set `patience` to 0 as well.
         base: The longest first delay in seconds, above 0.
         cap: The longest delay in seconds, above 0.
-        patience: Seconds of all delays after a 429 or 503 until giving up, and the longest
-            Retry-After to wait for; 0 gives up at once. Waiting for a slot costs none. None is 60
-            for a single stop; for a bulk stop it is its deadline, and at most 300.
+        patience: Seconds of all delays after a 429 or 503 until giving up, and the
+            longest Retry-After to wait for; 0 gives up at once. Waiting for a slot
+            costs none. None is 60 for a single stop; for a bulk stop it is its
+            deadline, and at most 300.
         statuses: The statuses to retry, of 408, 429 and 500 to 599.
 
     Raises:
@@ -63,7 +65,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
             _config.seconds(self.patience, "patience", "0 or a positive number of seconds")
         _config.check_type(self.statuses, Collection, "statuses", "a set of statuses")
         for status in self.statuses:
-            # The type comes first: an unhashable status, such as a list, would raise a TypeError.
+            # The type comes first: an unhashable status, such as a list, raises.
             if not isinstance(status, int) or status not in _MAY_RETRY:
                 raise BctrlConfigError(
                     f"invalid statuses {status!r}: expected 408, 429 or 500 to 599",
@@ -72,7 +74,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 
     @property
     def max_throttle_wait(self) -> float:
-        """The patience of a single call in seconds, 60 if None; see `patience` for a bulk stop."""
+        """The patience of a single call in seconds, 60 if None."""
         return _CALL_PATIENCE if self.patience is None else self.patience
 
     def for_bulk(self, deadline: float | None) -> RetryPolicy:
@@ -91,9 +93,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 
 
 class RetryQuota:
-    """A retry quota, a token bucket like botocore's: it bounds the retries in an outage.
+    """A retry quota, a token bucket like botocore's: it bounds retries in an outage.
 
-    A success or a permanent error status adds 1. Asking for a retry adds 0.1, then takes 1.
+    A success or a permanent error status adds 1. Asking for a retry adds 0.1, then
+    takes 1.
     """
 
     _INITIAL = 10.0
@@ -112,7 +115,7 @@ class RetryQuota:
         """Take a token for a retry; return False if the quota is exhausted."""
         self._tokens += self._PER_FAILURE
         if _quick.is_on:
-            # Retries come at once, so that no answer could refill the bucket between them.
+            # Retries come at once, so that no answer could refill the bucket.
             return True
         if self._tokens < 1.0:
             return False
@@ -121,7 +124,7 @@ class RetryQuota:
 
 
 class RetryState(History):
-    """The retries of one call: its failures so far, and the delay before the next attempt."""
+    """The retries of one call: its failures so far, and its next delay."""
 
     policy: RetryPolicy
     quota: RetryQuota
@@ -135,23 +138,23 @@ class RetryState(History):
     busy: int = 0
     """Throttled attempts that cost patience."""
     target_failed: bool = False
-    """True if a gateway answered 503 for this target alone, so that it costs an attempt."""
+    """True if a gateway answered 503 for this target alone; it costs an attempt."""
     waited: float = 0.0
     """Seconds of the patience that are over."""
     resumes_at: float | None = None
-    """The time of the next attempt of a bulk stop's call that waits without a worker."""
+    """The time of the next attempt of a bulk stop's call that has no worker."""
     last_failures: tuple[Failure, ...] = ()
     in_doubt: bool = False
     """True if a failed attempt may have taken effect."""
     status: int | None = None
     """The status of the last answer."""
     advice: str | None = None
-    """The reason why the last failure is not retried, if that is not the failure's own."""
+    """The reason why the last failure is not retried, if not the failure's own."""
     lacks_quota: bool = False
     """True if only the quota keeps the call from its next attempt."""
 
     def record(self, failure: Failure, *, target_failed: bool = False) -> None:
-        """Record a failed attempt, and whether a gateway's 503 is its target's own failure."""
+        """Record a failed attempt, and if a gateway's 503 is its target's failure."""
         self.attempts += 1
         if failure.status is not None:
             self.status = failure.status
@@ -168,12 +171,12 @@ class RetryState(History):
             self.quota.release()
 
     def leaves_doubt(self, failure: Failure) -> bool:
-        """Return True if a failed attempt may have taken effect, or a second one would do harm."""
+        """Return True if an attempt may have worked, or another would do harm."""
         is_harmful = failure.kind.costs is Cost.IF_SAFE and self.repeat is Repeat.ONCE
         return failure.may_have_worked or is_harmful
 
     def may_succeed(self, failure: Failure) -> bool:
-        """Return True if the same request may be sent again after a failure, and succeed."""
+        """Return True if the same request may be sent again, and may succeed."""
         if self.repeat not in failure.kind.costs.repeats:
             return False
         if self.in_doubt and self.repeat is Repeat.ONCE:
@@ -202,8 +205,10 @@ class RetryState(History):
             return None
         retry_after = failure.retry_after or 0.0
         if retry_after > patience:
-            # The patience ends before the Retry-After, and an earlier retry would only add load.
-            self.advice = f"Call again in {retry_after:.0f} s (Retry-After), or raise the patience"
+            # The patience ends before the Retry-After, and an earlier retry would only
+            # add load.
+            wait = f"{retry_after:.0f} s (Retry-After)"
+            self.advice = f"Call again in {wait}, or raise the patience"
             return None
         if not is_busy:
             return self.ask_quota()
@@ -230,7 +235,7 @@ class RetryState(History):
         return delay
 
     def ask_quota(self) -> float | None:
-        """Take a token of the quota; return the delay, or None while the quota is exhausted."""
+        """Take a token of the quota; return the delay, or None if there is none."""
         self.lacks_quota = not self.quota.acquire()
         if self.lacks_quota:
             self.advice = "Not retried: the retry quota is exhausted. Call again later"
@@ -245,12 +250,12 @@ class RetryState(History):
 
     @property
     def uncounted(self) -> int:
-        """The number of failed attempts that cost neither an attempt of the policy nor patience."""
+        """The number of failed attempts that cost neither attempts nor patience."""
         return self.attempts - self.failures - self.busy
 
 
 def probe_delay(policy: RetryPolicy, probes: int) -> float:
-    """Return the seconds until the next probe or poll, given the number so far, from 1."""
+    """Return the seconds until the next probe or poll, given how many there were."""
     # Equal jitter keeps the delay above 0: a single prober needs no spreading.
     share = random.uniform(0.5, 1.0)  # noqa: S311 - jitter is not a secret.
     return min(share * policy.backoff(probes, max), _MAX_PROBE_DELAY)

@@ -39,8 +39,8 @@ _Observer = CallObserver | StopObserver | None
 class Sender:
     """Sends the calls of a session.
 
-    `headers` go with every request. The key provider is called for each attempt; it is None if the
-    headers have the key.
+    `headers` go with every request. The key provider is called for each attempt; it is
+    None if the headers have the key.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Sender:
         try:
             raise call.error(result)
         finally:
-            # The frames of a key function that raised refer to this frame: a reference cycle.
+            # The frames of a key function that raised refer to this frame: a cycle.
             del result
 
     async def request(
@@ -121,8 +121,8 @@ class Sender:
     ) -> _T | Failure:
         """Make the attempts of a call; return its answer or its last failure.
 
-        `http` is the open pool of a call that has its slot already. A call waits as its policy
-        says, unless there is a function for that.
+        `http` is the open pool of a call that has its slot already. A call waits as its
+        policy says, unless there is a function for that.
         """
         try:
             if http is None:
@@ -148,7 +148,8 @@ class Sender:
                 http = self.open_pool()
                 await self._acquire(call)
         except BctrlError as error:
-            # The frames of a key function refer to the call, which does not keep the failure.
+            # The frames of a key function refer to the call, which does not keep the
+            # failure.
             return Failure.of(error)
 
     async def _acquire(self, call: Call[_T]) -> None:
@@ -162,7 +163,7 @@ class Sender:
         self.tally.succeeded += 1
 
     def _record_answer(self, call: Call[_T]) -> None:
-        if call.number > self.last_answered:  # noqa: PLR1730 - `max` takes five times as long.
+        if call.number > self.last_answered:  # noqa: PLR1730 - `max` is slower.
             self.last_answered = call.number
 
     def _record_failure(self, call: Call[_T], failure: Failure, *, target_failed: bool) -> Failure:
@@ -184,7 +185,8 @@ class Sender:
         return failure
 
     async def _wait_to_retry(self, call: Call[_T], failure: Failure) -> bool:
-        # A single call cannot know that a retry may meet another certificate, so it gives up.
+        # A single call cannot know that a retry may meet another certificate, so it
+        # gives up.
         return failure.kind is not Kind.UNTRUSTED and await call.back_off(self.limiter)
 
     def _attempt(
@@ -245,7 +247,8 @@ async def _fetch_key(
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         if timeout.expired():
-            # The traceback's frames refer to the call, which keeps the failure: a reference cycle.
+            # The traceback's frames refer to the call, which keeps the failure: a
+            # reference cycle.
             seconds = format_duration(limit.total)
             return Failure(
                 kind=Kind.NO_KEY,

@@ -1,1 +1,1 @@
-"""One attempt over HTTP: operations, requests and responses (sans-IO), transport, pool."""
+"""One attempt over HTTP: requests and responses (sans-IO), transport and pool."""

@@ -24,7 +24,7 @@ from bctrl_async.errors import format_duration, session_closed
 _T = TypeVar("_T")
 
 AIOHTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""The exceptions that aiohttp may raise for a request; ValueError is for bad arguments."""
+"""The exceptions that aiohttp may raise for a request; ValueError is for arguments."""
 
 _ConnectError = (
     aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.ServerFingerprintMismatch
@@ -36,7 +36,7 @@ _ADVICE: dict[type[BaseException], str] = {
     aiohttp.ClientConnectorCertificateError: (
         "Check the host; if its CA is a private one, trust that"
     ),
-    ValueError: "Check the base URL and the proxies; netrc must not name the host of the API",
+    ValueError: ("Check the base URL and the proxies; netrc must not name the host of the API"),
 }
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
@@ -47,7 +47,7 @@ _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 def failed_request(
     error: BaseException, call: Request[_T], authorization: str, *, is_closed: bool
 ) -> Failure | None:
-    """Return the failure for an exception that came instead of a response; None for any other.
+    """Return the failure of a request without a response; None for another exception.
 
     `is_closed` is True if the pool is closed.
     """
@@ -56,8 +56,8 @@ def failed_request(
         # The pool may be closed while the key is fetched, or a tracer waits.
         return replace(Failure.of(session_closed()), in_doubt=call.is_connected)
     if is_closed and isinstance(cause, asyncio.CancelledError) and not is_cancelled():
-        # Closing the pool cancels a DNS lookup, and aiohttp raises CancelledError in every task
-        # that waits for it.
+        # Closing the pool cancels a DNS lookup, and aiohttp raises CancelledError in
+        # every task that waits for it.
         summary = "the DNS lookup was still in progress"
         return Failure(kind=Kind.LOST, summary=summary, in_doubt=call.is_connected)
     if not isinstance(cause, AIOHTTP_ERRORS):
@@ -76,7 +76,7 @@ def failed_request(
 def partial_response(
     status: int, cause: BaseException | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
 ) -> Failure:
-    """Return the failure of a 2xx with a part of its body; `cause` is None beyond `max_body`."""
+    """Return the failure of a 2xx with a part of its body, which may be too long."""
     kind = Kind.UNREADABLE
     problem = "was truncated or cannot be decompressed"
     if cause is None:
@@ -91,7 +91,7 @@ def partial_response(
 
 
 def _scrub(error: BaseException, key: str) -> BaseException:
-    """Remove the parts of an error that may contain the key or the credentials of a proxy."""
+    """Remove what may contain the key or the credentials of a proxy from an error."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
         error.args = (error.message,)
@@ -105,7 +105,7 @@ def _scrub(error: BaseException, key: str) -> BaseException:
         return HttpProcessingError(message=sanitize(error.message, key))
     elif isinstance(error, aiohttp.ClientConnectorError):
         connection_key, reason = error.args
-        # The frames of the reason's traceback refer to the reason, which is a reference cycle.
+        # The frames of the reason's traceback refer to the reason: a cycle.
         detached(reason)
         if connection_key.proxy is not None:
             # If TLS fails in a tunnel, the error names the proxy with its credentials.
@@ -130,8 +130,8 @@ def _describe(  # noqa: PLR0911 - a table.
             return Kind.SLOW_CONNECTION, f"no connection within {limit}"
         case TimeoutError():
             return Kind.SLOW_ANSWER, f"no response within {format_duration(call.limit.total)}"
-        # These are raised before any part of the request is sent. A certificate error is also a
-        # ValueError.
+        # These are raised before any part of the request is sent. A certificate error
+        # is also a ValueError.
         case aiohttp.ServerFingerprintMismatch() | aiohttp.ClientConnectorCertificateError():
             return Kind.UNTRUSTED, f"no connection: {_place(error)}"
         case aiohttp.ClientHttpProxyError() | aiohttp.ClientConnectorError():

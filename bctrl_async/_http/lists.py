@@ -1,4 +1,4 @@
-"""Parse a list of runtimes of any length, in slices that do not stall the event loop. Sans-IO."""
+"""Parse a list of any length, in slices that do not stall the event loop. Sans-IO."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_INVALID = 100
 """The most invalid runtimes in a list; beyond them, the whole list is rejected."""
 _IS_A_PAGE = "it is a page of a longer list, the rest of which this version cannot read"
 _MAX_COMMAS = 4_000_000
-"""The most commas in a list, as each may end an item; 64 MiB of runtimes have half as many."""
+"""The most commas in a list, as each may end an item; 64 MiB of runtimes have half."""
 
 
 _find_relations = re.compile(r';\s*rel\s*=\s*"?([^",;]*)', re.IGNORECASE).findall
@@ -45,7 +45,7 @@ _split = msgspec.json.Decoder(_RawList).decode
 
 
 async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
-    """Parse a list, with an error for each invalid runtime, or raise one of `DECODE_ERRORS`."""
+    """Parse a list, with an error for each invalid runtime, or raise an error."""
     runtimes: list[Runtime | BctrlResponseError] = []
     problems = decoded = 0
     for item in await _items(body):
@@ -60,9 +60,8 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
         except DECODE_ERRORS as error:
             problems += 1
             if problems > _MAX_INVALID:
-                raise msgspec.ValidationError(
-                    f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
-                ) from None
+                problem = f"more than {_MAX_INVALID} runtimes in it are invalid"
+                raise msgspec.ValidationError(f"{problem}; the last: {error}") from None
             runtimes.append(_problem(f"runtimes[{len(runtimes)}]", item, error))
     return runtimes
 
@@ -79,7 +78,7 @@ def _problem(part: str, item: bytes, error: Exception) -> BctrlResponseError:
 
 
 def check_whole(status: int, links: Iterable[str]) -> None:
-    """Raise one of `DECODE_ERRORS` if the head of a 2xx answer does not promise a whole list."""
+    """Raise one of `DECODE_ERRORS` if the head of a 2xx promises no whole list."""
     if status != HTTPStatus.OK:
         # 206 is a part of a list; 202 and 203 may be something else.
         raise msgspec.ValidationError("only 200 is a whole list")
@@ -97,7 +96,8 @@ async def _items(body: bytes) -> Iterable[bytes]:
         commas += body.count(b",", start, start + MIB)
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
-    # A lone surrogate stays in its item as these bytes, which `decode_runtime` replaces.
+    # A lone surrogate stays in its item as these bytes, which `decode_runtime`
+    # replaces.
     raw_list = decode(_split, body, b"\xed\xa0\x80")
     if raw_list.next_cursor:
         raise msgspec.ValidationError(f"its nextCursor says that {_IS_A_PAGE}")

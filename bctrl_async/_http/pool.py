@@ -1,4 +1,4 @@
-"""The aiohttp connection pool: opened at first use, bound to one event loop, closed once."""
+"""The aiohttp connection pool: opened at first use, in one event loop, closed once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork.
 
 
 class Pool:
-    """An owned `aiohttp.ClientSession` with its fast path, or a borrowed session, never closed."""
+    """An owned `ClientSession` with its fast path, or a borrowed session."""
 
     def __init__(
         self,
@@ -89,17 +89,18 @@ class Pool:
 
     @property
     def gone(self) -> bool:
-        """True if there is nothing to close: never opened, loop closed, or opened before a fork."""
+        """True if nothing is to be closed: not opened, loop closed, or forked since."""
         return self._loop is None or self._loop.is_closed() or self._forks != _forks
 
     async def close(self) -> None:
-        """Close an owned session if its loop still runs; leave a borrowed session open."""
+        """Close an owned session, if its loop runs; leave a borrowed session open."""
         if self._lifetime is not None and not self.gone:
             await anext(self._lifetime, None)
 
     def __del__(self) -> None:
-        # A loop closed without `shutdown_asyncgens` leaves the connections open. Once the loop is
-        # closed there is nothing to wait for, so the coroutine ends at its first step.
+        # A loop closed without `shutdown_asyncgens` leaves the connections open. Once
+        # the loop is closed there is nothing to wait for, so the coroutine ends at its
+        # first step.
         loop = self._loop
         http = self._http
         if self._lifetime and loop and loop.is_closed() and http and not http.closed:

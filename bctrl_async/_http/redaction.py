@@ -16,7 +16,8 @@ _MIN_KEY_LENGTH = 4
 _MAX_PART = 8
 """A prefix of a key this long is redacted too, since the text may cut off the rest."""
 _MAX_EXACT = 64
-"""Text with this many characters of a key is redacted to its next space: a pattern costs time."""
+"""Text with this many characters of a key is redacted to its next space: a pattern
+costs time."""
 _MAX_ESCAPE = 6
 _MAX_UTF = 4
 """The most bytes of a character in UTF-8, UTF-16 or UTF-32."""
@@ -25,7 +26,7 @@ _may_be_escaped = re.compile(r"[\\%]").search
 
 
 def sanitize(value: object, key: str) -> str:
-    """Return text of the server for use in an error: one short printable line without the key.
+    """Return a text of the server as one short printable line without the key.
 
     Return an empty text for any value but a text.
     """
@@ -54,7 +55,7 @@ def bearer_key(authorization: str) -> Secret:
 
 
 def detached(error: BaseException) -> BaseException:
-    """Return an error without what may contain the key: its traceback, causes and input."""
+    """Return an error without traceback, causes and input: they may have the key."""
     if isinstance(error, UnicodeError | json.JSONDecodeError):
         error = ValueError(str(error))
     error.__cause__ = error.__context__ = None
@@ -73,9 +74,10 @@ def _redact_beginning(text: str, key: str, length: int) -> str:
 
 @lru_cache(maxsize=4)
 def _pattern(key: str) -> re.Pattern[str]:
-    """Return a pattern for a key or a long prefix of it, plain or escaped as in JSON and URLs."""
+    """Return a pattern for a key or its long prefix, plain or escaped (JSON, URLs)."""
     characters = [
-        rf"(?:\\?{re.escape(character)}|(?i:\\u00{ord(character):02x}|%{ord(character):02x}))"
+        rf"(?:\\?{re.escape(character)}"
+        rf"|(?i:\\u00{ord(character):02x}|%{ord(character):02x}))"
         for character in key[:_MAX_EXACT]
     ]
     if len(key) > _MAX_EXACT:

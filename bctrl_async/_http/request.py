@@ -1,4 +1,4 @@
-"""The operations of the API, and the parts of a request that callers choose. Sans-IO."""
+"""The operations of the API, and what callers choose of a request. Sans-IO."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _MAX_NAME = 1_000
 _MAX_DECODINGS = 5
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 _find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
-_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
-_is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 section 5.5
+_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 5.6.2
+_is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 5.5
 
-# The API key, and the headers that frame, encode or route a request, belong to the session.
+# The API key, and the headers that frame, encode or route a request, belong to the
+# session.
 _is_reserved = re.compile(
     "accept-encoding|authorization|connection|content-length|expect|host|te|trailer"
     "|transfer-encoding|upgrade",
@@ -38,7 +39,7 @@ _is_reserved = re.compile(
 
 
 def plain_text(name: str | UUID) -> str:
-    """Return the text of a UUID or a str enum's member; `path_segment` rejects other types."""
+    """Return the text of a str or a UUID; `path_segment` rejects other types."""
     if isinstance(name, UUID):
         return str(name)
     # `str()` of an enum's member may be its Python name.
@@ -54,10 +55,10 @@ def plain_texts(workspace_id: str | UUID, alias: str) -> tuple[str, str]:
 
 
 def path_segment(value: str | UUID | None, name: str) -> str:
-    r"""Percent-encode a workspace id or an alias as exactly one path segment, or raise an error.
+    r"""Percent-encode a workspace id or an alias as one path segment, or raise.
 
-    Gateways may resolve a dot segment (RFC 3986 section 5.2.4) even if it is encoded: some first
-    decode `%2F`, `%2e` or `\`, or drop `;parameters`.
+    Gateways may resolve a dot segment (RFC 3986 section 5.2.4) even if it is encoded:
+    some first decode `%2F`, `%2e` or `\`, or drop `;parameters`.
     """
     if type(value) is str and _is_plain(value):
         return value
@@ -73,8 +74,9 @@ def path_segment(value: str | UUID | None, name: str) -> str:
     try:
         return parse.quote(value, safe="", errors="strict")
     except UnicodeEncodeError:
+        text = quote(value)
         raise _invalid_name(
-            f"{name} {quote(value)} contains a lone surrogate, which UTF-8 cannot encode",
+            f"{name} {text} contains a lone surrogate, which UTF-8 cannot encode",
             "Decode it again from its original bytes",
         ) from None
 
@@ -101,7 +103,7 @@ def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
 
 
 def _has_dot_segment(value: str) -> bool:
-    """Return True if decoding the value, once or several times, may give a dot segment."""
+    """Return True if decoding a value, perhaps repeatedly, may give a dot segment."""
     # Decoding removes neither dots nor separators, so earlier decodings need no check.
     for _ in range(_MAX_DECODINGS):
         value = parse.unquote(value)
@@ -112,7 +114,7 @@ def _has_dot_segment(value: str) -> bool:
 
 
 def checked_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Return headers; reject any that could reroute the request, split it, or replace the key."""
+    """Return headers; reject any that reroutes or splits a request, or sets the key."""
     check_type(headers, Mapping, "headers", "a mapping of names to values")
     checked: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
@@ -145,15 +147,16 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     """The name in errors, and for observers."""
     method: str
     suffix: str | None
-    """The end of the path, after the alias; None for an operation on a whole workspace."""
+    """The end of the path, after the alias; None without an alias."""
     repeat: Repeat
-    """The effect of a request that arrives twice; retries and the words of errors follow."""
+    """The effect of a request that arrives twice; retries and errors follow."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
-    """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async for a list."""
+    """Parses the body of a 2xx response, or raises `DECODE_ERRORS`; a list is async."""
     schema: str = "Runtime"
     """The name of what the body holds, in errors."""
     max_body: int = MIB
-    """The most bytes to read of a 2xx body, after decompression; a Runtime has about 500."""
+    """The most bytes to read of a 2xx body, after decompression; a Runtime has about
+    500."""
 
     @property
     def stops(self) -> bool:
@@ -190,9 +193,9 @@ class Request(msgspec.Struct, Generic[_T]):
     path: str
     limit: ClientTimeout
     is_connected: bool = False
-    """True once the attempt has its connection: from then on, its request may have been sent."""
+    """True once the attempt has its connection, so its request may have been sent."""
     request_id: str | None = None
-    """The last request id that the server has sent in an answer to this call, if any."""
+    """The last request id that the server has sent in an answer to this call."""
 
     def on_connection(self) -> None:
         """Record that the attempt has its connection."""

@@ -1,6 +1,7 @@
 """Parse responses into a Runtime or an error, and match them to their request. Sans-IO.
 
-The contract is `docs/contract/openapi.yaml`, with its companion `docs/contract/errors.md`.
+The contract is `docs/contract/openapi.yaml`, with its companion
+`docs/contract/errors.md`.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ _SUCCESS = 2
 """The first digit of a 2xx."""
 MIB = 1024 * 1024
 MAX_TEXT = 4096
-"""The most characters of a Runtime's text; an alias in a request has fewer in any Unicode form."""
+"""The most characters of a Runtime's text; an alias in a request has fewer in any
+Unicode form."""
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
-"""The key's first characters in an `Authorization` header; an id without them has no key."""
+"""The key's start in an `Authorization` header; an id without it has no key."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 # A redirect to a login has tokens in its query or fragment.
 _secrets_of_url = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
@@ -50,8 +52,9 @@ _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORE
 # JSON never starts with "<". A byte order mark and blank lines may come first.
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
-# A server that truncates UTF-16 leaves a lone surrogate, half of a character, as an escape or as
-# bytes. RFC 8259 section 8.2 allows it, but text with a lone surrogate cannot be encoded.
+# A server that truncates UTF-16 leaves a lone surrogate, half of a character, as an
+# escape or as bytes. RFC 8259 section 8.2 allows it, but text with a lone surrogate
+# cannot be encoded.
 _lone_surrogates = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F]..)"
     rb"|\xed[\xa0-\xbf].",
@@ -93,7 +96,7 @@ def is_success(status: int) -> bool:
 
 
 def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
-    """Decode a body, or raise one of `DECODE_ERRORS`; `half` replaces each lone surrogate."""
+    """Decode a body, with `half` for lone surrogates; or raise `DECODE_ERRORS`."""
     try:
         return decode_json(body)
     except msgspec.ValidationError:
@@ -106,7 +109,7 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 
 
 def decode_runtime(body: bytes) -> Runtime:
-    """Decode a Runtime and shorten its texts, because journals and reports keep them."""
+    """Decode a Runtime; shorten its texts, because journals and reports keep them."""
     runtime = decode(_decode_runtime, body)
     # Replacing a lone surrogate could turn the alias into another runtime's.
     if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
@@ -125,14 +128,14 @@ def _shortened(model: _Model) -> _Model:
 
 
 def _mended(body: bytes, half: bytes) -> bytes:
-    """Return JSON that msgspec may accept: in UTF-8, with `half` for each lone surrogate.
+    """Return JSON that msgspec may accept, in UTF-8, with `half` for lone surrogates.
 
     Raise ValueError if that would hold up the event loop for long.
     """
     body = _in_utf8(body)
     if _HIDDEN in body:
         raise ValueError("it is not UTF-8")
-    # An escaped backslash starts no escape, so it is hidden as a byte that UTF-8 never has.
+    # An escaped backslash starts no escape, so it is hidden as a byte beyond UTF-8.
     body = body.replace(rb"\\", _HIDDEN)
     return _lone_surrogates.sub(half, body, _MAX_HALVES).replace(_HIDDEN, rb"\\")
 
@@ -158,15 +161,15 @@ def unreadable(status: int, part: str, schema: str, cause: Exception) -> Failure
 
 
 def with_body(failure: Failure, content_type: str, body: bytes, authorization: str) -> Failure:
-    """Return the failure of a 2xx response with its body, which may be a login or proxy page."""
+    """Return the failure of a 2xx with its body, which may be a login page."""
     failure = replace(failure, body=excerpt_of(body, bearer_key(authorization)))
     if not _is_page_type(content_type) and not _begins_like_page(body, 0, MIB):
         return failure
     return replace(
         failure,
         kind=Kind.PAGE,
-        summary=f"the server answered {failure.status} with a page, such as a login page, instead "
-        "of JSON",
+        summary=f"the server answered {failure.status} with a page, such as a login "
+        "page, instead of JSON",
     )
 
 
@@ -180,7 +183,7 @@ _decode_names = msgspec.json.Decoder(_Names).decode
 
 
 def names_in(body: bytes) -> _Names | None:
-    """Return the alias and the ids in a body that is not a valid Runtime, if it has them."""
+    """Return the alias and the ids in a body that is not a valid Runtime, if any."""
     with suppress(*DECODE_ERRORS):
         return decode(_decode_names, body, _NO_NAME)
     return None
@@ -191,8 +194,9 @@ def check_answer(
 ) -> Failure | None:
     """Return a failure if an answer belongs to another request.
 
-    A list is compared by its first runtime, an invalid Runtime by its names, and a workspace only
-    if it is a UUID. The alias may be the runtime's id, or differ in case or normalization form.
+    A list is compared by its first runtime, an invalid Runtime by its names, and a
+    workspace only if it is a UUID. The alias may be the runtime's id, or differ in case
+    or normalization form.
     """
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
@@ -200,12 +204,13 @@ def check_answer(
     if runtime is None or _is_runtime_of(runtime, workspace_id, alias):
         return None
     key = bearer_key(authorization)
-    alias_text = repr(sanitize(str(runtime.alias), key))
-    workspace = repr(sanitize(str(runtime.workspace_id), key))
+    name = sanitize(runtime.alias, key)
+    workspace = sanitize(str(runtime.workspace_id), key)
+    description = f"{name!r} in workspace {workspace!r}"
     # The answer says nothing about this request, so the failure has no status.
     return Failure(
         kind=Kind.FOREIGN,
-        summary=f"the answer describes another runtime, {alias_text} in workspace {workspace}",
+        summary=f"the answer describes another runtime, {description}",
         advice="Retrying is safe. If a mock server answers with made-up data, pass "
         "check_answers=False to the session",
     )
@@ -234,7 +239,8 @@ def _is_named(runtime: Runtime | _Names, alias: str) -> bool:
     runtime_id = str(runtime.id).replace("-", "").lower()
     if runtime_id and folded.replace("-", "") == runtime_id:
         return True
-    # Normalizing is quadratic, so a far longer alias skips it: a character becomes at most four.
+    # Normalizing is quadratic, so a far longer alias skips it: a character becomes at
+    # most four.
     return len(runtime.alias) <= 4 * len(alias) and folded == _fold(runtime.alias)
 
 
@@ -262,13 +268,14 @@ def _as_uuid(text: str) -> UUID | None:
 
 ADVICE = {407: "Check the user and the password of the proxy"}
 _NOT_FORWARDED = frozenset({400, 405, 407, 411, 413, 414, 421, 425, 431, 451})
-"""Statuses with which a gateway rejects a request; after others, the API may have received it."""
+"""Statuses with which a gateway rejects a request; after others, the API may have
+received it."""
 
 
 def parse_error(
     status: int, header: Header, body: bytes, authorization: str, *, now: datetime
 ) -> Failure:
-    """Return the failure of a response other than 2xx, whatever its body (contract errors.md)."""
+    """Return the failure of a response other than 2xx (contract errors.md)."""
     key = bearer_key(authorization)
     phrase = responses.get(status, "(no reason given)")
     if status < HTTPStatus.BAD_REQUEST:
@@ -300,7 +307,7 @@ def parse_error(
 
 
 def _doubt(kind: Kind, status: int, code: str | None) -> bool | None:
-    """Return True if a gateway may have forwarded the request; None for what the kind says."""
+    """Return True if a gateway may have forwarded it; None for what the kind says."""
     if kind.doubt is not Doubt.MAYBE:
         return None
     if code is not None and is_code(code):
@@ -371,7 +378,7 @@ def request_id_in(header: Header, authorization: str) -> str | None:
 
 
 def parse_retry_after(header: Header, now: datetime) -> float | None:
-    """Return the seconds that the server asks to wait; None if absent, negative or invalid."""
+    """Return the seconds that the server asks to wait, or None."""
     milliseconds = _decimal(header("retry-after-ms"))
     if milliseconds is not None:
         # They are more precise than the header of RFC 9110.

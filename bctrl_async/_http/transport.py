@@ -1,4 +1,4 @@
-"""Make one attempt over aiohttp and parse its response; a failure is returned, not raised."""
+"""Make one attempt over aiohttp, and return its parsed response or its failure."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _T = TypeVar("_T")
 _Response = aiohttp.ClientResponse | fast.Exchange
 _Answer = Answer | fast.PlainAnswer
 
-# Connecting times out after this fraction of an attempt's time limit, so that the error can say
-# that nothing was sent.
+# Connecting times out after this fraction of an attempt's time limit, so that the error
+# can say that nothing was sent.
 _CONNECT_SHARE = 0.9
 
 _LONG_BODY = MIB // 4
@@ -59,7 +59,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
 
 
 def at_most(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeout:
-    """Return aiohttp's limits for an attempt of at most this many seconds, if that is less."""
+    """Return the limits, or aiohttp's for this many seconds if that is less."""
     if limit.total is not None and limit.total <= seconds:
         return limit
     return time_limit(seconds)
@@ -80,7 +80,7 @@ class Transport:
         headers: CIMultiDict[str],
         on_status: Callable[[int], object] | None = None,
     ) -> _T | Failure:
-        """Send a request with exactly these headers; return the parsed body or a failure."""
+        """Send a request with just these headers; return the value or a failure."""
         authorization = headers[hdrs.AUTHORIZATION]
         record = wire.record(call, self._url, headers)
         try:
@@ -116,7 +116,7 @@ class Transport:
         headers: CIMultiDict[str],
         record: wire.Record | None,
     ) -> Awaitable[_Response]:
-        """Send a request, if possible on the fast path; await the head of its response."""
+        """Send a request, on the fast path if possible; await its response's head."""
         fast_path = self._pool.fast_path
         # With the log on, every request takes the long way.
         if record is None and fast_path is not None and fast_path.takes(call.operation.method):
@@ -141,7 +141,7 @@ class Transport:
         result: _T | Failure,
         authorization: str,
     ) -> _T | Failure:
-        """Return the result of a 2xx response, or a failure if it answers another request."""
+        """Return the result of a 2xx, or a failure if it answers another request."""
         if self._check_answers:
             failure = check_answer(
                 result, answer.body, call.workspace_id, call.alias, authorization
@@ -159,7 +159,7 @@ class Transport:
 def _parse(
     call: Request[_T], answer: _Answer, authorization: str
 ) -> _T | Failure | CoroutineType[object, object, _T | Failure]:
-    """Return the value of a 2xx response; return a failure, or raise one of `DECODE_ERRORS`."""
+    """Return the value or the failure of a 2xx, or raise one of `DECODE_ERRORS`."""
     operation = call.operation
     call.request_id = None
     if answer.may_have_id:
@@ -189,7 +189,7 @@ async def _read(
 
 
 async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseException | None]:
-    """Read a body up to about `max_body` bytes; return it with the error that truncated it."""
+    """Read a body up to about `max_body` bytes; return it with what truncated it."""
     # A BytesIO, unlike a bytearray, becomes bytes without a copy.
     body = io.BytesIO()
     try:
@@ -201,12 +201,14 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseExc
             if body.tell() > max_body:
                 break
             if body.tell() > _LONG_BODY:
-                # A compressed body unpacks to many chunks at once, which would stall the loop.
+                # A compressed body unpacks to many chunks at once, which would stall
+                # the loop.
                 await asyncio.sleep(0)
     except (*AIOHTTP_ERRORS, RuntimeError) as error:
         # RuntimeError is raised if this side has just closed the connection.
         return body.getvalue(), detached(error)
     finally:
-        # This closes the connection if the body is incomplete; else the pool has it back already.
+        # This closes the connection if the body is incomplete; else the pool has it
+        # back already.
         response.close()
     return body.getvalue(), None

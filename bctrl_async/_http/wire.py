@@ -39,7 +39,7 @@ class Record:
     def log_answer(
         self, response: aiohttp.ClientResponse, body: bytes, problem: BaseException | None
     ) -> None:
-        """Log an answer with the start of its body, and what cut the body off, if anything."""
+        """Log an answer with the start of its body, and what truncated the body."""
         key = bearer_key(self._headers[hdrs.AUTHORIZATION])
         # The headers of the caller are `Secret`s, like the key.
         secrets = [value for value in self._headers.values() if isinstance(value, Secret)]

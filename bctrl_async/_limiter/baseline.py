@@ -10,22 +10,23 @@ from typing import NamedTuple
 import msgspec
 
 _EVIDENCE = 12
-"""The fewest throttled responses in the earlier and in the later group, which are compared."""
+"""The fewest throttled responses in each of the two groups that are compared."""
 _SPAN = 3.0
-"""The fewest seconds that the later group spans. While other clients adapt to a limit, the
-throttled share changes within this time."""
+"""The fewest seconds that the later group spans. While other clients adapt to a limit,
+the throttled share changes within this time."""
 _SLOWDOWN = 0.5
-"""The rate must fall to this share of its old value to show that slowing down is futile."""
+"""The rate must fall to this share of its old value to show that it is futile."""
 _UNCHANGED = 2.0
 """A throttled share that differs by at most this factor is unchanged."""
 _BURSTINESS = 0.75
-"""The highest burstiness of random throttling; its mean is at most 0.58, its deviation 0.16."""
+"""The highest burstiness of random throttling; its mean is at most 0.58, its deviation
+0.16."""
 _PLATEAU = 0.45
-"""The lowest peak after a step down, as a share of the rate when the comparison started."""
+"""The lowest peak after a step down, as a share of the rate before the comparison."""
 _PLATEAU_SHARE = 0.125
 """Above this throttled share, the rate is not held at a plateau."""
 _MAX_SHARE = 0.5
-"""If the server throttles a larger share than this, slowing down is never called futile."""
+"""If the server throttles a larger share than this, slowing down is not futile."""
 _ODDS = math.log(50.0)
 """A trial ends when one result is this much more likely than the other."""
 _TRIAL_MAX = 60.0
@@ -43,7 +44,7 @@ _WINDOW = 1000
 
 
 class _Throttled(NamedTuple):
-    """A throttled response: its time, the number of responses since the last, and the rate."""
+    """A throttled response: its time, the responses since the last, and the rate."""
 
     time: float
     distance: int
@@ -60,7 +61,7 @@ class _Phase(msgspec.Struct):
 
 
 class _Trial(_Phase):
-    """Wald's sequential probability ratio test: does the share double at the old rate?"""
+    """Wald's sequential probability ratio test: does the old rate double the share?"""
 
     @property
     def _odds(self) -> float:
@@ -97,9 +98,10 @@ class _Hold(_Phase):
 class ThrottlingBaseline:
     """The share of attempts that the server throttles at any request rate.
 
-    If the rate is halved and the throttled share stays, the old rate is restored for a trial. If
-    the share does not grow then, it becomes the baseline: for a while, throttling up to it is no
-    reason to slow down. `docs/contributing/limiter.md` gives the reasons.
+    If the rate is halved and the throttled share stays, the old rate is restored for a
+    trial. If the share does not grow then, it becomes the baseline: for a while,
+    throttling up to it is no reason to slow down. `docs/contributing/limiter.md` gives
+    the reasons.
     """
 
     def __init__(self) -> None:
@@ -119,7 +121,7 @@ class ThrottlingBaseline:
         phase = self._phase
         if phase is not None:
             phase.responses += 1
-            # A trial must end here as well: without throttling, no step down would end it.
+            # A trial must end here as well: without throttling, no step down ends it.
             if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):
                 return self._pass_trial(phase, now)
         return None
@@ -148,19 +150,19 @@ class ThrottlingBaseline:
         return isinstance(self._phase, _Trial)
 
     def covers(self, now: float) -> bool:
-        """Return True if recent throttling is within the baseline, or a trial is undecided."""
+        """Return True if throttling is within the baseline, or a trial is undecided."""
         return self._phase is not None and self._phase.covers(now)
 
     @property
     def plateau(self) -> float:
-        """The lowest peak after a step down, in attempts per second; 0 if there is no bound."""
+        """The lowest peak after a step down, in attempts per second; 0 for no bound."""
         recent = [*self._before, *self._after][-_EVIDENCE:]
         if len(recent) < _EVIDENCE or _PLATEAU_SHARE * _mean_distance(recent) < 1.0:
             return 0.0
         return _PLATEAU * self._rate_before
 
     def record_step(self, now: float, rate: float) -> float | None:
-        """Record a step down to this rate, or end a trial; return the rate to restore, or None."""
+        """Record a step down to a rate, or end a trial; return the rate to restore."""
         if isinstance(self._phase, _Trial):
             return self._end_trial(self._phase, now)
         self._rate = rate
@@ -221,8 +223,9 @@ def _mean_distance(group: Collection[_Throttled]) -> float:
 def _is_random(*groups: Collection[_Throttled]) -> bool:
     """Return True if these responses may have been throttled at random.
 
-    The burstiness is the logarithm of the mean distance minus the mean logarithm (Moran's
-    statistic) in each group, because a rate limit or chance may make the groups' shares differ.
+    The burstiness is the logarithm of the mean distance minus the mean logarithm
+    (Moran's statistic) in each group, because a rate limit or chance may make the
+    groups' shares differ.
     """
     if min(_mean_distance(group) for group in groups) < 1.0 / _MAX_SHARE:
         return False

@@ -11,17 +11,18 @@ SLOWEST_START = 20.0
 MIN_RATE = 0.5
 """The lowest rate, in attempts per second, however much the server throttles."""
 _CUBIC = 0.0875
-"""The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
-its peak after 7 s, and a lower rate sooner, so that many clients on one limit get equal shares."""
+"""The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200
+is back at its peak after 7 s, and a lower rate sooner, so that many clients on one
+limit get equal shares."""
 _K_MIN = 1.5
 _K_FIRST = 3.0
 _K_MAX = 8.0
-"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
-curve, and at most on later curves."""
+"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on
+the first curve, and at most on later curves."""
 _K_PAUSES = 4.0
 _K_PAUSED_MAX = 60.0
-"""K lasts at least this many Retry-Afters, because the next throttled response costs another pause;
-the second value is the most seconds to which this rule raises K."""
+"""K lasts at least this many Retry-Afters, because the next throttled response costs
+another pause; the second value is the most seconds to which this rule raises K."""
 _DOUBLING = 0.7
 """Seconds in which a slow start doubles the rate."""
 _FADING = 2.0
@@ -31,8 +32,8 @@ _FADING = 2.0
 class Curve:
     """The curve of CUBIC (RFC 9438): slow around the last peak, and fast beyond it.
 
-    Before the first step down it is a slow start: then `peak` is None. `starts` is when the rate
-    starts to grow from `first_rate`.
+    Before the first step down it is a slow start: then `peak` is None. `starts` is when
+    the rate starts to grow from `first_rate`.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class Curve:
         return self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3
 
     def fade(self, now: float, since: float) -> float:
-        """Return the rate while nothing succeeds: it neither grows nor steps down, but fades."""
+        """Return the rate while nothing succeeds: it fades, and does not step down."""
         self.starts = max(self.starts, now)
         halvings = max(now - since, 0.0) / _FADING
         return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)

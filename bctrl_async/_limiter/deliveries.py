@@ -51,8 +51,9 @@ class Deliveries:
 
     def rate_beyond_burst(self, now: float, start: float) -> float:
         """Return the rate that the server can sustain, at the end of a slow start."""
-        # Before the first throttled response, and again after the pause, a token bucket accepts its
-        # burst and its refill. Subtracting the earlier count from the later removes the burst.
+        # Before the first throttled response, and again after the pause, a token bucket
+        # accepts its burst and its refill. Subtracting the earlier count from the later
+        # removes the burst.
         rate = 0.0
         for count, time in enumerate(reversed(self.times), 1):
             if time < start:

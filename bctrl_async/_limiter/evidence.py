@@ -1,4 +1,4 @@
-"""The evidence of a limit: which throttled responses tell of it, and when they are enough."""
+"""The evidence of a limit: the throttled responses that show it, and how many do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 
 _ENOUGH = 8.0
 _DECAY = 0.5
-"""Throttled responses that show a limit, and how many of them a success makes up for. This CUSUM
-test tells a limit, which throttles more than a third, from throttling that slowing down does not
-help: at random, or of some targets only."""
+"""Throttled responses that show a limit, and how many of them a success makes up for.
+This CUSUM test tells a limit, which throttles more than a third, from throttling that
+slowing down does not help: at random, or of some targets only."""
 _MAX_FAIR = 2
 """Throttled responses of a call after which another is about its target."""
 
@@ -23,7 +23,7 @@ class History(msgspec.Struct, kw_only=True):
     throttled_at: float = math.inf
     """The time of the last throttled response; inf if there is none."""
     waits_since: float = math.inf
-    """The time since which it has waited for a slot, or was throttled; inf if neither."""
+    """The time since which it has waited for a slot, or was throttled; or inf."""
     is_in_lane: bool = False
     """True while it has a slot of the lane of its workspace."""
     may_park: bool = False
@@ -45,7 +45,7 @@ class History(msgspec.Struct, kw_only=True):
 
     @property
     def is_first(self) -> bool:
-        """True if no attempt was throttled, so that the next is a fair sample of the targets."""
+        """True if no attempt was throttled: the next is a fair sample of targets."""
         return self.throttled_at == math.inf
 
     @property
@@ -71,7 +71,7 @@ class Evidence:
         return self.excess >= _ENOUGH
 
     def on_throttled(self, workspace: str) -> bool:
-        """Record a throttled response; return False if it tells of its workspace only."""
+        """Record a throttled response; return False if it shows its workspace only."""
         if not self.excess:
             self._shares.clear()
         if self._is_of_all and workspace in self._shares:
@@ -91,10 +91,10 @@ class Evidence:
 
 
 class Successes:
-    """The times of the last successes: of first attempts, and of calls that were throttled.
+    """The times of the last successes of first attempts, and of throttled calls.
 
-    First attempts are a fair sample of the targets; retries are not, since targets that are
-    throttled again and again have more of them.
+    First attempts are a fair sample of the targets; retries are not, since targets that
+    are throttled again and again have more of them.
     """
 
     def __init__(self) -> None:
@@ -106,6 +106,6 @@ class Successes:
         return max(self.first_at, self.recovered_at) >= time
 
     def throttles_alone(self, throttled_at: float) -> bool:
-        """Return True if only this call's target has been throttled since `throttled_at`."""
+        """Return True if only this target has been throttled since `throttled_at`."""
         # A retry that succeeds shows that load was the reason, and not the target.
         return self.first_at >= throttled_at >= self.recovered_at

@@ -48,9 +48,9 @@ class Gate:
         self._end: BctrlError | None = None
 
     def share(self, pace: Pace, close: Callable[[BctrlError], None]) -> Leases:
-        """Let a pace bound the rate, too; `close` is called if its store is of no use."""
+        """Let a pace bound the rate, too; call `close` if its store is of no use."""
         self._leases = Leases(pace, lambda: self._queues.count, self._admit, close)
-        # The pace bounds the first attempts too; a slower start would waste leased slots.
+        # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.start.is_over = True
         return self._leases
 
@@ -89,8 +89,8 @@ class Gate:
     def add(self, waiter: Waiter) -> None:
         """Add a waiter, which is admitted at once if possible.
 
-        It fails if a Retry-After is longer than it waits, with no probe due or in flight, or if the
-        server throttles every attempt for that long.
+        It fails if a Retry-After is longer than it waits, with no probe due or in
+        flight, or if the server throttles every attempt for that long.
         """
         if self._end is not None:
             waiter.fail(replace(self._end))
@@ -107,23 +107,21 @@ class Gate:
                 self._schedule_deadline(waiter, now)
 
     def take(self, workspace: str) -> list[Waiter]:
-        """Remove the waiters of a workspace, but no canary, and return them in their order."""
+        """Remove and return the waiters of a workspace, but no canary, in order."""
         return self._queues.take(workspace)
 
     def _fail_in_vain(self, waiter: Waiter, now: float) -> bool:
         """Fail a waiter whose patience ends before an attempt may succeed."""
         if waiter.max_wait and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
-            waiter.fail(
-                BctrlRateLimitError(
-                    f"the server throttled {self._scope} for {format_duration(waiter.max_wait)}"
-                )
-            )
+            span = format_duration(waiter.max_wait)
+            problem = f"the server throttled {self._scope} for {span}"
+            waiter.fail(BctrlRateLimitError(problem))
             return True
         wait = self.retry_after_ends - now
         if wait <= waiter.max_wait:
             return False
-        # The end of a probe looks like the end of an older attempt. So an unanswered probe counts
-        # as in flight until no attempt is, or until the next probe is due.
+        # The end of a probe looks like the end of an older attempt. So an unanswered
+        # probe counts as in flight until no attempt is, or until the next probe is due.
         is_probed = self.rate.pause.is_probed and self.in_use > 0
         delay = self.rate.delay(now, self.in_use)
         if is_probed or delay <= 0.0:
@@ -145,12 +143,12 @@ class Gate:
         return self.rate.throttled_since < math.inf
 
     def _deadline(self, waiter: Waiter, now: float) -> float:
-        """Return when the patience of a waiter ends if every attempt is throttled until then."""
+        """Return when the patience of a waiter ends if all is throttled until then."""
         since = max(waiter.history.waits_since, min(self.rate.throttled_since, now))
         return since + waiter.max_wait
 
     def _watch_patience(self) -> None:
-        """Set the timer that is shared by those that waited before all attempts were throttled.
+        """Set the timer shared by those that waited before all attempts were throttled.
 
         A timer for each of them would take most of the time and memory of a waiter.
         """
@@ -204,7 +202,7 @@ class Gate:
         *,
         is_explained: bool = False,
     ) -> None:
-        """Record a throttled response; fail those for which the wait is now too long."""
+        """Record a throttled response; fail those whose wait is now too long."""
         pause = self.rate.pause
         was_probed = pause.is_probed
         earlier_end = pause.retry_after_ends
@@ -224,8 +222,8 @@ class Gate:
         self._throttled_since = now
         delay = self.rate.delay(now, 0)
         _log.info(
-            "throttled by the server (status %d): %s slow down, and the next attempt starts "
-            "in %.3f s",
+            "throttled by the server (status %d): %s slow down, and the next attempt "
+            "starts in %.3f s",
             status,
             self._scope,
             delay,
@@ -237,22 +235,24 @@ class Gate:
         )
 
     def lift_limit(self) -> None:
-        """Start again, as a limit for all explains the throttling; let those go on that wait."""
+        """Start again, as a limit for all explains the throttling; admit who waits."""
         self.rate = AdaptiveRate.of_workspace(self.rate.deliveries)
         self._throttled_since = None
         for waiter in self._queues.waiting:
-            # They pass the lane again when a worker takes them up: it may have a new limit then.
+            # They pass the lane again when a worker takes them up: it may have a new
+            # limit then.
             if not waiter.has_task:
                 waiter.admitted.cancel()
         self._admit()
 
     def _delay(self, now: float) -> float:
-        """Return the seconds until the next attempt may start; inf if the time is not known."""
+        """Return the seconds until the next attempt may start; inf if unknown."""
         delay = 0.0
         if not self.rate.is_unlimited:
             delay = self.rate.delay(now, self.in_use)
         if delay <= 0.0 and self._leases is not None:
-            # The leases come last: while the rate allows no attempt, a new lease would be lost.
+            # The leases come last: while the rate allows no attempt, a new lease would
+            # be lost.
             delay = self._leases.delay(now)
         return delay
 
@@ -262,20 +262,22 @@ class Gate:
         if self._leases is not None:
             self._leases.on_start(now)
         if self._throttled_since is not None and not self.rate.is_throttled:
-            elapsed = now - self._throttled_since
-            _log.info(
-                "no longer throttled by the server, after %.3f s: %s start at full speed",
-                elapsed,
-                self._scope,
-                extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
-            )
+            self._log_full_speed(now - self._throttled_since)
             self._throttled_since = None
+
+    def _log_full_speed(self, elapsed: float) -> None:
+        _log.info(
+            "no longer throttled by the server, after %.3f s: %s start at full speed",
+            elapsed,
+            self._scope,
+            extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
+        )
 
     def _admit(self, due: float = -math.inf) -> None:
         """Admit all waiters that may start now; schedule a wakeup for the next.
 
-        `due` is the time of a wakeup. uvloop rounds it to milliseconds, so it may come early, and
-        waiting for the rest would keep the loop busy.
+        `due` is the time of a wakeup. uvloop rounds it to milliseconds, so it may come
+        early, and waiting for the rest would keep the loop busy.
         """
         while self.in_use < self._limit:
             waiter = self._queues.next()
@@ -288,7 +290,7 @@ class Gate:
                     self._schedule_wakeup(now + delay)
                     return
                 self._on_start(now)
-            # While all workers wait in a lane, a slot of a call without a task would be lost.
+            # While all workers wait in a lane, a slot of a call without a task is lost.
             self.in_use += waiter.has_task
             self._queues.remove(waiter)
             waiter.admitted.set_result(None)

@@ -26,10 +26,11 @@ class RecalledError(Exception):
 
 
 class Limiter:
-    """A gate for all attempts of a session, and a lane for each workspace that is throttled.
+    """A gate for all attempts of a session, and a lane for each throttled workspace.
 
-    A lane is a gate of its own that comes before: a workspace over its quota slows down alone. If
-    eight workspaces are throttled, they show a limit for all, which takes the place of theirs.
+    A lane is a gate of its own that comes before: a workspace over its quota slows down
+    alone. If eight workspaces are throttled, they show a limit for all, which takes the
+    place of theirs.
     """
 
     def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:
@@ -67,7 +68,7 @@ class Limiter:
         yield from self._lanes.values()
 
     def answers_others(self, since: float) -> bool:
-        """Return True if the first attempt of another call was answered since a time."""
+        """Return True if a first attempt of another call was answered since a time."""
         return self._all.rate.successes.first_at >= since
 
     @property
@@ -98,13 +99,16 @@ class Limiter:
 
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
-            BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds, with no probe due
-                or in flight; or the server throttles every attempt for that long.
-            RecalledError: A bulk stop is to wait in the lane of its workspace, with `enqueue`.
+            BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds, with
+                no probe due or in flight; or the server throttles every attempt for
+                that long.
+            RecalledError: A bulk stop is to wait in the lane of its workspace, with
+                `enqueue`.
         """
         history = history or History()
         try:
-            # The lane comes first; a call that waits at the gate for all may be sent back to it.
+            # The lane comes first; a call that waits at the gate for all may be sent
+            # back to it.
             while not await self._pass_gate(max_wait, priority, history):
                 history.is_in_lane = True
         except BaseException:
@@ -112,7 +116,7 @@ class Limiter:
             raise
 
     async def _pass_gate(self, max_wait: float, priority: Priority, history: History) -> bool:
-        """Wait in the lane of a call, or at the gate for all; return True if it was the latter."""
+        """Wait in the lane of a call, or at the gate; return True for the gate."""
         lane = self._lane_to_pass(priority, history)
         gate = self._all if lane is None else lane
         if history.is_first and gate.acquire_nowait():
@@ -145,7 +149,7 @@ class Limiter:
         return self._lanes.get(history.workspace)
 
     def enqueue(self, max_wait: float, priority: Priority, history: History) -> Waiter | None:
-        """Let a call wait in the lane of its workspace without a task; None if it may go on."""
+        """Let a call wait in its lane without a task; return None if it may go on."""
         lane = self._lane_to_pass(priority, history)
         if lane is None:
             return None
@@ -158,7 +162,7 @@ class Limiter:
         return waiter
 
     def enter_lane(self, waiter: Waiter) -> None:
-        """Enter the lane after `enqueue`; raise the error of a waiter that has failed."""
+        """Enter the lane after `enqueue`; raise the error of a failed waiter."""
         history = waiter.history
         lane = self._lanes.get(history.workspace)
         if waiter.is_admitted and lane is not None:
@@ -177,10 +181,10 @@ class Limiter:
             del self._lanes[history.workspace]
 
     def release(self, answer: object, history: History | None = None) -> bool:
-        """Release a slot after an attempt; `answer` is its response or `Failure`, if any.
+        """Release a slot after an attempt that ended with this answer or `Failure`.
 
-        `history` is that of its call. Return True if a gateway answered 503 again while other
-        calls are answered.
+        `history` is that of its call. Return True if a gateway answered 503 again while
+        other calls are answered.
         """
         history = history or History()
         target_failed = False
@@ -241,7 +245,7 @@ class Limiter:
                 lane.lift_limit()
 
     def _move_waiters(self, workspace: str, lane: Gate) -> None:
-        """Let those who wait at the gate for all wait in a lane, now that it has a limit."""
+        """Move those who wait at the gate for all into a lane that has a limit now."""
         for waiter in self._all.take(workspace):
             self.leave_lane(waiter.history)
             if waiter.history.may_park:
@@ -268,12 +272,12 @@ class Limiter:
             self._lanes[workspace] = oldest
 
     async def sleep(self, delay: float) -> None:
-        """Sleep without a slot for this many seconds, or until the limiter is closed."""
+        """Sleep without a slot for some seconds, or until the limiter is closed."""
         if self._end is None:
             await self.start_sleep(delay)
 
     def start_sleep(self, delay: float) -> asyncio.Future[None]:
-        """Return a future that is done after this many seconds, or once the limiter is closed."""
+        """Return a future that is done after some seconds, or with the limiter."""
         if _quick.is_on or self._end is not None:
             delay = 0.0
         loop = asyncio.get_running_loop()
@@ -285,7 +289,7 @@ class Limiter:
         return sleeper
 
     def close(self, error: BctrlError | None = None) -> None:
-        """Close the limiter. Current and future waiters fail, by default as on a closed session."""
+        """Close the limiter: all waiters fail, by default as on a closed session."""
         self._end = session_closed() if error is None else replace(error)
         for gate in self._gates():
             gate.close(self._end)

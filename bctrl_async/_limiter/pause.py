@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 PROBE_INTERVAL = 60.0
-"""The longest pause in seconds that is kept exactly. In a longer pause, a probe may start this long
-after the last attempt, because a Retry-After may be wrong by years."""
+"""The longest pause in seconds that is kept exactly. In a longer pause, a probe may
+start this long after the last attempt, because a Retry-After may be wrong by years."""
 
 
 class Pause:
@@ -33,7 +33,7 @@ class Pause:
         self.is_probed = True
 
     def on_throttled(self, now: float) -> bool:
-        """Record a throttled response; return True if it may be the answer to a probe."""
+        """Record a throttled response; return True if it may answer a probe."""
         was_probed = self.is_probed
         self.is_probed = False
         self.asked_at = now

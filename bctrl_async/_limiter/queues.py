@@ -18,15 +18,15 @@ class Priority(IntEnum):
     """Priority of a waiter. Lower values are admitted first."""
 
     CANARY = 0
-    """A canary; it waits in no lane, because it shows whether the server answers others."""
+    """A canary; it waits in no lane, because it shows whether the server is up."""
     RETRY = 1
     """A call that may have taken effect."""
     SINGLE = 2
     """A single call; it comes before a bulk stop, because somebody waits for it."""
     BULK = 3
-    """A target of a bulk stop; it gets every fifth slot if single calls would use them all."""
+    """A target of a bulk stop; it gets every fifth slot beside single calls."""
     POLL = 4
-    """A poll; it comes last, because runtimes that are still to be stopped cost money."""
+    """A poll; it comes last, because runtimes that are not stopped yet cost money."""
 
 
 class Waiter(msgspec.Struct, eq=False):
@@ -81,7 +81,7 @@ class Waiter(msgspec.Struct, eq=False):
 
 
 class Queues:
-    """The waiters of each priority: first come, first served. `count` includes the cancelled."""
+    """The waiters of each priority, first come, first served, and their `count`."""
 
     def __init__(self) -> None:
         self._queues: list[deque[Waiter]] = [deque() for _ in Priority]
@@ -133,7 +133,7 @@ class Queues:
             self._passed = 0
 
     def take(self, workspace: str) -> list[Waiter]:
-        """Remove the waiters of a workspace, but no canary, and return them in their order."""
+        """Remove and return the waiters of a workspace, but no canary, in order."""
         removed: list[Waiter] = []
         for priority in Priority:
             if priority is not Priority.CANARY:

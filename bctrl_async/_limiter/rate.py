@@ -1,13 +1,14 @@
-"""Adapt the request rate to throttling: sans-IO, driven by responses and clock readings.
+"""Adapt the request rate to throttling. Sans-IO: responses and clock readings drive it.
 
-The rate is controlled like a TCP sender's, and each idea has its class. The first attempts are
-paced (`start.py`); then nothing is computed until enough throttled responses show a limit
-(`evidence.py`). The rate pauses (`pause.py`) and starts slowly, near what the server accepted
-before (RFC 5681 section 3.1; `deliveries.py`). More throttling makes it step down to a share of the
-delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve
-(section 4.2; botocore's adaptive mode does the same; `curve.py`). For servers that limit
-concurrency, a window of attempts in flight adapts, too (`window.py`). Steps down that change
-nothing are undone (`baseline.py`).
+The rate is controlled like a TCP sender's, and each idea has its class. The first
+attempts are paced (`start.py`); then nothing is computed until enough throttled
+responses show a limit (`evidence.py`). The rate pauses (`pause.py`) and starts slowly,
+near what the server accepted before (RFC 5681 section 3.1; `deliveries.py`). More
+throttling makes it step down to a share of the delivered rate (multiplicative decrease,
+RFC 9438 section 4.6). From there it follows a cubic curve (section 4.2; botocore's
+adaptive mode does the same; `curve.py`). For servers that limit concurrency, a window
+of attempts in flight adapts, too (`window.py`). Steps down that change nothing are
+undone (`baseline.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from bctrl_async._limiter.window import Window
 _PAUSE = 0.5
 """Seconds of the pause after a limit is shown, if a Retry-After is not longer."""
 _RECOVERY = 0.25
-"""Seconds after a step down in which throttling causes no other step (RFC 9002 section 7.3.2)."""
+"""Seconds after a step down in which throttling causes no other step (RFC 9002 section
+7.3.2)."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BURST = 0.02
@@ -37,7 +39,7 @@ _GONE = 10.0
 
 
 class AdaptiveRate:
-    """A rate (at most `cap` a second) and a window that adapt; times are of a monotonic clock.
+    """A rate (at most `cap` a second) and a window that adapt, on a monotonic clock.
 
     Throttling is about its target until enough different targets show a limit for all.
     """
@@ -51,7 +53,7 @@ class AdaptiveRate:
         self.is_throttled: bool = False
         """True while throttling limits the rate."""
         self.throttled_since: float = math.inf
-        """The time since which all responses were throttled; inf if the last was not."""
+        """The time since which all responses were throttled, or inf."""
         self._evidence = evidence or Evidence(is_of_all=True)
         self._curve = Curve()
         self._window = Window()
@@ -83,7 +85,7 @@ class AdaptiveRate:
         )
 
     def delay(self, now: float, in_flight: int) -> float:
-        """Return the seconds until the next attempt may start; inf while the window is full."""
+        """Return the seconds until an attempt may start; inf in a full window."""
         if now < self.pause.end_time:
             return self.pause.delay(now)
         if self._window.is_full(now, in_flight):
@@ -154,7 +156,7 @@ class AdaptiveRate:
             self._slow_down(now, wait, in_flight)
 
     def _is_fair(self, history: History) -> bool:
-        """Return True if a throttled response may tell of a limit, and not only of its target."""
+        """Return True if a throttled response may show a limit, not just its target."""
         if history.is_first or self._tells_of_limit(history):
             return True
         if self._is_shown_by_dead(history):
@@ -162,7 +164,7 @@ class AdaptiveRate:
         return False
 
     def _tells_of_limit(self, history: History) -> bool:
-        """Return True if a repeat tells of a limit, so that many clients share one equally."""
+        """Return True if a repeat shows a limit: many clients then share it equally."""
         return (
             self.is_throttled
             and history.is_fair
@@ -176,10 +178,11 @@ class AdaptiveRate:
         return is_alone and not has_recovered and self._evidence.excess < 1.0
 
     def _slow_down(self, now: float, wait: float, in_flight: int) -> None:
-        """Start slowly under a new limit, or step down; pause for as long as the server asks."""
+        """Start slowly under a new limit, or step down; pause as the server asks."""
         pause_ends = now + wait
         self.pause.retry_after_ends = max(self.pause.retry_after_ends, pause_ends)
-        # Attempts in flight end within a Retry-After, so throttling right after it is a new event.
+        # Attempts in flight end within a Retry-After, so throttling right after it is a
+        # new event.
         last_event = self._curve.stepped_at if wait else self._curve.starts
         is_new = now >= last_event + _RECOVERY
         if is_new and self.is_throttled:
@@ -191,7 +194,7 @@ class AdaptiveRate:
         elif is_new and self._is_answered():
             self._step_down(now, in_flight, wait)
         if pause_ends > max(now, self.pause.end_time):
-            # The rate does not grow meanwhile, and a server that allows no burst gets none.
+            # The rate does not grow meanwhile, and a server without bursts gets none.
             self.pause.start(pause_ends)
             self._curve.starts = pause_ends
             self._next_start = pause_ends + _BURST
@@ -231,7 +234,8 @@ class AdaptiveRate:
         self._window.shrink(in_flight)
 
     def _restore(self, rate: float, now: float) -> None:
-        # A trial needs a constant rate. After it, a slow start finds out what the server can do.
+        # A trial needs a constant rate. After it, a slow start finds out what the
+        # server can do.
         peak = rate if self._baseline.is_trying else None
         self._curve.start(now, self.pause.end_time, rate, peak)
         self._window.open()
@@ -255,7 +259,7 @@ class AdaptiveRate:
     def _slow_start_rate(self, now: float) -> float:
         curve = self._curve
         if not curve.first_rate:
-            # The rate is computed after the pause, when attempts in flight have been answered.
+            # The rate is computed after the pause, when those in flight are answered.
             self.deliveries.measure_burst(self._limited_at - _PAUSE, self._limited_at)
             curve.first_rate = max(_SLOW_START_SHARE * self.deliveries.burst, SLOWEST_START)
         if not self._is_answered():

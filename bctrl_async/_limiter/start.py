@@ -5,11 +5,12 @@ from __future__ import annotations
 _RATE = 150.0
 _GROWTH = 20.0
 _SUCCESSES = 200
-"""Attempts per second at first, how many more after each success, and the successes that end it."""
+"""Attempts per second at first, how many more after each success, and the successes
+that end it."""
 
 
 class Start:
-    """The paced start: only answers raise its rate, so a process short of CPU starts slowly."""
+    """The paced start: only answers raise its rate, so a busy process starts slowly."""
 
     def __init__(self) -> None:
         self.is_over: bool = False

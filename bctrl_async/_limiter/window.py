@@ -1,4 +1,4 @@
-"""The window: how many attempts may be in flight at a server that limits concurrency."""
+"""The window: how many attempts a server that limits concurrency may have in flight."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class _Client(Protocol):
 
 # bctrl_async.BctrlSession, in bctrl_async/session.py
 class BctrlSession:
-    """A session with the bctrl v1 workspaces API: one connection pool for any number of calls."""
+    """A session with the bctrl v1 API: one connection pool for any number of calls."""
     def __init__(
         self,
         api_key: str | Callable[[], str | Awaitable[str]] | None = None,  # The key, or a plain or async function that is called for it before each attempt.
@@ -45,7 +45,7 @@ class BctrlSession:
     def stats(self) -> SessionStats:
         """The statistics of all calls so far."""
     async def close(self) -> None:
-        """Close the session, and its pool unless it was borrowed; a second call does nothing."""
+        """Close the session and its pool, unless that is borrowed; repeating is safe."""
     async def stop_runtime(
         self,
         workspace_id: str | UUID,  # The workspace's id; 1 to 1,000 characters, sent unchanged.
@@ -88,7 +88,7 @@ class BctrlSession:
         verify: bool | float = True,  # Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for 30 s after its stop was answered or given up, also in an outage.
         missing_ok: bool = False,  # Count a runtime that is `not_found` as no longer running.
     ) -> StopBatch:
-        """Stop any number of runtimes, with one outcome for each and no exception for any."""
+        """Stop any number of runtimes, with one outcome for each and no exceptions."""
     def stop_workspace(
         self,
         workspace_id: str | UUID,  # As for `stop_runtime`.
@@ -103,7 +103,7 @@ class BctrlSession:
         verify: bool | float = True,  # As for `stop_runtimes`.
         missing_ok: bool = False,  # As for `stop_runtimes`: accept runtimes that are gone since the list.
     ) -> StopBatch:
-        """Stop the runtimes of a workspace that have not ended, or those that `where` selects."""
+        """Stop a workspace's runtimes that have not ended, or that `where` selects."""
 
 # bctrl_async.SessionStats, in bctrl_async/stats.py
 class SessionStats(msgspec.Struct):
@@ -489,7 +489,7 @@ class RetryPolicy(msgspec.Struct):
     """The statuses to retry, of 408, 429 and 500 to 599."""
     @property
     def max_throttle_wait(self) -> float:
-        """The patience of a single call in seconds, 60 if None; see `patience` for a bulk stop."""
+        """The patience of a single call in seconds, 60 if None."""
 
 # bctrl_async.pace.FilePace, in bctrl_async/pace/_file.py
 class FilePace(Pace):

@@ -1,4 +1,4 @@
-"""Connections that match answers to their requests; most answers need no HTTP parser."""
+"""Connections that match answers to requests; most answers need no HTTP parser."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
 on_connection: ContextVar[Callable[[], object] | None] = ContextVar("on_connection", default=None)
-"""Called when a request of this context has its connection: from then on it may have been sent."""
+"""Called when a request of this context has its connection: from then on it may have
+been sent."""
 
 _MAX_HEAD = 4096
 _BLANK_LINE = b"\r\n\r\n"
 
-# The pattern excludes headers that matter to an HTTP parser, such as `Transfer-Encoding`.
+# The pattern excludes headers that matter to an HTTP parser, such as
+# `Transfer-Encoding`.
 _is_plain = re.compile(
     rb"http/1\.1 200 ok"
     rb"(?:\r\n(?:[abdfgijklnoqrvwxyz][a-z0-9-]*"
     rb"|c(?:ontent-(?:length|type|language|security-policy)|onnection(?=: keep-alive\r)"
     rb"|ache-control|f-[a-z0-9-]+|ross-origin-[a-z-]+)"
     rb"|etag|expires|permissions-policy|pragma"
-    rb"|s(?:erver|erver-timing|et-cookie|trict-transport-security)|trace(?:parent|state)"
+    rb"|s(?:erver|erver-timing|et-cookie|trict-transport-security)"
+    rb"|trace(?:parent|state)"
     # Versions of aiohttp differ in whether they keep the spaces around a value.
     rb"): (?! )[ -~]*(?<! )){1,60}\r\n\r\n"
 ).fullmatch
@@ -46,7 +49,7 @@ def _line_of(name: str) -> bytes:
 
 
 class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
-    """A complete response, in place of aiohttp's message; `lower` is its head in lower case."""
+    """A complete response in place of aiohttp's message; `lower` is its head, too."""
 
     head: bytes
     lower: bytes
@@ -86,7 +89,7 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
 
 
 class AnswerHandler(ResponseHandler):
-    """A protocol that reads plain answers itself: a parser is a quarter of the cost of a stop."""
+    """A protocol that reads plain answers itself: a parser is a quarter of a stop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -99,24 +102,27 @@ class AnswerHandler(ResponseHandler):
             answer = plain_answer(data)
             if answer is not None:
                 # aiohttp's queue does not look at what it passes on.
-                self.feed_data((answer, aiohttp.EMPTY_PAYLOAD))  # type: ignore[arg-type]
+                item = (answer, aiohttp.EMPTY_PAYLOAD)
+                self.feed_data(item)  # type: ignore[arg-type]
                 return
             self.set_response_params(read_until_eof=True)
         super().data_received(data)
 
 
 class Connector(aiohttp.TCPConnector):
-    """A connector that closes a connection on which something arrived while it was idle.
+    """A connector that closes a connection on which bytes arrived while it was idle.
 
-    After a surplus answer, each request would get the answer to the request before it. aiohttp
-    looks for unread bytes when a connection returns to the pool, but not when it leaves the pool.
+    After a surplus answer, each request would get the answer to the request before it.
+    aiohttp looks for unread bytes when a connection returns to the pool, but not when
+    it leaves the pool.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - TCPConnector takes them.
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - TCPConnector's.
         super().__init__(**options)
-        # There is no public way to set a protocol, and `_factory` is typed for aiohttp's. With
-        # aiohttp's protocol, the fast path would parse every answer.
-        self._factory = partial(AnswerHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
+        # There is no public way to set a protocol, and `_factory` is typed for
+        # aiohttp's. With aiohttp's protocol, the fast path would parse every answer.
+        factory = partial(AnswerHandler, loop=asyncio.get_running_loop())
+        self._factory = factory  # type: ignore[assignment]
         self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], object]] = (
             WeakKeyDictionary()
         )
@@ -127,7 +133,7 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
     ) -> Connection:
-        """Return a connection with nothing unread, and notify the request's `on_connection`."""
+        """Return a connection with nothing unread, and notify `on_connection`."""
         while True:
             connection = await super().connect(req, traces, timeout)
             if self.accepts(connection, req):
@@ -147,7 +153,8 @@ class Connector(aiohttp.TCPConnector):
         is_readable = self._is_readable.get(protocol)
         is_new = is_readable is None
         if is_readable is None:
-            self._is_readable[protocol] = is_readable = _readability(connection.transport)
+            is_readable = _readability(connection.transport)
+            self._is_readable[protocol] = is_readable
         # Over TLS, unread bytes on a new connection belong to the handshake.
         is_in_handshake = is_new and req.is_ssl()
         if not protocol.should_close and (is_in_handshake or not is_readable()):
@@ -169,7 +176,8 @@ class Connector(aiohttp.TCPConnector):
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError):
             raise
         except aiohttp.ClientError as error:
-            # This class of error also occurs after a request was sent; here, none was sent yet.
+            # This class of error also occurs after a request was sent; here, none was
+            # sent yet.
             reason = OSError(0, "it opened no tunnel")
             # aiohttp calls this method only for a proxy.
             proxy = req.proxy or req.url
@@ -179,14 +187,15 @@ class Connector(aiohttp.TCPConnector):
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
     ) -> None:
-        # A protocol without a parser keeps every byte that arrives, so `should_close` becomes true.
-        # A parser would swallow the start of an answer; each request gets a new parser.
-        protocol._parser = None  # noqa: SLF001 - there is no public way; tests guard it.
+        # A protocol without a parser keeps every byte that arrives, so `should_close`
+        # becomes true. A parser would swallow the start of an answer; each request gets
+        # a new parser.
+        protocol._parser = None  # noqa: SLF001 - no way is public; tests guard it.
         super()._release(key, protocol, should_close=should_close)
 
 
 def _readability(transport: asyncio.BaseTransport | None) -> Callable[[], object]:
-    """Return a function that is true if a socket has unread bytes, or the connection's end."""
+    """Return a function that is true if a socket has unread bytes, or its end."""
     # A transport without a socket, such as a transport in memory, has nothing unread.
     sock = None
     if transport is not None:

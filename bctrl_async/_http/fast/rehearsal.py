@@ -1,4 +1,4 @@
-"""Open an owned pool, with a fast path if a rehearsal shows that this aiohttp supports it."""
+"""Open an owned pool, with a fast path if a rehearsal with this aiohttp succeeds."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _log = logging.getLogger("bctrl_async")
 
 _T = TypeVar("_T")
 
-# aiohttp's default Content-Type is `application/octet-stream`, although there is no body, and
-# strict servers reject it.
+# aiohttp's default Content-Type is `application/octet-stream`, although there is no
+# body, and strict servers reject it.
 NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
 
 _BODY = b"{}"
@@ -47,7 +47,7 @@ def open_pool(
     proxy: str | None,
     ssl: SSLContext | None,
 ) -> tuple[aiohttp.ClientSession, FastPath | None]:
-    """Return a new pool and its fast path, which is None if the options or aiohttp rule it out."""
+    """Return a new pool and its fast path, if the options and aiohttp allow it."""
     # The limiter bounds the connections, so the connector needs no limit.
     connector = Connector(limit=0, ssl=ssl or True)
     http = aiohttp.ClientSession(
@@ -61,7 +61,8 @@ def open_pool(
     functions = (*request_functions(), aiohttp.ClientSession.__init__)
     if not all(_is_aiohttps(function) for function in functions):
         return http, None
-    # The rehearsal tries all that the fast path needs of aiohttp; a version number would not tell.
+    # The rehearsal tries all that the fast path needs of aiohttp; a version number
+    # would not tell.
     try:
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
         run_now(_rehearse(url))
@@ -85,11 +86,12 @@ def open_pool(
 def _is_aiohttps(function: object) -> bool:
     """Return True if a function was defined by aiohttp itself."""
     # `isinstance` would also accept a wrapper that pretends to be a function.
-    return type(function) is FunctionType and function.__globals__ is vars(aiohttp.client)
+    names = vars(aiohttp.client)
+    return type(function) is FunctionType and function.__globals__ is names
 
 
 async def _rehearse(url: URL) -> None:
-    """Try the fast path on connections in memory; raise any exception if it does not work."""
+    """Try the fast path on connections in memory; raise if it does not work."""
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
     connector = _CannedConnector(_PLAIN, _PARSED, _PLAIN)
@@ -141,7 +143,7 @@ def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
 
 
 class _CannedConnector(aiohttp.BaseConnector):
-    """A connector in memory, whose connections answer each request at once with the next answer."""
+    """A connector in memory: it answers each request at once with the next answer."""
 
     protocol: AnswerHandler
 
@@ -196,7 +198,7 @@ class _CannedTransport(asyncio.Transport):
 
 
 def run_now(coroutine: Coroutine[object, object, _T]) -> _T:
-    """Return the result of a coroutine that does not wait; raise RuntimeError if it waits."""
+    """Return the result of a coroutine; raise RuntimeError if it waits."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
