@@ -109,7 +109,8 @@ def make_runtime(
 def check(*types: type, **values: object) -> None:
     """Raise a ValueError unless each value has one of these types; bool is not int."""
     for name, value in values.items():
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        is_wrong_bool = isinstance(value, bool) and bool not in types
+        if is_wrong_bool or not isinstance(value, types):
             kinds = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
             kind = type(value).__name__
             raise ValueError(f"{name} is {value!r:.50}: give {kinds}, not {kind}")

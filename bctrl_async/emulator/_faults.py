@@ -144,7 +144,8 @@ class FaultPlan:
             raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
         # The order of `Fault` makes a seed independent of the order of the mapping.
         faults = [fault for fault in Fault if probabilities.get(fault)]
-        self._bounds = list(itertools.accumulate(probabilities[fault] for fault in faults))
+        shares = [probabilities[fault] for fault in faults]
+        self._bounds = list(itertools.accumulate(shares))
         self._choices = [*faults, None]
         self._seed = seed
         self.queues: defaultdict[tuple[str | None, ...], deque[Fault | Reply | None]]
