@@ -30,6 +30,7 @@ Patch = pytest.MonkeyPatch
 
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 GUIDES = EXAMPLE.parents[1] / "how-to"
+FIRST_APP = (GUIDES / "fastapi.md").read_text("utf-8").split("```")[1].removeprefix("python\n")
 PRODUCTION = (GUIDES / "fastapi-production.md").read_text("utf-8")
 
 
@@ -254,8 +255,7 @@ async def test_the_app_of_the_guide_answers_many_stops_at_once(
     slow: Emulator, tmp_path: Path
 ) -> None:
     """Fault: under uvloop some answers were a bare 500, although all runtimes were stopped."""
-    guide = (GUIDES / "fastapi.md").read_text("utf-8")
-    (tmp_path / "app.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
+    (tmp_path / "app.py").write_text(FIRST_APP)
     targets = add_runtimes(slow, 400)
     async with uvicorn(slow, folder=tmp_path) as server, server.client() as client:
         answers = await asyncio.gather(
@@ -382,11 +382,9 @@ class TestStream:
 
     @pytest.fixture
     async def server(self, slow: Emulator, tmp_path: Path) -> AsyncIterator[Uvicorn]:
-        guide = (EXAMPLE.parents[1] / "how-to" / "fastapi.md").read_text("utf-8")
-        app = guide.partition("<!-- file: app.py -->\n\n```python\n")[2].partition("```\n")[0]
         # The report of a run is logged as information.
         logging = "import logging\nlogging.basicConfig(level=logging.INFO)\n"
-        (tmp_path / "app.py").write_text(app + logging)
+        (tmp_path / "app.py").write_text(FIRST_APP + logging)
         async with uvicorn(slow, folder=tmp_path) as server:
             yield server
 
