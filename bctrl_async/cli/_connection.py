@@ -6,7 +6,6 @@ import ssl
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
-from urllib.request import getproxies, proxy_bypass
 
 from cyclopts import Parameter
 
@@ -136,6 +135,8 @@ class Connection:
         if url.scheme != "https":
             # Plain http is for loopback alone: a proxy, on another machine, could read the key.
             return None
+        from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - it delays --help.
+
         proxy = getproxies().get("https")
         if not proxy or proxy_bypass(url.authority):
             return None

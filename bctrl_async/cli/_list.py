@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -12,7 +12,6 @@ from bctrl_async import (
     BctrlConfigError,
     BctrlError,
     BctrlResponseError,
-    BctrlSession,
     BctrlTimeoutError,
     Runtime,
     RuntimeFilter,
@@ -24,6 +23,9 @@ from bctrl_async.cli._progress import show_waiting
 from bctrl_async.errors import format_duration
 from bctrl_async.filters import Selection, parse_time
 from bctrl_async.models import RuntimeKind, RuntimeStatus
+
+if TYPE_CHECKING:
+    from bctrl_async import BctrlSession
 
 
 class FoundRuntimes(Selection):
@@ -41,7 +43,7 @@ class FoundRuntimes(Selection):
 
 
 async def find_runtimes(
-    session: BctrlSession,
+    session: "BctrlSession",
     workspace: str,
     where: RuntimeFilter,
     alias: str | None,
@@ -168,7 +170,7 @@ def _print_details(output: out.Output, runtimes: Sequence[Runtime]) -> None:
 
 
 async def _get_all(
-    session: BctrlSession, workspace: str, aliases: Iterable[str], output: out.Output
+    session: "BctrlSession", workspace: str, aliases: Iterable[str], output: out.Output
 ) -> list[Runtime | BctrlError]:
     async def get(alias: str) -> Runtime | BctrlError:
         try:

@@ -6,16 +6,20 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bctrl_async import BctrlSession, StopBatch, StopResult
-from bctrl_async.bulk import Progress as RunProgress
+from bctrl_async import StopResult
 from bctrl_async.cli._output import Output, format_counts, print_info
 from bctrl_async.errors import format_duration
+
+if TYPE_CHECKING:
+    from bctrl_async import BctrlSession, StopBatch
+    from bctrl_async.bulk import Progress as RunProgress
 
 _SHOW_AFTER = 0.4
 """Seconds until the live display."""
@@ -39,7 +43,7 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGT
 class Display:
     """The progress display of a bulk stop."""
 
-    def __init__(self, batch: StopBatch, session: BctrlSession, console: Console) -> None:
+    def __init__(self, batch: "StopBatch", session: "BctrlSession", console: Console) -> None:
         self._batch = batch
         self._session = session
         self._console = console
@@ -152,14 +156,14 @@ class Display:
             parts.append("Ctrl-C again to abort")
         return ", ".join(parts)
 
-    def _calls_text(self, progress: RunProgress) -> str:
+    def _calls_text(self, progress: "RunProgress") -> str:
         waiting = self._session.stats.waiting
         if progress.is_throttled and waiting and not progress.in_flight:
             return f"{waiting:,} waiting"
         return f"{progress.in_flight} in flight"
 
 
-def _obstacle_text(progress: RunProgress) -> str:
+def _obstacle_text(progress: "RunProgress") -> str:
     """Return what holds up a run; an empty text if nothing does."""
     if progress.is_unanswered:
         return "no answer from the server, probing"
@@ -175,7 +179,7 @@ def _obstacle_text(progress: RunProgress) -> str:
     return ""
 
 
-async def run_with_progress(batch: StopBatch, session: BctrlSession, output: Output) -> bool:
+async def run_with_progress(batch: "StopBatch", session: "BctrlSession", output: Output) -> bool:
     """Run a bulk stop and show its progress; return True if it was interrupted.
 
     The first Ctrl-C (or SIGTERM) ends sending, the second aborts the run.

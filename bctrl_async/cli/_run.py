@@ -6,16 +6,14 @@ from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from bctrl_async import (
     BctrlConfigError,
     BctrlError,
-    BctrlSession,
     RuntimeRef,
-    StopBatch,
     StopOutcome,
     StopReport,
     StopResult,
@@ -28,6 +26,9 @@ from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.cli._targets import UnreadInputError, collect
 from bctrl_async.errors import format_duration
 from bctrl_async.journal import Journal, JournalReader
+
+if TYPE_CHECKING:
+    from bctrl_async import BctrlSession, StopBatch
 
 Targets = Iterable[Any] | AsyncIterable[Any]
 """Targets, and items that the bulk stop rejects: bad lines and unreadable runtimes."""
@@ -82,7 +83,7 @@ class Job:
     connection: Connection
     output: out.Output
 
-    def connect(self, *, needs_key: bool = True) -> BctrlSession:
+    def connect(self, *, needs_key: bool = True) -> "BctrlSession":
         """Make a session. It belongs to one event loop; listing and stopping run in two."""
         options = self.options
         origin = self.connection.profile.origins.get("pace", "--pace")
@@ -120,7 +121,7 @@ class Job:
             # The journal may raise when it is closed, so the report comes before.
             return self._report(batch, printer, is_interrupted=is_interrupted)
 
-    def _open_journal(self, session: BctrlSession) -> AbstractContextManager[Journal | None]:
+    def _open_journal(self, session: "BctrlSession") -> AbstractContextManager[Journal | None]:
         """Open the journal of the run, if it has a journal."""
         path = self.options.journal
         if path is None:
@@ -136,7 +137,7 @@ class Job:
             deadline = f"the deadline of {format_duration(self.options.deadline)} "
             error.summary = re.sub(r"the deadline of \S+ ", deadline, error.summary)
 
-    def _report(self, batch: StopBatch, printer: OutcomePrinter, *, is_interrupted: bool) -> int:
+    def _report(self, batch: "StopBatch", printer: OutcomePrinter, *, is_interrupted: bool) -> int:
         """Print the summary of a bulk stop, and return the exit code."""
         printer.finish()
         report = batch.report
@@ -190,7 +191,7 @@ class Job:
         return pending
 
 
-def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool:
+def _run(session: "BctrlSession", batch: "StopBatch", output: out.Output) -> bool:
     """Run a bulk stop and print an error of its input; return True if it is interrupted."""
 
     async def run() -> bool:
@@ -225,7 +226,7 @@ def _print_missing(report: StopReport) -> None:
     out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
 
 
-async def _send_nothing(session: BctrlSession, targets: Targets) -> StopReport:
+async def _send_nothing(session: "BctrlSession", targets: Targets) -> StopReport:
     """Return a report in which every valid target is `not_sent`."""
     items = await collect(targets)
     async with session:

@@ -16,7 +16,6 @@ from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
 from bctrl_async.cli._options import STDIN
 from bctrl_async.cli._output import pluralize, print_info
 from bctrl_async.errors import quote
-from bctrl_async.shards import shard_of
 
 _T = TypeVar("_T")
 
@@ -37,7 +36,11 @@ class Shard(NamedTuple):
 
     def keeps(self, item: object) -> bool:
         """Return True if an item is in this shard; items that are not targets are in shard 1."""
-        return self.total == 1 or shard_of(item, self.total) == self.number
+        if self.total == 1:
+            return True
+        from bctrl_async.shards import shard_of  # noqa: PLC0415 - it delays --help.
+
+        return shard_of(item, self.total) == self.number
 
 
 WHOLE = Shard(1, 1)
