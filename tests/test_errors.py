@@ -84,6 +84,10 @@ def test_a_copy_has_all_attributes_of_the_original(error_class: type[BctrlError]
         assert str(twin) == str(error)
 
 
+def part_of(letter: str) -> str:
+    return f"{letter * 47}...{letter * 48}"
+
+
 TEXTS = {
     "the failure, the runtime and the remedy": (
         full(BctrlConflictError),
@@ -111,7 +115,7 @@ TEXTS = {
     ),
     "a part of a long name": (
         BctrlError("it failed", workspace_id="w" * 70_000, alias="a" * 65_536),
-        f"stop of '{'a' * 47}...{'a' * 48}' in workspace '{'w' * 47}...{'w' * 48}': it failed",
+        f"stop of '{part_of('a')}' in workspace '{part_of('w')}': it failed",
     ),
 }
 

@@ -111,7 +111,8 @@ def test_a_value_that_is_unknown_is_logged_since_it_may_be_mistyped(
     assert caplog.messages == []
 
     RuntimeFilter(status="actve", kind="desktp")
+    knows = "in a filter: this version knows"
     assert caplog.messages == [
-        "unknown status 'actve' in a filter: this version knows active, stopped, failed, any",
-        "unknown kind 'desktp' in a filter: this version knows browser, desktop, spreadsheet",
+        f"unknown status 'actve' {knows} active, stopped, failed, any",
+        f"unknown kind 'desktp' {knows} browser, desktop, spreadsheet",
     ]

@@ -236,12 +236,13 @@ def test_the_page_about_problems_has_the_problem_of_each_kind() -> None:
 
 
 QUESTION = re.compile(
-    r"isinstance\([^)]*Bctrl\w*Error|(?<!self)\.(?:status|code|reason_class) (?:[=!>]=|in|is|not) "
+    r"isinstance\([^)]*Bctrl\w*Error"
+    r"|(?<!self)\.(?:status|code|reason_class) (?:[=!>]=|in|is|not) "
 )
 """Matches a question to an error or a failure; the table of kinds answers others."""
 EDIT = re.compile(
-    r"^ +(?!self)\w+\.(?:accepted|advice|alias|attempts|body|may_have_stopped|operation|request_id|"
-    r"status|summary|workspace_id|__cause__) \|?= ",
+    r"^ +(?!self)\w+\.(?:accepted|advice|alias|attempts|body|may_have_stopped|"
+    r"operation|request_id|status|summary|workspace_id|__cause__) \|?= ",
     re.MULTILINE,
 )
 

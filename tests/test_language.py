@@ -22,11 +22,12 @@ begins_with_a_clause = re.compile(
 pragma = re.compile(r"# ?(noqa|pragma|type):?.*")
 code = re.compile(r"`[^`]*`")
 
+AFTER_A_NOUN = r"$|[.,;:)]| (that|which|is|was|has|may|as|with|if|to)\b"
 HABITS = {
     r"\b(that|those) of\b": 0.3,
     # "One" stands for a noun unless it counts one: "one attempt", "one or more", "at
     # least one".
-    r"\bones\b|(?<!least )\bone\b(?=$|[.,;:)]| (that|which|is|was|has|may|as|with|if|to)\b)": 0.2,
+    rf"\bones\b|(?<!least )\bone\b(?={AFTER_A_NOUN})": 0.2,
     r"\b(begin|begins|began|begun|beginning)\b": 0.5,
     r"\bfurther\b": 0.3,
     r"\b(all the same|such an?|no such)\b": 0.1,
@@ -48,7 +49,7 @@ is_stand_in = re.compile(
     r"these|this|those|told|waits|wanted|what|who|why"
     r")_*"
 ).fullmatch
-"""Matches a name that says what happened to a thing, or points at it, and not what it is."""
+"""Matches a name that says what happened to a thing or points at it, not what it is."""
 
 
 class Text(NamedTuple):

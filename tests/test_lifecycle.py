@@ -286,7 +286,8 @@ ENDINGS = {
     "tasks abandoned at the end": """
         async def main():
             for number in range(10):
-                tasks.append(asyncio.create_task(session.stop_runtime("ws-1", f"r{number}")))
+                call = session.stop_runtime("ws-1", f"r{number}")
+                tasks.append(asyncio.create_task(call))
             await asyncio.sleep(0.01)
         tasks = []
         asyncio.run(main())

@@ -115,14 +115,15 @@ EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
     "a stop": (
         lambda session: session.stop_runtime("ws-1", "crm"),
         Fault.SERVER_ERROR,
-        f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 500, end BctrlServerError,
-        attempt 2 POST {GET}/stop, answered 200, end, end StopOutcome""",
+        f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 500,
+        end BctrlServerError, attempt 2 POST {GET}/stop, answered 200, end,
+        end StopOutcome""",
     ),
     "a stop that raises": (
         lambda session: session.stop_runtime("ws-1", "crm"),
         Reply(409, code="runtime.not_active"),
-        f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 409, end BctrlConflictError,
-        raised BctrlConflictError, end StopOutcome""",
+        f"""stop ws-1 crm, attempt 1 POST {GET}/stop, answered 409,
+        end BctrlConflictError, raised BctrlConflictError, end StopOutcome""",
     ),
     "a read": (
         lambda session: session.get_runtime("ws-1", "crm"),
@@ -133,7 +134,8 @@ EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
     "a list that cannot be parsed": (
         lambda session: session.list_runtimes("ws-1"),
         Reply(200, body={"runtimes": [{}]}),
-        f"list ws-1 None, attempt 1 GET {LIST}, answered 200, end, end BctrlResponseError",
+        f"""list ws-1 None, attempt 1 GET {LIST}, answered 200, end,
+        end BctrlResponseError""",
     ),
     "a call that sends nothing": (
         lambda session: session.get_runtime("ws-1", ".."),
@@ -143,8 +145,8 @@ EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
     "a bulk stop": (
         lambda session: session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)]),
         None,
-        f"""bulk, stop ws-1 crm, attempt 1 POST {GET}/stop, answered 200, end, end StopOutcome,
-        end StopReport""",
+        f"""bulk, stop ws-1 crm, attempt 1 POST {GET}/stop, answered 200, end,
+        end StopOutcome, end StopReport""",
     ),
 }
 
@@ -221,7 +223,7 @@ class TestCancellation:
             (Fault.HANG, "unknown: aborted before an answer: CancelledError"),
             (
                 Reply(503, headers={"Retry-After": "30"}),
-                "rejected: aborted before its next attempt: CancelledError; before that, the",
+                "rejected: aborted before its next attempt: CancelledError; before",
             ),
         ],
     )

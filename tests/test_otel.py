@@ -110,6 +110,8 @@ async def bulk(session: BctrlSession) -> object:
     return await session.stop_runtimes([("ws-1", "crm")])
 
 
+UNREADABLE = "error BctrlResponseError"
+REJECTED = "stop_runtime rejected error 403 (POST 403 error 403)"
 # The call, the faults of its requests, and its spans.
 SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
     "each attempt of a stop is its child": (
@@ -120,7 +122,7 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
     "an unreadable answer is an error of the stop that raises it": (
         stop,
         [Reply(202, body="what?")],
-        "stop_runtime accepted error BctrlResponseError (POST 202 error BctrlResponseError)",
+        f"stop_runtime accepted {UNREADABLE} (POST 202 {UNREADABLE})",
     ),
     # Fault: the span of a stop that raised a 409 had no error, unlike the span of a
     # get.
@@ -152,7 +154,7 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
     "a bulk stop has the error that its caller may raise": (
         bulk,
         [Reply(403)],
-        "stop_runtimes error ExceptionGroup (stop_runtime rejected error 403 (POST 403 error 403))",
+        f"stop_runtimes error ExceptionGroup ({REJECTED})",
     ),
     "a poll is a child of its stop": (
         bulk,

@@ -49,6 +49,7 @@ def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> St
     )
 
 
+HALF_STOPPED = "2 stopped, 2 unknown"
 TIMEOUT = BctrlTimeoutError("no answer", workspace_id="ws-1", alias="0", may_have_stopped=True)
 NETWORK = BctrlNetworkError("no connection")
 ENDED = BctrlError("the deadline of 3 s has passed")
@@ -65,7 +66,7 @@ ENDED = BctrlError("the deadline of 3 s has passed")
         ),
         (
             report_of(TIMEOUT, NETWORK),
-            "2 of 4 no longer running, 2 unconfirmed after 1.23 s: 2 stopped, 2 unknown",
+            f"2 of 4 no longer running, 2 unconfirmed after 1.23 s: {HALF_STOPPED}",
         ),
         (
             report_of(ended=ENDED),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import pprint
 import reprlib
 import traceback
@@ -107,9 +108,9 @@ async def test_an_invalid_key_of_a_function_is_not_in_a_frame_of_the_error(key: 
 
 ECHO = KEY.encode()
 LATIN = "caf\u00e9".encode("latin-1")
-WORDS = (
-    f'{{"code": "{KEY}", "message": "no entry for Bearer {KEY}", "requestId": "{KEY}"}}'.encode()
-)
+WORDS = json.dumps(
+    {"code": KEY, "message": f"no entry for Bearer {KEY}", "requestId": KEY}
+).encode()
 ECHOES = {
     "nothing": b"",
     "text that is not UTF-8": http_answer("200 OK", LATIN + ECHO, f"X-Echo: {KEY}"),
@@ -249,7 +250,7 @@ async def test_the_credentials_of_a_proxy_of_the_environment_are_not_in_its_erro
     assert_hidden(caught.value)
 
 
-async def test_the_credentials_of_the_proxy_of_a_borrowed_session_are_not_in_its_error() -> None:
+async def test_the_credentials_of_the_proxy_of_a_borrowed_session_are_not_shown() -> None:
     async with (
         raw_server(closing(LOGIN_REQUIRED)) as url,
         aiohttp.ClientSession(proxy=URL(url.replace("//", f"//{LOGIN}@"))) as http,

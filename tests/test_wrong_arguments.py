@@ -164,6 +164,5 @@ def test_without_an_extra_the_import_names_it(module: str, package: str) -> None
     assert done.returncode == 1
     problem, _, advice = done.stderr.splitlines()[-1].partition(": install ")
     assert re.fullmatch(rf"ModuleNotFoundError: {package}[.a-z]* is missing", problem)
-    assert advice == (
-        f"bctrl-async with the extra {module} (in a clone: python -m pip install '.[{module}]')"
-    )
+    command = f"python -m pip install '.[{module}]'"
+    assert advice == f"bctrl-async with the extra {module} (in a clone: {command})"

@@ -91,7 +91,7 @@ def _compare(targets: int, rounds: int) -> Report:
         return middle(name, targets, "mebibytes") - middle(name, _FEW, "mebibytes")
 
     return Report(
-        f"A bulk stop over a generator, {_IN_FLIGHT} in flight, each in a fresh process",
+        f"A bulk stop over a generator, {_IN_FLIGHT} in flight, in fresh processes",
         ["case", "targets", "peak MiB", "stall ms", "s", "CPU µs", "to bare"],
         [
             [

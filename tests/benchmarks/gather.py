@@ -72,7 +72,7 @@ def _compare(stops: int, rounds: int, loop: str) -> Report:
 
     fields = ("mebibytes", "stall", "seconds", "cpu")
     return Report(
-        f"A gather of {stops:,} stops on {loop}, {_IN_FLIGHT} in flight, each in a fresh process",
+        f"A gather of {stops:,} stops on {loop}, {_IN_FLIGHT} in flight",
         ["case", "peak MiB", "stall ms", "s", "CPU µs"],
         [[name, *(median(column(name, field)) for field in fields)] for name in _CASES],
         [

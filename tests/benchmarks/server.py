@@ -19,17 +19,16 @@ RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"%s",
 "profileId":"4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21","storageWorkspace":null}}"""
 
 # The vendor's current package has no workspaces; its closest operation stops a sandbox.
-SANDBOX = b"""{"id":"crm","object":"sandbox","status":"stopped","image":"base","spaceId":"ws",
-"createdAt":"2026-11-25T09:00:00.000Z","updatedAt":"2026-11-25T09:30:00.000Z",
+SANDBOX = b"""{"id":"crm","object":"sandbox","status":"stopped","image":"base",
+"spaceId":"ws","createdAt":"2026-11-25T09:00:00.000Z","updatedAt":"2026-11-25T09:30:00.000Z",
 "audit":{"files":"directory"},
 "capabilities":{"exec":true,"files":true,"ports":true,"ssh":true,"terminal":true}}"""
 
 
 def _answer(body: bytes) -> bytes:
     body = body.replace(b"\n", b"")
-    head = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    lines = ["HTTP/1.1 200 OK", "Content-Type: application/json"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
     return head.encode() + body
 
 

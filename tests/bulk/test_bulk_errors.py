@@ -128,7 +128,7 @@ class TestCallback:
 
 class TestInput:
     @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort])
-    async def test_a_list_that_grows_with_each_outcome_has_an_end_and_is_not_the_whole_input(
+    async def test_a_list_that_grows_with_each_outcome_has_an_end_and_is_not_whole(
         self, bulk: Bulk, end: Callable[[StopBatch], None]
     ) -> None:
         targets = add_runtimes(bulk.emulator, 1)

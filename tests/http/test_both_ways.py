@@ -97,11 +97,13 @@ NGINX = (
     b"Set-Cookie: a=b\r\nSet-Cookie: c=d\r\n\r\n" + BODY
 )
 EXPRESS = (
-    b"HTTP/1.1 200 OK\r\nContent-Security-Policy: default-src 'self';base-uri 'self'\r\n"
+    b"HTTP/1.1 200 OK\r\n"
+    b"Content-Security-Policy: default-src 'self';base-uri 'self'\r\n"
     b"Cross-Origin-Opener-Policy: same-origin\r\nOrigin-Agent-Cluster: ?1\r\n"
     b"X-DNS-Prefetch-Control: off\r\nX-Powered-By: Express\r\n"
     b"Content-Type: application/json; charset=utf-8\r\nContent-Length: 15\r\n"
-    b'ETag: W/"f-abc"\r\nVary: Accept-Encoding\r\nDate: Thu, 26 Nov 2026 10:00:00 GMT\r\n'
+    b'ETag: W/"f-abc"\r\nVary: Accept-Encoding\r\n'
+    b"Date: Thu, 26 Nov 2026 10:00:00 GMT\r\n"
     b"Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n" + BODY
 )
 

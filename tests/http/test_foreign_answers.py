@@ -29,7 +29,7 @@ ONCE = RetryPolicy(attempts=1, patience=0)
 TIMEOUT = BOUND
 """Seconds for an attempt. Some answers never end; there the clock jumps ahead."""
 
-PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>Sign in</body></html>"
+PAGE = "<!DOCTYPE html><html><title>Sign in</title><body>Sign in</body></html>"
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 

@@ -181,7 +181,7 @@ class TestTrial:
 
 
 class TestCovers:
-    def test_a_baseline_holds_for_twenty_seconds_and_then_for_twice_as_long_up_to_a_minute(
+    def test_a_baseline_holds_for_twenty_seconds_then_twice_as_long_up_to_a_minute(
         self, tenth: ThrottlingBaseline
     ) -> None:
         now = 0.0

@@ -35,7 +35,7 @@ async def run_loop(iterations: int = 3) -> None:
 
 @in_virtual_time
 class TestAdmission:
-    async def test_retries_come_first_and_polls_last_and_a_bulk_target_after_four_single_calls(
+    async def test_retries_come_first_polls_last_and_a_bulk_target_after_four_singles(
         self,
     ) -> None:
         limiter = Limiter(1, past_start())

@@ -122,7 +122,7 @@ class TestPause:
 @in_virtual_time
 class TestAnswerOfAProbe:
     @pytest.mark.parametrize("parsed", ["a runtime", BctrlServerError("500", status=500)])
-    async def test_an_answer_that_is_not_throttled_ends_the_pause_for_the_calls_behind_it(
+    async def test_an_answer_that_is_not_throttled_ends_the_pause_for_those_behind_it(
         self, calls: Calls, parsed: object
     ) -> None:
         """Fault: a bulk stop killed itself with the call after its probe."""
@@ -148,7 +148,7 @@ class TestAnswerOfAProbe:
             (None, 120.0),
         ],
     )
-    async def test_any_other_end_fails_the_calls_behind_it_and_the_next_is_a_minute_later(
+    async def test_any_other_end_fails_those_behind_it_and_the_next_is_a_minute_later(
         self, calls: Calls, parsed: BctrlError | None, next_probe: float
     ) -> None:
         patient, *others = await calls.start_behind_a_probe(10 * YEAR, PATIENCE, 0.0)
@@ -168,7 +168,7 @@ class TestAnswerOfAProbe:
 
         assert now() == pytest.approx(65.0)
 
-    async def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
+    async def test_a_late_answer_to_an_earlier_attempt_ends_no_pause_just_confirmed(
         self, calls: Calls
     ) -> None:
         await calls.acquire()

@@ -37,7 +37,7 @@ _SHOWS_REPORT = f"{_STATE}.includes(' after ')"
 _FIND = """axe.run({rules: {"target-size": {enabled: true}}}).then(results => ({
     passed: results.passes.length,
     found: [...results.violations, ...results.incomplete].map(
-        rule => `${rule.id}: ${rule.help}: ${rule.nodes.map(node => node.html).join(" ")}`),
+        ({id, help, nodes}) => `${id}: ${help}: ${nodes.map(n => n.html).join(" ")}`),
 }))"""
 
 

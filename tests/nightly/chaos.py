@@ -358,7 +358,7 @@ class ChaosRun:
         if self._begun is not None and self._begun_at_end is not None:
             begun = self._begun.paths - self._begun_at_end
             if begun:
-                yield f"{len(begun)} targets were sent for the first time after {self.ending}"
+                yield f"{len(begun)} targets were first sent after {self.ending}"
 
 
 def run_seed(seed: int, targets: int) -> Verdict:

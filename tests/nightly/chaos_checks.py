@@ -24,7 +24,7 @@ FOREIGN_NOT_FOUND = Reply(404, body={"message": "no Route matched with those val
 _GATEWAYS = (
     Reply(503, body="upstream connect error or disconnect/reset before headers"),
     Reply(503, body="<html><body><h1>Error 503 Backend fetch failed</h1></body></html>"),
-    Reply(503, body="<html><head><title>503 Service Temporarily Unavailable</title></head></html>"),
+    Reply(503, body="<html><head><title>503 Service Unavailable</title></head></html>"),
     Reply(408, body="<html><body><h1>408 Request Time-out</h1></body></html>"),
     Reply(409, body="Conflict"),
     Reply(499, body="<html><head><title>499 Client Closed Request</title></head></html>"),
@@ -97,16 +97,17 @@ def check_targets(
         if isinstance(target, RuntimeRef):
             by_target[target].append(entry)
             if (entry["workspace_id"], entry["alias"]) != target:
-                yield f"target {entry['index']} has the names of another one in the journal"
+                yield f"target {entry['index']} has other names in the journal"
         elif entry["result"] != StopResult.INVALID:
             yield f"target {entry['index']} is {entry['result']}, but it is invalid"
     for target, group in by_target.items():
         rules = _contradictions(group, requests[target], before[target], emulator.status(*target))
         results = [entry["result"] for entry in group]
+        claim = f"target {group[0]['index']} is {results}"
         if target in poisoned and not _ANSWERED.isdisjoint(results):
-            yield f"target {group[0]['index']} is {results}, but every answer to it was a fault"
+            yield f"{claim}, but every answer to it was a fault"
         for problem in rules:
-            yield f"target {group[0]['index']} is {results}, but {problem}"
+            yield f"{claim}, but {problem}"
 
 
 def _contradictions(

@@ -46,7 +46,8 @@ from bctrl_async import BctrlSession, RetryPolicy
 logging.disable()
 
 async def main(key, url, journal, count, in_flight):
-    async with BctrlSession(key, base_url=url, max_connections=int(in_flight)) as session:
+    options = {"base_url": url, "max_connections": int(in_flight)}
+    async with BctrlSession(key, **options) as session:
         targets = [("ws-1", f"r{number}") for number in range(int(count))]
         policy = RetryPolicy(attempts=10, base=0.001, cap=0.01)
         report = await session.stop_runtimes(targets, journal=journal, retry=policy)

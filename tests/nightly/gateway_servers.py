@@ -138,7 +138,7 @@ http$s://localhost:$port {
         "tls $pem $pem",
     ),
     "varnish": Kind(
-        "varnishd -F -j none -n $folder/work -a 127.0.0.1:$port -s malloc,32m -f $config",
+        "varnishd -F -j none -n $folder/w -a 127.0.0.1:$port -s malloc,32m -f $config",
         """
 vcl 4.1;
 backend default {
@@ -159,8 +159,8 @@ sub vcl_synth {
 }
 """,
         [
-            "varnishadm -n $folder/work vcl.load v$number $config",
-            "varnishadm -n $folder/work vcl.use v$number",
+            "varnishadm -n $folder/w vcl.load v$number $config",
+            "varnishadm -n $folder/w vcl.use v$number",
         ],
         None,
     ),

@@ -179,7 +179,8 @@ class Verdict:
     def __str__(self) -> str:
         counts = [f"{count:,} {name}" for name, count in sorted(self.outcomes.items())]
         events = [f"{count} {name}" for name, count in sorted(self.events.items())]
-        text = f"{self.outcomes.total():,} outcomes ({', '.join(counts)}) in {', '.join(events)}"
+        text = f"{self.outcomes.total():,} outcomes ({', '.join(counts)})"
+        text += f" in {', '.join(events)}"
         return f"{text}: {'; '.join(self.false[:5]) or 'none is false'}"
 
 

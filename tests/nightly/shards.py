@@ -171,7 +171,8 @@ class ShardsRun:
             and self._emulator.status(*target) == "stopped"
         )
         if not is_true:
-            yield f"{target} is {result}, and {self._emulator.status(*target)} on the server"
+            status = self._emulator.status(*target)
+            yield f"{target} is {result}, and {status} on the server"
 
     async def _check(self) -> AsyncIterator[str]:
         paths = self._journals()

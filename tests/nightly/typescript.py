@@ -50,7 +50,8 @@ export const invalidRequest = (answer: InvalidRequest): string[] =>
 export const unsettled = (report: Report): string[] =>
   report.failures
     .filter((failure) => failure.result === "unknown")
-    .map((failure) => `${failure.workspace_id}/${failure.alias} ${failure.error?.message ?? ""}`);
+    .map(({ workspace_id, alias, error }) =>
+      `${workspace_id}/${alias} ${error?.message ?? ""}`);
 
 export const share = (progress: Progress): number =>
   (progress.counts.stopped ?? 0) / progress.total;
@@ -59,7 +60,8 @@ export const mistypedProgress = (progress: Progress): number =>
   // @ts-expect-error - the JSON has `in_flight`.
   progress.inFlight;
 
-export const failures = (progress: Progress): number => progress.report?.failures.length ?? 0;
+export const failures = (progress: Progress): number =>
+  progress.report?.failures.length ?? 0;
 
 export const unavailable = (problem: Unavailable): number => problem.attempts;
 

@@ -53,8 +53,9 @@ _PAGES = (
     "\ufeff<html><body>Log in</body></html>".encode("utf-16-le"),
     b"Please log in",
 )
+_ENVOY = b"upstream connect error or disconnect/reset before headers. reset reason: "
 _UNAVAILABLE = (
-    b"upstream connect error or disconnect/reset before headers. reset reason: connection reset",
+    _ENVOY + b"connection reset",
     b"<!DOCTYPE html><html><body><h1>Error 503 Backend fetch failed</h1></body></html>",
     b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>",
     b'{"error": {"code": "ServiceUnavailable", "message": "The backend is down."}}',

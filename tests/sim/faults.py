@@ -174,7 +174,7 @@ FAULTS = {
         {"bctrl_async._calls.results.result_of": _result_by_status},
     ),
     "own-work": KnownFault(
-        "stop_runtime raises a conflict although its own earlier attempt stopped the runtime",
+        "stop_runtime raises a conflict although its own attempt stopped the runtime",
         "own work",
         {"bctrl_async.BctrlSession._get_stopped": _stop_without_a_look},
     ),
@@ -203,7 +203,7 @@ FAULTS = {
         {"bctrl_async.bulk._parked._MAX_STOPS": 0},
     ),
     "held-workers": KnownFault(
-        "a worker waits for the lane of a throttled workspace, in place of its other targets",
+        "a worker waits for the lane of a throttled workspace, and for no other target",
         "throttled others",
         {"bctrl_async.bulk._sender.BulkSender._turn": _wait_with_worker},
     ),
@@ -259,7 +259,7 @@ FAULTS = {
         {"bctrl_async._limiter.limiter.Limiter.release": _release_if_answered},
     ),
     "torn-journal": KnownFault(
-        "the torn line of a journal is not cut off, and the next line is appended to it",
+        "the torn line of a journal is not cut off, and the next is appended to it",
         "journal",
         {"os.ftruncate": lambda *_: None},
     ),

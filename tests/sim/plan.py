@@ -280,11 +280,10 @@ class Plan:
         policy = {name: getattr(self.policy, name) for name in _POLICY}
         lines = [f"  {name} = {value}" for name, value in {**shown, "policy": policy}.items()]
         fields = vars(self.climate).items()
-        lines += [
-            f"  climate.{name} = {[vars(v) for v in value] if name in _SPANS else value}"
-            for name, value in fields
-            if value and name != "targets"
-        ]
+        for name, value in fields:
+            if value and name != "targets":
+                shown_value = [vars(span) for span in value] if name in _SPANS else value
+                lines.append(f"  climate.{name} = {shown_value}")
         return "\n".join(lines)
 
 

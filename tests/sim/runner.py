@@ -93,10 +93,14 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
     verdict.plan = f"{plan.kind}, {plan.ending}\n{plan}"
     found.sort()
     verdict.trace = [
-        f"{when:10.4f} {f'#{number}' if number else '':>5} {event.replace(str(folder), '')}"
+        f"{when:10.4f} {_connection(number):>5} {event.replace(str(folder), '')}"
         for when, number, event in world.network.trace
     ]
     return verdict
+
+
+def _connection(number: int) -> str:
+    return f"#{number}" if number else ""
 
 
 def _results(world: World) -> Counter[str]:

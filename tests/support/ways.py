@@ -15,9 +15,7 @@ from yarl import URL
 
 from bctrl_async._http.fast import FastPath
 
-LONG_WAY_HELP = (
-    "send each request through aiohttp.ClientSession.request, as if a tracer had wrapped it"
-)
+LONG_WAY_HELP = "send each request through aiohttp.ClientSession, as if a tracer had wrapped it"
 
 _STARTUP = Path(__file__).parent / "long_way"
 
