@@ -51,13 +51,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # that, and tests could not interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# They run the same lines millions of times, so that coverage would cost more than they
-# do. Tests of single decisions reach these lines as well.
+# They run the same lines millions of times, or in many processes, so that coverage
+# would cost more than they do. Tests of single decisions reach these lines as well.
 _NOT_MEASURED = {
     "test_chaos",
     "test_contract",
+    "test_crash",
+    "test_dask_example",
     "test_differential",
+    "test_docket_example",
     "test_nginx",
+    "test_shard_crash",
     "test_simulate",
 }
 
@@ -152,6 +156,15 @@ def _warm_server() -> Iterator[None]:
 def _seeded_jitter() -> None:
     """Make the jitter of retries the same in every run of a test."""
     random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_coverage_of_processes(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measure no processes of a test that is not measured itself."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(autouse=True)
