@@ -139,19 +139,6 @@ async def test_a_failing_bulk_stop_makes_a_documented_number_of_attempts_and_pol
 
 
 @every_session
-@every_ending
-async def test_a_fault_and_then_an_answer_are_two_requests_that_end_well(
-    emulator: Emulator, session: BctrlSession, ending: Endings
-) -> None:
-    emulator.inject(ending.fault)
-    async with session:
-        report = await report_of(emulator, session, "crm")
-
-    assert report.ok
-    assert emulator.received[CRM] == 2
-
-
-@every_session
 async def test_retries_and_polls_go_on_as_in_production(
     emulator: Emulator, session: BctrlSession
 ) -> None:
