@@ -185,14 +185,14 @@ class _WithSpan:
 
 
 class _Stop(_WithSpan, StopObserver):
-    _raised: BaseException | None = None
+    _error: BaseException | None = None
 
     def raised(self, error: BaseException) -> None:
-        self._raised = error
+        self._error = error
 
     def end(self, outcome: StopOutcome) -> None:
         span = self._span
-        error = self._raised
+        error = self._error
         if error is None:
             error = outcome.error
         if self._children.counts_stops:
@@ -203,7 +203,7 @@ class _Stop(_WithSpan, StopObserver):
             span.set_attribute("bctrl.running", outcome.running)
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-        if self._raised is None and outcome.result.is_processed:
+        if self._error is None and outcome.result.is_processed:
             error = None
         _end(span, error)
 
