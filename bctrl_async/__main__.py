@@ -1,4 +1,4 @@
-"""The entry point of `bctrl-async` and `python -m bctrl_async`, also without the extra `cli`."""
+"""The entry point of `bctrl-async`, which works without the extra `cli`, too."""
 
 import sys
 
@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command, or say how to install its dependencies; return the exit code."""
     try:
-        # The import is in the `try`: the extra may be missing, and Ctrl-C may come meanwhile.
+        # The extra may be missing, and Ctrl-C may come during the import.
         from bctrl_async import cli  # noqa: PLC0415 - it may be missing.
 
         return cli.main()
@@ -14,10 +14,11 @@ def main() -> int:
         package = str(error.name).partition(".")[0]
         if package not in {"cyclopts", "rich"}:
             raise
-        from bctrl_async._config import missing_extra  # noqa: PLC0415 - it delays the start.
+        from bctrl_async._config import missing_extra  # noqa: PLC0415 - it is slow.
 
         problem = missing_extra(error, "cli")
-        print(f"bctrl-async: error: {problem}", file=sys.stderr)  # noqa: T201 - without rich.
+        line = f"bctrl-async: error: {problem}"
+        print(line, file=sys.stderr)  # noqa: T201 - rich may be missing.
         return 2
     except KeyboardInterrupt:
         return 130

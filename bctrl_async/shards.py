@@ -12,16 +12,18 @@ __all__ = ["shard", "shard_of"]
 
 
 def shard(targets: Targets, number: int, count: int) -> Targets:
-    """Return the targets of one shard in their order; each target is in exactly one shard.
+    """Return the targets of one shard in their order; each is in exactly one shard.
 
     Args:
-        targets: As for `stop_runtimes`. Targets with a length give a list, others are read lazily.
+        targets: As for `stop_runtimes`. Targets with a length give a list, others are
+            read lazily.
         number: The shard, from 1 to `count`.
         count: The number of shards; the same in each process.
 
     Raises:
-        BctrlConfigError: `targets` cannot be iterated over, `number` is not in range, or the first
-            item is not a target: then perhaps only when the result is read.
+        BctrlConfigError: `targets` cannot be iterated over, `number` is not in range,
+            or the first item is not a target: then perhaps only when the result is
+            read.
     """
     if number not in range(1, _config.count(count, "count") + 1):
         problem = f"invalid number {number!r:.50}: expected 1 to {count}, the count"
@@ -46,16 +48,17 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
 
 
 def shard_of(target: object, count: int) -> int:
-    """Return the shard of a target, from 1; the same in every process, machine and version.
+    """Return the shard of a target, from 1, the same in every process and version.
 
-    It is 1 plus the remainder by `count` of the big-endian BLAKE2b hash (8 bytes) of workspace id,
-    NUL and alias in UTF-8, with A to Z as a to z. Items that are not targets are in shard 1.
+    It is 1 plus the remainder by `count` of the big-endian BLAKE2b hash (8 bytes) of
+    workspace id, NUL and alias in UTF-8, with A to Z as a to z. Items that are not
+    targets are in shard 1.
     """
     try:
         workspace_id, alias = as_target(target)
     except BctrlError:
         return 1
-    # Lowering bytes changes only ASCII: Unicode's letters differ between versions of Python.
+    # Lowering bytes changes only ASCII: Unicode's letters differ between versions.
     name = f"{workspace_id}\0{alias}".encode(errors="surrogatepass").lower()
     digest = blake2b(name, digest_size=8).digest()
     return int.from_bytes(digest) % _config.count(count, "count") + 1

@@ -78,9 +78,9 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print the completion of SHELL: bash, zsh or fish."""
     script = app.generate_completion(shell=shell)
     if shell == "zsh":
-        # Zsh completes no option where an argument may stand, unless that has an action.
+        # Zsh completes no option where an argument without an action may stand.
         script = script.replace(".' \\\n", '.:_guard "^-*" name\' \\\n')
-        # The script alone works only in a folder of `fpath`; this line lets a shell source it.
+        # With this line, the script can be sourced: without it, `fpath` must have it.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
     if shell == "bash":
         # A workspace may be named like a command: only the first name is a command.
@@ -103,7 +103,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args = sys.argv[1:]
     try:
         for name in _COMMANDS.keys() & set(args):
-            # A command's own help is its docstring; the summary is for the list of commands.
+            # A command's own help is its docstring; the summary is for the list.
             app[name].help = None
         command, bound, _ = app.parse_args(args)
         bound.apply_defaults()
@@ -122,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         _print_os_error(error)
         return _output.FAILED
-    except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
+    except Exception as error:  # noqa: BLE001 - a traceback could show a secret.
         _print_fault(error)
         return _output.FAILED
 

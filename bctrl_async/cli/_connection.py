@@ -24,7 +24,7 @@ _MAX_WORDS = 40
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """The options of the connection, how much is printed, and the session made from them."""
+    """The options of the connection and of how much is printed, and their session."""
 
     verbose: Annotated[
         int,
@@ -83,7 +83,7 @@ class Connection:
     ] = None
 
     def workspace(self, name: str | None, *, is_needed: bool = False) -> str:
-        """Return this workspace, or else the workspace of the profile or the environment."""
+        """Return this workspace, or the workspace of the profile or the variable."""
         workspace = name or self.profile.workspace
         if workspace or not is_needed:
             return workspace
@@ -99,7 +99,7 @@ class Connection:
         *,
         has_aliases: bool = True,
     ) -> tuple[str, tuple[str, ...]]:
-        """Return the workspace and the aliases of names, of which the first may be a workspace."""
+        """Return the workspace and the aliases; the first name may be the workspace."""
         if workspace is not None:
             return workspace, names
         default = self.profile.workspace if has_aliases else ""
@@ -107,9 +107,11 @@ class Connection:
             return default, names
         if default and names[0] != default:
             words = textwrap.shorten(shlex.join(names), _MAX_WORDS, placeholder=" …")
+            run = f"{command} -w"
+            problem = f"{names[0]!r} may be a workspace, or an alias of {default!r}"
             raise BctrlConfigError(
-                f"{names[0]!r} may be a workspace, or an alias of {default!r}, the default",
-                advice=f"Run {command} -w {shlex.quote(default)} {words}, or {command} -w {words}",
+                f"{problem}, the default",
+                advice=f"Run {run} {shlex.quote(default)} {words}, or {run} {words}",
             )
         if not names:
             return "", names
@@ -133,9 +135,10 @@ class Connection:
             return self.proxy
         url = _config.base_url(self.base_url, allow_plaintext=False)
         if url.scheme != "https":
-            # Plain http is for loopback alone: a proxy, on another machine, could read the key.
+            # Plain http is for loopback: a proxy on another machine could read the key.
             return None
-        from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - it delays --help.
+        # The import would delay the help.
+        from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - above.
 
         proxy = getproxies().get("https")
         if not proxy or proxy_bypass(url.authority):
@@ -174,7 +177,7 @@ class Connection:
                 ssl=context,
             )
         except BctrlConfigError as error:
-            # The error names an argument; the user set an option, a variable or a profile's key.
+            # The error names an argument, but the user set an option, variable or key.
             origins = {"proxy": "HTTPS_PROXY", **self.profile.origins}
             origins["api_key"] = f"API key from {self.profile.key_origin}"
             _, _, reason = error.summary.partition(": ")

@@ -26,8 +26,11 @@ _UNREADABLE = "it has a control character, or was not saved as UTF-8"
 _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
 
 
-class BadLine(ValueError):  # noqa: N818 - it is raised only if nothing after it can be read.
-    """A line that is not a target; the bulk stop rejects it and shows its repr and its reason."""
+class BadLine(ValueError):  # noqa: N818 - it is raised only if the rest cannot be read.
+    """A line that is not a target.
+
+    The bulk stop rejects it, and shows its repr and its reason.
+    """
 
     def __init__(self, position: str, text: str, reason: str) -> None:
         super().__init__(reason)
@@ -49,7 +52,10 @@ class _Table(NamedTuple):
 
 
 class LineParser:
-    """A parser of lines. The first line that is not blank, a comment or `sep=;` sets the format."""
+    """A parser of lines.
+
+    The first line that is not blank, a comment or `sep=;` sets the format.
+    """
 
     def __init__(self, workspace: str | None = None, *, is_only: bool = False) -> None:
         self._workspace = workspace
@@ -60,7 +66,10 @@ class LineParser:
         self._document: bytearray | None = None
 
     def parse(self, line: bytes) -> Iterable[Item]:
-        """Return the items of a line, or of a part beyond MAX_LINE; b"" ends the input."""
+        """Return the items of a line, or of a part beyond MAX_LINE.
+
+        An empty line, without its newline, ends the input.
+        """
         if self._document is None:
             item = self._parse_line(line)
             return [] if item is None else [item]
@@ -111,7 +120,7 @@ class LineParser:
             yield self._to_item(text, value, f"in item {number}")
 
     def _find_table(self, text: str) -> _Table:
-        """Return the format of a table by its first line, or raise an error if it is none."""
+        """Return the format of a table by its first line, or raise an error."""
         rows = {delimiter: _cells(text, delimiter) for delimiter in "\t;,"}
         is_column = all(len(cells) <= 1 for cells in rows.values())
         is_list = is_column and self._workspace is not None
@@ -126,7 +135,7 @@ class LineParser:
         return _Table("\t", ["alias"])
 
     def _is_header(self, text: str, columns: list[str], *, is_list: bool) -> bool:
-        """Return True for the names of columns; raise an error if only some are missing."""
+        """Return True for a header; raise an error if a column is missing."""
         missing = [key for key, names in _KEYS.items() if not set(names) & set(columns)]
         if not missing or (is_list and missing == ["workspace_id"]):
             return True
@@ -191,7 +200,7 @@ class LineParser:
         return RuntimeRef(str(workspace_id), str(alias))
 
     def _no_value_reason(self, text: str) -> str:
-        """Return why a text has no value; raise an error if it may go on in the next lines."""
+        """Return why a text has no value; raise an error if it may not be whole."""
         quotes = text.replace(r"\\", "").replace(r"\"", "").count('"')
         if quotes % 2:
             raise self._bad(text, "a quote is not closed on this line")
@@ -247,10 +256,13 @@ def _first_value(fields: Mapping[str, object], keys: Iterable[str]) -> object:
 
 
 def _cells(text: str, delimiter: str) -> list[str]:
-    """Return the cells of a row; none if a quote neither encloses a cell nor is doubled in it."""
+    """Return the cells of a row.
+
+    There are none unless each quote encloses a cell or is doubled within it.
+    """
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
-    # The csv module keeps spaces after a cell, and takes a quote inside a cell for a character.
+    # The csv module keeps spaces after a cell, and accepts a quote inside a cell.
     pattern = r'((?:\A|{0}) *(?:"((?:[^"]|"")*+)"|([^"{0}]*+)) *(?={0}|\Z))'
     matches = re.findall(pattern.replace("{0}", delimiter), text)
     if sum(len(whole) for whole, _, _ in matches) < len(text):

@@ -1,4 +1,4 @@
-"""The commands `list` and `get`, and the list of a workspace, which `stop --all` uses."""
+"""The commands `list` and `get`, and the list that `stop --all` uses."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FoundRuntimes(Selection):
-    """Runtimes of a workspace that match a filter; the bulk stop rejects unreadable runtimes."""
+    """Runtimes that match a filter; the bulk stop rejects unreadable runtimes."""
 
     @property
     def runtimes(self) -> list[Runtime]:
@@ -37,7 +37,7 @@ class FoundRuntimes(Selection):
         return [item for item in self.items if isinstance(item, Runtime)]
 
     def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
-        """Keep the targets for which a function returns True, except replaced runtimes."""
+        """Keep targets for which a function returns True, except replaced runtimes."""
         pairs = zip(self.without_replaced().items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
@@ -110,8 +110,8 @@ def list_runtimes(
     errors = [item for item in matches.items if not isinstance(item, Runtime)]
     _print_unreadable(errors)
     if not (output.prints_json or output.write_failed or output.in_pipe):
-        # The count goes to stderr, so that each line of stdout after the header is a runtime. The
-        # reader of a pipe would print its rows around it.
+        # The count goes to stderr, so that each line of stdout after the header is a
+        # runtime. The reader of a pipe would print its rows around it.
         out.print_info(out.pluralize(len(runtimes), "runtime"))
     return output.exit_code(is_failure=bool(errors))
 
@@ -183,7 +183,7 @@ async def _get_all(
 
 
 def _print_json(output: out.Output, workspace: str, runtimes: Iterable[Runtime]) -> None:
-    """Print runtimes as lines, which `--from` reads: they have the fields of a target."""
+    """Print runtimes as lines that `--from` reads, with the fields of a target."""
     for runtime in runtimes:
         fields = {
             "workspace_id": workspace,

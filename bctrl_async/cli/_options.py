@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 MAX_RUNTIMES = 100_000
 STDIN = Path("-")
-"""The FILE `-`. Compare it by identity: the path of a file named `./-` is equal to it."""
+"""The FILE `-`. Compare it by identity: the path of a file `./-` is equal to it."""
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 # Each unit may be given once, the longest first.
@@ -79,8 +79,9 @@ def whole_number(least: int | None = None, most: int | None = None) -> Parameter
     return Parameter(metavar="N", converter=converter(_whole), validator=bounds)
 
 
-# These are groups of the help. The last value of an option wins, so that a user can override a
-# script, but options that decide what is stopped, or where that is recorded, cannot be repeated.
+# These are groups of the help. The last value of an option wins, so that a user can
+# override a script, but options that decide what is stopped, or where that is recorded,
+# cannot be repeated.
 in_targets = partial(Parameter, group=Group("Targets", sort_key=0), allow_repeating=False)
 in_filters = partial(Parameter, group=Group("Filters", sort_key=1), allow_repeating=False)
 in_run = partial(Parameter, group=Group("Run", sort_key=2), allow_repeating=False)

@@ -59,7 +59,7 @@ class OutcomePrinter:
             self._print_line(outcome, _describe(outcome, with_advice=is_early))
 
     def describe(self, error: BctrlError) -> str:
-        """Return the text of an error, without advice that a target's line has given."""
+        """Return an error's text, without advice that a target's line has given."""
         call = out.name_call(error)
         if any(group.reason == _summary(error) for group in self._groups.values()):
             return f"{call}{error.summary}"

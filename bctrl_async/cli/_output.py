@@ -25,11 +25,11 @@ from bctrl_async._kinds import kind_of
 from bctrl_async.errors import quote, subject_of
 
 FAILED = 1
-"""The exit code if some runtimes run, or may run: running the command again may help."""
+"""The exit code if some runtimes run, or may run: a second run may help."""
 USAGE = 2
-"""The exit code of a usage or configuration error: the same command would fail again."""
+"""The exit code of a usage or configuration error: a second run would fail, too."""
 IN_USE = 75
-"""The exit code if the journal is in use, and the command may succeed later: EX_TEMPFAIL."""
+"""The exit code if the journal is in use, so that a later run may help: EX_TEMPFAIL."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
@@ -38,14 +38,14 @@ MAX_SHOWN = 10
 _MAX_WIDTH = 28
 """The most characters to which a column is padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
-# A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
-# shares: the user must see these warnings.
+# A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a
+# rate that it shares: the user must see these warnings.
 _IMPORTANT = {f"bctrl_async.{name}" for name in ("cli", "filters", "journal", "pace")}
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
 class _LogPrinter(logging.Handler):
-    """A handler that prints log records on stderr: some warnings always, all if verbose."""
+    """A handler that prints some warnings on stderr, and all records if verbose."""
 
     verbose = 0
 
@@ -59,11 +59,11 @@ class _LogPrinter(logging.Handler):
 
 
 LOG_PRINTER = _LogPrinter()
-"""The only handler: without it, Python prints warnings to stderr, into the live display."""
+"""The only handler: without it, Python prints warnings into the live display."""
 
 
 def set_verbosity(*, verbose: int, quiet: bool) -> None:
-    """Set how much is printed on stderr. This is global, as the process is the command's own."""
+    """Set how much is printed on stderr, for the whole process."""
     if verbose and quiet:
         raise BctrlConfigError("--verbose cannot be combined with --quiet")
     LOG_PRINTER.verbose = verbose
@@ -97,7 +97,7 @@ def escape(text: str) -> str:
 
 
 def describe(error: BctrlError) -> str:
-    """Return an error's text without its target, and with at most one piece of advice."""
+    """Return an error's text without its target, with at most one piece of advice."""
     shown = copy(error)
     if error.advice:
         shown.hint = None
@@ -137,7 +137,7 @@ def pad(text: str, width: int) -> str:
 
 
 def _escape_unprintable(text: str) -> str:
-    """Escape what a terminal would obey or hide, such as control characters, except newlines."""
+    """Escape what a terminal would obey or hide, except newlines."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -147,7 +147,7 @@ def one_line(text: str) -> str:
 
 
 def print_error(error: str | BctrlError) -> None:
-    """Print an error on stderr as one line; on a narrow terminal, its advice goes below it."""
+    """Print an error on stderr as one line, or two on a narrow terminal."""
     if isinstance(error, str):
         _print_line(f"bctrl-async: error: {one_line(error)}")
         return
@@ -181,18 +181,20 @@ def _print_line(line: str) -> None:
         wrap = partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
         lines = [wrap(text, columns) for text in lines]
     with suppress(OSError):
-        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
+        text = "\n".join(lines)
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
 
 
 class Output(Console):
     """Stdout, for results.
 
-    If writing fails (`| head`, a full disk), no more results are printed, and the stops go on.
+    If writing fails (`| head`, a full disk), no more results are printed, and the stops
+    go on.
     """
 
     def __init__(self, *, prints_json: bool = False) -> None:
         if sys.stdout is None:
-            # The shell has closed stdout. Rich would drop the results; writing to this file fails.
+            # The shell has closed stdout. Rich would drop the results; writing fails.
             sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         super().__init__(highlight=False, markup=False, emoji=False)
         self.prints_json = prints_json
@@ -200,7 +202,7 @@ class Output(Console):
         self.write_failed = False
         """True if results were lost, other than to a reader that left (`| head`)."""
         self.in_pipe = False
-        """True if stdout is a pipe, whose reader prints later, or was one until it left."""
+        """True if stdout is or was a pipe, whose reader prints later."""
         with suppress(OSError):  # Stdout may be closed.
             self.in_pipe = stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
 
@@ -246,7 +248,7 @@ class Output(Console):
             print_error(f"cannot write to stdout: {error.strerror}")
 
     def on_broken_pipe(self) -> None:
-        """Print no more results; rich would exit, and leave stops without an outcome."""
+        """Print no more results; rich would exit and leave stops without an outcome."""
         self.fail(BrokenPipeError())
 
     @property

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 _is_address = re.compile(r"[\w.-]{2,}:").match
-"""Matches an address such as `redis:6379`, which must not be taken for the name of a file."""
+"""Matches an address such as `redis:6379`, which must not be taken for a file."""
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 
 
 def open_rate(rate: float | None, store: str | None, origin: str) -> float | Pace | None:
-    """Return a rate for the session of one event loop; with a store, the rate is shared."""
+    """Return a rate for a session in one event loop; with a store, it is shared."""
     if store is None:
         return rate
     if rate is None:
@@ -33,10 +33,11 @@ def open_rate(rate: float | None, store: str | None, origin: str) -> float | Pac
         raise BctrlConfigError(f"cannot use {origin}: {missing}") from error
     if client is None:
         # The reason is not shown: it may contain a part of the password.
+        url = "redis://user:password@localhost:6379/0"
         raise BctrlConfigError(
-            f"invalid {origin}: expected the URL of a Redis server, with special characters "
-            "percent-encoded",
-            advice="Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
+            f"invalid {origin}: expected the URL of a Redis server, with special "
+            "characters percent-encoded",
+            advice=f"Pass such as {url}, or rediss:// or unix://",
         )
     return _OwnClientPace(client, rate=rate)
 

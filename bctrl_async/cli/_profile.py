@@ -12,7 +12,7 @@ from cyclopts.argument import ArgumentCollection
 from bctrl_async import BctrlConfigError
 
 _PATHS = ("ca_file", "pace")
-"""The keys whose values may be paths, which are relative to the folder of the config file."""
+"""The keys whose values may be paths, relative to the folder of the config file."""
 _KEYS = (
     *("api_key_env", "workspace", "base_url", "timeout", "attempts"),
     *("patience", "proxy", "rate", *_PATHS),
@@ -30,14 +30,14 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Profile:
-    """The profile in use; else it has no title, and the key and workspace of variables."""
+    """The profile in use; else it has no title, and what variables say."""
 
     title: str = ""
     key_variable: str = "BCTRL_API_KEY"
     workspace: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
-    """The source of each value (an option, a variable or a key), by the name of its key."""
+    """The option, variable or key that each value comes from, by the value's key."""
 
     @property
     def key_origin(self) -> str:
@@ -97,7 +97,7 @@ def _choose_profile(tokens: Iterable[Token]) -> Profile:
 
 
 def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
-    """Give options the values of the profile in use, and note where each value comes from."""
+    """Give options the values of the profile in use, and note their origins."""
     option = arguments.get("--profile", None)
     if option is None:
         return

@@ -1,4 +1,4 @@
-"""The progress of a bulk stop, its early end by Ctrl-C, and the notice of a read that waits."""
+"""The progress of a bulk stop, its end by Ctrl-C, and the notice of a slow read."""
 
 import asyncio
 import math
@@ -30,7 +30,7 @@ _REFRESH_EVERY = 0.2
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _SILENT_AFTER = 6.0
-"""Seconds without an answer that are shown: more than between two lines, where a pause may end."""
+"""Seconds without an answer that are shown: more than between two lines."""
 _RATE_PERIOD = 10.0
 """Seconds over which the rate is measured; it is hidden if they bring no outcome."""
 _DECIMALS_BELOW = 10
@@ -48,7 +48,7 @@ class Display:
         self._session = session
         self._console = console
         self.is_interrupted = False
-        """True after the first interrupt: show what was sent, and that Ctrl-C aborts the run."""
+        """True after the first interrupt: another aborts the run."""
         has_total = batch.total is not None
         bars = [BarColumn(bar_width=None)] if has_total else []
         self._progress = Progress(
@@ -114,7 +114,7 @@ class Display:
         return task
 
     def _rate_text(self, task: Task) -> str:
-        """Return the rate and the time left, which is unknown while runtimes are polled."""
+        """Return the rate, and the time left unless runtimes are polled."""
         progress = self._batch.progress
         if not task.speed or progress.is_unanswered or self.is_interrupted:
             return ""

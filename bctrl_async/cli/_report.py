@@ -1,4 +1,4 @@
-"""The command `report`: which targets of a list are done, by the journals of its runs."""
+"""The command `report`: the targets of a list that its journals have as done."""
 
 import asyncio
 from collections import Counter

@@ -84,7 +84,7 @@ class Job:
     output: out.Output
 
     def connect(self, *, needs_key: bool = True) -> "BctrlSession":
-        """Make a session. It belongs to one event loop; listing and stopping run in two."""
+        """Make a session, for one event loop: listing and stopping run in two."""
         options = self.options
         origin = self.connection.profile.origins.get("pace", "--pace")
         rate = open_rate(options.rate, options.pace, origin)
@@ -130,7 +130,7 @@ class Job:
         return Journal(path, base_url=session.base_url, max_age=max_age)
 
     def _explain(self, error: BctrlError | None) -> None:
-        """Say in an error where the API key comes from, and which deadline the user set."""
+        """Say in an error where the key comes from, and which deadline the user set."""
         self.connection.explain(error)
         if error is not None and self.options.deadline is not None:
             # The run's deadline is what a listing has left of the user's deadline.
@@ -192,7 +192,7 @@ class Job:
 
 
 def _run(session: "BctrlSession", batch: "StopBatch", output: out.Output) -> bool:
-    """Run a bulk stop and print an error of its input; return True if it is interrupted."""
+    """Run a bulk stop and print an error of its input; return True if interrupted."""
 
     async def run() -> bool:
         async with session:

@@ -193,7 +193,8 @@ def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
     question += f"\nStop {out.pluralize(len(runtimes), 'runtime')}? [y/N] "
     try:
         # The question goes to stderr, since stdout may be a file.
-        print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+        # Rich would wrap it.
+        print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - above.
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
         out.print_info("\nNothing was stopped")  # The line goes below the ^C.
@@ -201,7 +202,7 @@ def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
 
 
 def _remaining(deadline: float | None, started: float) -> float | None:
-    """Return the seconds until a deadline; if none is left, 1 ms, in which nothing is sent."""
+    """Return the seconds until a deadline. If none is left, 1 ms sends nothing."""
     if deadline is None:
         return None
     return max(round(deadline - (time.monotonic() - started), 2), 0.001)

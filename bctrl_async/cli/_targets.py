@@ -1,4 +1,4 @@
-"""Targets from a pipe, or from a file, which is parsed to its end before a target is used."""
+"""Targets from a pipe, or from a file, which is parsed to its end before its use."""
 
 import asyncio
 import io
@@ -21,11 +21,11 @@ _T = TypeVar("_T")
 
 _CHUNK = 65536
 _CHECKED = 100
-"""The number of items at the start of a file that must all be targets, or the file is refused."""
+"""The number of items at the start of a file that must all be targets."""
 
 
 class UnreadInputError(BctrlError):
-    """A fault that ends the input from a pipe: only the targets before it are stopped."""
+    """A fault that ends the input from a pipe; the targets before it are stopped."""
 
 
 class Shard(NamedTuple):
@@ -35,7 +35,7 @@ class Shard(NamedTuple):
     total: int
 
     def keeps(self, item: object) -> bool:
-        """Return True if an item is in this shard; items that are not targets are in shard 1."""
+        """Return True for an item of this shard; what is not a target is in shard 1."""
         if self.total == 1:
             return True
         from bctrl_async.shards import shard_of  # noqa: PLC0415 - it delays --help.
@@ -64,7 +64,7 @@ def is_typed(file: Path | None) -> bool:
 def open_targets(
     file: Path, parser: LineParser, *, allow_empty: bool, shard: Shard = WHOLE
 ) -> list[Item] | AsyncIterator[Item]:
-    """Return the targets of a regular file, each once, or the targets of a pipe as they arrive."""
+    """Return the targets of a file, each once, or of a pipe, as they arrive."""
     name = "stdin" if file is STDIN else str(file)
     try:
         number = _open(file)
@@ -162,7 +162,7 @@ async def _read_lines(file: int, name: str) -> AsyncIterator[bytes]:
 
 
 def _warn_of_part(line: bytes, name: str) -> None:
-    """Warn of a last line without its newline: a part of an alias may be another alias."""
+    """Warn of a last line without its newline: its alias may be another, cut off."""
     # JSON that is cut off cannot be read, which is an error.
     is_json = line.startswith((b"[", b"{")) or line.endswith((b"]", b"}"))
     if not is_json:

@@ -183,11 +183,11 @@ class Progress(msgspec.Struct):
 
 # bctrl_async.shard, in bctrl_async/shards.py
 def shard(targets: Targets, number: int, count: int) -> Targets:
-    """Return the targets of one shard in their order; each target is in exactly one shard."""
+    """Return the targets of one shard in their order; each is in exactly one shard."""
 
 # bctrl_async.shards.shard_of, in bctrl_async/shards.py
 def shard_of(target: object, count: int) -> int:
-    """Return the shard of a target, from 1; the same in every process, machine and version."""
+    """Return the shard of a target, from 1, the same in every process and version."""
 
 # bctrl_async.StopResult, in bctrl_async/outcomes.py
 class StopResult(StrEnum):
