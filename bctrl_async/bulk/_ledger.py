@@ -110,7 +110,7 @@ class Ledger:
 
     def _log_early_end(self, reason: BctrlError, total: int) -> None:
         level = logging.WARNING
-        if reason in self.state.requests:
+        if reason in self.state.caller_reasons:
             level = logging.INFO
         failures = len(self.tally.failures)
         _log.log(

@@ -88,8 +88,8 @@ class RunState:
     """The state of a run that its parts share: its workers and its cancellation.
 
     `level` and `reason` say how far and why it is cancelled, `not_sent` is the error of
-    targets that are not sent, `ended_early` the reason for an early end, and `requests`
-    are the reasons of the caller. `failure` is an exception that the run is to raise.
+    targets that are not sent, `ended_early` the reason for an early end. The run's
+    caller gave `caller_reasons`. `failure` is an exception that the run is to raise.
     """
 
     def __init__(self, source: Input, parked: Parked) -> None:
@@ -101,7 +101,7 @@ class RunState:
         self.reason: BctrlError = _ENDED
         self.not_sent: BctrlError = _ENDED
         self.ended_early: BctrlError | None = None
-        self.requests: list[BctrlError] = []
+        self.caller_reasons: list[BctrlError] = []
         self.failure: BaseException | None = None
 
     @property
@@ -144,7 +144,7 @@ class RunState:
             # In a cancelled scope, anyio asks again at every turn of the loop.
             return
         reason = BctrlError(summary)
-        self.requests.append(reason)
+        self.caller_reasons.append(reason)
         self.end_early(reason, level)
 
     def end_early(self, reason: BctrlError, level: CancelLevel) -> None:

@@ -29,6 +29,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.bulk import _parked
+from bctrl_async.bulk._run import Run
 
 STOPPED, REJECTED, NOT_SENT, UNKNOWN = (
     StopResult.STOPPED,
@@ -238,6 +239,19 @@ class TestEnd:
 
         report = simulation.run(main)
         assert report.total == report.counts.total() == 30
+        assert report.ended_early is not None
+
+    def test_a_worker_that_is_cancelled_before_it_starts_leaves_none_behind(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: a stop that was to be sent again had no outcome."""
+        monkeypatch.setattr(Run, "_start_worker", lambda run: run._start(run._work).cancel())
+
+        async def main(session: BctrlSession) -> StopReport:
+            return await session.stop_runtimes(mixed(5, 20), verify=False)
+
+        report = simulate(throttling_bad, 0.01).run(main)
+        assert report.total == report.counts.total() == 25
         assert report.ended_early is not None
 
     def test_a_stop_in_doubt_may_be_throttled_a_thousand_times_after_the_end(
