@@ -56,7 +56,7 @@ async def test_verbose_shows_retries(command: Command, args: str, option: str, s
 async def test_twice_verbose_shows_what_is_sent_and_received(
     command: Command, option: list[str]
 ) -> None:
-    """Fault: an owner of a key was asked to report what differs, and `-v` did not show it."""
+    """Fault: an owner was asked what differs, and `-v` did not show it."""
     command.api.inject(Fault.SERVER_ERROR)
     code, _, err = await command("stop", *option, "ws", "a")
     wire, retry = err.partition("bctrl-async: info: attempt 1 failed: ")[::2]
@@ -86,7 +86,8 @@ async def test_an_unexpected_error_is_one_line_without_its_text(command: Command
     command.patch.setattr("bctrl_async.cli._list._print_table", broken)
     line = broken.__code__.co_firstlineno + 1
     place = f"unexpected RuntimeError at line {line} of test_cli_connection.py"
-    error = f"bctrl-async: error: {place}. This is a fault of bctrl-async: please report it\n"
+    advice = "This is a fault of bctrl-async: please report it"
+    error = f"bctrl-async: error: {place}. {advice}\n"
     assert await command("list", "ws") == (1, "", error)
 
 

@@ -129,7 +129,8 @@ from bctrl_async.cli import _app, _emulator
 from bctrl_async.emulator import Emulator, Fault
 
 _emulator._DEMO_FAULTS = {Fault.HANG: 1.0}
-_emulator.Emulator = partial(Emulator, on_request=partial(print, file=sys.stderr, flush=True))
+show = partial(print, file=sys.stderr, flush=True)
+_emulator.Emulator = partial(Emulator, on_request=show)
 sys.argv = ["bctrl-async", "demo"]
 sys.exit(__main__.main())
 """

@@ -1,4 +1,4 @@
-"""The frame of the command: durations, errors, terminals, completion, help and start."""
+"""The frame of the command: durations, errors, terminals, completion and help."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: s
 async def test_quiet_or_a_pipe_draws_nothing(
     command: Command, args: str, *, has_pipe: bool
 ) -> None:
-    """Fault: what `| jq` printed on the same terminal was erased when progress was drawn anew."""
+    """Fault: what `| jq` printed was erased when progress was drawn anew."""
     for name in ("_SHOW_AFTER", "_SHOW_WAITING_AFTER"):
         command.patch.setattr(f"bctrl_async.cli._progress.{name}", 0)
     command.setenv(TERM="xterm")

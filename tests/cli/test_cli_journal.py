@@ -1,4 +1,4 @@
-"""The command's journals: `stop --journal`, dry runs, which only read them, and `report`."""
+"""The command's journals: `stop --journal`, dry runs, and `report`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def content() -> bytes:
 
 
 async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
-    """Fault: it is 2, and a supervisor gives up while a file server holds a dead client's lock."""
+    """Fault: it is 2, and a supervisor gives up while a lock is still held."""
     journal = Journal(JOURNAL, base_url=command.api.url)
     code, out, err = await command("stop", "--journal", JOURNAL, "ws", "a")
     assert err.startswith(f"bctrl-async: error: the journal '{JOURNAL}' is in use by another run. ")
@@ -57,7 +57,7 @@ async def test_a_dry_run_only_reads(command: Command, torn: bytes, *, has_entry:
 async def test_a_journal_that_cannot_be_flushed_is_an_error_beside_the_summary(
     command: Command, output_format: str, fails_from: int
 ) -> None:
-    """Fault: only the error was printed, because the journal was flushed again at its end."""
+    """Fault: only the error was printed: the journal was flushed again."""
     flushes = count(1)
 
     def fail(_: int) -> None:

@@ -1,8 +1,8 @@
-"""A transcript of the command, `messages.txt`: its arguments, what it prints, and its exit code.
+"""A transcript of the command, `messages.txt`: its arguments, output and exit code.
 
-To add to it, add a line `$ bctrl-async ARGUMENTS`. Then
-`WRITE_MESSAGES=1 .venv/bin/python -m pytest tests/cli/test_cli_messages.py` writes it anew; read
-what has changed.
+To add to it, add a line `$ bctrl-async ARGUMENTS`. Then `WRITE_MESSAGES=1
+.venv/bin/python -m pytest tests/cli/test_cli_messages.py` writes it anew; read what has
+changed.
 """
 
 from __future__ import annotations

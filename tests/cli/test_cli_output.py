@@ -87,7 +87,8 @@ async def test_an_unencodable_alias_does_not_end_the_run(command: Command) -> No
 
 # Nothing reaches a terminal raw
 
-# A window title, a color, C1 controls, reversed text, zero-width and isolated text, a line end.
+# A window title, a color, C1 controls, reversed text, zero-width and isolated text, a
+# line end.
 HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e\u200b\u2066\nall stopped\x7f"
 _NAMES = ("alias", "kind", "status", "driver", "createdAt", "updatedAt")
 RUNTIME = {**WIRE, **dict.fromkeys(_NAMES, HOSTILE)}

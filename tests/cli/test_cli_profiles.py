@@ -1,4 +1,4 @@
-"""The config file of the command: its profiles, its checks, and which key goes to which URL."""
+"""The config file of the command: profiles, checks, and which URL gets a key."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def error_of(run: Run) -> ErrorOf:
 
 
 def full(text: str, name: str = "x") -> str:
-    """Return a text with the path of the config file and the folder and title of a profile."""
+    """Return a text with the config file's path, and a profile's titles."""
     folder = Path.cwd()
     file = f"{folder}/config.toml"
     return text.format(file=file, folder=folder, profile=f"profile {name!r} of {file}")
@@ -79,7 +79,7 @@ async def test_its_place_is_that_of_the_platform(command: Command) -> None:
 
 @pytest.mark.parametrize("variables", ["", "BCTRL_PROFILE="])
 async def test_without_the_name_of_a_profile_it_is_not_read(run: Run, variables: str) -> None:
-    """Fault: a profile `default` counted without its name, or conflicted with a variable."""
+    """Fault: a profile `default` counted without its name."""
     config = "[profiles.default]\nbase_url = 'https://default.test'\ntimeot = 1\n"
     code, out, _ = await run(config, "doctor", f"BCTRL_API_KEY=k {variables}")
     assert (code, "\nconfig    no profile is in use\n" in out) == (0, True)

@@ -1,4 +1,4 @@
-"""A run of `stop`: its progress, and how a deadline or signals end it before its input does."""
+"""A run of `stop`: its progress, and early ends by a deadline or signals."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(command: Command) -> None:
 async def stopping(
     holding: Emulator, output: Output
 ) -> AsyncIterator[tuple[StopBatch, asyncio.Task[bool]]]:
-    """Yield a run that stops `a` and then `b`, and its task, while `a` is not answered."""
+    """Yield a run that stops `a`, then `b`, and its task; `a` is not answered."""
     holding.hold("ws", "a")
     async with BctrlSession(KEY, base_url=holding.url) as session:
         batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
@@ -235,8 +235,9 @@ from types import SimpleNamespace
 def missing(*args):
     raise NotImplementedError  # A loop of Windows does the same.
 
-for name in ("add_reader", "remove_reader", "add_signal_handler", "remove_signal_handler"):
-    setattr(asyncio.SelectorEventLoop, name, missing)
+for kind in ("reader", "signal_handler"):
+    setattr(asyncio.SelectorEventLoop, f"add_{kind}", missing)
+    setattr(asyncio.SelectorEventLoop, f"remove_{kind}", missing)
 from fcntl import LOCK_EX, LOCK_NB, flock
 sys.modules["msvcrt"] = SimpleNamespace(
     LK_NBLCK=LOCK_EX | LOCK_NB, locking=lambda file, mode, _: flock(file, mode)
@@ -251,7 +252,7 @@ from bctrl_async.pace import _file
 _file.PATIENCE = 50.0
 sys.exit(main())
 """
-"""A program that runs the command without file locks, poll(), fork, signal handlers and readers.
+"""A program that runs the command without locks, poll(), fork and signal handlers.
 
 This is not Windows: its event loop, its files and its console differ as well.
 """

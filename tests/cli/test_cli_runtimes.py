@@ -1,4 +1,4 @@
-"""The commands `list` and `get`, and `stop --all`: what they select, and its question."""
+"""The commands `list` and `get`, and `stop --all`: selection and question."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_json_keeps_the_field_names_of_the_api(command: Command, args: str
 
 
 async def test_a_pipe_has_no_count_among_its_rows(command: Command) -> None:
-    """Fault: `list | head` had the count above or between the rows, which head printed later."""
+    """Fault: `list | head` had the count above or between the rows."""
     code, out, err = await finish(await start(*program(), "list", "mixed"))
     assert (code, out.count("\n"), err) == (0, 5, "")
     pipeline = f"{shlex.join(program())} list mixed | :"  # The reader leaves at once.
@@ -121,7 +121,7 @@ async def test_all_stops_what_matches(command: Command, filters: str, fit: set[s
 async def test_a_journal_does_not_keep_a_runtime_from_being_stopped_again(
     command: Command, option: tuple[str, ...]
 ) -> None:
-    """Fault: a runtime that the list has as active was said to be stopped by an earlier run."""
+    """Fault: a listed, active runtime counted as stopped by an earlier run."""
     args = (*STOP_ALL, "--journal", command.folder / "night.jsonl", "-o", "json")
     assert (await command(*args))[0] == 0
     command.api.add_runtime("mixed", NEW)
@@ -160,7 +160,7 @@ async def test_stops_get_the_time_left(command: Command, *, listing: float, left
 
 @pytest.mark.parametrize("readable", [0, 1])
 async def test_what_cannot_be_read_is_rejected_and_counted(command: Command, readable: int) -> None:
-    """Fault: the summary and the journal of `stop --all` counted only those that were read."""
+    """Fault: the summary of `stop --all` counted only what was read."""
     runtime = dict(command.api.runtimes["mixed", NEW])
     odd: list[Mapping[str, object]]
     odd = [{"alias": "odd"}, {**runtime, "alias": "null", "status": None}]
@@ -224,7 +224,8 @@ async def test_ctrl_c_at_the_question_stops_nothing(command: Command) -> None:
     async with asyncio.timeout(BOUND):
         while process.returncode is None:
             process.send_signal(signal.SIGINT)
-            # Python does not see a signal that comes just before the system call that reads.
+            # Python does not see a signal that comes just before the system call that
+            # reads.
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 5)
     code, out, _ = await finish(process)

@@ -155,7 +155,7 @@ CUT = "bctrl-async: warning: stdin ended within {!r}, which may be cut off\n"
 async def test_a_line_that_may_be_cut_off_is_sent_with_a_warning(
     command: Command, text: str, options: tuple[str, ...], line: str | None
 ) -> None:
-    """Fault: a writer that was killed within runtime-10 had runtime-1 stopped, without a word."""
+    """Fault: a writer killed within runtime-10 had runtime-1 stopped."""
     code, _, err = await stop_piped(text, *options)
     assert (code, err) == (0, "" if line is None else CUT.format(line))
     assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}
@@ -165,7 +165,7 @@ async def test_a_line_that_may_be_cut_off_is_sent_with_a_warning(
 
 
 async def test_a_skipped_line_that_may_be_an_alias_is_warned_of(command: Command) -> None:
-    """Fault: the runtime named like the column was left out of a list, without a word."""
+    """Fault: the runtime named like the column was left out in silence."""
     save("names", "name\na\nname\nb\n")
     save("pairs", "workspace,name\nws,a\nworkspace,name\nws,b\n")
 
@@ -183,7 +183,7 @@ async def test_a_skipped_line_that_may_be_an_alias_is_warned_of(command: Command
     ],
 )
 async def test_other_files_are_refused_whole(command: Command, content: bytes, reason: str) -> None:
-    """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
+    """Fault: `--from` with an image printed each line, and sent some."""
     save("targets", content)
     code, out, err = await command("stop", "--from", "targets")
     assert reason in err

@@ -1,4 +1,4 @@
-"""The example of a list on a dask cluster: in this process, and with processes that die."""
+"""The example of a list on a dask cluster, also with processes that die."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dask"
 CHUNK = 5
 LISTEN = "host='127.0.0.1', dashboard_address=':0'"
 
-# Few functions of dask have types. Its own log would show each worker that comes and goes.
+# Few functions of dask have types. Its own log would show each worker that comes and
+# goes.
 dask: Any = distributed
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
@@ -134,7 +135,8 @@ class TestInProcess:
         with pytest.raises(asyncio.CancelledError):
             await running
         assert stops.results() == {"unknown": 32}
-        # The workers soon know that nobody waits for the chunks that they have not started.
+        # The workers soon know that nobody waits for the chunks that they have not
+        # started.
         while max((await client.run(count_tasks)).values()) > 1:
             await asyncio.sleep(0.005)
         started = emulator.received.copy()

@@ -1,4 +1,4 @@
-"""The image, jobs and units of docs/examples, as far as they run without their schedulers."""
+"""The image, jobs and units of docs/examples, without their schedulers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def example(path: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home with the lists in `stops`, and programs that stand for the recipes' own."""
+    """A home with the lists in `stops`, and programs that stand for others."""
     for folder in ("bin", "stops"):
         (tmp_path / folder).mkdir()
     for name, program in {
@@ -128,7 +128,7 @@ class TestSlurm:
         ("code", "times"), [(0, 1), (1, 5), (2, 1), (75, 5), (130, 1), (137, 1)]
     )
     def test_a_task_is_repeated_if_that_may_help(self, code: int, times: int) -> None:
-        """Fault: a task gives up if the journal is still locked for the machine that died."""
+        """Fault: a task gives up while a dead machine holds the journal."""
         ended, calls = run(self.script, SLURM_ARRAY_TASK_ID="1", CODE=str(code))
         assert (ended, calls.count("stop")) == (code, times)
 

@@ -1,4 +1,4 @@
-"""The example of bulk stops in a queue: in this process, and with processes that die."""
+"""The example of bulk stops in a queue, also with processes that die."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def client(stops: ModuleType) -> AsyncIterator[Client]:
 
 
 async def redeliver(docket: Docket) -> None:
-    """Let the next worker take what those before it have left, as if `REDELIVERY` had passed."""
+    """Let the next worker take what others left, as if `REDELIVERY` had passed."""
     queue = docket.stream_key, docket.worker_group_name
     idle = int(REDELIVERY.total_seconds() * 1000) + 1
     async with docket.redis() as redis:
@@ -140,7 +140,7 @@ async def work(stops: ModuleType) -> None:
 
 @asynccontextmanager
 async def working(stops: ModuleType) -> AsyncIterator[None]:
-    """Run a worker for the duration of the block, and shut it down as the example does."""
+    """Run a worker in the block, and shut it down as the example does."""
     async with new_worker(stops) as worker:
         running = asyncio.create_task(worker.run_forever())
         try:
@@ -174,7 +174,7 @@ class TestInProcess:
         # Another run would not help the failures.
         assert emulator.received == Counter(targets[:-2])
 
-    async def test_a_repeated_request_is_one_run_and_afterwards_tries_the_failures_again(
+    async def test_a_repeated_request_is_one_run_and_later_tries_the_failures_again(
         self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         targets = [*add_runtimes(emulator, 200), ("ws-1", "gone")]
@@ -198,7 +198,7 @@ class TestInProcess:
         files = sorted(path.name for path in stops.FOLDER.iterdir())
         assert files == [f"{stop_id}.jsonl", f"{stop_id}.targets.jsonl"]
 
-    async def test_a_stop_that_begins_during_a_shutdown_sends_nothing_and_goes_back_at_once(
+    async def test_a_stop_that_starts_in_a_shutdown_sends_nothing_and_goes_back_at_once(
         self, stops: ModuleType, emulator: Emulator
     ) -> None:
         stop_id = uuid4()
@@ -301,7 +301,7 @@ asyncio.run(worker.main())
 
 
 class Backend:
-    """The processes of the example, with a queue in Redis at a URL. The app has no API key."""
+    """The processes of the example, with a queue in Redis; no API key."""
 
     def __init__(self, folder: Path, queue: str, environment: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -342,7 +342,7 @@ async def kill(*processes: Process) -> None:
 
 
 @pytest.mark.usefixtures("_environment")
-async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_is_killed(
+async def test_a_stop_outlives_the_app_and_workers_that_are_shut_down_or_killed(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = add_runtimes(emulator, 900)

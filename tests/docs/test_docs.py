@@ -34,10 +34,14 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 GUIDES = [path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"]
 
-# Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for a block that is a file.
+# Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for a block that
+# is a file.
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<note>[^\n]*) -->\n\n?)?```(?P<language>python|sh)\n(?P<code>.*?)^```$",
-    re.DOTALL | re.MULTILINE,
+    r"""
+    ^(?:<!--[ ](?P<note>[^\n]*)[ ]-->\n\n?)?
+    ```(?P<language>python|sh)\n(?P<code>.*?)^```$
+    """,
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
 FILE = "file: "
 NOT_RUN = "not run"
@@ -85,7 +89,7 @@ def shell(code: str) -> None:
 
 
 def run_tests() -> None:
-    """Run the tests of a page, where BCTRL_BASE_URL is set, as the tutorial has its readers do.
+    """Run the tests of a page with BCTRL_BASE_URL, as the tutorial does.
 
     The configuration comes from the guide to tests, and must not be deprecated.
     """
@@ -224,7 +228,7 @@ def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
 
 
 def test_no_text_tells_to_install_the_package_from_an_index() -> None:
-    """Fault: the name is on no index, so pip installed the package of whoever registered it."""
+    """Fault: pip installed whatever anybody had registered by the name."""
     paths = [ROOT / "README.md", *PAGES, *(DOCS / "examples").rglob("*")]
     paths += (ROOT / "bctrl_async").rglob("*.py")
     tool = r"\b(pip3? install|pipx|uvx|uv (add|pip|tool))\b"

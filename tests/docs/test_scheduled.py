@@ -34,7 +34,8 @@ root=$1 prefix=$2
 for folder in /etc /opt /usr/bin /usr/sbin /var/lib; do
   mount -t overlay -o "lowerdir=$root$folder:$folder" overlay "$folder" || exit 99
 done
-mount -t overlay -o "lowerdir=$root/opt/stop-runtimes:$prefix" overlay /opt/stop-runtimes || exit 99
+mount -t overlay -o "lowerdir=$root/opt/stop-runtimes:$prefix" \\
+  overlay /opt/stop-runtimes || exit 99
 mount --bind "$root/var/lib/stop-runtimes" /var/lib/stop-runtimes || exit 99
 shift 2
 exec "$@"
@@ -46,7 +47,7 @@ Result = tuple[int | None, str, str]
 
 
 def in_namespace(root: Path, *command: str) -> list[str]:
-    """Return the command that runs another with the folders of `root` over the machine's own."""
+    """Return the command that runs another with the folders of `root`."""
     namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c", NAMESPACE, "sh"]
     return [*namespace, str(root), sys.prefix, *command]
 
@@ -89,7 +90,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def api(root: Path) -> AsyncIterator[Emulator]:
-    """An emulator whose key is in the environment file, and its runtimes in the lists."""
+    """An emulator whose key is in the environment file, and its runtimes."""
     async with Emulator(port=0) as api:
         targets = add_runtimes(api, COUNT)
         lines = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets)

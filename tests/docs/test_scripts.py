@@ -1,4 +1,4 @@
-"""The scripts of docs/how-to/bulk-script.md and nightly.md, as processes that signals end."""
+"""The scripts of docs/how-to/bulk-script.md and nightly.md, ended by signals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def script(page: str, start: str) -> str:
 
 @pytest.fixture
 async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
-    """An emulator with 300 runtimes that answers no stop yet, and a list of them in the folder."""
+    """An emulator of 300 runtimes that answers no stop, and a list of them."""
     async with Emulator(port=0) as api:
         targets = add_runtimes(api, 300)
         api.hold("ws-1", *ALIASES)
@@ -95,7 +95,7 @@ class TestBulkScript:
     async def test_if_it_cannot_start_it_sends_nothing_and_ends_with_2(
         self, api: Emulator, monkeypatch: pytest.MonkeyPatch, text: str | None, key: str
     ) -> None:
-        """Fault: it ended with a traceback, and a quote not closed swallowed the lines after it."""
+        """Fault: it ended with a traceback; an open quote swallowed lines."""
         monkeypatch.setenv("BCTRL_API_KEY", key)
         if text is not None:
             save("other.csv", text)
@@ -104,10 +104,10 @@ class TestBulkScript:
         assert api.requests == []
 
 
-async def test_sigterm_ends_the_command_of_the_nightly_script_which_leaves_the_rest_to_the_next(
+async def test_sigterm_ends_the_command_of_the_nightly_script_and_the_next_goes_on(
     api: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a second run emptied the outcomes of the first; the command survived its script."""
+    """Fault: a second run emptied the outcomes of the first."""
     (tmp_path / "list.csv").rename("runtimes.csv")
     command = tmp_path / "bin" / "bctrl-async"
     command.parent.mkdir()

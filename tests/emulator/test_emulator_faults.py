@@ -1,4 +1,4 @@
-"""The faults of the emulator, and the replies that a test gives it: what each does, and when."""
+"""The faults of the emulator, and the replies that a test gives it."""
 
 from __future__ import annotations
 

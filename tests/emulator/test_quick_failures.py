@@ -1,4 +1,4 @@
-"""Failures that are quick in tests: as many requests as documented, and no waits between them."""
+"""Failures that are quick in tests: all their requests, and no waits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def session(fixture: str, emulator: Emulator, request: pytest.FixtureRequest) ->
 
 
 async def result_of(emulator: Emulator, call: Coroutine[Any, Any, object]) -> object:
-    """Return what a call returns or raises; the time limit of each attempt that hangs passes."""
+    """Return what a call returns or raises; each hanging attempt times out."""
     running = asyncio.create_task(call)
     received = 0
     async with asyncio.timeout(BOUND):
@@ -202,7 +202,7 @@ async def test_a_server_that_answers_no_more_is_given_up(ending: str, attempts: 
 
 
 def attempts_in_a_thread(emulator: Emulator) -> int:
-    """Return the attempts of a failing stop in a thread with a loop of its own, as apps run."""
+    """Return the attempts of a failing stop in a thread with its own loop."""
     emulator.poison(*CRM, Reply(503))
 
     async def stop() -> int:

@@ -44,7 +44,7 @@ PLUGINS = {
 
 
 def run_pytest(folder: Path, tests: str, *options: str, before: str = "") -> str:
-    """Run tests in a project of their own, as a user with the package installed; return output."""
+    """Run tests in a project of their own, as users do; return the output."""
     folder.joinpath("pytest.ini").write_text("[pytest]\n")
     folder.joinpath("test_mine.py").write_text(tests)
     arguments = ["-q", "-p", "no:cacheprovider", "--strict-markers", *options]
@@ -91,7 +91,8 @@ async def test_the_environment_is_that_of_the_emulator(bctrl_env, bctrl_emulator
 async def test_a_module_can_be_marked(bctrl_emulator, bctrl_session):
     bctrl_emulator.add_runtime("ws-1", "crm")
     await bctrl_session.stop_runtime("ws-1", "crm")
-    assert (bctrl_emulator.api_key, bctrl_emulator.stops[0].fault) == ("module", Fault.LATENCY)
+    assert bctrl_emulator.api_key == "module"
+    assert bctrl_emulator.stops[0].fault == Fault.LATENCY
 
 """
 
@@ -162,8 +163,8 @@ async def test_a_request_that_is_not_mocked_is_not_sent(
     assert emulator.requests == []
 
 
-# With None in `sys.modules` the submodule would be missing, and not the package. Python 3.15 cannot
-# print that error.
+# With None in `sys.modules` the submodule would be missing, and not the package. Python
+# 3.15 cannot print that error.
 WITHOUT_AIORESPONSES = """
 class Finder:
     def find_spec(name, *_):
@@ -175,7 +176,10 @@ sys.meta_path.insert(0, Finder)
 
 
 def test_without_aioresponses_its_fixture_names_the_package(tmp_path: Path) -> None:
-    tests = "def test_mocked(bctrl_aioresponses): ...\ndef test_served(bctrl_emulator): ...\n"
+    tests = """
+def test_mocked(bctrl_aioresponses): ...
+def test_served(bctrl_emulator): ...
+"""
     output = run_pytest(tmp_path, tests, before=WITHOUT_AIORESPONSES)
     assert re.search("ModuleNotFoundError: .*aioresponses", output)
     assert "1 passed, 1 error" in output

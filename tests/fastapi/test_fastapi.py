@@ -143,7 +143,7 @@ class TestLifespan:
 
 
 def test_an_override_serves_one_loop(connect: Connect, caplog: Log) -> None:
-    """Fault: the second request found the loop of the first closed, and had no advice."""
+    """Fault: the second request found a closed loop, and had no advice."""
     app = app_for(connect)
     session = connect()
     app.dependency_overrides[get_session] = lambda: session
@@ -258,7 +258,7 @@ def group_of(*errors: Exception) -> ExceptionGroup[Exception]:
 
 
 class TestGroups:
-    """Fault: a failed `TaskGroup` was a bare 500, although each of its errors has a problem."""
+    """Fault: a failed `TaskGroup` was a bare 500."""
 
     @pytest.mark.parametrize("error", [ROWS[2][0], ROWS[8][0]])
     def test_it_is_the_problem_of_its_first_error_and_all_are_logged(

@@ -1,4 +1,4 @@
-"""The FastAPI example and the guide to production: in this process, under uvicorn, in Chromium."""
+"""The FastAPI example and its guide: in-process, under uvicorn, in Chromium."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class TestShutdown:
     async def stop_and_end(
         self, api: Emulator, folder: Path, grace: str, attempt: float, limit: float
     ) -> httpx2.Response:
-        """Return the answer of the guide's app, with other time limits, to a stop in flight."""
+        """Return the answer of the guide's app to a stop in flight."""
         [code] = re.findall(
             r"^```python\n(import asyncio\n.*?)^```$", PRODUCTION, re.MULTILINE | re.DOTALL
         )
@@ -254,7 +254,7 @@ class TestShutdown:
 async def test_the_app_of_the_guide_answers_many_stops_at_once(
     slow: Emulator, tmp_path: Path
 ) -> None:
-    """Fault: under uvloop some answers were a bare 500, although all runtimes were stopped."""
+    """Fault: under uvloop some answers were a bare 500."""
     (tmp_path / "app.py").write_text(FIRST_APP)
     targets = add_runtimes(slow, 400)
     async with uvicorn(slow, folder=tmp_path) as server, server.client() as client:
@@ -389,13 +389,13 @@ class TestStream:
             yield server
 
     async def read(self, tab: Tab, server: Uvicorn, count: int, body: str) -> None:
-        """Stop runtimes in a page of the app, with this body of the loop over the events."""
+        """Stop runtimes in a page of the app, with this body of the event loop."""
         await tab.open(f"{server.url}/openapi.json")
         script = (EXAMPLE / "stream.js").read_text("utf-8")
         aliases = [f"r{number}" for number in range(count)]
         loop = f"for await (const event of stopMany('ws-1', {aliases})) {{ {body} }}"
-        start = f"window.events = []; window.hasEnded = (async () => {{ {loop}; return true }})()"
-        await tab.run(f"{script}; {start}; 0")
+        start = f"window.hasEnded = (async () => {{ {loop}; return true }})()"
+        await tab.run(f"{script}; window.events = []; {start}; 0")
 
     async def test_a_page_has_each_outcome_when_it_is_known(
         self, slow: Emulator, server: Uvicorn, tab: Tab

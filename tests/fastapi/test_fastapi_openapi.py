@@ -1,4 +1,4 @@
-"""The OpenAPI of an app that uses the FastAPI extra, and the bodies that it describes."""
+"""The OpenAPI of an app that uses the FastAPI extra, and its bodies."""
 
 import json
 import re
@@ -259,7 +259,7 @@ class TestBodies:
         assert SECRET not in json.dumps(body) + "".join(streams)
 
     def test_nothing_but_the_session_s_own_classes_is_shown(self) -> None:
-        """Faults: `to_dict` was shown with the API's own text; FastAPI's encoders were edited."""
+        """Faults: `to_dict` had the API's text; FastAPI's encoders were edited."""
         outcome = bctrl_async.StopOutcome(
             index=0,
             target=bctrl_async.RuntimeRef("ws-1", "crm"),
@@ -272,7 +272,7 @@ class TestBodies:
             jsonable_encoder(outcome)
 
     def test_a_cancelled_run_and_its_stops_have_the_same_reason(self, connect: Connect) -> None:
-        """Fault: a run ended early because "the run ended before this stop was settled"."""
+        """Fault: a run ended early because "the run ended before this stop"."""
         app = app_for(connect)
 
         @app.post("/cancelled")

@@ -143,7 +143,7 @@ async def test_a_file_that_cannot_be_used_for_a_while_is_used_again(
 async def test_a_disk_that_hangs_gets_one_request_and_holds_up_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: each request took a thread of the loop, until none was left for DNS and journals."""
+    """Fault: each request took a thread, until none was left for DNS."""
     monkeypatch.setattr(_file, "PATIENCE", 0.01)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     pace = FilePace(tmp_path / "pace", rate=RATE)
@@ -176,7 +176,7 @@ else:
     asyncio.run(pace.acquire(1))
     print("its child has a slot", flush=True)
 """
-"""A program that ends while its disk hangs; before, it forks a child whose disk does not."""
+"""A program that ends while its disk hangs, with a child whose disk is well."""
 
 
 def test_a_process_can_fork_and_exit_while_its_disk_hangs(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_process_can_fork_and_exit_while_its_disk_hangs(tmp_path: Path) -> Non
 async def test_a_server_that_is_far_away_is_not_taken_for_dead(
     program: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: an answer that takes longer than a lease was dropped, or its slots were lost."""
+    """Fault: an answer slower than a lease was dropped, or lost its slots."""
     with redis_server(program) as server:
         async with delayed(server, 0.025) as url, Redis.from_url(url) as client:
             member = Member(RedisPace(client, rate=RATE))
@@ -211,7 +211,7 @@ async def test_a_server_that_is_far_away_is_not_taken_for_dead(
 async def test_a_store_that_refuses_a_session_is_asked_once_and_nothing_is_sent(
     emulator: Emulator, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: each process went on with the whole rate, and a warning that nobody read."""
+    """Fault: each process went on with the whole rate, and a warning."""
     pace = MemoryPace(rate=RATE)
     pace.error = BctrlConfigError("wrong password", argument="rate")
     async with connect(rate=pace) as session:

@@ -1,4 +1,4 @@
-"""The session's side of a shared pace, in virtual time: its slots, and its rate without them."""
+"""The session's side of a shared pace: its slots, and its rate without them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestSharing:
     async def test_together_they_use_the_whole_rate_in_equal_parts(
         self, count: int, rate: int, ideal: int, latency: float
     ) -> None:
-        """Fault: a member that asks once it has no slots loses slots in the round trip."""
+        """Fault: a member that asks without slots loses some in the round trip."""
         pace = MemoryPace(rate=rate, latency=latency)
         members = [Member(pace) for _ in range(count)]
         await asyncio.gather(*(member.bulk(ideal * rate // count) for member in members))
@@ -89,7 +89,8 @@ class TestSharing:
         start = now()
         await member.bulk(100)
 
-        # The fifty slots of the first lease were due in its 0.05 s: 0.04 s of them are lost.
+        # The fifty slots of the first lease were due in its 0.05 s: 0.04 s of them are
+        # lost.
         assert member.between(start, start + 0.0005) == pytest.approx(10, abs=2)
 
     async def test_while_the_server_throttles_nothing_is_asked_for(self) -> None:
@@ -109,10 +110,11 @@ class TestSharing:
     async def test_a_single_stop_waits_for_one_lease_of_each_other_process(
         self, others: int, longest: float
     ) -> None:
-        """Fault: a single stop waits behind a hundred targets, half a second at 200 a second."""
+        """Fault: a single stop waits behind a hundred targets, for half a second."""
         pace = MemoryPace(rate=200)
         member = Member(pace)
-        # They are in other processes, or there is a single process, in the same session.
+        # They are in other processes, or there is a single process, in the same
+        # session.
         bulks = [Member(pace) for _ in range(others)] or [member]
         running = [asyncio.create_task(bulk.bulk(10_000, until=20)) for bulk in bulks]
         await asyncio.sleep(1)
@@ -194,7 +196,7 @@ class TestWithoutStore:
         assert len(messages) == 2 * count
 
     async def test_the_share_is_a_mean_over_the_last_leases(self) -> None:
-        """Fault: after a kill, all went on at the speed of their last lease, 1.5 times the rate."""
+        """Fault: after a kill, all went on at 1.5 times the rate."""
         pace = MemoryPace(rate=200)
         busy, joining = Member(pace), Member(pace)
         running = asyncio.create_task(busy.bulk(10_000, until=10))
@@ -210,7 +212,7 @@ class TestWithoutStore:
         assert busy.between(8, 10) == pytest.approx(2 * 0.9 * mean, rel=0.1)
 
     async def test_a_process_that_was_held_up_keeps_most_of_its_share(self) -> None:
-        """Fault: after a stall on a busy machine, it went on at half of its speed for minutes."""
+        """Fault: after a stall, it went on at half of its speed for minutes."""
         pace = MemoryPace(rate=200)
         member = Member(pace)
         running = asyncio.create_task(member.bulk(10_000, until=10))
@@ -242,7 +244,7 @@ class TestWithoutStore:
         assert member.between(5, 10) == pytest.approx(5 * 90, rel=0.02)
 
     async def test_a_few_calls_say_nothing_about_the_share(self) -> None:
-        """Fault: a session that had made ten calls a second made nine while Redis was away."""
+        """Fault: at ten calls a second, it made nine while Redis was away."""
         pace = MemoryPace(rate=100)
         member = Member(pace, limit=10)
         for _ in range(20):
@@ -268,7 +270,7 @@ class TestWithoutStore:
     async def test_a_request_that_is_cancelled_from_outside_is_made_again(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Fault: code that cancelled all other tasks left the waiters without any timer."""
+        """Fault: code that cancelled all tasks left waiters without a timer."""
         member = Member(MemoryPace(rate=100, latency=0.02))
         attempts = [asyncio.create_task(member.attempt()) for _ in range(200)]
         await asyncio.sleep(0.01)
@@ -292,10 +294,10 @@ class Interrupted(MemoryPace):
 
 @in_virtual_time
 class TestEnd:
-    async def test_a_store_that_refuses_a_session_ends_it_and_nothing_of_the_error_is_kept(
+    async def test_a_store_that_refuses_a_session_ends_it_and_no_error_is_kept(
         self,
     ) -> None:
-        """Fault: the frames of its traceback had the connection, and so the password."""
+        """Fault: frames of its traceback had the connection's password."""
         pace = MemoryPace(rate=100)
         member = Member(pace)
         cause = LibraryError("wrong password: s3cret")

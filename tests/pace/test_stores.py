@@ -163,7 +163,7 @@ class TestContract:
         assert waits == [near(2 * number / RATE) for number in range(40)]
 
     async def test_a_store_that_was_emptied_starts_anew(self, store: Store, clock: Clock) -> None:
-        """Fault: a pace whose file was deleted could not be asked until another process made it."""
+        """Fault: a pace whose file was deleted waited for another process."""
         pace = store.pace()
         await clock.acquire(pace, 10)
         await store.clear()
@@ -190,7 +190,7 @@ class TestRedis:
     async def test_a_clock_that_is_set_frees_no_slot_that_was_handed_out(
         self, store: RedisStore, clock: Clock, seconds: float
     ) -> None:
-        """Fault: a clock that was set ahead by 10 s gave twice the rate for a second."""
+        """Fault: a clock set ahead by 10 s gave twice the rate for a second."""
         paces = [store.pace() for _ in range(8)]
         for pace in paces:
             await clock.acquire(pace, 10)
@@ -362,7 +362,7 @@ class TestFile:
     async def test_a_disk_that_is_full_is_an_error_and_keeps_the_schedule(
         self, tmp_path: Path, clock: Clock, *, is_new: bool
     ) -> None:
-        """Fault: the file was emptied before it was written, and 2.4 times the rate was used."""
+        """Fault: the file was emptied before its write: 2.4 times the rate."""
         pace = FilePace(tmp_path / "pace", rate=RATE)
         if not is_new:
             await pace.acquire(10)
