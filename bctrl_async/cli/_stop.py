@@ -192,8 +192,7 @@ def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
     question = f"In workspace {out.escape(matches.workspace_id)} at {base_url}: {summary}"
     question += f"\nStop {out.pluralize(len(runtimes), 'runtime')}? [y/N] "
     try:
-        # The question goes to stderr, since stdout may be a file.
-        # Rich would wrap it.
+        # The question goes to stderr, since stdout may be a file; rich would wrap it.
         print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - above.
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
