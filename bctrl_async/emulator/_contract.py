@@ -23,10 +23,10 @@ _OPERATIONS = (
 
 
 class Route(NamedTuple):
-    """The method that a path needs, and the operation of a request that has it."""
+    """The operation of a request, None if its path does not allow its method."""
 
     operation: str | None
-    method: str
+    allowed_method: str
     workspace_id: str
     alias: str | None = None
 
@@ -40,19 +40,26 @@ _UNKNOWN = Route(None, "", "")
 
 
 def parse_route(method: str, raw_path: str, names: Mapping[str, str]) -> Route:
-    """Return the route of a request, without a method if the path is unknown."""
+    """Return the route of a request; an unknown path allows no method.
+
+    Args:
+        method: The method of the request.
+        raw_path: The path, with its query.
+        names: The names of workspaces, by all that a path may have in their place.
+    """
     path = raw_path.partition("?")[0]
-    for operation, path_method, pattern in _OPERATIONS:
+    for operation, allowed_method, pattern in _OPERATIONS:
         match = pattern.fullmatch(path)
         if match is None:
             continue
         try:
-            name, *alias = [unquote_to_bytes(name).decode() for name in match.groups()]
+            # The path of a list has no alias.
+            name, *alias = [unquote_to_bytes(part).decode() for part in match.groups()]
         except UnicodeDecodeError:
             return _UNKNOWN
-        has_method = method == path_method
+        is_allowed = method == allowed_method
         workspace_id = names.get(name, name)
-        return Route(operation if has_method else None, path_method, workspace_id, *alias)
+        return Route(operation if is_allowed else None, allowed_method, workspace_id, *alias)
     return _UNKNOWN
 
 
@@ -111,9 +118,9 @@ def check(*types: type, **values: object) -> None:
     for name, value in values.items():
         is_wrong_bool = isinstance(value, bool) and bool not in types
         if is_wrong_bool or not isinstance(value, types):
-            kinds = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
-            kind = type(value).__name__
-            raise ValueError(f"{name} is {value!r:.50}: give {kinds}, not {kind}")
+            names = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
+            actual = type(value).__name__
+            raise ValueError(f"{name} is {value!r:.50}: give {names}, not {actual}")
 
 
 def check_range(low: float, high: float, **values: float) -> None:

@@ -62,7 +62,7 @@ _JSON = {"Content-Type": "application/json"}
 
 
 def reply_of(  # noqa: PLR0911 - each fault has its reply.
-    fault: Fault | Reply | None, payload: Payload, *, conflict: bool
+    fault: Fault | Reply | None, payload: Payload, *, is_conflict: bool
 ) -> Reply:
     """Return the reply to a request: its fault's, or else 409 on a conflict, or 200."""
     match fault:
@@ -83,7 +83,7 @@ def reply_of(  # noqa: PLR0911 - each fault has its reply.
         case Fault.ACCEPTED:
             return Reply(200, body={**payload, "status": "active"})
     # The other faults change how a reply is sent.
-    if conflict:
+    if is_conflict:
         return replies.NOT_ACTIVE
     return Reply(200, body=payload)
 
@@ -169,6 +169,7 @@ class FaultPlan:
                 return queue.popleft()
         if not self._bounds or operation != "stop":
             return None
+        # The hash is the random number: it does not depend on the order of requests.
         # The length keeps ("a", "bc") and ("ab", "c") apart.
         text = f"{self._seed}:{stops}:{len(workspace_id)}:{workspace_id}{alias}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

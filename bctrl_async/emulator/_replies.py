@@ -89,12 +89,14 @@ class Reply:
 def _check_headers(headers: Mapping[str, str]) -> None:
     check(Mapping, headers=headers)
     for name, value in headers.items():
+        # The keywords are the names of the values in the text of the error.
         check(str, **{"a header's name": name, f"headers[{name!r}]": value})
         if not (_is_header_name(name) and value.isprintable()):
             raise ValueError(f"headers has {name!r}: {value!r}, which HTTP cannot express")
 
 
 def _check_body(reply: Reply) -> None:
+    """Check the fields of the error body, and the body that may take its place."""
     for name in _ERROR_FIELDS:
         text = getattr(reply, name)
         check(str, NoneType, **{name: text})
@@ -158,8 +160,9 @@ def response_to(reply: Reply, request_id: str) -> web.Response:
 
 
 def _error_body(reply: Reply, request_id: str) -> dict[str, str]:
-    """Return the body of an error; its status has defaults for what a reply omits."""
+    """Return the body of an error, which has usual values for what a reply omits."""
     status = reply.status
+    # A status that errors.md does not list has the values of a 400 or a 500.
     code, reason_class = _DOCUMENTED.get(status, _DOCUMENTED[status // 100 * 100])
     usual = {
         "code": code,

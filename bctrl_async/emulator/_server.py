@@ -159,13 +159,14 @@ class Emulator:
         if listener is None:
             return
         self._listener = None
-        for listening in listener.sockets:
+        for socket in listener.sockets:
             # A listener that closes between accepting and setting up a connection
             # leaves that client hanging (asyncio, CPython 3.11 to 3.13), so stop
             # accepting first. The event loop of Windows has no readers to remove.
             with suppress(NotImplementedError):
-                asyncio.get_running_loop().remove_reader(listening)
+                asyncio.get_running_loop().remove_reader(socket)
         try:
+            # The event loop has a turn to set up what it has accepted.
             await asyncio.sleep(0)
         finally:
             listener.close()
@@ -208,6 +209,7 @@ class Emulator:
             ValueError: An argument is invalid.
         """
         runtime = contract.make_runtime(workspace_id, alias, kind, status, created_at)
+        # A UUID stands for the name, unless it is the name of another workspace.
         self._names[workspace_id] = workspace_id
         self._names.setdefault(runtime["workspaceId"], workspace_id)
         self._runtimes[workspace_id, alias] = runtime
@@ -374,10 +376,10 @@ class Emulator:
         self, request: web.BaseRequest, route: contract.Route
     ) -> tuple[Fault | Reply | None, Reply]:
         """Choose the reply and update the runtime at once: this must not await."""
-        if not route.method:
+        if not route.allowed_method:
             return None, replies.NO_ROUTE
         if route.operation is None:
-            return None, replace(replies.WRONG_METHOD, headers={"Allow": route.method})
+            return None, replace(replies.WRONG_METHOD, headers={"Allow": route.allowed_method})
         if request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return None, replies.NO_KEY
         is_stop = route.operation == "stop"
@@ -389,8 +391,8 @@ class Emulator:
         if payload is None:
             return None, replies.NO_RUNTIME
         fault = self._faults.next(route, self.received[route.target])
-        conflict = is_stop and not self._stop(route.target, fault)
-        return fault, reply_of(fault, payload, conflict=conflict)
+        is_conflict = is_stop and not self._stop(route.target, fault)
+        return fault, reply_of(fault, payload, is_conflict=is_conflict)
 
     def _payload(self, route: contract.Route) -> Payload | None:
         """Return the runtime, or the list of the workspace; None if it is unknown."""
@@ -408,6 +410,7 @@ class Emulator:
     def _is_throttled(self) -> bool:
         """Count a request as the GCRA does; return True if it is over the limit."""
         now = asyncio.get_running_loop().time()
+        # The bucket of the requests, which drains at the rate, is empty at this time.
         self._empty_at = max(self._empty_at, now)
         if self._empty_at - now > _BURST_SECONDS:
             return True
