@@ -65,9 +65,11 @@ class FilePace(Pace):
         ahead = None
         async with asyncio.timeout(PATIENCE):
             while ahead is None:
-                # A disk that hangs gets no second request. A fork has no threads.
+                # While a thread hangs on the disk, no other is started. The running
+                # threads are asked, because a fork has none of its parent's.
                 if name not in {thread.name for thread in threading.enumerate()}:
                     answer = Future[float | None]()
+                    # The answer then cannot be cancelled, so the thread can set it.
                     answer.set_running_or_notify_cancel()
                     # Neither the loop nor the process waits for the end of a daemon.
                     threading.Thread(
@@ -77,6 +79,7 @@ class FilePace(Pace):
                         daemon=True,
                     ).start()
                     ahead = await asyncio.wrap_future(answer)
+                # The file is locked, or its disk hangs.
                 if ahead is None:
                     await asyncio.sleep(0.001)
         await asyncio.sleep(ahead)
@@ -94,7 +97,8 @@ class FilePace(Pace):
                 last, ahead = _parse(file.read(_LENGTH))
                 # All processes have this clock, which starts again with the machine.
                 now = time.monotonic()
-                ahead = max(ahead - max(now - last, 0.0), 0.0)
+                ahead -= max(now - last, 0.0)
+                ahead = max(ahead, 0.0)
                 file.seek(0)
                 # The new text is as long as the old, so that a full disk takes it.
                 file.write(_HEADER + f"{now:020.6f} {ahead + slots / self.rate:020.6f}\n".encode())
@@ -122,6 +126,7 @@ def _open(path: str, flags: int) -> int:
 
 def _parse(content: bytes) -> tuple[float, float]:
     """Return the time of the last request, and the seconds reserved then."""
+    # A new file is empty, or a crash has cut it off within the header.
     if not _HEADER.startswith(content[: len(_HEADER)]):
         raise ValueError("it is another file")
     try:

@@ -81,13 +81,13 @@ class Leases:
         self._slots = deque[float]()  # A slot is the time of its use.
         self._request: asyncio.Task[None] | None = None
         self._requested_at = 0.0
-        self._is_proven = False
+        self._has_leased = False
         self._is_away = False
         # While calls wait for each lease, the seconds that leases take and their slots
         # give the session's share of the rate; until then it is the whole rate.
         self._is_busy = False
-        self._seconds = 1.0 / pace.rate
-        self._leased = 1.0
+        self._busy_seconds = 1.0 / pace.rate
+        self._busy_slots = 1.0
         self._next_without_store = 0.0
 
     def delay(self, now: float) -> float:
@@ -130,11 +130,13 @@ class Leases:
         if self._is_busy:
             # A late session waits less, but none has more than the whole rate.
             elapsed = max(now - self._requested_at, slots / self._pace.rate)
-            most = _MAX_TO_MEAN * slots * self._seconds / self._leased
-            self._seconds = self._seconds * _DECAY + min(elapsed, most)
-            self._leased = self._leased * _DECAY + slots
+            mean = slots * self._busy_seconds / self._busy_slots
+            self._busy_seconds *= _DECAY
+            self._busy_seconds += min(elapsed, _MAX_TO_MEAN * mean)
+            self._busy_slots *= _DECAY
+            self._busy_slots += slots
         self._slots.extend(now + number / self._pace.rate for number in range(slots))
-        self._is_proven = True
+        self._has_leased = True
         if self._is_away:
             self._is_away = False
             _log.warning("the shared pace is used again", extra={"bctrl.event": "pace_back"})
@@ -143,11 +145,13 @@ class Leases:
         """Handle the end of a request, even if cancelled: attempts may wait for it."""
         self._request = None
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
-        if isinstance(error, BctrlConfigError) and not self._is_proven:
+        if isinstance(error, BctrlConfigError) and not self._has_leased:
             self._on_misconfigured(error)
-        elif error is not None and not (self._is_away or request.cancelling()):
+        # A request that `close` cancels is `cancelling`; others fail on their own.
+        elif error is not None and not self._is_away and not request.cancelling():
             self._on_store_away(error)
         self._on_lease()
+        # `_on_lease` starts calls, and makes the next request if others still wait.
         self._is_busy = self._request is not None
 
     def _on_store_away(self, error: BaseException) -> None:
@@ -155,6 +159,7 @@ class Leases:
         # The text of another library's error may contain the URL with its password.
         text = str(error) if isinstance(error, OSError | BctrlConfigError) else ""
         rate = self._rate_without_store()
+        # The reason is one line: the name of the error, and its text if it has any.
         _log.warning(
             "the shared pace cannot be asked (%s): this session goes on with %.3g "
             "attempts a second",
@@ -164,4 +169,4 @@ class Leases:
         )
 
     def _rate_without_store(self) -> float:
-        return _MARGIN * self._leased / self._seconds
+        return _MARGIN * self._busy_slots / self._busy_seconds
