@@ -22,7 +22,7 @@ WHERE = "a RuntimeFilter or a plain function of a Runtime"
 
 _log = logging.getLogger("bctrl_async.filters")
 
-_begins_with_date = re.compile(r"\d{4}-\d\d-\d\d").match
+_starts_with_date = re.compile(r"\d{4}-\d\d-\d\d").match
 
 
 class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +115,7 @@ class Selection:
             if isinstance(item, Runtime):
                 self._add_runtime(item)
                 continue
+            # An error is kept whatever the condition is, because its runtime may run.
             self.items.append(item)
             if item.alias is not None:
                 self.running[item.alias] = None
@@ -134,7 +135,7 @@ class Selection:
             return False
         return self._where.decide(runtime, self.at) is None
 
-    def without_replaced(self) -> Self:
+    def drop_replaced(self) -> Self:
         """Drop ended runtimes under whose alias another runs: a stop would end it."""
         self.items = [item for item in self.items if not self._is_replaced(item)]
         return self
@@ -171,7 +172,7 @@ def _in_seconds(age: float | timedelta) -> float:
 def parse_time(text: str) -> datetime | None:
     """Return the time of an ISO 8601 text with a UTC offset, or None."""
     # `fromisoformat` would read a Unix time in milliseconds as a date.
-    if not _begins_with_date(text):
+    if not _starts_with_date(text):
         return None
     try:
         date = datetime.fromisoformat(text)

@@ -579,7 +579,7 @@ class BctrlSession:
             await asyncio.sleep(0)
             selection.add(runtimes[start : start + _SLICE])
         selection.add(unreadable)
-        return selection.without_replaced()
+        return selection.drop_replaced()
 
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)

@@ -38,7 +38,7 @@ class FoundRuntimes(Selection):
 
     def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
         """Keep targets for which a function returns True, except replaced runtimes."""
-        pairs = zip(self.without_replaced().items, self, strict=True)
+        pairs = zip(self.drop_replaced().items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
 
