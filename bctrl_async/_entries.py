@@ -64,8 +64,8 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         name = BctrlError.__name__
         if self.type in errors.__all__:
             name = self.type
-        make: type[BctrlError] = getattr(errors, name)
-        error = make(
+        error_class: type[BctrlError] = getattr(errors, name)
+        error = error_class(
             self.message,
             advice=self.advice,
             attempts=attempts,
@@ -101,7 +101,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     @classmethod
     def of(cls, outcome: StopOutcome) -> Self:
         """Make the entry of an outcome; raise a ValidationError if a type is wrong."""
-        # The names keep their lone surrogates, if any.
+        # The names of the target keep the lone surrogates that `to_dict` replaces.
         return msgspec.convert(outcome.to_dict() | outcome.target._asdict(), cls)
 
     def shortened(self) -> Self:
@@ -137,6 +137,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             request_id=self.request_id,
             resumed=self.resumed,
         )
+        # In version 3, a `state` says whether it runs, or that the target is invalid.
         if self.state == "invalid":
             return replace(outcome, result=StopResult.INVALID)
         if self.state:
@@ -166,6 +167,7 @@ def entry_line(outcome: StopOutcome) -> bytes:
         line = _line_of(Entry.of(outcome))
         _check_entry(line)
     except msgspec.ValidationError as error:
+        # msgspec says "Expected `int`, got `str`".
         problem = str(error).replace("Expected", "expected").replace("got", "not")
         raise _config.invalid("outcome", problem) from error
     return line
@@ -188,15 +190,16 @@ def shorten(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def decode(line: bytes, kind: type[_T], offset: int) -> _T:
+def decode(line: bytes, struct: type[_T], offset: int) -> _T:
     """Decode the line at an offset in its file; raise ValueError if it is damaged."""
     with suppress(msgspec.MsgspecError, RecursionError):
         if line[-_CHECKSUM_LENGTH:] == _CHECKSUM % crc32(line[:-_CHECKSUM_LENGTH]):
-            return msgspec.json.decode(line, type=kind)
+            return msgspec.json.decode(line, type=struct)
     raise ValueError(f"it is damaged at byte {offset}")
 
 
-def _seal(line: bytes) -> bytes:
+def _seal(json_object: bytes) -> bytes:
     """Return a JSON object as a line that ends with its checksum."""
-    content = line[:-1]
+    # The checksum comes before the last brace, as a field of the object.
+    content = json_object[:-1]
     return content + _CHECKSUM % crc32(content)

@@ -175,11 +175,12 @@ class JournalReader:
         self.base_url: str = base_url
         self._path = Path(path)
         self._age = timedelta()
-        self._size = 0
+        self._next_offset = 0
         self._lock = threading.Lock()
         # The dicts are nested: a single dict of pairs would take twice the memory.
         self.offsets: defaultdict[str, dict[str, int]] = defaultdict(dict)
         try:
+            # The file stays open unless its entries cannot be read.
             with ExitStack() as stack:
                 self.file: BinaryIO = stack.enter_context(self._open())
                 self._load(max_age)
@@ -202,13 +203,14 @@ class JournalReader:
         with open(self.file.fileno(), "rb", closefd=False) as lines:
             lines.seek(0)
             line = lines.readline(MAX_LINE)
+            # A crash may have cut the line within its first words.
             if not line.startswith(MAGIC) and not MAGIC.startswith(line):
                 raise ValueError("it is not a journal")
             if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 # The file is new, or a crash cut its header short.
                 return
-            self._check(decode(line, Header, 0), max_age)
-            self._size = len(line)
+            self._check_header(decode(line, Header, 0), max_age)
+            self._next_offset = len(line)
             self._read_entries(lines)
 
     def _read_entries(self, lines: BinaryIO) -> None:
@@ -216,11 +218,11 @@ class JournalReader:
             if not line.endswith(b"\n"):
                 # The line is still being written, or a crash cut it short.
                 return
-            entry = decode(line, EntryTarget, self._size)
-            self.offsets[entry.workspace_id][entry.alias] = self._size
-            self._size += len(line)
+            entry = decode(line, EntryTarget, self._next_offset)
+            self.offsets[entry.workspace_id][entry.alias] = self._next_offset
+            self._next_offset += len(line)
 
-    def _check(self, header: Header, max_age: float | None) -> None:
+    def _check_header(self, header: Header, max_age: float | None) -> None:
         if header.version not in VERSIONS:
             raise ValueError("another version wrote it")
         if self.base_url not in {"", header.base_url}:
@@ -250,6 +252,7 @@ class JournalReader:
         return outcome
 
     def _line_at(self, offset: int) -> bytes:
+        # `readline` of an unbuffered file would read each byte on its own.
         data = b""
         # A write of another thread would move the position in the file.
         with self._lock:
@@ -259,7 +262,8 @@ class JournalReader:
                 if not part:
                     break
                 data += part
-        return data[: data.find(b"\n") + 1]
+        line, newline, _ = data.partition(b"\n")
+        return line + newline
 
     def _unusable(
         self,
@@ -310,11 +314,11 @@ class JournalFile(JournalReader):
         if fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         super()._load(max_age)
-        os.ftruncate(self.file.fileno(), self._size)
-        if not self._size:
+        os.ftruncate(self.file.fileno(), self._next_offset)
+        if not self._next_offset:
             line = header_line(self.base_url)
             self._append(line)
-            self._size = len(line)
+            self._next_offset = len(line)
 
     def refresh(self, base_url: str) -> None:
         """Read the entries that were written since, for a bulk stop of this server."""
@@ -326,7 +330,7 @@ class JournalFile(JournalReader):
             )
         try:
             with self._lock, open(self.file.fileno(), "rb", closefd=False) as lines:
-                lines.seek(self._size)
+                lines.seek(self._next_offset)
                 self._read_entries(lines)
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
@@ -338,6 +342,7 @@ class JournalFile(JournalReader):
     def flush(self) -> None:
         """Flush the file, as `Journal.flush` says."""
         if not self.file.closed:
+            # Even if a write has failed, the lines before it are flushed.
             self._append(b"", flush=True)
             self._check_writable()
 
@@ -371,7 +376,8 @@ class JournalFile(JournalReader):
                 self._check_writable()
             try:
                 while data:
-                    data = data[os.write(self.file.fileno(), data) :]
+                    count = os.write(self.file.fileno(), data)
+                    data = data[count:]
                 if flush:
                     os.fsync(self.file.fileno())
             except OSError as error:
