@@ -15,7 +15,7 @@ from yarl import URL
 from bctrl_async.errors import BctrlConfigError
 
 DEFAULT_BASE_URL = "https://api.bctrl.ai"
-_IF_YOURS = "Use https, or pass allow_plaintext=True if the network is yours"
+_USE_HTTPS = "Use https, or pass allow_plaintext=True if the network is yours"
 
 _is_key = re.compile(r"[!-~]+").fullmatch
 
@@ -34,7 +34,7 @@ class Secret(str):
 
 
 def hidden(key: object) -> Secret | type:
-    """Return a str as a `Secret`, and any other value as its type."""
+    """Return a str as a `Secret`, any other value as its type, and a type as it is."""
     if isinstance(key, type):
         return key
     if isinstance(key, str):
@@ -97,7 +97,7 @@ def _fault_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
     if url.raw_query_string or url.raw_fragment:
         return "it has a query or a fragment", "Pass scheme, host and path only"
     if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
-        return f"{str(url.origin())!r} would send the API key unencrypted", _IF_YOURS
+        return f"{str(url.origin())!r} would send the API key unencrypted", _USE_HTTPS
     return None
 
 
@@ -113,7 +113,7 @@ def proxy(text: Secret | type, *, is_allowed: bool) -> Secret | None:
         raise invalid("proxy", problem, advice)
     if not is_allowed:
         problem = "it could read the API key in requests to an http API"
-        raise invalid("proxy", problem, _IF_YOURS)
+        raise invalid("proxy", problem, _USE_HTTPS)
     return text
 
 
@@ -131,7 +131,7 @@ def _http_url(text: str) -> URL | None:
         return None
     with suppress(ValueError, TypeError):
         url = URL(text)
-        if url.scheme in {"http", "https"} and url.host and url.port is not None:
+        if url.scheme in {"http", "https"} and url.host:
             return url
     return None
 
@@ -146,10 +146,9 @@ def seconds(value: object, name: str, kind: str = "a positive number of seconds"
     """Return a finite number above 0."""
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
+        # An int may be too large for a float.
+        with suppress(OverflowError):
             number = float(value)
-        except OverflowError:
-            number = math.inf
     if not math.isfinite(number) or number <= 0:
         raise BctrlConfigError(f"invalid {name} {value!r:.50}: expected {kind}", argument=name)
     return number
