@@ -63,6 +63,7 @@ def format_duration(seconds: float | None) -> str:
     seconds = max(seconds or 0.0, 0.0)
     if 0 < seconds < 1:
         return f"{seconds * 1000:g}ms"
+    # Only whole seconds are divided into units.
     if seconds % 1:
         return f"{seconds:g}s"
     for (unit, size), (smaller_unit, smaller_size) in pairwise(_UNITS):
@@ -272,6 +273,7 @@ def error_type(error: BaseException) -> str:
     if isinstance(error, BctrlError):
         if error.status is not None and error.status >= HTTPStatus.BAD_REQUEST:
             return str(error.status)
+        # The class of all errors says nothing of the reason, but the cause does.
         if type(error) is BctrlError and error.__cause__ is not None:
             error = error.__cause__
     return type(error).__qualname__

@@ -130,6 +130,7 @@ class OpenTelemetry(Observer):
     def begin_bulk(self) -> BulkObserver:
         """Start the span of a bulk stop as a child of the current span."""
         span, children = self._scope().begin("stop_runtimes", SpanKind.INTERNAL, {})
+        # A bulk stop counts its outcomes itself, because some of them had no stop.
         return _Bulk(span, children._replace(tracer=self._tracer_in_bulk, counts_stops=False))
 
     def _scope(self) -> _Scope:
@@ -185,25 +186,26 @@ class _WithSpan:
 
 
 class _Stop(_WithSpan, StopObserver):
-    _error: BaseException | None = None
+    _raised_error: BaseException | None = None
 
     def raised(self, error: BaseException) -> None:
-        self._error = error
+        self._raised_error = error
 
     def end(self, outcome: StopOutcome) -> None:
         span = self._span
-        error = self._error
-        if error is None:
-            error = outcome.error
         if self._children.counts_stops:
             self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
         span.set_attribute("bctrl.attempts", outcome.attempts)
         span.set_attribute("bctrl.result", outcome.result.value)
         if outcome.running is not None:
             span.set_attribute("bctrl.running", outcome.running)
+        error = self._raised_error
+        if error is None:
+            error = outcome.error
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-        if self._error is None and outcome.result.is_processed:
+        # The stop did not fail if the server processed it, and its call raised nothing.
+        if self._raised_error is None and outcome.result.is_processed:
             error = None
         _end(span, error)
 
@@ -216,14 +218,14 @@ class _Call(_WithSpan, CallObserver):
 class _Attempt(AttemptObserver):
     def __init__(self, scope: _Scope, attempt: Attempt) -> None:
         self._stops = attempt.stops
-        self._response: _Attributes = {}
-        self._request: _Attributes = {
+        self._response_attributes: _Attributes = {}
+        self._request_attributes: _Attributes = {
             "http.request.method": attempt.method,
             "server.address": attempt.url.host or "",
             "server.port": attempt.url.port or 0,
         }
         attributes = {
-            **self._request,
+            **self._request_attributes,
             "url.full": str(attempt.url),
             "url.template": attempt.template,
             # aiohttp speaks no other version.
@@ -233,7 +235,7 @@ class _Attempt(AttemptObserver):
             attributes["http.request.resend_count"] = attempt.number - 1
         name = f"{attempt.method} {attempt.template}"
         self._span, self._scope = scope.begin(name, SpanKind.CLIENT, attributes)
-        self._scope.meters.active.add(1, self._request)
+        self._scope.meters.active.add(1, self._request_attributes)
         self._started = time.perf_counter()
 
     def headers(self) -> Mapping[str, str]:
@@ -242,18 +244,19 @@ class _Attempt(AttemptObserver):
         return carrier
 
     def answered(self, status: int) -> None:
-        self._response["http.response.status_code"] = status
+        self._response_attributes["http.response.status_code"] = status
 
     def end(self, error: BaseException | None) -> None:
         elapsed = time.perf_counter() - self._started
-        response = self._response
+        attributes = self._response_attributes
         if error is not None:
-            response["error.type"] = error_type(error)
-        self._scope.meters.active.add(-1, self._request)
-        self._scope.meters.duration.record(elapsed, {**self._request, **response})
+            attributes["error.type"] = error_type(error)
+        meters = self._scope.meters
+        meters.active.add(-1, self._request_attributes)
+        meters.duration.record(elapsed, {**self._request_attributes, **attributes})
         if self._stops:
-            self._scope.meters.attempts.add(1, response)
-        self._span.set_attributes(response)
+            meters.attempts.add(1, attributes)
+        self._span.set_attributes(attributes)
         # The conventions want no description if the HTTP status explains the error.
         _end(self._span, error, with_text=not isinstance(error, BctrlApiError))
 

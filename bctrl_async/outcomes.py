@@ -216,7 +216,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def accept_missing(outcome: StopOutcome) -> StopOutcome:
-    """Return an outcome that is ok if its runtime does not exist (`missing_ok=`)."""
+    """Return an outcome, made ok if its runtime does not exist (`missing_ok=`)."""
     if outcome.result is not StopResult.NOT_FOUND:
         return outcome
     return replace(outcome, running=False, error=None)

@@ -89,7 +89,9 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     the test wins.
     """
     markers = [*request.node.iter_markers("bctrl_emulator")]
+    # The Emulator takes keywords alone, so an argument without a name is a TypeError.
     positional = [argument for marker in markers for argument in marker.args]
+    # The nearest marker comes first, and the first of a ChainMap wins.
     arguments = ChainMap(*(marker.kwargs for marker in markers), {"port": 0})
     emulator = Emulator(*positional, **arguments)
     loop = asyncio.new_event_loop()

@@ -156,10 +156,11 @@ async def _respond(connection: HTTPConnection, exception: Exception) -> Response
     if len(errors) < len(leaves):
         # The group has other errors, which the app answers itself.
         raise exception
-    # A stop that may have worked must not be hidden by another that has not.
+    # This is the first error in doubt, or else the first: a stop that may have worked
+    # must not be hidden by another that has not.
     error = max(errors, key=attrgetter("may_have_stopped"))
     problem_type = classify(error)
-    is_group = error is not exception
+    is_group = isinstance(exception, ExceptionGroup)
     if is_group or problem_type.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning(
             "%s",

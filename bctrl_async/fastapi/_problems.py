@@ -53,7 +53,7 @@ _TYPES = {problem_type.slug: problem_type for problem_type in ProblemType}
 
 
 def _encodable(text: object) -> object:
-    """Replace lone surrogates, which may be sent, and UTF-8 cannot encode."""
+    """Replace the lone surrogates of a text, which UTF-8 cannot encode."""
     return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
@@ -141,6 +141,7 @@ def _problem(problem_type: ProblemType, error: BctrlError) -> Problem:
 
 def explain(error: BctrlError, problem_type: ProblemType) -> str:
     """Return the `detail` of a problem: of an invalid target, what is wrong."""
+    # The text of a BctrlConfigError is this package's own, never the API's.
     if (
         isinstance(error, BctrlConfigError)
         and problem_type is ProblemType.INVALID_TARGET

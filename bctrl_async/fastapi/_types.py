@@ -26,6 +26,8 @@ class _ShownAs:
             return value
 
         model_schema = handler.generate_schema(self._model)
+        # `check` never calls the model's own validator, its second argument: the schema
+        # of the model is for the app's OpenAPI alone.
         return core_schema.no_info_wrap_validator_function(
             check,
             model_schema,
