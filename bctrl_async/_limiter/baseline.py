@@ -106,13 +106,13 @@ class ThrottlingBaseline:
 
     def __init__(self) -> None:
         self._successes = 0
-        self._last_throttled = 0
-        self._before: list[_Throttled] = []
-        self._after: deque[_Throttled] = deque()
-        self._rate_before = self._rate = 0.0
+        self._successes_at_throttled = 0
+        self._earlier: list[_Throttled] = []
+        self._later: deque[_Throttled] = deque()
+        self._old_rate = self._rate = 0.0
         self._phase: _Trial | _Hold | None = None
         self._next_trial = -math.inf
-        self._apart = _TRIALS_APART_MIN
+        self._trials_apart = _TRIALS_APART_MIN
         self._hold_seconds = _HOLD_MIN
 
     def on_success(self, now: float) -> float | None:
@@ -131,18 +131,18 @@ class ThrottlingBaseline:
         if self._phase is not None:
             self._phase.responses += 1
             self._phase.throttled += 1
-        distance = self._successes - self._last_throttled + 1
-        self._last_throttled = self._successes
-        if self.is_trying or not self._rate_before:
+        distance = self._successes - self._successes_at_throttled + 1
+        self._successes_at_throttled = self._successes
+        if self.is_trying or not self._old_rate:
             # Throttling before the first step down comes from a burst or a slow start.
             return
         throttled = _Throttled(now, distance, self._rate)
-        if len(self._before) < _EVIDENCE:
-            self._before.append(throttled)
+        if len(self._earlier) < _EVIDENCE:
+            self._earlier.append(throttled)
             return
-        self._after.append(throttled)
-        while len(self._after) > _EVIDENCE and self._after[1].time <= now - _SPAN:
-            self._after.popleft()
+        self._later.append(throttled)
+        while len(self._later) > _EVIDENCE and self._later[1].time <= now - _SPAN:
+            self._later.popleft()
 
     @property
     def is_trying(self) -> bool:
@@ -156,81 +156,87 @@ class ThrottlingBaseline:
     @property
     def plateau(self) -> float:
         """The lowest peak after a step down, in attempts per second; 0 for no bound."""
-        recent = [*self._before, *self._after][-_EVIDENCE:]
-        if len(recent) < _EVIDENCE or _PLATEAU_SHARE * _mean_distance(recent) < 1.0:
+        recent = [*self._earlier, *self._later][-_EVIDENCE:]
+        if len(recent) < _EVIDENCE or _share(recent) > _PLATEAU_SHARE:
             return 0.0
-        return _PLATEAU * self._rate_before
+        return _PLATEAU * self._old_rate
 
     def record_step(self, now: float, rate: float) -> float | None:
         """Record a step down to a rate, or end a trial; return the rate to restore."""
         if isinstance(self._phase, _Trial):
             return self._end_trial(self._phase, now)
         self._rate = rate
-        if not self._rate_before:
-            self._rate_before = rate
-        after = self._after
-        if len(after) < _EVIDENCE or after[-1].time - after[0].time < _SPAN:
+        if not self._old_rate:
+            self._old_rate = rate
+        later = self._later
+        if len(later) < _EVIDENCE or later[-1].time - later[0].time < _SPAN:
             return None
-        distance_before = _mean_distance(self._before)
-        distance_after = _mean_distance(after)
-        if distance_before > _UNCHANGED * distance_after:
-            self._compare_from(self._rate_before)
-        elif distance_after > _UNCHANGED * distance_before:
-            self._compare_from(after[0].rate)
-        elif rate <= _SLOWDOWN * self._rate_before:
-            if not _is_random(self._before, after):
-                self._compare_from(after[0].rate)
+        earlier_share = _share(self._earlier)
+        later_share = _share(later)
+        if later_share > _UNCHANGED * earlier_share:
+            # The growth has another cause, so the old rate is kept.
+            self._compare_from(self._old_rate)
+        elif earlier_share > _UNCHANGED * later_share:
+            # Slowing down helps.
+            self._compare_from(later[0].rate)
+        elif rate <= _SLOWDOWN * self._old_rate:
+            # Slowing down has changed nothing.
+            if not _is_random(self._earlier, later):
+                self._compare_from(later[0].rate)
             elif now >= self._next_trial:
-                share = 2.0 / (distance_before + distance_after)
-                self._phase = _Trial(share, now + _TRIAL_MAX)
-                return self._rate_before
+                harmonic_mean = 2.0 / (1.0 / earlier_share + 1.0 / later_share)
+                self._phase = _Trial(harmonic_mean, now + _TRIAL_MAX)
+                return self._old_rate
         return None
 
     def _compare_from(self, rate: float) -> None:
         """Start a new comparison, with the later group as its earlier group."""
-        self._rate_before = rate
-        self._before = list(self._after)
-        self._after.clear()
+        self._old_rate = rate
+        self._earlier = list(self._later)
+        self._later.clear()
 
     def _end_trial(self, trial: _Trial, now: float) -> float | None:
         if not trial.has_grown:
             return self._pass_trial(trial, now)
         self._begin_anew(None)
-        self._next_trial = now + self._apart
-        self._apart = min(2 * self._apart, _TRIALS_APART_MAX)
+        self._next_trial = now + self._trials_apart
+        self._trials_apart = min(2 * self._trials_apart, _TRIALS_APART_MAX)
         return None
 
     def _pass_trial(self, trial: _Trial, now: float) -> float:
-        groups = len(self._before) + len(self._after)
-        share = (groups + trial.throttled) / (groups / trial.share + trial.responses)
-        rate = self._rate_before
+        # The share is measured in the two groups and the trial together.
+        in_groups = len(self._earlier) + len(self._later)
+        responses = in_groups / trial.share + trial.responses
+        share = (in_groups + trial.throttled) / responses
+        rate = self._old_rate
         self._begin_anew(_Hold(share, now + self._hold_seconds))
         self._hold_seconds = min(2 * self._hold_seconds, _HOLD_MAX)
-        self._apart = _TRIALS_APART_MIN
+        self._trials_apart = _TRIALS_APART_MIN
         return rate
 
     def _begin_anew(self, phase: _Hold | None) -> None:
         self._phase = phase
-        self._rate_before = 0.0
-        self._before.clear()
-        self._after.clear()
+        self._old_rate = 0.0
+        self._earlier.clear()
+        self._later.clear()
 
 
-def _mean_distance(group: Collection[_Throttled]) -> float:
-    return sum(response.distance for response in group) / len(group)
+def _share(group: Collection[_Throttled]) -> float:
+    return len(group) / sum(response.distance for response in group)
 
 
 def _is_random(*groups: Collection[_Throttled]) -> bool:
     """Return True if these responses may have been throttled at random.
 
-    The burstiness is the logarithm of the mean distance minus the mean logarithm
-    (Moran's statistic) in each group, because a rate limit or chance may make the
+    The burstiness is the logarithm of the mean distance (1 / share) minus the mean
+    logarithm
+    (Moran's statistic), in each group, because a rate limit or chance may make the
     groups' shares differ.
     """
-    if min(_mean_distance(group) for group in groups) < 1.0 / _MAX_SHARE:
+    if max(_share(group) for group in groups) > _MAX_SHARE:
         return False
     burstiness = 0.0
     for group in groups:
-        mean = _mean_distance(group)
-        burstiness -= sum(math.log(response.distance / mean) for response in group)
+        share = _share(group)
+        burstiness -= sum(math.log(response.distance * share) for response in group)
     return burstiness <= _BURSTINESS * sum(len(group) for group in groups)

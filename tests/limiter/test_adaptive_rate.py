@@ -159,7 +159,7 @@ class TestGrowthAndPauses:
         """Fault: the pause counted as slow start, which then lifted the limit."""
         rate = limited()
         rate._baseline._phase = trial = _Trial(0.1, 61.0)
-        rate._baseline._rate_before = 100.0
+        rate._baseline._old_rate = 100.0
         rate._restore(100.0, 1.0)
         rate.pause.start(31.0)
         while rate._baseline._phase is trial:
