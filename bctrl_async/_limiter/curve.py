@@ -62,12 +62,14 @@ class Curve:
         """Return the rate at this time."""
         elapsed = max(now - self.starts, 0.0)
         if self.peak is None:
+            # `exp2` overflows after a long pause.
             doublings = min(elapsed / _DOUBLING, 60.0)
             return self.first_rate * math.exp2(doublings)
         return self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3
 
     def fade(self, now: float, since: float) -> float:
         """Return the rate while nothing succeeds: it fades, and does not step down."""
+        # The growth starts with the first success.
         self.starts = max(self.starts, now)
         halvings = max(now - since, 0.0) / _FADING
         return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)

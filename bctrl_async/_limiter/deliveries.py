@@ -44,7 +44,7 @@ class Deliveries:
         return count / span
 
     def measure_burst(self, since: float, until: float) -> None:
-        """Count the successes from a time on; throttling started at the other."""
+        """Count the successes since a time; throttling started at `until`."""
         burst = [time for time in self.times if time >= since]
         self.burst = len(burst)
         self._burst_seconds = max(until - min(burst, default=math.inf), 0.0)
@@ -61,4 +61,5 @@ class Deliveries:
             seconds = now - time - self._burst_seconds
             if seconds >= _SHORTEST:
                 rate = max(rate, (count - self.burst) / seconds)
+        # Without samples, there is no bound.
         return rate or math.inf

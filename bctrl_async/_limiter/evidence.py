@@ -44,9 +44,9 @@ class History(msgspec.Struct, kw_only=True):
         self.waits_since = min(self.waits_since, now)
 
     @property
-    def is_first(self) -> bool:
-        """True if no attempt was throttled: the next is a fair sample of targets."""
-        return self.throttled_at == math.inf
+    def was_throttled(self) -> bool:
+        """True if an attempt was throttled, so that a retry is no fair sample."""
+        return self.throttled_at < math.inf
 
     @property
     def is_fair(self) -> bool:
@@ -63,7 +63,7 @@ class Evidence:
     def __init__(self, *, is_of_all: bool) -> None:
         self.excess: float = 0.0
         self._is_of_all = is_of_all
-        self._shares: dict[str, float] = {}
+        self._contributions: dict[str, float] = {}
 
     @property
     def shows_limit(self) -> bool:
@@ -73,39 +73,39 @@ class Evidence:
     def on_throttled(self, workspace: str) -> bool:
         """Record a throttled response; return False if it shows its workspace only."""
         if not self.excess:
-            self._shares.clear()
-        if self._is_of_all and workspace in self._shares:
+            self._contributions.clear()
+        if self._is_of_all and workspace in self._contributions:
             return False
-        self._shares[workspace] = 1.0
+        self._contributions[workspace] = 1.0
         self.excess = min(self.excess + 1.0, _ENOUGH)
         return True
 
     def on_success(self, workspace: str) -> None:
-        """Record the success of a first attempt."""
+        """Record the success of a call that was never throttled."""
         if not self.excess:
             return
         self.excess = max(self.excess - _DECAY, 0.0)
-        share = self._shares.pop(workspace, 0.0) - _DECAY
-        if share > 0.0:
-            self._shares[workspace] = share
+        contribution = self._contributions.pop(workspace, 0.0) - _DECAY
+        if contribution > 0.0:
+            self._contributions[workspace] = contribution
 
 
 class Successes:
-    """The times of the last successes of first attempts, and of throttled calls.
+    """The times of the last successes of calls never throttled, and of throttled calls.
 
-    First attempts are a fair sample of the targets; retries are not, since targets that
-    are throttled again and again have more of them.
+    The former are a fair sample of the targets; the latter are not, since targets that
+    are throttled again and again have more retries.
     """
 
     def __init__(self) -> None:
-        self.first_at: float = -math.inf
+        self.unthrottled_at: float = -math.inf
         self.recovered_at: float = -math.inf
 
     def any_since(self, time: float) -> bool:
         """Return True if any attempt has succeeded since a time."""
-        return max(self.first_at, self.recovered_at) >= time
+        return max(self.unthrottled_at, self.recovered_at) >= time
 
     def throttles_alone(self, throttled_at: float) -> bool:
         """Return True if only this target has been throttled since `throttled_at`."""
         # A retry that succeeds shows that load was the reason, and not the target.
-        return self.first_at >= throttled_at >= self.recovered_at
+        return self.unthrottled_at >= throttled_at >= self.recovered_at

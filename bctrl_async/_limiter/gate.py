@@ -40,16 +40,17 @@ class Gate:
             self._scope = f"all calls in workspace {workspace!r}"
         self._leases: Leases | None = None
         self._queues = Queues()
-        self._throttled_since: float | None = None
+        self._limited_since: float | None = None
         self._timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
         self._shortest_patience = math.inf
         self._patience_timer: asyncio.Handle | None = None
-        self._end: BctrlError | None = None
+        self._error: BctrlError | None = None
+        """The error of each call once it is closed."""
 
-    def share(self, pace: Pace, close: Callable[[BctrlError], None]) -> Leases:
-        """Let a pace bound the rate, too; call `close` if its store is of no use."""
-        self._leases = Leases(pace, lambda: self._queues.count, self._admit, close)
+    def use_pace(self, pace: Pace, on_failure: Callable[[BctrlError], None]) -> Leases:
+        """Let a pace bound the rate, too; call `on_failure` if its store is of no use."""
+        self._leases = Leases(pace, lambda: self._queues.count, self._admit, on_failure)
         # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.start.is_over = True
         return self._leases
@@ -76,7 +77,7 @@ class Gate:
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
-        if self.in_use >= self._limit or self._end is not None or self._queues.count:
+        if self.in_use >= self._limit or self._error is not None or self._queues.count:
             return False
         if self._leases is not None or not self.rate.is_unlimited:
             now = asyncio.get_running_loop().time()
@@ -92,11 +93,11 @@ class Gate:
         It fails if a Retry-After is longer than it waits, with no probe due or in
         flight, or if the server throttles every attempt for that long.
         """
-        if self._end is not None:
-            waiter.fail(replace(self._end))
+        if self._error is not None:
+            waiter.fail(replace(self._error))
             return
         now = asyncio.get_running_loop().time()
-        if self._fail_in_vain(waiter, now):
+        if self._fail_if_in_vain(waiter, now):
             return
         self._queues.add(waiter)
         self._admit()
@@ -110,7 +111,7 @@ class Gate:
         """Remove and return the waiters of a workspace, but no canary, in order."""
         return self._queues.take(workspace)
 
-    def _fail_in_vain(self, waiter: Waiter, now: float) -> bool:
+    def _fail_if_in_vain(self, waiter: Waiter, now: float) -> bool:
         """Fail a waiter whose patience ends before an attempt may succeed."""
         if waiter.max_wait and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
             span = format_duration(waiter.max_wait)
@@ -144,6 +145,7 @@ class Gate:
 
     def _deadline(self, waiter: Waiter, now: float) -> float:
         """Return when the patience of a waiter ends if all is throttled until then."""
+        # Unless all is throttled already, that may start now.
         since = max(waiter.history.waits_since, min(self.rate.throttled_since, now))
         return since + waiter.max_wait
 
@@ -174,7 +176,9 @@ class Gate:
     def _on_deadline(self, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
         waiter.cancel_timer()
-        if not self._fail_in_vain(waiter, now) and waiter.max_wait and self._throttles_all:
+        if self._fail_if_in_vain(waiter, now):
+            return
+        if waiter.max_wait and self._throttles_all:
             self._schedule_deadline(waiter, now)
 
     def release(self) -> None:
@@ -185,7 +189,7 @@ class Gate:
         self._admit()
         if self.rate.pause.is_probed and not self.in_use:
             # A probe without an answer tells nothing.
-            self._fail_all_in_vain(asyncio.get_running_loop().time())
+            self._fail_waits_in_vain(asyncio.get_running_loop().time())
 
     def on_success(self, now: float, history: History) -> None:
         """Record a response that was not throttled, which may end a pause."""
@@ -208,18 +212,18 @@ class Gate:
         earlier_end = pause.retry_after_ends
         self.rate.on_throttled(now, retry_after, self.in_use, history, is_explained=is_explained)
         self._watch_patience()
-        if self.rate.is_throttled and self._throttled_since is None:
+        if self.rate.is_throttled and self._limited_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
         if was_probed or pause.retry_after_ends > earlier_end + _LATER:
-            self._fail_all_in_vain(now)
+            self._fail_waits_in_vain(now)
 
-    def _fail_all_in_vain(self, now: float) -> None:
+    def _fail_waits_in_vain(self, now: float) -> None:
         for waiter in self._queues.waiting:
-            self._fail_in_vain(waiter, now)
+            self._fail_if_in_vain(waiter, now)
 
     def _log_throttled(self, now: float, status: int | None) -> None:
-        self._throttled_since = now
+        self._limited_since = now
         delay = self.rate.delay(now, 0)
         _log.info(
             "throttled by the server (status %d): %s slow down, and the next attempt "
@@ -237,7 +241,7 @@ class Gate:
     def lift_limit(self) -> None:
         """Start again, as a limit for all explains the throttling; admit who waits."""
         self.rate = AdaptiveRate.of_workspace(self.rate.deliveries)
-        self._throttled_since = None
+        self._limited_since = None
         for waiter in self._queues.waiting:
             # They pass the lane again when a worker takes them up: it may have a new
             # limit then.
@@ -261,9 +265,9 @@ class Gate:
             self.rate.on_start(now)
         if self._leases is not None:
             self._leases.on_start(now)
-        if self._throttled_since is not None and not self.rate.is_throttled:
-            self._log_full_speed(now - self._throttled_since)
-            self._throttled_since = None
+        if self._limited_since is not None and not self.rate.is_throttled:
+            self._log_full_speed(now - self._limited_since)
+            self._limited_since = None
 
     def _log_full_speed(self, elapsed: float) -> None:
         _log.info(
@@ -290,7 +294,8 @@ class Gate:
                     self._schedule_wakeup(now + delay)
                     return
                 self._on_start(now)
-            # While all workers wait in a lane, a slot of a call without a task is lost.
+            # A call without a task takes its slot in `enter_lane`: all workers may wait
+            # in the lane until then.
             self.in_use += waiter.has_task
             self._queues.remove(waiter)
             waiter.admitted.set_result(None)
@@ -311,7 +316,7 @@ class Gate:
 
     def close(self, error: BctrlError) -> None:
         """Close the gate: current and future waiters fail with a copy of an error."""
-        self._end = error
+        self._error = error
         for waiter in self._queues.waiting:
             waiter.fail(replace(error))
         for timer in (self._timer, self._patience_timer):

@@ -39,13 +39,14 @@ class Limiter:
         self._lanes: dict[str, Gate] = {}
         self._leases: Leases | None = None
         if pace is not None:
-            self._leases = self._all.share(pace, self.close)
-        self._end: BctrlError | None = None
+            self._leases = self._all.use_pace(pace, on_failure=self.close)
+        self._error: BctrlError | None = None
+        """The error of each call once it is closed."""
         self._sleepers: set[asyncio.Future[None]] = set()
 
     def is_closed(self) -> bool:
         """Return True if the limiter is closed."""
-        return self._end is not None
+        return self._error is not None
 
     @property
     def in_use(self) -> int:
@@ -68,8 +69,8 @@ class Limiter:
         yield from self._lanes.values()
 
     def answers_others(self, since: float) -> bool:
-        """Return True if a first attempt of another call was answered since a time."""
-        return self._all.rate.successes.first_at >= since
+        """Return True if a call that was never throttled was answered since a time."""
+        return self._all.rate.successes.unthrottled_at >= since
 
     @property
     def retry_after(self) -> float:
@@ -107,19 +108,19 @@ class Limiter:
         """
         history = history or History()
         try:
-            # The lane comes first; a call that waits at the gate for all may be sent
-            # back to it.
-            while not await self._pass_gate(max_wait, priority, history):
+            # After its lane, if any, a call passes the gate for all; while it waits
+            # there, it may be moved into a lane.
+            while not await self._pass_next_gate(max_wait, priority, history):
                 history.is_in_lane = True
         except BaseException:
             self.leave_lane(history)
             raise
 
-    async def _pass_gate(self, max_wait: float, priority: Priority, history: History) -> bool:
-        """Wait in the lane of a call, or at the gate; return True for the gate."""
+    async def _pass_next_gate(self, max_wait: float, priority: Priority, history: History) -> bool:
+        """Pass the lane of a call, or the gate for all; return True for the latter."""
         lane = self._lane_to_pass(priority, history)
         gate = self._all if lane is None else lane
-        if history.is_first and gate.acquire_nowait():
+        if not history.was_throttled and gate.acquire_nowait():
             return lane is None
         if lane is not None and history.may_park:
             raise RecalledError("its workspace is throttled")
@@ -137,8 +138,8 @@ class Limiter:
         return not waiter.is_in_lane
 
     def _check_open(self) -> None:
-        if self._end is not None:
-            raise replace(self._end)
+        if self._error is not None:
+            raise replace(self._error)
 
     def _gate_of(self, waiter: Waiter) -> Gate:
         return self._lanes[waiter.history.workspace] if waiter.is_in_lane else self._all
@@ -153,7 +154,7 @@ class Limiter:
         lane = self._lane_to_pass(priority, history)
         if lane is None:
             return None
-        if history.is_first and lane.acquire_nowait():
+        if not history.was_throttled and lane.acquire_nowait():
             history.is_in_lane = True
             return None
         waiter = _waiter(max_wait, priority, history, is_in_lane=True)
@@ -228,13 +229,13 @@ class Limiter:
     ) -> None:
         now = asyncio.get_running_loop().time()
         lane = self._lane(history.workspace)
-        is_explained = lane.rate.is_throttled
-        was_throttled = self._all.rate.is_throttled
+        lane_had_limit = lane.rate.is_throttled
+        all_had_limit = self._all.rate.is_throttled
         lane.on_throttled(now, status, retry_after, history)
-        if lane.rate.is_throttled and not is_explained:
+        if lane.rate.is_throttled and not lane_had_limit:
             self._move_waiters(history.workspace, lane)
-        self._all.on_throttled(now, status, retry_after, history, is_explained=is_explained)
-        if self._all.rate.is_throttled and not was_throttled:
+        self._all.on_throttled(now, status, retry_after, history, is_explained=lane_had_limit)
+        if self._all.rate.is_throttled and not all_had_limit:
             self._lift_lanes()
 
     def _lift_lanes(self) -> None:
@@ -269,16 +270,17 @@ class Limiter:
         workspace, oldest = next(iter(self._lanes.items()))
         del self._lanes[workspace]
         if not oldest.is_empty:
+            # A lane in use becomes the newest.
             self._lanes[workspace] = oldest
 
     async def sleep(self, delay: float) -> None:
         """Sleep without a slot for some seconds, or until the limiter is closed."""
-        if self._end is None:
+        if self._error is None:
             await self.start_sleep(delay)
 
     def start_sleep(self, delay: float) -> asyncio.Future[None]:
         """Return a future that is done after some seconds, or with the limiter."""
-        if _quick.is_on or self._end is not None:
+        if _quick.is_on or self._error is not None:
             delay = 0.0
         loop = asyncio.get_running_loop()
         sleeper: asyncio.Future[None] = loop.create_future()
@@ -290,9 +292,9 @@ class Limiter:
 
     def close(self, error: BctrlError | None = None) -> None:
         """Close the limiter: all waiters fail, by default as on a closed session."""
-        self._end = session_closed() if error is None else replace(error)
+        self._error = session_closed() if error is None else replace(error)
         for gate in self._gates():
-            gate.close(self._end)
+            gate.close(self._error)
         for sleeper in list(self._sleepers):
             _wake(sleeper)
 

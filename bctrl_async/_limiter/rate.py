@@ -108,14 +108,14 @@ class AdaptiveRate:
             self._end_pause(now)
         self.deliveries.add(now, history.workspace)
         self.throttled_since = math.inf
-        if history.is_first:
-            self.successes.first_at = now
-            self._evidence.on_success(history.workspace)
-        else:
+        if history.was_throttled:
             self.successes.recovered_at = now
-        restored = self._baseline.on_success(now)
-        if restored is not None:
-            self._restore(restored, now)
+        else:
+            self.successes.unthrottled_at = now
+            self._evidence.on_success(history.workspace)
+        old_rate = self._baseline.on_success(now)
+        if old_rate is not None:
+            self._restore(old_rate, now)
         if self.is_throttled:
             self._window.grow()
 
@@ -134,7 +134,11 @@ class AdaptiveRate:
         """
         self.throttled_since = min(self.throttled_since, now)
         was_probed = self.pause.on_throttled(now)
-        if is_explained or not self._is_fair(history):
+        if is_explained:
+            return
+        if history.was_throttled and not self._tells_of_limit(history):
+            if self._is_limit_of_dead(history):
+                self._lift_limit()
             return
         is_evidence = self._evidence.on_throttled(history.workspace)
         if is_evidence or was_probed:
@@ -147,31 +151,23 @@ class AdaptiveRate:
             # The newer Retry-After replaces the older.
             self._end_pause(now)
         self._baseline.on_throttled(now)
-        shows_limit = self._evidence.shows_limit
-        if (self.is_throttled or shows_limit) and not self._baseline.covers(now):
-            wait = 0.0
-            if shows_limit and retry_after is not None:
-                # A Retry-After holds all once a limit is shown.
-                wait = retry_after
+        wait = 0.0
+        if self._evidence.shows_limit and retry_after is not None:
+            # A Retry-After holds all once a limit is shown.
+            wait = retry_after
+        has_limit = self.is_throttled or self._evidence.shows_limit
+        if has_limit and not self._baseline.covers(now):
             self._slow_down(now, wait, in_flight)
 
-    def _is_fair(self, history: History) -> bool:
-        """Return True if a throttled response may show a limit, not just its target."""
-        if history.is_first or self._tells_of_limit(history):
-            return True
-        if self._is_shown_by_dead(history):
-            self._lift_limit()
-        return False
-
     def _tells_of_limit(self, history: History) -> bool:
-        """Return True if a repeat shows a limit: many clients then share it equally."""
+        """Return True if a retry shows a limit: many clients then share it equally."""
         return (
             self.is_throttled
             and history.is_fair
             and self.successes.recovered_at >= history.throttled_at
         )
 
-    def _is_shown_by_dead(self, history: History) -> bool:
+    def _is_limit_of_dead(self, history: History) -> bool:
         """Return True if targets that are throttled for ever have shown the limit."""
         has_recovered = self.successes.recovered_at >= self._limited_at
         is_alone = self.successes.throttles_alone(history.throttled_at)
@@ -184,14 +180,14 @@ class AdaptiveRate:
         # Attempts in flight end within a Retry-After, so throttling right after it is a
         # new event.
         last_event = self._curve.stepped_at if wait else self._curve.starts
-        is_new = now >= last_event + _RECOVERY
-        if is_new and self.is_throttled:
+        is_new_event = now >= last_event + _RECOVERY
+        if is_new_event and self.is_throttled:
             self._current_rate(now)  # It lifts a limit that is gone.
         if not self.is_throttled:
             self._start_slowly(now)
             pause_ends = max(pause_ends, now + _PAUSE)
             self._fades_from = pause_ends
-        elif is_new and self._is_answered():
+        elif is_new_event and self._is_answered():
             self._step_down(now, in_flight, wait)
         if pause_ends > max(now, self.pause.end_time):
             # The rate does not grow meanwhile, and a server without bursts gets none.
@@ -226,9 +222,9 @@ class AdaptiveRate:
         if curve.peak is None:
             peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.starts))
         peak = max(peak, current / 2, self._baseline.plateau, MIN_RATE)
-        restored = self._baseline.record_step(now, BETA * peak)
-        if restored is not None:
-            self._restore(restored, now)
+        old_rate = self._baseline.record_step(now, BETA * peak)
+        if old_rate is not None:
+            self._restore(old_rate, now)
             return
         curve.step_down(now, self.pause.end_time, peak, pause)
         self._window.shrink(in_flight)
