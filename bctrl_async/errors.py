@@ -52,9 +52,9 @@ NOT_RUNNING_CODE = "runtime.not_active"
 
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
-_name = reprlib.Repr()
-_name.maxstring = _name.maxother = 100
-quote: Callable[[object], str] = _name.repr
+_short_repr = reprlib.Repr()
+_short_repr.maxstring = _short_repr.maxother = 100
+quote: Callable[[object], str] = _short_repr.repr
 """Return the repr of a name, shortened in the middle if it is long."""
 
 

@@ -136,6 +136,7 @@ class FaultPlan:
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
         check(Mapping, faults=probabilities)
         for fault, share in probabilities.items():
+            # In Python 3.11, `in Fault` raises a TypeError for any other value.
             if fault not in set(Fault):
                 raise ValueError(f"faults has {fault!r}: give members of Fault")
             check_range(0, 1, **{f"faults[{fault}]": share})

@@ -242,13 +242,13 @@ class Emulator:
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
         stops = self.stops
-        received = dict.fromkeys(stop.target for stop in stops)
+        stop_targets = dict.fromkeys(stop.target for stop in stops)
         missing = [
             target
             for target in targets
-            if target not in received or self.status(*target) != "stopped"
+            if target not in stop_targets or self.status(*target) != "stopped"
         ]
-        unexpected = [target for target in received if target not in targets]
+        unexpected = [target for target in stop_targets if target not in targets]
         if missing or (only and unexpected):
             marked = {"-": missing, "+": unexpected}
             raise AssertionError(explain(marked, self._runtimes, stops))
@@ -347,7 +347,7 @@ class Emulator:
         fault, reply = self._decide(request, route)
         self._request_number += 1
         response = replies.response_to(reply, f"req_{self._request_number}")
-        received = ReceivedRequest(
+        record = ReceivedRequest(
             route.workspace_id or None,
             route.alias,
             request.method,
@@ -359,15 +359,15 @@ class Emulator:
             route.operation,
             asyncio.get_running_loop().time() - self._started_at,
         )
-        self.requests.append(received)
+        self.requests.append(record)
         if self._on_request is not None:
-            self._on_request(received)
+            self._on_request(record)
         delay = self._latency
         if fault is Fault.LATENCY:
             delay += self._fault_latency
         if delay:
             await asyncio.sleep(delay)
-        release = self._holds.get(received.target)
+        release = self._holds.get(record.target)
         if release is not None:
             await release.wait()
         return await send(request, response, fault)
