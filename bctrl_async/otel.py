@@ -234,13 +234,13 @@ class _Attempt(AttemptObserver):
         if attempt.number > 1:
             attributes["http.request.resend_count"] = attempt.number - 1
         name = f"{attempt.method} {attempt.template}"
-        self._span, self._scope = scope.begin(name, SpanKind.CLIENT, attributes)
-        self._scope.meters.active.add(1, self._request_attributes)
+        self._span, self._children = scope.begin(name, SpanKind.CLIENT, attributes)
+        self._children.meters.active.add(1, self._request_attributes)
         self._started = time.perf_counter()
 
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
-        propagate.inject(carrier, self._scope.context)
+        propagate.inject(carrier, self._children.context)
         return carrier
 
     def answered(self, status: int) -> None:
@@ -251,7 +251,7 @@ class _Attempt(AttemptObserver):
         attributes = self._response_attributes
         if error is not None:
             attributes["error.type"] = error_type(error)
-        meters = self._scope.meters
+        meters = self._children.meters
         meters.active.add(-1, self._request_attributes)
         meters.duration.record(elapsed, {**self._request_attributes, **attributes})
         if self._stops:
