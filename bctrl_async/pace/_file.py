@@ -95,7 +95,8 @@ class FilePace(Pace):
                     answer.set_result(None)
                     return
                 last, ahead = _parse(file.read(_LENGTH))
-                # All processes have this clock, which starts again with the machine.
+                # All processes have this clock, which starts again with the machine:
+                # it may then be before `last`.
                 now = time.monotonic()
                 ahead -= max(now - last, 0.0)
                 ahead = max(ahead, 0.0)

@@ -70,12 +70,12 @@ class Leases:
     def __init__(
         self,
         pace: Pace,
-        waiting: Callable[[], int],
+        count_waiting: Callable[[], int],
         on_lease: Callable[[], None],
         on_misconfigured: Callable[[BctrlConfigError], None],
     ) -> None:
         self._pace = pace
-        self._waiting = waiting
+        self._count_waiting = count_waiting
         self._on_lease = on_lease
         self._on_misconfigured = on_misconfigured
         self._slots = deque[float]()  # A slot is the time of its use.
@@ -96,7 +96,7 @@ class Leases:
         while slots and slots[0] < now - _LEASE:
             slots.popleft()
         is_due = not self._is_away or now >= self._requested_at + _INTERVAL
-        if self._request is None and is_due and self._waiting() > len(slots):
+        if self._request is None and is_due and self._count_waiting() > len(slots):
             self._requested_at = now
             self._request = asyncio.create_task(self._acquire())
             self._request.add_done_callback(self._on_answer)
@@ -123,7 +123,7 @@ class Leases:
     async def _acquire(self) -> None:
         # First, all calls of the same turn of the loop start to wait.
         await asyncio.sleep(0)
-        shortage = self._waiting() - len(self._slots)
+        shortage = self._count_waiting() - len(self._slots)
         slots = max(min(shortage, int(self._pace.rate * _LEASE)), 1)
         await self._pace.acquire(slots)
         now = asyncio.get_running_loop().time()
@@ -147,7 +147,8 @@ class Leases:
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if isinstance(error, BctrlConfigError) and not self._has_leased:
             self._on_misconfigured(error)
-        # A request that `close` cancels is `cancelling`; others fail on their own.
+        # A request that `close` cancels is `cancelling`. If the store's client raises a
+        # cancellation of its own, the store is away.
         elif error is not None and not self._is_away and not request.cancelling():
             self._on_store_away(error)
         self._on_lease()
