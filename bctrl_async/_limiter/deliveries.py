@@ -39,9 +39,7 @@ class Deliveries:
         if count == _MAX_SAMPLES:
             # The samples do not reach back to the start of the span.
             span = now - self.times[0]
-        if span <= 0.0:
-            return 0.0
-        return count / span
+        return count / span if span > 0.0 else 0.0
 
     def measure_burst(self, since: float, until: float) -> None:
         """Count the successes since a time; throttling started at `until`."""

@@ -320,6 +320,7 @@ class TestRetryAfter:
             ({"Retry-After": SOON}, 60.0),
             ({"Retry-After": "Wednesday, 25-Nov-26 09:31:00 GMT"}, 60.0),
             ({"Retry-After": "Wed, 25 Nov 2026 10:31:00 +0100"}, 60.0),
+            ({"Retry-After": "Wed, 25 Nov 2026 09:31:00 -0000"}, 60.0),
             ({"Retry-After": "Mon, 01 Jan 0001 00:00:00 GMT"}, 0.0),
             ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 31536000.0),
             ({"Retry-After": SOON, "Date": "Wed, 25 Nov 2026 09:30:15 GMT"}, 45.0),

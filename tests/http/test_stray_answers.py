@@ -86,6 +86,14 @@ class TestIdleConnections:
             await session.stop_runtime("ws-1", "crm")
         assert writers[1] is not writers[0]
 
+    async def test_any_byte_closes_it_before_a_read(self) -> None:
+        writers: list[asyncio.StreamWriter] = []
+        async with served(keeping(writers)) as session:
+            await session.stop_runtime("ws-1", "crm")
+            writers[0].write(b"\0")
+            await session.get_runtime("ws-1", "crm")
+        assert writers[1] is not writers[0]
+
     @pytest.mark.parametrize("first", [stopped("crm"), FORBIDDEN])
     async def test_another_answer_behind_an_answer_closes_it(self, first: bytes) -> None:
         writers: list[asyncio.StreamWriter] = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
-on_connection: ContextVar[Callable[[], object] | None] = ContextVar("on_connection", default=None)
+on_connection: ContextVar[Callable[[], object]] = ContextVar("on_connection", default=object)
 """Called when a request of this context has its connection: from then on it may have
 been sent."""
 
@@ -139,8 +139,7 @@ class Connector(aiohttp.TCPConnector):
             if self.accepts(connection, req):
                 break
         notify = on_connection.get()
-        if notify is not None:
-            notify()
+        notify()
         return connection
 
     def accepts(self, connection: Connection, req: aiohttp.ClientRequest) -> bool:

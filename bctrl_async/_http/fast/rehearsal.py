@@ -119,9 +119,12 @@ async def _rehearse(url: URL) -> None:
 
 
 def _is_canned(answer: Answer | PlainAnswer | None) -> bool:
-    if answer is None or not answer.is_success:
-        return False
-    return answer.header("X-Rehearsal") == "yes" and answer.body == _BODY
+    return (
+        answer is not None
+        and answer.is_success
+        and answer.header("X-Rehearsal") == "yes"
+        and answer.body == _BODY
+    )
 
 
 def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
