@@ -55,7 +55,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         return self.first_priority
 
     @property
-    def may_be_sent(self) -> bool:
+    def may_have_been_sent(self) -> bool:
         """True if an attempt is in flight and has its connection."""
         return self.in_flight and self.is_connected
 
@@ -104,7 +104,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     @property
     def _stage(self) -> str:
         """The progress of the call, for the text of its cancellation."""
-        if self.may_be_sent:
+        if self.may_have_been_sent:
             return "before an answer"
         if self.in_flight:
             return "before it had a connection"
@@ -120,7 +120,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             summary += f"; before that, {retries.last_failure.summary}"
         name = self.operation.name
         advice = "Try again: nothing was sent"
-        if self.may_be_sent or retries.in_doubt or retries.status is not None:
+        if self.may_have_been_sent or retries.in_doubt or retries.status is not None:
             advice = f"{name.capitalize()} it again: a {name} is safe to repeat"
             if self.operation.repeat is Repeat.ONCE:
                 # In doubt, the call has other advice.
@@ -129,7 +129,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             kind=Kind.ABORTED,
             summary=summary,
             advice=advice,
-            in_doubt=self.may_be_sent,
+            in_doubt=self.may_have_been_sent,
         )
 
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:

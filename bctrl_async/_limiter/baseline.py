@@ -229,9 +229,8 @@ def _is_random(*groups: Collection[_Throttled]) -> bool:
     """Return True if these responses may have been throttled at random.
 
     The burstiness is the logarithm of the mean distance (1 / share) minus the mean
-    logarithm
-    (Moran's statistic), in each group, because a rate limit or chance may make the
-    groups' shares differ.
+    logarithm (Moran's statistic) in each group, because a rate limit or chance may make
+    the groups' shares differ.
     """
     if max(_share(group) for group in groups) > _MAX_SHARE:
         return False

@@ -62,7 +62,7 @@ class Curve:
         """Return the rate at this time."""
         elapsed = max(now - self.starts, 0.0)
         if self.peak is None:
-            # `exp2` overflows after a long pause.
+            # `exp2` overflows after a long time without attempts.
             doublings = min(elapsed / _DOUBLING, 60.0)
             return self.first_rate * math.exp2(doublings)
         return self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3

@@ -82,7 +82,8 @@ class CircuitBreaker:
         self._canaries: dict[CancelScope, int] = {}
         self._probers = 0
         self._failures = 0
-        self._unanswered = 0
+        self._lost_canaries = 0
+        """The canaries that were not answered, in this outage."""
         self._has_no_probe = asyncio.Event()
         self._compare_lock = asyncio.Lock()
         self._unanswered_at = -math.inf
@@ -91,30 +92,30 @@ class CircuitBreaker:
     @property
     def has_answered(self) -> bool:
         """True once the server has answered an attempt since the run was made."""
-        return self._is_up_since(self._attempts_before)
+        return self._answers_after(self._attempts_before)
 
     def on_answer(self, call: Call[Runtime], failure: Failure | None = None) -> None:
         """Record that the server answered a call, perhaps with a failure."""
         if failure is None or not failure.kind.is_throttling:
             self._answered_call = call
         self._close_if_up()
-        for scope, failed_at in self._canaries.items():
-            if self._is_up_since(failed_at):
+        for scope, newest_attempt in self._canaries.items():
+            if self._answers_after(newest_attempt):
                 scope.cancel()
 
     def _close_if_up(self) -> None:
-        if self.is_open and self._is_up_since(self._outage_start):
+        if self.is_open and self._answers_after(self._outage_start):
             self.is_open = False
             self._outage_end = self._sender.tally.attempts
             self.leave(self._probe)
 
-    def _open(self, failed_at: int) -> None:
+    def _open(self, newest_attempt: int) -> None:
         self.is_open = True
         self._opened_at = self._held_since = _now()
-        self._outage_start = failed_at
-        self._probers = self._failures = self._unanswered = 1
+        self._outage_start = newest_attempt
+        self._probers = self._failures = self._lost_canaries = 1
 
-    def _is_up_since(self, attempt: int) -> bool:
+    def _answers_after(self, attempt: int) -> bool:
         """Return True if the server has answered a later attempt than this."""
         return self._sender.last_answered > attempt
 
@@ -124,7 +125,7 @@ class CircuitBreaker:
             self._probe = None
             self._has_no_probe.set()
 
-    def as_dead(self, failure: Failure) -> BctrlNetworkError:
+    def give_up_error(self, failure: Failure) -> BctrlNetworkError:
         """Return the error of a run that gave up on its server after this failure."""
         advice = failure.advice
         if not self.has_answered:
@@ -147,26 +148,27 @@ class CircuitBreaker:
 
     async def _wait_for_server(self, call: Call[Runtime], failure: Failure) -> bool:
         """Wait until the server is up or a call may probe it; False to give up."""
-        failed_at = self._sender.tally.attempts
+        # Only an answer to a newer attempt shows that the server is up.
+        newest_attempt = self._sender.tally.attempts
         if self._probe is call and await self._gives_up_target():
             return False
-        while not self._is_up_since(failed_at):
+        while not self._answers_after(newest_attempt):
             if self.has_given_up or self._limiter.is_closed():
                 return False
             if not self._becomes_probe(call):
                 await self._has_no_probe.wait()
                 continue
-            if await self._shows_server_up(call, failed_at):
+            if await self._shows_server_up(call, newest_attempt):
                 break
             if self._gives_up(failure):
                 return False
-            await self._limiter.sleep(probe_delay(self._policy, self._unanswered))
-            if self._is_due(call, failed_at):
+            await self._limiter.sleep(probe_delay(self._policy, self._lost_canaries))
+            if self._is_to_probe(call, newest_attempt):
                 call.log_retry(0.0)
                 return True
         self._close_if_up()
         self.leave(call)
-        return await self._retry(call, failed_at)
+        return await self._retry(call, newest_attempt)
 
     def _becomes_probe(self, call: Call[Runtime]) -> bool:
         """Make a call the probe; return False if another call is the probe."""
@@ -177,24 +179,24 @@ class CircuitBreaker:
             self._failures += 1
         return self._probe is call
 
-    async def _shows_server_up(self, call: Call[Runtime], failed_at: int) -> bool:
+    async def _shows_server_up(self, call: Call[Runtime], newest_attempt: int) -> bool:
         """Send a canary; open the breaker and return False if no answer comes.
 
         The canary is abandoned if another call of the run is answered first.
         """
         is_answered = False
         scope = CancelScope()
-        self._canaries[scope] = failed_at
+        self._canaries[scope] = newest_attempt
         try:
             with scope:
                 is_answered = await self._ask_server(call)
         finally:
             del self._canaries[scope]
-        if is_answered or scope.cancelled_caught or self._is_up_since(failed_at):
+        if is_answered or scope.cancelled_caught or self._answers_after(newest_attempt):
             return True
-        self._unanswered += 1
+        self._lost_canaries += 1
         if not self.is_open:
-            self._open(failed_at)
+            self._open(newest_attempt)
         return False
 
     async def _ask_server(self, call: Call[Runtime]) -> bool:
@@ -255,6 +257,7 @@ class CircuitBreaker:
             for _ in range(_MAX_CANARIES):
                 since = retries.throttled_at
                 started = _now()
+                # It is shown once another call is answered, or a canary is not.
                 if self._unanswered_at >= since or self._limiter.answers_others(since):
                     return
                 if not await self._ask_server(call):
@@ -266,8 +269,8 @@ class CircuitBreaker:
         """Return True if the probe gives up after a failure, alone or with the run."""
         hangs = _quick.hangs(failure)
         if self.has_answered:
-            elapsed = _now() - self._opened_at
-            if elapsed > self._patience or hangs or _quick.is_enough(self._unanswered):
+            is_too_long = _now() - self._opened_at > self._patience
+            if is_too_long or hangs or _quick.is_enough(self._lost_canaries):
                 self.has_given_up = True
             return self.has_given_up
         # Waiting does not change a certificate, unless other calls are answered: then
@@ -278,6 +281,7 @@ class CircuitBreaker:
         # While requests are in flight, the server may be slow rather than dead.
         if self._state.in_flight:
             return False
+        # The target of a single prober may be dead, not the server.
         self.has_given_up = self._probers > 1
         return True
 
@@ -292,6 +296,7 @@ class CircuitBreaker:
             return False
         self.leave(self._probe)
         held_for = _now() - self._held_since
+        # A third of the patience apart, two are given up before it ends.
         if self._probers < len(self._state.workers) or held_for < self._patience / 3:
             # In this turn of the loop, the call that waited longest becomes the probe.
             await asyncio.sleep(0)
@@ -299,22 +304,22 @@ class CircuitBreaker:
         self._held_since = _now()
         return True
 
-    def _is_due(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Return True if a call should probe the server: some answer no GETs."""
-        if self._probe is not call or self._is_up_since(failed_at):
+    def _is_to_probe(self, call: Call[Runtime], newest_attempt: int) -> bool:
+        """Return True if a call is to probe the server: some answer no GETs."""
+        if self._probe is not call or self._answers_after(newest_attempt):
             return False
         if not self.has_answered:
             return self._failures < self._policy.attempts
-        return self._unanswered % _CANARIES_PER_RETRY == 0
+        return self._lost_canaries % _CANARIES_PER_RETRY == 0
 
-    async def _retry(self, call: Call[Runtime], failed_at: int) -> bool:
+    async def _retry(self, call: Call[Runtime], newest_attempt: int) -> bool:
         """Wait before a retry, now that the server is up; return False to give up."""
         retries = call.retries
-        is_in_outage = failed_at >= self._outage_start and call.number <= self._outage_end
+        is_in_outage = newest_attempt >= self._outage_start and call.number <= self._outage_end
         if not is_in_outage or retries.uncounted > _MAX_UNCOUNTED:
             # A later retry waits for no quota, so dead targets do not hold up the run.
-            is_first = call.attempts == 1
-            return await call.back_off(self._limiter, waits_for_quota=is_first)
+            is_first_retry = call.attempts == 1
+            return await call.back_off(self._limiter, waits_for_quota=is_first_retry)
         # Jitter spreads the calls that the outage held, which are all retried now.
         delay = self._policy.backoff(1, retries.uniform)
         call.log_retry(delay)

@@ -51,7 +51,7 @@ class Intake:
     async def _correct(self, selection: Selection, entries: Collection[str]) -> None:
         aliases = [alias for alias in selection.running if alias in entries]
         for number, alias in enumerate(aliases):
-            if not number % _SLICE:
+            if number % _SLICE == 0:
                 await asyncio.sleep(0)
             outcome = outcome_of(RuntimeRef(selection.workspace_id, alias), _RUNS)
             is_last = alias == aliases[-1]
@@ -63,11 +63,12 @@ class Intake:
             return item
         started = time.monotonic()
         try:
-            if not index:
+            if index == 0:
                 check_first(item)
             target = target_of(item)
         except BctrlError as error:
             if error.argument == "targets":
+                # The whole input is of a wrong type.
                 self._ledger.state.fail(error)
             return self._reject(index, best_effort_ref(item), error)
         # The list of a workspace decides what is sent, not the journal.

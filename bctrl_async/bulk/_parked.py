@@ -70,7 +70,8 @@ class Parked:
 
     def settle(self, stop: Stop) -> None:
         """Forget a stop that has its outcome."""
-        self.count -= stop.was_parked
+        if stop.was_parked:
+            self.count -= 1
 
     def wake_all(self) -> None:
         """Let no stop wait any more."""

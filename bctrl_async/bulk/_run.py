@@ -76,14 +76,14 @@ class Run:
             self.receivers.append(options.on_outcome)
         self._tasks: dict[asyncio.Task[None], Worker] = {}
         self._has_no_task = asyncio.Event()
-        # A worker that waits for the input has none of them.
+        # A worker that waits for the input has no slot.
         self._slots = asyncio.Semaphore(concurrency)
         self._worker_count = 0
 
     @property
     def progress(self) -> Progress:
         """The progress so far."""
-        calls = [worker.call for worker in self.state.workers if worker.is_stopping]
+        calls = [worker.call for worker in self.state.workers if worker.sends_stop]
         calls += self.parked.calls
         failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
         return Progress(
@@ -167,16 +167,16 @@ class Run:
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
-        arguments: tuple[object, ...] | None = None
+        cancellation_args: tuple[object, ...] | None = None
         while self._tasks or self.parked.count or self._starts_for_rest():
             try:
                 # In a cancelled scope, anyio cancels this wait again and again.
                 await self._has_no_task.wait()
             except asyncio.CancelledError as error:
-                arguments = error.args
+                cancellation_args = error.args
                 self.state.cancel()
-        if arguments is not None:
-            raise asyncio.CancelledError(*arguments)
+        if cancellation_args is not None:
+            raise asyncio.CancelledError(*cancellation_args)
 
     def _starts_for_rest(self) -> bool:
         """Start a worker for the remaining items, if all others were cancelled."""
@@ -220,7 +220,7 @@ class Run:
                 raise
 
     def _start_worker(self) -> None:
-        """Start another worker, unless as many as may are at work."""
+        """Start another worker, unless every slot is taken."""
         if not self._slots.locked():
             self._start(self._work)
 
@@ -241,6 +241,7 @@ class Run:
         source = self.source
         parked = self.parked
         while True:
+            # Most items need no coroutine.
             if parked.ready or parked.count or source.is_awaited:
                 item = await self._next(worker)
             else:
@@ -287,6 +288,7 @@ class Run:
             return stop
         try:
             result = None
+            # None is a stop that is to be sent again.
             while result is None:
                 result = await self._calls.send_stop(worker, stop)
         except BaseException:

@@ -136,7 +136,7 @@ class BulkSender:
         if deadline is not None:
             wait_to_retry = partial(self._wait_to_retry, deadline=deadline)
         result: Runtime | Failure | None = None
-        throttled = call.retries.throttled
+        throttled_before = call.retries.throttled
         worker.call = call
         try:
             with worker.scope():
@@ -154,7 +154,7 @@ class BulkSender:
             worker.call = None
             self._breaker.leave(call)
             self._limiter.leave_lane(call.retries)
-            self.ledger.throttled += call.retries.throttled - throttled
+            self.ledger.throttled += call.retries.throttled - throttled_before
         if result is None:
             return call.aborted(self.state.reason.summary)
         if isinstance(result, Runtime):
@@ -200,7 +200,7 @@ class BulkSender:
         if is_held or failure.kind.ends_run:
             self.state.end_early(call.error(failure), CancelLevel.WAITING)
         elif self._breaker.has_given_up:
-            self.state.end_early(self._breaker.as_dead(failure), CancelLevel.WAITING)
+            self.state.end_early(self._breaker.give_up_error(failure), CancelLevel.WAITING)
 
 
 def _now() -> float:

@@ -45,39 +45,40 @@ class Progress(msgspec.Struct, frozen=True):
 class Worker:
     """A worker of a bulk stop, or a poller beside the workers, and its current call."""
 
-    __slots__ = ("_level", "_scope", "call", "has_slot")
+    __slots__ = ("_min_level", "_scope", "call", "has_slot")
 
     def __init__(self) -> None:
         self.has_slot: bool = False
         self.call: Call[Runtime] | None = None
-        self._level = CancelLevel.READING
+        self._min_level = CancelLevel.READING
         self._scope = CancelScope()
 
     @property
-    def is_stopping(self) -> bool:
+    def sends_stop(self) -> bool:
         """True while its call is a stop, not a poll."""
         return self.call is not None and self.call.operation.stops
 
     def scope(self, level: CancelLevel = CancelLevel.READING) -> CancelScope:
         """Return the worker's scope, to be cancelled at this level and above."""
-        self._level = level
+        self._min_level = level
         return self._scope
 
     def cancel(self, level: CancelLevel) -> bool:
         """Cancel the scope that the worker is in; return True if that ends a stop."""
-        if level < self._level:
+        if level < self._min_level:
             return False
-        if self.call is not None and level < _needed_level(self.call):
+        if self.call is not None and level < _min_level_of(self.call):
             return False
         self._scope.cancel()
-        return self.is_stopping
+        # The end of a poll leaves no target without a stop.
+        return self.sends_stop
 
 
-def _needed_level(call: Call[Runtime]) -> CancelLevel:
+def _min_level_of(call: Call[Runtime]) -> CancelLevel:
     """Return the lowest level that cancels a call."""
     if not call.operation.stops:
         return CancelLevel.READING
-    if call.may_be_sent:
+    if call.may_have_been_sent:
         return CancelLevel.IN_FLIGHT
     if call.retries.in_doubt:
         return CancelLevel.WAITING
@@ -170,4 +171,4 @@ class RunState:
             return False
         if self._parked.count:
             return True
-        return any(worker.is_stopping for worker in self.workers)
+        return any(worker.sends_stop for worker in self.workers)
