@@ -120,6 +120,7 @@ class Limiter:
         """Pass the lane of a call, or the gate for all; return True for the latter."""
         lane = self._lane_to_pass(priority, history)
         gate = self._all if lane is None else lane
+        # `add` checks the patience of a throttled call first.
         if not history.was_throttled and gate.acquire_nowait():
             return lane is None
         if lane is not None and history.may_park:

@@ -199,6 +199,7 @@ class AdaptiveRate:
         """End the pause before its time, after an answer to a probe."""
         seconds = self.pause.end(now)
         if seconds:
+            # The rate grows that much earlier, too.
             self._curve.starts -= seconds
             # The probe counts towards the cap.
             self._next_start = max(now, self.pause.asked_at + 1.0 / self._cap) + _BURST

@@ -32,12 +32,12 @@ class CancelScope:
     because of `cancel`.
     """
 
-    __slots__ = ("_cancel_called", "_cancelling", "_is_entered", "_task", "cancelled_caught")
+    __slots__ = ("_cancel_called", "_is_entered", "_outer_cancels", "_task", "cancelled_caught")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
         self._is_entered = False
-        self._cancelling = 0
+        self._outer_cancels = 0
         self._cancel_called = False
         self.cancelled_caught: bool = False
 
@@ -45,7 +45,7 @@ class CancelScope:
         task = self._task
         if task is None:
             self._task = task = asyncio.current_task()
-        self._cancelling = 0 if task is None else task.cancelling()
+        self._outer_cancels = 0 if task is None else task.cancelling()
         self._is_entered = True
         self._cancel_called = self.cancelled_caught = False
         return self
@@ -64,7 +64,7 @@ class CancelScope:
         self._is_entered = False
         if self._cancel_called and self._task is not None:
             # A cancellation from outside remains in the count, and propagates.
-            only_ours = self._task.uncancel() <= self._cancelling
+            only_ours = self._task.uncancel() <= self._outer_cancels
             self.cancelled_caught = only_ours and exc_type is asyncio.CancelledError
         return self.cancelled_caught
 

@@ -176,6 +176,7 @@ class Listing(Input):
 
     def __init__(self, fetch: Callable[[], Awaitable[Selection]]) -> None:
         super().__init__(())
+        # There are no items and no length before the list.
         self._items = self.length = None
         self._fetch = fetch
 

@@ -37,6 +37,7 @@ class OutcomeTally:
     def add(self, outcome: StopOutcome) -> None:
         """Count an outcome."""
         self.counts[outcome.result] += 1
+        # `running` is None if it is not known.
         if outcome.running is not False:
             self.failures.append(outcome)
         if outcome.running:
@@ -88,6 +89,7 @@ class Ledger:
         try:
             await wait_shielded(task)
         finally:
+            # It is not done if the coroutine was closed.
             if task.done():
                 error = task.exception()
                 if isinstance(error, BctrlError):

@@ -259,6 +259,7 @@ class Run:
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         """Take a parked stop, or the next item; None if another worker will."""
         while not self.parked.ready:
+            # A worker that was started while others waited for an item is surplus.
             if self.parked.is_full or self._worker_count > self._concurrency:
                 return None
             if not self.source.is_awaited:
