@@ -104,6 +104,17 @@ class TestEvidence:
             rate.on_throttled(2.0, None, 1, repeat(0.9, throttled))
             assert (rate._current_rate(2.0) < before) is is_slower
 
+    def test_two_successes_make_up_for_a_throttled_response(self) -> None:
+        rate = rate_of_workspace()
+        for _ in range(100):
+            refuse(rate, 1)
+            rate.on_success(0.0, FIRST)
+            rate.on_success(0.0, FIRST)
+        refuse(rate, 7)
+        assert not rate.is_throttled
+        refuse(rate, 1)
+        assert rate.is_throttled
+
     def test_a_workspace_adds_one_to_a_limit_for_all(self) -> None:
         """Fault: two workspaces over their quotas held up all others."""
         evidence = Evidence(is_of_all=True)
