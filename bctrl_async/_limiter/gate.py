@@ -319,6 +319,10 @@ class Gate:
         self._error = error
         for waiter in self._queues.waiting:
             waiter.fail(replace(error))
+        self.cancel_timers()
+
+    def cancel_timers(self) -> None:
+        """Cancel the timers of a gate that is closed or forgotten."""
         for timer in (self._timer, self._patience_timer):
             if timer is not None:
                 timer.cancel()

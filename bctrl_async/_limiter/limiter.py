@@ -180,7 +180,11 @@ class Limiter:
         lane = self._lanes[history.workspace]
         lane.release()
         if lane.is_empty and not lane.rate.has_evidence:
-            del self._lanes[history.workspace]
+            self._drop_lane(history.workspace)
+
+    def _drop_lane(self, workspace: str) -> None:
+        """Forget a lane in which no call waits and none is in flight."""
+        self._lanes.pop(workspace).cancel_timers()
 
     def release(self, answer: object, history: History | None = None) -> bool:
         """Release a slot after an attempt that ended with this answer or `Failure`.
@@ -242,7 +246,7 @@ class Limiter:
     def _lift_lanes(self) -> None:
         for workspace, lane in list(self._lanes.items()):
             if lane.is_empty:
-                del self._lanes[workspace]
+                self._drop_lane(workspace)
             else:
                 lane.lift_limit()
 
@@ -269,10 +273,11 @@ class Limiter:
         if len(self._lanes) < _MAX_LANES:
             return
         workspace, oldest = next(iter(self._lanes.items()))
-        del self._lanes[workspace]
-        if not oldest.is_empty:
+        if oldest.is_empty:
+            self._drop_lane(workspace)
+        else:
             # A lane in use becomes the newest.
-            self._lanes[workspace] = oldest
+            self._lanes[workspace] = self._lanes.pop(workspace)
 
     async def sleep(self, delay: float) -> None:
         """Sleep without a slot for some seconds, or until the limiter is closed."""
