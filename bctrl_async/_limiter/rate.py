@@ -137,6 +137,7 @@ class AdaptiveRate:
         if is_explained:
             return
         if history.was_throttled and not self._tells_of_limit(history):
+            # The response is about its target.
             if self._is_limit_of_dead(history):
                 self._lift_limit()
             return
@@ -160,7 +161,7 @@ class AdaptiveRate:
             self._slow_down(now, wait, in_flight)
 
     def _tells_of_limit(self, history: History) -> bool:
-        """Return True if a retry shows a limit: many clients then share it equally."""
+        """Return True if a retry shows a limit: else clients would not share it equally."""
         return (
             self.is_throttled
             and history.is_fair
@@ -190,7 +191,7 @@ class AdaptiveRate:
         elif is_new_event and self._is_answered():
             self._step_down(now, in_flight, wait)
         if pause_ends > max(now, self.pause.end_time):
-            # The rate does not grow meanwhile, and a server without bursts gets none.
+            # Until then the rate does not grow, and at the end there is no burst.
             self.pause.start(pause_ends)
             self._curve.starts = pause_ends
             self._next_start = pause_ends + _BURST

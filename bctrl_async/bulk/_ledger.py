@@ -134,6 +134,7 @@ class Ledger:
         if self.journal is None:
             return None
         outcome = self.journal.done(target)
+        # Only the first resumed outcome warns.
         if outcome is not None and not self.tally.resumed:
             self.journal.warn_if_old()
         return outcome
