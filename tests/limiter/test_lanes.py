@@ -430,29 +430,6 @@ class TestSlots:
         assert limiter._lanes["ws-1"].in_use == limiter.waiting == 0
 
 
-class TestEndOfBulk:
-    @pytest.mark.parametrize("end", ["stop_reading", "abort", "cancel"])
-    @pytest.mark.parametrize("after", [0.3, 1.0, 2.0, 6.0])
-    def test_it_loses_no_slot_of_a_lane(self, simulate: Simulate, end: str, after: float) -> None:
-        simulation = simulate(with_quotas(20.0, 10), LATENCY)
-
-        async def main(session: BctrlSession) -> None:
-            batch = session.stop_runtimes(targets_in(OVER_QUOTA, 500), concurrency=10, verify=False)
-            run = asyncio.create_task(batch)
-            await asyncio.sleep(after)
-            if end == "cancel":
-                run.cancel()
-            else:
-                getattr(batch, end)()
-            await asyncio.wait([run])
-            assert batch.report.counts[STOPPED] < 500
-            limiter = session._limiter
-            assert [gate.in_use for gate in limiter._gates()] == [0, 0]
-            assert limiter.waiting == 0
-
-        simulation.run(main)
-
-
 @in_virtual_time
 class TestMemory:
     async def test_a_thousand_are_kept_and_those_in_which_a_call_waits(self) -> None:
