@@ -44,6 +44,9 @@ _FUNCTIONS = {
 }
 """The functions that have not the name of their command and module."""
 
+_TYPO_SIMILARITY = 0.85
+"""The least similarity of an unknown option to the option that an error suggests."""
+
 app: App = App(
     name="bctrl-async",
     help="Stop bctrl runtimes and report the outcome of each.\n\n"
@@ -111,7 +114,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _output.set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
-        _output.print_error(_plain(error))
+        _output.print_error(_error_text(error))
         return _output.USAGE
     except BctrlError as error:
         connection.explain(error)
@@ -128,13 +131,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _escape_unencodable() -> None:
-    """Let no alias that the terminal's encoding lacks end the run."""
+    """Escape the characters that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _print_os_error(error: OSError) -> None:
+    # The error of a write to stdout names no file.
     if error.errno in _output.WRITE_ERRORS and error.filename is None:
         _output.Output().fail(error)
     else:
@@ -152,11 +156,12 @@ def _print_fault(error: Exception) -> None:
 def _option_name(token: str) -> str:
     """Return the name of an option without its value, which may be a secret."""
     if re.match("-[^-]", token):
+        # The value may follow the letter of a short option at once.
         return token[:2]
     return token.partition("=")[0]
 
 
-def _plain(error: CycloptsError) -> str:
+def _error_text(error: CycloptsError) -> str:
     """Return the text of an error, which shows no value of an unknown option."""
     unused = [_option_name(token) for token in error.unused_tokens or ()]
     error.unused_tokens = unused
@@ -165,6 +170,7 @@ def _plain(error: CycloptsError) -> str:
         case exceptions.UnknownOptionError():
             text = _unknown_option(error)
         case exceptions.ValidationError(argument=argument) if argument:
+            # The value is shown as the user wrote it: 0m, not 0.0.
             error.value = argument.tokens[0].value
             text = str(error)
         case exceptions.UnknownCommandError() if unused[0].startswith("-"):
@@ -181,10 +187,11 @@ def _unknown_option(error: exceptions.UnknownOptionError) -> str:
     name = _option_name(error.token.keyword or error.token.value)
     error.token = error.token.evolve(keyword=name)
     text = str(error).rstrip(".")
-    # A typo has nearly the same letters: --no-verify-ssl does not mean --no-verify.
     unknown, _, suggestion = text.partition(" Did you mean ")
-    letters = sorted(suggestion[:-1])
-    if difflib.get_close_matches(sorted(name), [letters], cutoff=0.85):
+    # A typo has nearly the same letters, in any order: --form is meant as --from, but
+    # --no-verify-ssl is not meant as --no-verify.
+    letters = sorted(suggestion.removesuffix("?"))
+    if difflib.SequenceMatcher(None, letters, sorted(name)).ratio() >= _TYPO_SIMILARITY:
         return text
     return unknown
 

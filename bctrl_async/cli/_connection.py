@@ -17,7 +17,7 @@ from bctrl_async.cli._profile import NO_PROFILE, Profile, read_config
 if TYPE_CHECKING:
     from bctrl_async.pace import Pace
 
-_MAX_WORDS = 40
+_WORDS_WIDTH = 40
 """The most characters of names that an error repeats."""
 
 
@@ -83,7 +83,7 @@ class Connection:
     ] = None
 
     def workspace(self, name: str | None, *, is_needed: bool = False) -> str:
-        """Return this workspace, or the workspace of the profile or the variable."""
+        """Return this workspace, or the default, which is empty if there is none."""
         workspace = name or self.profile.workspace
         if workspace or not is_needed:
             return workspace
@@ -102,16 +102,16 @@ class Connection:
         """Return the workspace and the aliases; the first name may be the workspace."""
         if workspace is not None:
             return workspace, names
+        # A name without aliases is a workspace; with a default, it is an alias.
         default = self.profile.workspace if has_aliases else ""
         if default and len(names) <= 1:
             return default, names
         if default and names[0] != default:
-            words = textwrap.shorten(shlex.join(names), _MAX_WORDS, placeholder=" …")
-            run = f"{command} -w"
+            words = textwrap.shorten(shlex.join(names), _WORDS_WIDTH, placeholder=" …")
             problem = f"{names[0]!r} may be a workspace, or an alias of {default!r}"
             raise BctrlConfigError(
                 f"{problem}, the default",
-                advice=f"Run {run} {shlex.quote(default)} {words}, or {run} {words}",
+                advice=f"Run {command} -w {shlex.quote(default)} {words}, or {command} -w {words}",
             )
         if not names:
             return "", names

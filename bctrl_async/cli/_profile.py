@@ -106,7 +106,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     for argument in arguments:
         key = argument.name.lstrip("-").replace("-", "_")
         tokens = argument.tokens
-        tokens[:] = [token for token in tokens if not _is_unset(profile, key, token)]
+        tokens[:] = [token for token in tokens if not _is_ignored(profile, key, token)]
         if not tokens and key in profile.values:
             origin = f"{key} in {profile.title}"
             tokens.append(Token(keyword=origin, value=profile.values[key]))
@@ -114,10 +114,11 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
             profile.origins[key] = tokens[0].keyword or ""
 
 
-def _is_unset(profile: Profile, key: str, token: Token) -> bool:
-    """Return True for a variable that is empty, or that the profile stands for."""
+def _is_ignored(profile: Profile, key: str, token: Token) -> bool:
+    """Return True for a variable that is empty, or that a profile in use replaces."""
     if token.source != "env":
         return False
+    if profile.title:
+        return True
     # An empty URL is an error: it must not stand for the public API.
-    is_empty = not token.value and key != "base_url"
-    return is_empty or bool(profile.title)
+    return not token.value and key != "base_url"
