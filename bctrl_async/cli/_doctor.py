@@ -49,7 +49,7 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
     if not workspace:
         output.print_result("API       not tried: name a workspace that the key may list")
     else:
-        finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), None, output)
+        finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), output)
         count = pluralize(len(asyncio.run(finding)), "runtime")
         output.print_result(f"API       the key is accepted: {count} in {workspace}")
     return output.exit_code()

@@ -52,21 +52,23 @@ class _Table(NamedTuple):
 
 
 class LineParser:
-    """A parser of lines.
+    """A parser of lines; a line without a workspace is in `workspace`.
 
     The first line that is not blank, a comment or `sep=;` sets the format.
     """
 
-    def __init__(self, workspace: str | None = None, *, is_only: bool = False) -> None:
+    def __init__(
+        self, workspace: str | None = None, *, rejects_other_workspaces: bool = False
+    ) -> None:
         self._workspace = workspace
-        self._is_only = is_only
+        self._rejects_other_workspaces = rejects_other_workspaces
         self._number = 0
         self._is_json = False
         self._table: _Table | None = None
         self._document: bytearray | None = None
 
     def parse(self, line: bytes) -> Iterable[Item]:
-        """Return the items of a line, or of a part beyond MAX_LINE.
+        """Return the items of a line, or of a part of a line beyond MAX_LINE.
 
         An empty line, without its newline, ends the input.
         """
@@ -81,6 +83,7 @@ class LineParser:
     def _parse_line(self, line: bytes) -> Item | None:
         self._number += 1
         text = line.decode(errors="surrogateescape").removeprefix("\ufeff")
+        # A tab stays, for it may delimit cells that are empty.
         text = text.strip(" \r\n")
         if self._table is None and not self._is_json and text.startswith(("[", "{")):
             self._is_json = True
@@ -112,6 +115,7 @@ class LineParser:
         if len(document) <= MAX_DOCUMENT:
             values = _decode(document)
         if isinstance(values, dict):
+            # An object without runtimes is a single target on several lines.
             values = values.get("runtimes", [values])
         if not isinstance(values, list):
             raise self._bad(document.decode(errors="replace").strip(), _DOCUMENT)
@@ -122,22 +126,22 @@ class LineParser:
     def _find_table(self, text: str) -> _Table:
         """Return the format of a table by its first line, or raise an error."""
         rows = {delimiter: _cells(text, delimiter) for delimiter in "\t;,"}
-        is_column = all(len(cells) <= 1 for cells in rows.values())
-        is_list = is_column and self._workspace is not None
+        has_one_column = all(len(cells) <= 1 for cells in rows.values())
+        is_alias_list = has_one_column and self._workspace is not None
         for delimiter, cells in rows.items():
             columns = [re.sub(r"[\s_]", "", cell).lower() for cell in cells]
-            if self._is_header(text, columns, is_list=is_list):
+            if self._is_header(text, columns, is_alias_list=is_alias_list):
                 return _Table(delimiter, columns, cells)
-        if not is_list:
+        if not is_alias_list:
             return _Table(self._find_delimiter(text, rows), [*_KEYS])
         if "  " in text:
             raise self._bad(text, "it looks like the table of list: use its -o json")
         return _Table("\t", ["alias"])
 
-    def _is_header(self, text: str, columns: list[str], *, is_list: bool) -> bool:
+    def _is_header(self, text: str, columns: list[str], *, is_alias_list: bool) -> bool:
         """Return True for a header; raise an error if a column is missing."""
         missing = [key for key, names in _KEYS.items() if not set(names) & set(columns)]
-        if not missing or (is_list and missing == ["workspace_id"]):
+        if not missing or (is_alias_list and missing == ["workspace_id"]):
             return True
         if len(missing) == 1:
             raise self._bad(text, f"the header has no column {missing[0]}")
@@ -148,11 +152,15 @@ class LineParser:
         if not any(rows.values()):
             raise self._bad(text, _BAD_QUOTES)
         # Prose often has one comma, but no id has a space.
-        pairs = [d for d, cells in rows.items() if len(cells) == len(_KEYS) and " " not in cells[0]]
-        if len(pairs) == 1:
-            return pairs[0]
+        delimiters = [
+            delimiter
+            for delimiter, cells in rows.items()
+            if len(cells) == len(_KEYS) and " " not in cells[0]
+        ]
+        if len(delimiters) == 1:
+            return delimiters[0]
         reason = "it is neither a header nor a pair: expected WORKSPACE,ALIAS or JSON"
-        if pairs:
+        if delimiters:
             reason = "two delimiters fit: add a header, or quote the alias"
         elif re.fullmatch(r"[\w.-]+", text):
             reason = "a list of aliases needs a workspace"
@@ -165,7 +173,7 @@ class LineParser:
         # Joined files have a header each, and a spreadsheet has rows of empty cells.
         if cells == table.header:
             if len(cells) == 1:
-                # An alias may have the name of the column.
+                # The line may be meant as an alias, so its loss must be seen.
                 _log.warning(
                     "line %d is skipped: it repeats the header",
                     self._number,
@@ -201,6 +209,7 @@ class LineParser:
 
     def _no_value_reason(self, text: str) -> str:
         """Return why a text has no value; raise an error if it may not be whole."""
+        # A backslash escapes a quote or another backslash.
         quotes = text.replace(r"\\", "").replace(r"\"", "").count('"')
         if quotes % 2:
             raise self._bad(text, "a quote is not closed on this line")
@@ -217,11 +226,11 @@ class LineParser:
                 return f"the {kind} is empty"
             if not isinstance(name, str):
                 return f"the {kind} is not text"
-        # A tab in a name is a control character; elsewhere, it may delimit cells.
-        names = f"{workspace_id}{alias}".replace("\t", "\0")
-        if _find_unreadable(text + names):
+        names = f"{workspace_id}{alias}"
+        # A tab may delimit cells, but a name with a tab is unreadable.
+        if "\t" in names or _find_unreadable(text + names):
             return _UNREADABLE
-        if self._is_only and workspace_id != self._workspace:
+        if self._rejects_other_workspaces and workspace_id != self._workspace:
             return f"it names another workspace than {self._workspace}"
         return ""
 
@@ -232,10 +241,11 @@ class LineParser:
 def _is_line(value: object) -> bool:
     """Return True if a JSON value can be one target of JSON Lines, be it a bad one."""
     match value:
-        case {"runtimes": _} | [list() | dict(), _]:
-            return False
-        case {} | [_, _]:
-            return True
+        case dict():
+            return "runtimes" not in value
+        case [workspace_id, _]:
+            # Two pairs or objects are a document, a list of two targets.
+            return not isinstance(workspace_id, list | dict)
     return False
 
 

@@ -38,7 +38,9 @@ class FoundRuntimes(Selection):
 
     def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
         """Keep targets for which a function returns True, except replaced runtimes."""
-        pairs = zip(self.drop_replaced().items, self, strict=True)
+        self.drop_replaced()
+        # A selection is iterated as the targets of its items.
+        pairs = zip(self.items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
 
@@ -46,18 +48,19 @@ async def find_runtimes(
     session: "BctrlSession",
     workspace: str,
     where: RuntimeFilter,
-    alias: str | None,
     output: out.Output,
     *,
+    pattern: str | None = None,
     deadline: float | None = None,
 ) -> FoundRuntimes:
-    """List the runtimes that match a filter."""
+    """List the runtimes that match a filter, and whose alias matches a pattern."""
     unreadable: list[BctrlResponseError] = []
     listing = session.list_runtimes(workspace, on_unreadable=unreadable.append)
     try:
         async with session, show_waiting(output):
             runtimes = await asyncio.wait_for(listing, deadline)
     except BctrlError:
+        # A `BctrlTimeoutError` is a `TimeoutError`, too, but not the deadline's.
         raise
     except TimeoutError as error:
         raise BctrlTimeoutError(
@@ -67,8 +70,10 @@ async def find_runtimes(
         ) from error
     items: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
     matches = FoundRuntimes(workspace, where)
-    pattern = alias or "*"
-    matches.add(i for i in items if i.alias is None or fnmatchcase(i.alias, pattern))
+    if pattern is not None:
+        # An unreadable runtime whose alias is not known may match.
+        items = [item for item in items if item.alias is None or fnmatchcase(item.alias, pattern)]
+    matches.add(items)
     unknown = {where.status, where.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
     if unknown and not matches:
         # The value may be mistyped, and must not look like success.
@@ -100,7 +105,7 @@ def list_runtimes(
     where = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = out.Output(prints_json=output_format == "json")
     session = connection.read_session()
-    matches = asyncio.run(find_runtimes(session, workspace, where, alias, output))
+    matches = asyncio.run(find_runtimes(session, workspace, where, output, pattern=alias))
     runtimes = matches.runtimes
     if output.prints_json:
         _print_json(output, workspace, runtimes)
@@ -162,11 +167,18 @@ def get_runtimes(
 
 
 def _print_details(output: out.Output, runtimes: Sequence[Runtime]) -> None:
-    """Print the fields of runtimes, with an empty line between two runtimes."""
+    """Print the fields that runtimes have, with an empty line between two runtimes."""
+    words = {True: "yes", False: "no"}
     for number, runtime in enumerate(runtimes):
         if number:
             output.print_result("")
-        _print_table(output, _details(runtime))
+        fields = msgspec.to_builtins(runtime)
+        fields |= fields.pop("summary") or {}
+        fields["age"] = _age(runtime)
+        rows = [
+            (key, words.get(value, value)) for key, value in fields.items() if value is not None
+        ]
+        _print_table(output, rows)
 
 
 async def _get_all(
@@ -203,15 +215,6 @@ def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     for row in table:
         cells = [out.pad(cell, width) for cell, width in zip(row, widths, strict=True)]
         output.print_result("  ".join(cells).rstrip())
-
-
-def _details(runtime: Runtime) -> list[tuple[str, str]]:
-    """Return the names and values of the fields that a runtime has."""
-    fields = msgspec.to_builtins(runtime)
-    fields |= fields.pop("summary") or {}
-    words = {True: "yes", False: "no"}
-    details = [(key, words.get(value, value)) for key, value in fields.items() if value is not None]
-    return [*details, ("age", _age(runtime))]
 
 
 def _age(runtime: Runtime) -> str:

@@ -117,20 +117,20 @@ def stop(
       bctrl-async stop --from runtimes.csv --journal tonight.jsonl
       some-program | bctrl-async stop --from - --rate 50 -o json
     """
-    named, aliases = connection.split_names(
+    workspace_name, aliases = connection.split_names(
         names, workspace, "stop", has_aliases=not choice.is_list
     )
     options.check()
     choice.check()
     choice.check_names(aliases)
-    workspace = connection.workspace(named, is_needed=choice.everything)
+    workspace = connection.workspace(workspace_name, is_needed=choice.everything)
     job = Job(options, connection, out.Output(prints_json=output_format == "json"))
     shard = choice.shard
     if choice.everything:
         return _stop_all(job, workspace, choice)
     if choice.file is not None:
-        # A bad line is an invalid target, which the bulk stop rejects.
-        parser = LineParser(workspace or None, is_only=bool(named))
+        # With WORKSPACE, FILE may name no other workspace; with a default, it may.
+        parser = LineParser(workspace or None, rejects_other_workspaces=bool(workspace_name))
         job.output.shows_progress = not is_typed(choice.file)
         allow_empty = choice.allow_empty
         return job.run(open_targets(choice.file, parser, allow_empty=allow_empty, shard=shard))
@@ -150,8 +150,8 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
             session,
             workspace,
             choice.filter(),
-            choice.alias,
             job.output,
+            pattern=choice.alias,
             deadline=job.options.deadline,
         )
     )
@@ -163,9 +163,11 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
         if choice.shard != WHOLE:
             where += f" in shard {choice.shard.number}/{choice.shard.total}"
         out.print_info(f"Nothing to stop: no runtime of {where} matches")
+        # With a journal, the empty run goes on: its file must be there for `report`.
         if job.options.journal is None:
             return 0
-    elif asks and matches.runtimes and not _confirm(matches, session.base_url):
+    # Runtimes that cannot be read are not stopped, so they alone need no question.
+    if asks and matches.runtimes and not _confirm(matches, session.base_url):
         out.print_info("Nothing was stopped")
         return out.FAILED
     if job.options.dry_run:

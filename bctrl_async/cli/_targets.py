@@ -67,15 +67,16 @@ def open_targets(
     """Return the targets of a file, each once, or of a pipe, as they arrive."""
     name = "stdin" if file is STDIN else str(file)
     try:
-        number = _open(file)
-        if not _is_regular(number):
-            return _read_pipe(number, name, parser, shard, allow_empty=allow_empty)
-        with os.fdopen(number, "rb", closefd=file is not STDIN) as lines:
+        descriptor = _open(file)
+        # A folder is opened like a file; reading it fails.
+        if stat.S_IFMT(os.fstat(descriptor).st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
+            return _read_pipe(descriptor, name, parser, shard, allow_empty=allow_empty)
+        with os.fdopen(descriptor, "rb", closefd=file is not STDIN) as lines:
             items = _parse_lines(lines, parser)
     except OSError as error:
         raise BctrlConfigError(f"cannot read {name}: {error.strerror}") from error
-    except BadLine as line:
-        raise _refusal(name, line) from line
+    except BadLine as bad_line:
+        raise _refusal(name, bad_line) from bad_line
     _check_start(name, items)
     if not (items or allow_empty):
         raise _refusal(name)
@@ -99,11 +100,6 @@ def _open(file: Path) -> int:
     return sys.stdin.fileno()
 
 
-def _is_regular(number: int) -> bool:
-    """Return True for a file that is read whole; reading a folder fails."""
-    return stat.S_IFMT(os.fstat(number).st_mode) in {stat.S_IFREG, stat.S_IFDIR}
-
-
 def _parse_lines(lines: BinaryIO, parser: LineParser) -> list[Item]:
     items: list[Item] = []
     while line := lines.readline(MAX_LINE + 1):
@@ -120,37 +116,38 @@ def _check_start(name: str, items: Sequence[Item]) -> None:
 
 
 async def _read_pipe(
-    file: int, name: str, parser: LineParser, shard: Shard, *, allow_empty: bool
+    descriptor: int, name: str, parser: LineParser, shard: Shard, *, allow_empty: bool
 ) -> AsyncIterator[Item]:
     is_empty = True
     try:
-        async for line in _read_lines(file, name):
+        async for line in _read_lines(descriptor, name):
             for item in parser.parse(line):
                 is_empty = False
                 if shard.keeps(item):
                     yield item
-    except BadLine as line:
+    except BadLine as bad_line:
         if is_empty:
-            raise _refusal(name, line) from line
-        problem = f"{line!r} is not a target: {line}"
-        raise UnreadInputError(f"cannot read all targets: {problem}") from line
+            raise _refusal(name, bad_line) from bad_line
+        problem = f"{bad_line!r} is not a target: {bad_line}"
+        raise UnreadInputError(f"cannot read all targets: {problem}") from bad_line
     if is_empty and not allow_empty:
         raise _refusal(name)
 
 
-async def _read_lines(file: int, name: str) -> AsyncIterator[bytes]:
+async def _read_lines(descriptor: int, name: str) -> AsyncIterator[bytes]:
     """Yield lines, in parts beyond MAX_LINE, and an empty line at the end."""
     part = b""
     while True:
         try:
-            await _wait_readable(file)
-            data = os.read(file, _CHUNK)
+            await _wait_readable(descriptor)
+            data = os.read(descriptor, _CHUNK)
         except OSError as error:
             raise UnreadInputError(f"cannot read all targets: {error.strerror}") from error
         if not data:
             break
         lines = io.BytesIO(part + data).readlines()
         part = b""
+        # The rest of the last line may not have arrived yet.
         if not data.endswith(b"\n") and len(lines[-1]) <= MAX_LINE:
             part = lines.pop()
         for line in lines:
@@ -185,13 +182,13 @@ async def collect(items: Iterable[_T] | AsyncIterable[_T]) -> list[_T]:
     return [item async for item in items]
 
 
-async def _wait_readable(file: int) -> None:
+async def _wait_readable(descriptor: int) -> None:
     """Wait until a pipe is readable; return at once for anything else."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError, PermissionError):  # Windows and devices do not support it.
-        loop.add_reader(file, readable.set)
+        loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()
         finally:
-            loop.remove_reader(file)
+            loop.remove_reader(descriptor)
