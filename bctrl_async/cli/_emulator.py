@@ -98,6 +98,7 @@ def emulator(
         output = Output()
         asyncio.run(_serve(server, api_key, output))
     except OSError as error:
+        # The text of asyncio has the address before the reason.
         reason = str(error.strerror).rpartition(": ")[2]
         problem = f"cannot listen on {host} port {port}: {reason}"
         raise BctrlConfigError(problem, advice="Choose another with --port") from error
@@ -174,6 +175,7 @@ def demo(
     )
     targets = [RuntimeRef(_WORKSPACE, alias) for alias in _aliases(runtimes)]
     for number, target in enumerate(targets, start=1):
+        # One name in fifty has no runtime, so that some are not found.
         if number % 50:
             server.add_runtime(*target)
     outcomes: list[StopOutcome] = []
@@ -196,36 +198,33 @@ def demo(
     output.print_result(f"It took {requests}; {report.throttled:,} were throttled.")
     statuses = {target: server.status(*target) for target in targets}
     wrong = [outcome for outcome in outcomes if not _is_true(outcome, statuses[outcome.target])]
-    if wrong:
-        _print_wrong(output, wrong, statuses)
-    else:
-        _print_confirmation(output, Counter(statuses.values()))
+    _print_comparison(output, wrong, statuses)
     if is_interrupted:
         raise KeyboardInterrupt
     return output.exit_code(is_failure=bool(wrong))
 
 
-def _print_wrong(
+def _print_comparison(
     output: Output, wrong: Sequence[StopOutcome], statuses: Mapping[RuntimeRef, str | None]
 ) -> None:
-    """Print outcomes beside the statuses that contradict them."""
+    """Print wrong outcomes beside the true statuses, or what the emulator confirms."""
+    if not wrong:
+        counts = Counter(statuses.values())
+        missing = counts[None]
+        stopped = f"{counts['stopped']} of {len(statuses) - missing} runtimes are stopped"
+        names = f"{missing} of {len(statuses)} names have no runtime"
+        output.print_result(f"The emulator confirms: {stopped}; {names}.")
+        return
     output.print_result(f"The emulator disagrees about {len(wrong)} of {len(statuses)}:")
     for outcome in wrong[:MAX_SHOWN]:
         status = statuses[outcome.target] or "missing"
         output.print_result(f"{outcome.target.alias}: {outcome.result}, but it is {status}.")
 
 
-def _print_confirmation(output: Output, counts: Counter[str | None]) -> None:
-    missing = counts[None]
-    total = counts.total()
-    stopped = f"{counts['stopped']} of {total - missing} runtimes are stopped"
-    names = f"{missing} of {total} names have no runtime"
-    output.print_result(f"The emulator confirms: {stopped}; {names}.")
-
-
 def _is_true(outcome: StopOutcome, status: str | None) -> bool:
     if outcome.result is StopResult.NOT_FOUND:
         return status is None
     if outcome.result.needs_poll and not outcome.ok:
+        # An outcome that is not confirmed claims nothing.
         return True
     return outcome.ok == (status == "stopped")

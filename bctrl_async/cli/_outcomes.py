@@ -13,7 +13,7 @@ _MAX_NAME = 100
 _MAX_NAMED = 3
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 _RUNNING = {True: "still running", False: "not running", None: "unconfirmed"}
-_without_numbers = re.compile(r"\d+").sub
+_replace_numbers = re.compile(r"\d+").sub
 
 
 class _Group(NamedTuple):
@@ -39,24 +39,26 @@ class OutcomePrinter:
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
-        is_unsent = outcome.result is StopResult.NOT_SENT and not outcome.attempts
+        # A stop that could not connect is `not_sent`, too, but it was attempted.
+        is_unattempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
         if self._output.prints_json:
             self._output.print_object(outcome.to_dict())
-        elif not (outcome.ok or is_unsent):
+        elif not (outcome.ok or is_unattempted):
             self._print_failure(outcome)
         elif self._prints_all and not out.is_quiet.get():
             self._print_line(outcome, _describe(outcome))
 
     def _print_failure(self, outcome: StopOutcome) -> None:
-        """Print a target that may run; only the first of a group gets advice."""
+        """Print a target that may run; only the first of a group get advice."""
         reason = _reason(outcome)
-        lines = 1 if reason else out.MAX_SHOWN
-        key = outcome.result, _without_numbers("0", reason)
+        # Each invalid target, which has no reason here, has advice of its own.
+        most = 1 if reason else out.MAX_SHOWN
+        key = outcome.result, _replace_numbers("0", reason)
         group = self._groups.setdefault(key, _Group(outcome.result, reason, []))
         group.targets.append(outcome.target)
-        is_early = len(group.targets) <= lines
-        if is_early or self._prints_all:
-            self._print_line(outcome, _describe(outcome, with_advice=is_early))
+        is_among_first = len(group.targets) <= most
+        if is_among_first or self._prints_all:
+            self._print_line(outcome, _describe(outcome, with_advice=is_among_first))
 
     def describe(self, error: BctrlError) -> str:
         """Return an error's text, without advice that a target's line has given."""
@@ -146,14 +148,14 @@ def _describe(outcome: StopOutcome, *, with_advice: bool = True) -> str:
         facts.append(f"status {status} ({_RUNNING[outcome.running]})")
     if error is not None:
         text = error.summary
-        if with_advice and _has_advice(outcome, error):
+        if with_advice and _advice_applies(outcome, error):
             text = out.describe(error)
         # The name of an invalid target is shown already.
         facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))
     return ", ".join(facts)
 
 
-def _has_advice(outcome: StopOutcome, error: BctrlError) -> bool:
+def _advice_applies(outcome: StopOutcome, error: BctrlError) -> bool:
     """Return True unless the advice assumes that the stop failed, and it did not."""
     is_default = error.advice == type(error).advice
     return not (outcome.result.is_processed and is_default)

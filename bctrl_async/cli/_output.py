@@ -209,6 +209,7 @@ class Output(Console):
     def print_result(self, result: str | Text, *, is_exact: bool = False) -> None:
         """Print a line, which wraps on a terminal unless it is exact."""
         is_terminal = self.on_terminal
+        # A program that reads exact text must get every character.
         if isinstance(result, str) and (is_terminal or not is_exact):
             result = _escape_unprintable(result)
         try:

@@ -128,6 +128,7 @@ class Display:
         """Return for how many seconds requests were in flight and none was answered."""
         stats = self._session.stats
         now = self._console.get_time()
+        # A failure that is named by a status was answered.
         answers = stats.succeeded
         answers += sum(count for name, count in stats.failed.items() if name.isdecimal())
         if answers != self._answers or not stats.in_flight:
@@ -214,6 +215,7 @@ async def run_with_progress(batch: "StopBatch", session: "BctrlSession", output:
     finally:
         drawing.cancel()
         await asyncio.wait([drawing])
+    # The run may have failed: this raises its error.
     run.result()
     return interrupts > 0
 

@@ -116,7 +116,7 @@ class Job:
                 verify=self.options.verify,
                 missing_ok=self.options.ignore_not_found,
             )
-            is_interrupted = _run(session, batch, self.output)
+            is_interrupted = _run_batch(session, batch, self.output)
             self._explain(batch.ended_early)
             # The journal may raise when it is closed, so the report comes before.
             return self._report(batch, printer, is_interrupted=is_interrupted)
@@ -145,6 +145,7 @@ class Job:
         summary = out.summarize(report, is_interrupted=is_interrupted)
         if reason is not None and batch.total is None:
             summary += "; the input was not read to its end"
+        # The error of an input that cannot be read was printed when it was raised.
         is_explained = is_interrupted or isinstance(reason, UnreadInputError)
         if reason is not None and not is_explained:
             out.print_error(f"ended early: {printer.describe(reason)}")
@@ -163,13 +164,15 @@ class Job:
         failures = asyncio.run(_send_nothing(session, targets)).failures
         valid = [outcome.target for outcome in failures if outcome.result is StopResult.NOT_SENT]
         errors = [
-            outcome.error for outcome in failures if outcome.result is not StopResult.NOT_SENT
+            outcome.error
+            for outcome in failures
+            if outcome.error and outcome.result is not StopResult.NOT_SENT
         ]
         pending = self._pending(valid, journal, session.base_url)
         for target in pending:
             self.output.print_object(target._asdict())
         for error in errors[: out.MAX_SHOWN]:
-            out.print_error(error or "")
+            out.print_error(error)
         counts = [f"{len(pending):,} to stop"]
         if len(pending) < len(valid):
             counts.append(f"{len(valid) - len(pending):,} no longer running")
@@ -191,7 +194,7 @@ class Job:
         return pending
 
 
-def _run(session: "BctrlSession", batch: "StopBatch", output: out.Output) -> bool:
+def _run_batch(session: "BctrlSession", batch: "StopBatch", output: out.Output) -> bool:
     """Run a bulk stop and print an error of its input; return True if interrupted."""
 
     async def run() -> bool:
