@@ -261,7 +261,7 @@ BUDGETS = {
     ("_limiter",): 8930,
     ("bulk",): 12000,
     ("_entries", "journal"): 3385,
-    ("cli",): 16800,
+    ("cli",): 16690,
     ("emulator",): 5210,
     ("fastapi",): 2705,
 }

@@ -102,7 +102,7 @@ class Connection:
         """Return the workspace and the aliases; the first name may be the workspace."""
         if workspace is not None:
             return workspace, names
-        # A name without aliases is a workspace; with a default, it is an alias.
+        # A single name is an alias of the default, but a workspace with --all or --from.
         default = self.profile.workspace if has_aliases else ""
         if default and len(names) <= 1:
             return default, names

@@ -4,7 +4,7 @@ import asyncio
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -33,8 +33,8 @@ _DEMO_FAULTS = dict.fromkeys(
 )
 
 
-def _aliases(count: int) -> Iterator[str]:
-    return (f"runtime-{number:04}" for number in range(1, count + 1))
+def _alias(number: int) -> str:
+    return f"runtime-{number:04}"
 
 
 def emulator(
@@ -115,11 +115,11 @@ def _parse_fault(text: str) -> tuple[Fault, float]:
 
 def _add_runtimes(server: Emulator, count: int) -> None:
     now = datetime.now(UTC)
-    for number, alias in enumerate(_aliases(count), start=1):
+    for number in range(1, count + 1):
         # Kinds and ages differ so that filters have an effect.
         kind = "browser" if number % 10 else "desktop"
         created_at = (now - timedelta(minutes=number)).isoformat()
-        server.add_runtime(_WORKSPACE, alias, kind=kind, created_at=created_at)
+        server.add_runtime(_WORKSPACE, _alias(number), kind=kind, created_at=created_at)
 
 
 async def _serve(server: Emulator, api_key: str, output: Output) -> None:
@@ -130,7 +130,7 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
         url = url.replace("//[::]:", "//[::1]:")
         output.print_result(f"export BCTRL_BASE_URL={url}")
         output.print_result(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
-        output.print_result(f"bctrl-async stop {_WORKSPACE} {next(_aliases(1))}")
+        output.print_result(f"bctrl-async stop {_WORKSPACE} {_alias(1)}")
         if output.write_failed:
             return
         terminated = asyncio.Event()
@@ -173,7 +173,7 @@ def demo(
         fault_latency=0.5,
         rate_limit=100,
     )
-    targets = [RuntimeRef(_WORKSPACE, alias) for alias in _aliases(runtimes)]
+    targets = [RuntimeRef(_WORKSPACE, _alias(number)) for number in range(1, runtimes + 1)]
     for number, target in enumerate(targets, start=1):
         # One name in fifty has no runtime, so that some are not found.
         if number % 50:

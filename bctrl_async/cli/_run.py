@@ -186,11 +186,11 @@ class Job:
         """Return the targets that a journal does not have as stopped."""
         if journal is None or not journal.exists():
             return targets
-        past = JournalReader(journal, base_url, self.options.journal_max_age)
-        with past.file:
-            pending = [target for target in targets if past.done(target) is None]
+        reader = JournalReader(journal, base_url, self.options.journal_max_age)
+        with reader.file:
+            pending = [target for target in targets if reader.done(target) is None]
         if len(pending) < len(targets):
-            past.warn_if_old()
+            reader.warn_if_old()
         return pending
 
 

@@ -129,7 +129,7 @@ def stop(
     if choice.everything:
         return _stop_all(job, workspace, choice)
     if choice.file is not None:
-        # With WORKSPACE, FILE may name no other workspace; with a default, it may.
+        # FILE must agree with WORKSPACE, but may name others than a default.
         parser = LineParser(workspace or None, rejects_other_workspaces=bool(workspace_name))
         job.output.shows_progress = not is_typed(choice.file)
         allow_empty = choice.allow_empty
@@ -163,7 +163,7 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
         if choice.shard != WHOLE:
             where += f" in shard {choice.shard.number}/{choice.shard.total}"
         out.print_info(f"Nothing to stop: no runtime of {where} matches")
-        # With a journal, the empty run goes on: its file must be there for `report`.
+        # A journal is written even by an empty run, so that `report` can read it.
         if job.options.journal is None:
             return 0
     # Runtimes that cannot be read are not stopped, so they alone need no question.

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -72,12 +72,11 @@ def open_targets(
         if stat.S_IFMT(os.fstat(descriptor).st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
             return _read_pipe(descriptor, name, parser, shard, allow_empty=allow_empty)
         with os.fdopen(descriptor, "rb", closefd=file is not STDIN) as lines:
-            items = _parse_lines(lines, parser)
+            items = _parse_file(lines, name, parser)
     except OSError as error:
         raise BctrlConfigError(f"cannot read {name}: {error.strerror}") from error
     except BadLine as bad_line:
         raise _refusal(name, bad_line) from bad_line
-    _check_start(name, items)
     if not (items or allow_empty):
         raise _refusal(name)
     targets = dict.fromkeys(items)
@@ -100,19 +99,17 @@ def _open(file: Path) -> int:
     return sys.stdin.fileno()
 
 
-def _parse_lines(lines: BinaryIO, parser: LineParser) -> list[Item]:
+def _parse_file(lines: BinaryIO, name: str, parser: LineParser) -> list[Item]:
+    """Return the items of a file, which must not start with bad lines."""
     items: list[Item] = []
     while line := lines.readline(MAX_LINE + 1):
         items += parser.parse(line)
     items += parser.parse(b"")
-    return items
-
-
-def _check_start(name: str, items: Sequence[Item]) -> None:
-    """Raise an error if a file starts with what is not a list of targets."""
+    # Anything but a list of targets, such as a program, has bad lines from the start.
     for item in items[:_CHECKED]:
         if isinstance(item, BadLine):
             raise _refusal(name, item)
+    return items
 
 
 async def _read_pipe(
