@@ -37,7 +37,7 @@ HAZARDS = (
 """The kinds of faults; a climate has any number of them."""
 
 _SERVER_FAULTS = sorted({*Fault, WireFault.CLOSE_KEPT_ALIVE, WireFault.SLOW_DRIP} - {Fault.LATENCY})
-"""Faults of the emulator, but for slow ones and what the network has."""
+"""Faults of the emulator, but for the slow and what the network has."""
 
 _FOREIGN: tuple[object, ...] = (
     {},

@@ -222,7 +222,7 @@ class Fleet:
         return throttled / (throttled + _count(self.accepted, start, end))
 
     def fairness(self, start: float, end: float) -> float:
-        """Return Jain's index of the rates: 1 if equal, 1/n if one has all."""
+        """Return Jain's index of the rates: 1 if equal, 1/n if only one counts."""
         rates = self.rates(start, end)
         return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates))
 
