@@ -102,7 +102,7 @@ class Member:
 
 
 def jain(shares: list[int]) -> float:
-    """Return Jain's fairness index: 1 if all are equal, 1/n if a single share is all."""
+    """Return Jain's index: 1 if all shares are equal, 1/n if a single share counts."""
     squares = sum(share**2 for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares)
 
