@@ -15,7 +15,8 @@ def close_with_loop(close: Callable[[], Awaitable[object]]) -> AsyncGenerator[No
     any case.
     """
     lifetime = _lifetime(close)
-    # The first step registers the generator with the loop; it does not wait.
+    # The first step, up to the `yield`, registers the generator with the loop. It does
+    # not wait, so it needs no `await`.
     with suppress(StopIteration):
         lifetime.asend(None).send(None)
     return lifetime

@@ -14,7 +14,7 @@ _TRIES = 10
 
 
 def is_enough(tries: int) -> bool:
-    """Return True if a test has made as many tries as stand for a patience."""
+    """Return True if this is a test, in which so many tries stand for a patience."""
     return is_on and tries >= _TRIES
 
 

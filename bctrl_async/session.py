@@ -133,7 +133,7 @@ class BctrlSession:
     ) -> None:
         key_provider = api_key if callable(api_key) else None
         key = _config.hidden_key(api_key)
-        via = _config.hidden(proxy)
+        hidden_proxy = _config.hidden(proxy)
         api_key = proxy = None  # A traceback that shows variables must not reveal them.
         all_headers = _session_headers(headers)
         if key_provider is None:
@@ -150,18 +150,18 @@ class BctrlSession:
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         # Plain http is for loopback alone: a proxy elsewhere could read the key.
         is_loopback_only = self._url.scheme == "http" and not allow_plaintext
-        proxy = _config.proxy(via, is_allowed=not is_loopback_only)
+        proxy = _config.proxy(hidden_proxy, is_allowed=not is_loopback_only)
         self._timeout = transport.time_limit(timeout)
         self._retry = retry
         self._observer = observer
-        limit = _config.count(max_connections, "max_connections")
+        max_connections = _config.count(max_connections, "max_connections")
         if http is not None:
-            options = (trust_env, proxy, ssl)
-            _check_borrowed(http, options, is_loopback_only=is_loopback_only)
-            limit = _limit_with(http.connector, limit)
+            pool_options = (trust_env, proxy, ssl)
+            _check_borrowed(http, pool_options, is_loopback_only=is_loopback_only)
+            max_connections = _limit_with(http.connector, max_connections)
         if is_loopback_only:
             trust_env = False
-        self._limiter = _make_limiter(limit, rate)
+        self._limiter = _make_limiter(max_connections, rate)
         self._sender = Sender(
             Pool(
                 partial(
@@ -187,7 +187,7 @@ class BctrlSession:
         state = "not opened yet"
         if self.closed:
             state = "closed"
-        elif self._sender.opened:
+        elif self._sender.was_opened:
             state = "open"
         return f"<BctrlSession {str(self._url)!r} {state}>"
 
@@ -278,7 +278,7 @@ class BctrlSession:
             if self._observer is not None:
                 observed = ObservedStop(self._observer, str(workspace_id), str(alias))
             path = STOP.path(self._url.raw_path, workspace_id, alias)
-            extra = _call_headers(headers)
+            headers = _optional_headers(headers)
             limit = self._time_limit(timeout)
             policy = self._policy(retry)
             _config.check_type(stopped_ok, bool, "stopped_ok", "a bool")
@@ -292,13 +292,14 @@ class BctrlSession:
             retries = RetryState(policy, self._sender.quota, STOP.repeat, workspace=workspace_id)
             if history is not None:
                 retries.continue_from(history)
-            call = Call(STOP, workspace_id, alias, path, limit, retries=retries, headers=extra)
+            call = Call(STOP, workspace_id, alias, path, limit, retries=retries, headers=headers)
             observer = None if observed is None else observed.observer
             result = await self._sender.request(call, http, observer)
             if type(result) is Failure:
                 result = await self._get_stopped(call, result, observer, stopped_ok=stopped_ok)
         except BaseException as error:
-            # The frames of a key function refer to this frame: a reference cycle.
+            # A failure may hold the error of a key function, whose frames refer to this
+            # frame: a reference cycle.
             result = None
             if isinstance(error, BctrlError):
                 annotate(error, STOP.name, workspace_id, alias)
@@ -318,27 +319,28 @@ class BctrlSession:
         stopped_ok: bool,
     ) -> Runtime:
         """Get the runtime of a stop that found it stopped; raise any other failure."""
-        if failure.kind is not Kind.NOT_RUNNING or not (stopped_ok or call.retries.in_doubt):
+        # If in doubt, an earlier attempt of this call may have stopped it.
+        if failure.kind is Kind.NOT_RUNNING and (stopped_ok or call.retries.in_doubt):
+            headers = CIMultiDict(call.headers)
+            headers.popall(_IDEMPOTENCY_KEY, None)
+            get = self._make_call(
+                GET,
+                call.limit,
+                call.workspace_id,
+                call.alias,
+                policy=call.retries.policy,
+                headers=headers,
+            )
             try:
-                raise call.error(failure)
-            finally:
-                # The frames of a key function refer to this frame, as to that of
-                # `Sender.call`.
-                del failure
-        headers = CIMultiDict(call.headers)
-        headers.popall(_IDEMPOTENCY_KEY, None)
-        get = self._make_call(
-            GET,
-            call.limit,
-            call.workspace_id,
-            call.alias,
-            policy=call.retries.policy,
-            headers=headers,
-        )
+                return await self._sender.call(get, observer)
+            except BctrlError as error:
+                raise call.error(failure) from error
         try:
-            return await self._sender.call(get, observer)
-        except BctrlError as error:
-            raise call.error(failure) from error
+            raise call.error(failure)
+        finally:
+            # It may hold the error of a key function, whose frames refer to this frame:
+            # a reference cycle.
+            del failure
 
     async def get_runtime(
         self,
@@ -511,8 +513,10 @@ class BctrlSession:
     ) -> StopBatch:
         """Stop a workspace's runtimes that have not ended, or that `where` selects.
 
-            report = await session.stop_workspace("ws-1") report = await
-            session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
+            report = await session.stop_workspace("ws-1")
+            report = await session.stop_workspace(
+                "ws-1", where=RuntimeFilter(older_than=7200)
+            )
 
         The run lists the workspace, and stops the selected runtimes as `stop_runtimes`
         does. Runtimes that start later are not in the list. A runtime has ended if it
@@ -546,9 +550,11 @@ class BctrlSession:
             BctrlConfigError: As from `stop_runtimes`, or for an invalid workspace id.
         """
         workspace_id = plain_text(workspace_id)
+        # An invalid id raises here, not when the run lists the workspace.
         LIST.path(self._url.raw_path, workspace_id, None)
         if where is None:
             where = RuntimeFilter()
+        # A class can be called, too: `RuntimeFilter` without its parentheses.
         if not callable(where) or isinstance(where, type):
             raise _config.invalid_type("where", type(where), WHERE)
         options = Options(
@@ -561,19 +567,20 @@ class BctrlSession:
             verify=verify,
             missing_ok=missing_ok,
         )
-        source = Listing(partial(self._find, workspace_id, where, options))
+        source = Listing(partial(self._select, workspace_id, where, options))
         return StopBatch(self._make_run(source, options))
 
-    async def _find(
+    async def _select(
         self, workspace_id: str, where: Callable[[Runtime], object], options: Options
     ) -> Selection:
-        """List the runtimes to stop."""
+        """List a workspace, and select the runtimes to stop."""
         policy = self._policy(options.retry).for_bulk(options.deadline)
         unreadable: list[BctrlResponseError] = []
         runtimes = await self.list_runtimes(
             workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
         )
-        # It is as old as the answer: what another run records earlier is older.
+        # The selection has the time at which it is made. It is made once there is an
+        # answer, which is newer than what another run has recorded until then.
         selection = Selection(workspace_id, where)
         for start in range(0, len(runtimes), _SLICE):
             await asyncio.sleep(0)
@@ -584,9 +591,9 @@ class BctrlSession:
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)
         poll_limit = limit
-        seconds = verify_for(options.verify)
-        if seconds:
-            poll_limit = transport.at_most(limit, max(seconds, _SHORTEST_POLL))
+        verify_seconds = verify_for(options.verify)
+        if verify_seconds:
+            poll_limit = transport.at_most(limit, max(verify_seconds, _SHORTEST_POLL))
         policy = self._policy(options.retry).for_bulk(options.deadline)
         workers = self._limiter.limit
         if options.concurrency is not None:
@@ -625,17 +632,17 @@ class BctrlSession:
         headers: Mapping[str, str] = _NO_HEADERS,
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
-        name = str(workspace_id)
+        workspace = str(workspace_id)
         retries = RetryState(
             policy,
             self._sender.quota,
             operation.repeat,
-            workspace=name,
+            workspace=workspace,
             may_park=priority is Priority.BULK,
         )
         return Call(
             operation,
-            name,
+            workspace,
             alias,
             path,
             limit,
@@ -676,7 +683,7 @@ class BctrlSession:
 def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
     agent = f"bctrl-async/{__version__}"
     all_headers = CIMultiDict({"Accept": "application/json", "User-Agent": agent})
-    all_headers.update(_call_headers(headers))
+    all_headers.update(_optional_headers(headers))
     if _IDEMPOTENCY_KEY in all_headers:
         raise BctrlConfigError(
             f"an {_IDEMPOTENCY_KEY} for all calls would make one call of them",
@@ -686,14 +693,14 @@ def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
     return all_headers
 
 
-def _call_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+def _optional_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     if headers is None:
         return _NO_HEADERS
     return checked_headers(headers)
 
 
 def _check_borrowed(
-    http: aiohttp.ClientSession, options: Collection[object], *, is_loopback_only: bool
+    http: aiohttp.ClientSession, pool_options: Collection[object], *, is_loopback_only: bool
 ) -> None:
     """Raise if a borrowed session may reveal the key, or options have no effect."""
     _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
@@ -703,7 +710,7 @@ def _check_borrowed(
             "unencrypted to a proxy of the environment",
             advice="Make it without trust_env, or pass allow_plaintext=True",
         )
-    if any(options):
+    if any(pool_options):
         raise BctrlConfigError(
             "trust_env, proxy and ssl have no effect on a borrowed http=",
             advice="Set them on the aiohttp.ClientSession",
@@ -715,6 +722,7 @@ def _limit_with(connector: aiohttp.BaseConnector | None, limit: int) -> int:
     if connector is None:
         return limit
     # Beyond its limits, a request would wait in the connector while its timeout runs.
+    # A limit of 0 is none.
     limits = (limit, connector.limit, connector.limit_per_host)
     return min(number for number in limits if number)
 

@@ -47,8 +47,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     def priority(self) -> Priority:
         """The priority of the next attempt at the limiter.
 
-        A throttled call has done nothing, so it queues again behind those that wait
-        already.
+        What may have taken effect goes first. A throttled call has done nothing, so it
+        queues again behind those that wait already.
         """
         if self.retries.in_doubt and self.first_priority is not Priority.POLL:
             return Priority.RETRY
@@ -72,10 +72,11 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             attempts=self.attempts,
             status=failure.status or retries.status,
         )
-        first = retries.attempts - len(retries.last_failures) + 1
-        for number, earlier in enumerate(retries.last_failures, first):
-            if earlier is not failure:
-                error.add_note(f"attempt {number}: {earlier.summary}")
+        # Only the last failures of many are kept, so the first attempts have no notes.
+        first_number = retries.attempts - len(retries.last_failures) + 1
+        for number, past_failure in enumerate(retries.last_failures, first_number):
+            if past_failure is not failure:
+                error.add_note(f"attempt {number}: {past_failure.summary}")
         return error
 
     def _advice(self, failure: Failure, *, in_doubt: bool) -> str | None:
@@ -119,12 +120,14 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         if retries.last_failure is not None:
             summary += f"; before that, {retries.last_failure.summary}"
         name = self.operation.name
-        advice = "Try again: nothing was sent"
-        if self.may_have_been_sent or retries.in_doubt or retries.status is not None:
+        has_answer = retries.status is not None
+        if not (self.may_have_been_sent or retries.in_doubt or has_answer):
+            advice = "Try again: nothing was sent"
+        elif self.operation.repeat is Repeat.ONCE:
+            # In doubt, the error of the call has other advice.
+            advice = f"{name.capitalize()} it again: it has had no effect"
+        else:
             advice = f"{name.capitalize()} it again: a {name} is safe to repeat"
-            if self.operation.repeat is Repeat.ONCE:
-                # In doubt, the call has other advice.
-                advice = f"{name.capitalize()} it again: it has had no effect"
         return Failure(
             kind=Kind.ABORTED,
             summary=summary,
@@ -135,20 +138,21 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
 
-        `waits_for_quota` makes it wait for a token if the quota is exhausted; else it
-        gives up.
+        If only the quota keeps the call from the attempt, `waits_for_quota` makes it
+        ask again and again, for as long as its patience.
         """
         retries = self.retries
         loop = asyncio.get_running_loop()
         deadline = loop.time() + retries.policy.max_throttle_wait
-        asks = 0
+        probes = 0
         delay = retries.delay(loop.time())
         while delay is None:
-            is_over = limiter.is_closed() or loop.time() >= deadline
-            if is_over or not (waits_for_quota and retries.lacks_quota):
+            if not waits_for_quota or not retries.lacks_quota:
                 return False
-            asks += 1
-            await limiter.sleep(probe_delay(retries.policy, asks))
+            if limiter.is_closed() or loop.time() >= deadline:
+                return False
+            probes += 1
+            await limiter.sleep(probe_delay(retries.policy, probes))
             delay = retries.ask_quota()
         self.log_retry(delay)
         await limiter.sleep(delay)
@@ -178,10 +182,10 @@ def annotate(error: BctrlError, operation: str, workspace_id: object, alias: obj
     """Name the call that ended with an error; `alias` is None for a whole workspace."""
     error.operation = operation
     error.workspace_id = str(workspace_id)
-    error.alias = alias if alias is None else str(alias)
+    error.alias = None if alias is None else str(alias)
 
 
-def as_failure(cause: BaseException, source: str) -> BctrlError:
+def as_error(cause: BaseException, source: str) -> BctrlError:
     """Return an error for what `source` raised, such as an unasked CancelledError."""
     error = BctrlError(f"{source} raised {type(cause).__name__}")
     error.__cause__ = cause

@@ -54,22 +54,22 @@ def observe_call(
     alias: object,
 ) -> Iterator[CallObserver | None]:
     """Observe a call: yield its observer, if any, and name the call in its error."""
-    call: CallObserver | None = None
+    call_observer: CallObserver | None = None
     if observer is not None:
         name = None if alias is None else str(alias)
-        call = notify(observer.begin_call, operation.name, str(workspace_id), name)
-        if call is None:
-            call = CallObserver()
+        call_observer = notify(observer.begin_call, operation.name, str(workspace_id), name)
+        if call_observer is None:
+            call_observer = CallObserver()
     try:
-        yield call
+        yield call_observer
     except BaseException as error:
         if isinstance(error, BctrlError) and error.workspace_id is None:
             annotate(error, operation.name, workspace_id, alias)
-        if call is not None:
-            notify(call.end, error)
+        if call_observer is not None:
+            notify(call_observer.end, error)
         raise
-    if call is not None:
-        notify(call.end, None)
+    if call_observer is not None:
+        notify(call_observer.end, None)
 
 
 def observe_attempt(
@@ -122,8 +122,8 @@ class ObservedStop:
             elapsed=time.monotonic() - self._started,
             request_id=request_id,
         )
-        # A runtime that runs now was started after the conflict, so the outcome leaves
-        # it out.
+        # If the answer is a conflict, the result may be a runtime that the call then
+        # got. If that runs, it was started after the conflict, and is left out.
         if answer is not result and isinstance(result, Runtime) and result.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=result)
         notify(self.observer.end, outcome)

@@ -12,6 +12,7 @@ from bctrl_async.outcomes import StopOutcome, StopResult, now
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _SETTLED = frozenset({Kind.NOT_RUNNING.result, Kind.NOT_FOUND.result, Kind.INVALID_TARGET.result})
+"""Results that the last attempt of a call decides, whatever happened before."""
 
 
 def result_of(answer: Runtime | BctrlError) -> StopResult:
@@ -104,13 +105,13 @@ def outcome_after_poll(
 ) -> StopOutcome:
     """Return an outcome updated by a poll."""
     if isinstance(answer, Runtime):
-        return _outcome_of_described(outcome, answer)
+        return _outcome_with_runtime(outcome, answer)
     if answer.kind is Kind.NOT_FOUND:
-        return _outcome_of_missing(outcome, poll.error(answer))
+        return _outcome_without_runtime(outcome, poll.error(answer))
     return outcome
 
 
-def _outcome_of_described(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
+def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
     """Return an outcome updated by a polled status, which counts like the stop's."""
     result = outcome.result
     error = outcome.error
@@ -118,7 +119,8 @@ def _outcome_of_described(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
         result = result_of(runtime)
         error = None
         if result.is_taken and not outcome.result.is_taken:
-            # Nobody accepted the stop, but another would find the runtime not running.
+            # Nothing says that the server accepted this stop; another stop would find
+            # the runtime not running.
             result = StopResult.ALREADY_STOPPED
     elif result.is_taken:
         error = only_accepted(outcome.target, runtime, outcome.attempts)
@@ -126,14 +128,15 @@ def _outcome_of_described(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
     return replace(outcome, result=result, running=running, runtime=runtime, error=error, at=now())
 
 
-def _outcome_of_missing(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
+def _outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
     """Return an outcome whose runtime does not exist.
 
-    If the answer to its stop described it, its name is right, so it no longer runs.
+    If the stop's answer described the runtime, it existed under this name, so it no
+    longer runs. Else the name may be wrong.
     """
     if outcome.result.is_taken and outcome.runtime is not None:
         return replace(outcome, running=False, runtime=None, error=None, at=now())
-    # The doubt is the stop's.
+    # The poll can have done nothing, but the stop before it may have worked.
     error.may_have_worked = error.may_have_stopped = True
     return replace(
         outcome,

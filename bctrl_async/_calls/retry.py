@@ -154,7 +154,7 @@ class RetryState(History):
     """True if only the quota keeps the call from its next attempt."""
 
     def record(self, failure: Failure, *, target_failed: bool = False) -> None:
-        """Record a failed attempt, and if a gateway's 503 is its target's failure."""
+        """Record a failed attempt, and whether a gateway's 503 is its target's fault."""
         self.attempts += 1
         if failure.status is not None:
             self.status = failure.status
@@ -171,7 +171,7 @@ class RetryState(History):
             self.quota.release()
 
     def leaves_doubt(self, failure: Failure) -> bool:
-        """Return True if an attempt may have worked, or another would do harm."""
+        """Return True if an attempt may have worked, or repeating it would do harm."""
         is_harmful = failure.kind.costs is Cost.IF_SAFE and self.repeat is Repeat.ONCE
         return failure.may_have_worked or is_harmful
 
@@ -181,6 +181,7 @@ class RetryState(History):
             return False
         if self.in_doubt and self.repeat is Repeat.ONCE:
             return False
+        # A read whose body was cut short has the status of a success.
         if failure.status is None or failure.kind.costs is Cost.IF_READ:
             return True
         return failure.status in self.policy.statuses
@@ -190,9 +191,10 @@ class RetryState(History):
         failure = self.last_failures[-1]
         if not self.may_succeed(failure):
             return None
+        is_busy = False
         if failure.kind.is_throttling:
             self.wait_from(now)
-        is_busy = failure.kind.is_throttling and not self.target_failed
+            is_busy = not self.target_failed
         patience = self.policy.max_throttle_wait
         if is_busy:
             self.busy += 1
@@ -201,7 +203,7 @@ class RetryState(History):
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
-        if gives_up or self._is_enough_of_a_test():
+        if gives_up or self.hung > 1 or _quick.is_enough(self.busy):
             return None
         retry_after = failure.retry_after or 0.0
         if retry_after > patience:
@@ -213,9 +215,6 @@ class RetryState(History):
         if not is_busy:
             return self.ask_quota()
         return self._wait_for(retry_after, patience)
-
-    def _is_enough_of_a_test(self) -> bool:
-        return self.hung > 1 or _quick.is_enough(self.busy)
 
     def _wait_for(self, retry_after: float, patience: float) -> float:
         """Return the delay after a throttled response; it costs patience."""
@@ -258,4 +257,6 @@ def probe_delay(policy: RetryPolicy, probes: int) -> float:
     """Return the seconds until the next probe or poll, given how many there were."""
     # Equal jitter keeps the delay above 0: a single prober needs no spreading.
     share = random.uniform(0.5, 1.0)  # noqa: S311 - jitter is not a secret.
-    return min(share * policy.backoff(probes, max), _MAX_PROBE_DELAY)
+    # `max` takes the place of a random number: the backoff is the longest.
+    longest = policy.backoff(probes, max)
+    return min(share * longest, _MAX_PROBE_DELAY)

@@ -66,9 +66,9 @@ class Sender:
         self.tally: SessionStats = SessionStats()
 
     @property
-    def opened(self) -> bool:
+    def was_opened(self) -> bool:
         """True once the pool was opened."""
-        return self._pool.opened
+        return self._pool.was_opened
 
     @property
     def stats(self) -> SessionStats:
@@ -84,7 +84,7 @@ class Sender:
         """Fail waiting calls; close the pace, and the pool if the session owns it."""
         if self.is_closed:
             return
-        has_loop = not self._pool.gone
+        has_loop = self._pool.has_open_loop
         if has_loop:
             self._pool.check_loop()
             self.limiter.close()
@@ -130,12 +130,13 @@ class Sender:
                 if not self.limiter.acquire_nowait(call.retries.workspace):
                     await self._acquire(call)
             while True:
-                result: _T | Failure | None = None
                 try:
                     result = await self._attempt(call, http, observer)
-                finally:
-                    self.tally.cancelled += result is None and call.in_flight
-                    target_failed = self.limiter.release(result, call.retries)
+                except BaseException:
+                    self.tally.cancelled += call.in_flight
+                    self.limiter.release(None, call.retries)
+                    raise
+                target_failed = self.limiter.release(result, call.retries)
                 # `isinstance` takes four times as long for a Struct.
                 if type(result) is not Failure:
                     self._record_success(call)
@@ -148,8 +149,8 @@ class Sender:
                 http = self.open_pool()
                 await self._acquire(call)
         except BctrlError as error:
-            # The frames of a key function refer to the call, which does not keep the
-            # failure.
+            # A key function's error stays the cause. Its frames refer to the call, but
+            # the call does not keep this failure: there is no reference cycle.
             return Failure.of(error)
 
     async def _acquire(self, call: Call[_T]) -> None:
@@ -158,13 +159,10 @@ class Sender:
 
     def _record_success(self, call: Call[_T]) -> None:
         call.end_attempt()
-        self._record_answer(call)
-        self.quota.release()
-        self.tally.succeeded += 1
-
-    def _record_answer(self, call: Call[_T]) -> None:
         if call.number > self.last_answered:  # noqa: PLR1730 - `max` is slower.
             self.last_answered = call.number
+        self.quota.release()
+        self.tally.succeeded += 1
 
     def _record_failure(self, call: Call[_T], failure: Failure, *, target_failed: bool) -> Failure:
         kind = failure.kind
@@ -174,12 +172,12 @@ class Sender:
                 summary="the session was closed during the call",
                 advice="Close the session after its calls have ended",
             )
-        # No request was sent if there was no key.
+        # Without a key, no attempt has started.
         if call.in_flight:
             call.end_attempt()
             self.tally.failed[failure.type] += 1
             if not kind.is_unanswered:
-                self._record_answer(call)
+                self.last_answered = max(self.last_answered, call.number)
         call.keep_request_id(failure.request_id)
         call.retries.record(failure, target_failed=target_failed)
         return failure
@@ -204,7 +202,8 @@ class Sender:
             tally.retries += 1
         call.start_attempt(tally.attempts)
         if self._pool.is_borrowed:
-            # A borrowed connector does not tell, so every request may have been sent.
+            # A borrowed connector does not tell when it connects, so from its start
+            # every request may have been sent.
             call.on_connection()
 
     async def _attempt_with_headers(
@@ -221,16 +220,16 @@ class Sender:
         self._start_attempt(call)
         if observer is None:
             return await self._transport.send_once(http, call, headers)
-        attempt = observe_attempt(observer, call, self._url, headers)
+        attempt_observer = observe_attempt(observer, call, self._url, headers)
         try:
             result = await self._transport.send_once(
-                http, call, headers, lambda status: notify(attempt.answered, status)
+                http, call, headers, lambda status: notify(attempt_observer.answered, status)
             )
         except BaseException as error:
-            notify(attempt.end, error)
+            notify(attempt_observer.end, error)
             raise
-        failure = call.attempt_error(result) if isinstance(result, Failure) else None
-        notify(attempt.end, failure)
+        attempt_error = call.attempt_error(result) if isinstance(result, Failure) else None
+        notify(attempt_observer.end, attempt_error)
         return result
 
 

@@ -45,7 +45,7 @@ class Pool:
         self._forks = _forks
 
     @property
-    def opened(self) -> bool:
+    def was_opened(self) -> bool:
         """True if the pool was ever opened."""
         return self._http is not None
 
@@ -82,28 +82,29 @@ class Pool:
         if self._loop is not asyncio.get_running_loop():
             problem = "the session belongs to another event loop"
             advice = "Make one session per event loop"
-            if self.gone:
+            if not self.has_open_loop:
                 problem += ", which is closed"
                 advice += ": one in each asyncio.run; in a test, use `with TestClient(app)`"
             raise BctrlConfigError(problem, advice=advice)
 
     @property
-    def gone(self) -> bool:
-        """True if nothing is to be closed: not opened, loop closed, or forked since."""
-        return self._loop is None or self._loop.is_closed() or self._forks != _forks
+    def has_open_loop(self) -> bool:
+        """True if the pool was opened, in this process and a loop that is not closed."""
+        return self._loop is not None and not self._loop.is_closed() and self._forks == _forks
 
     async def close(self) -> None:
         """Close an owned session, if its loop runs; leave a borrowed session open."""
-        if self._lifetime is not None and not self.gone:
+        if self._lifetime is not None and self.has_open_loop:
+            # The generator calls `_close` when it is advanced.
             await anext(self._lifetime, None)
 
     def __del__(self) -> None:
-        # A loop closed without `shutdown_asyncgens` leaves the connections open. Once
-        # the loop is closed there is nothing to wait for, so the coroutine ends at its
-        # first step.
+        # A loop closed without `shutdown_asyncgens` leaves the connections open.
         loop = self._loop
         http = self._http
-        if self._lifetime and loop and loop.is_closed() and http and not http.closed:
+        if self._lifetime and loop and http and loop.is_closed() and not http.closed:
+            # Without a loop there is nothing to wait for, so the coroutine ends at its
+            # first step.
             with suppress(StopIteration):
                 http.close().send(None)
 

@@ -20,7 +20,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from bctrl_async import _config, _refs
-from bctrl_async._calls.call import as_failure
+from bctrl_async._calls.call import as_error
 from bctrl_async._calls.results import running_of
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
@@ -163,7 +163,7 @@ class Input:
     def _close(self, error: BaseException | None = None) -> None:
         """Read nothing more, at the end of the input or after its error."""
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            error = as_failure(error, "the input")
+            error = as_error(error, "the input")
         self.error = error
         self.is_closed = True
         self._at_end = error is None

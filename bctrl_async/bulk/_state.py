@@ -7,7 +7,7 @@ from collections import Counter
 
 import msgspec
 
-from bctrl_async._calls.call import Call, as_failure
+from bctrl_async._calls.call import Call, as_error
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async.bulk._cancel import CancelLevel, CancelScope
 from bctrl_async.bulk._input import Input
@@ -135,7 +135,7 @@ class RunState:
             if is_cancelled():
                 self.cancel()
             else:
-                self.fail(as_failure(error, source))
+                self.fail(as_error(error, source))
         elif not isinstance(error, GeneratorExit):
             self.fail(error)
 

@@ -69,7 +69,7 @@ async def test_a_patch_sees_every_stop_until_it_is_taken_back(
 ) -> None:
     """Fault: a patched function passes for aiohttp's own."""
     seen: list[str] = []
-    was_open = maybe_open._sender.opened
+    was_open = maybe_open._sender.was_opened
     wrapper = wrap(getattr(aiohttp.ClientSession, name), seen)
     with patch.object(aiohttp.ClientSession, name, wrapper):
         await maybe_open.stop_runtime(*CRM)
