@@ -72,7 +72,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             attempts=self.attempts,
             status=failure.status or retries.status,
         )
-        # Only the last failures of many are kept, so the first attempts have no notes.
+        # The first failures are dropped if there are many, so these attempts have no
+        # notes.
         first_number = retries.attempts - len(retries.last_failures) + 1
         for number, past_failure in enumerate(retries.last_failures, first_number):
             if past_failure is not failure:
@@ -124,7 +125,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         if not (self.may_have_been_sent or retries.in_doubt or has_answer):
             advice = "Try again: nothing was sent"
         elif self.operation.repeat is Repeat.ONCE:
-            # In doubt, the error of the call has other advice.
+            # The error has other advice if the call is in doubt.
             advice = f"{name.capitalize()} it again: it has had no effect"
         else:
             advice = f"{name.capitalize()} it again: a {name} is safe to repeat"

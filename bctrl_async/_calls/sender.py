@@ -172,7 +172,7 @@ class Sender:
                 summary="the session was closed during the call",
                 advice="Close the session after its calls have ended",
             )
-        # Without a key, no attempt has started.
+        # No attempt has started if there was no key.
         if call.in_flight:
             call.end_attempt()
             self.tally.failed[failure.type] += 1

@@ -103,7 +103,7 @@ class Pool:
         loop = self._loop
         http = self._http
         if self._lifetime and loop and http and loop.is_closed() and not http.closed:
-            # Without a loop there is nothing to wait for, so the coroutine ends at its
+            # There is nothing to wait for without a loop, so the coroutine ends at its
             # first step.
             with suppress(StopIteration):
                 http.close().send(None)
