@@ -165,6 +165,7 @@ def _reason(error: Exception) -> str:
             return f"the certificate is not trusted: {error.verify_message}"
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "it does not speak TLS"
+        # The number of an SSLError is not the system's.
         case OSError() if not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode:
             # The text of asyncio would repeat the address.
             return os.strerror(error.errno or 0)

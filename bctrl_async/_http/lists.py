@@ -47,11 +47,11 @@ _split = msgspec.json.Decoder(_RawList).decode
 async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
     """Parse a list, with an error for each invalid runtime, or raise an error."""
     runtimes: list[Runtime | BctrlResponseError] = []
-    problems = decoded = 0
+    problems = bytes_in_slice = 0
     for item in await _items(body):
-        decoded += len(item)
-        if decoded > _SLICE:
-            decoded = 0
+        bytes_in_slice += len(item)
+        if bytes_in_slice > _SLICE:
+            bytes_in_slice = 0
             await asyncio.sleep(0)
         try:
             if len(item) > _MAX_RUNTIME:
@@ -62,19 +62,19 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
             if problems > _MAX_INVALID:
                 problem = f"more than {_MAX_INVALID} runtimes in it are invalid"
                 raise msgspec.ValidationError(f"{problem}; the last: {error}") from None
-            runtimes.append(_problem(f"runtimes[{len(runtimes)}]", item, error))
+            runtimes.append(_error_of_item(f"runtimes[{len(runtimes)}]", item, error))
     return runtimes
 
 
-def _problem(part: str, item: bytes, error: Exception) -> BctrlResponseError:
-    failure = unreadable(HTTPStatus.OK, part, "Runtime", error)
+def _error_of_item(part: str, item: bytes, cause: Exception) -> BctrlResponseError:
+    failure = unreadable(HTTPStatus.OK, part, "Runtime", cause)
     names = names_in(item)
     alias = None
     if names is not None:
         alias = names.alias[:MAX_TEXT]
-    problem = BctrlResponseError(failure.summary, alias=alias, status=failure.status)
-    problem.__cause__ = failure.cause
-    return problem
+    error = BctrlResponseError(failure.summary, alias=alias, status=failure.status)
+    error.__cause__ = failure.cause
+    return error
 
 
 def check_whole(status: int, links: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ _MAX_EXACT = 64
 """Text with this many characters of a key is redacted to its next space: a pattern
 costs time."""
 _MAX_ESCAPE = 6
+"""The most characters that escape a character of a key, such as `\\u0041`."""
 _MAX_UTF = 4
 """The most bytes of a character in UTF-8, UTF-16 or UTF-32."""
 
@@ -63,6 +64,7 @@ def detached(error: BaseException) -> BaseException:
 
 
 def _redact_beginning(text: str, key: str, length: int) -> str:
+    # A key that starts within the length ends within this window, even if escaped.
     window = length + _MAX_ESCAPE * len(key)
     # ASCII in UTF-16 or UTF-32 can be read as UTF-8 once its NULs are dropped.
     text = text[: _MAX_UTF * window].replace("\0", "")[:window]
@@ -82,5 +84,6 @@ def _pattern(key: str) -> re.Pattern[str]:
     ]
     if len(key) > _MAX_EXACT:
         characters[-1] += "[!-~]*"
-    part = max(_MIN_KEY_LENGTH, min(_MAX_PART, len(key) // 2))
-    return re.compile("".join(characters[:part]) + "".join(f"(?:{c})?" for c in characters[part:]))
+    required = max(_MIN_KEY_LENGTH, min(_MAX_PART, len(key) // 2))
+    optional = "".join(f"(?:{character})?" for character in characters[required:])
+    return re.compile("".join(characters[:required]) + optional)

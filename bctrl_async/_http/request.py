@@ -27,7 +27,7 @@ _MAX_DECODINGS = 5
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 _find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 5.6.2
-_is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 5.5
+_is_field_value = re.compile(r"((?=[!-~])[ -~\t]*[!-~])?").fullmatch  # RFC 9110 5.5
 
 # The API key, and the headers that frame, encode or route a request, belong to the
 # session.
@@ -108,6 +108,7 @@ def _has_dot_segment(value: str) -> bool:
     for _ in range(_MAX_DECODINGS):
         value = parse.unquote(value)
     if parse.unquote(value) != value:
+        # It is encoded even more often, so nobody knows what it becomes.
         return True
     segments = value.replace("\\", "/").split("/")
     return any(segment.partition(";")[0] in {".", ".."} for segment in segments)
@@ -126,7 +127,7 @@ def checked_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
             raise BctrlConfigError(
                 f"the header {quote(name)} is set by the session", advice="Leave it out of headers="
             )
-        if not isinstance(value, str) or not (value == "" or _is_field_value(value)):
+        if not isinstance(value, str) or not _is_field_value(value):
             # The value may be a secret, so the text does not show it.
             raise BctrlConfigError(
                 f"invalid value of header {quote(name)}: expected printable ASCII",

@@ -43,7 +43,7 @@ Unicode form."""
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
-_KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
+_KEY_START = slice(len("Bearer "), len("Bearer ") + 4)
 """The key's start in an `Authorization` header; an id without it has no key."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 # A redirect to a login has tokens in its query or fragment.
@@ -60,7 +60,7 @@ _lone_surrogates = re.compile(
     rb"|\xed[\xa0-\xbf].",
     re.DOTALL,
 )
-_HIDDEN = b"\xff"
+_NO_UTF_8 = b"\xff"
 _MAX_HALVES = 1_000_000
 """The most lone surrogates that are replaced in a body, in a quarter of a second."""
 _NO_NAME = b"\x7f"
@@ -95,14 +95,14 @@ def is_success(status: int) -> bool:
     return status // 100 == _SUCCESS
 
 
-def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
-    """Decode a body, with `half` for lone surrogates; or raise `DECODE_ERRORS`."""
+def decode(decode_json: Callable[[bytes], _T], body: bytes, mark: bytes = b"?") -> _T:
+    """Decode a body, with `mark` for each lone surrogate; or raise `DECODE_ERRORS`."""
     try:
         return decode_json(body)
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return decode_json(_mended(body, half))
+        return decode_json(_mended(body, mark))
 
 
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
@@ -111,7 +111,8 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def decode_runtime(body: bytes) -> Runtime:
     """Decode a Runtime; shorten its texts, because journals and reports keep them."""
     runtime = decode(_decode_runtime, body)
-    # Replacing a lone surrogate could turn the alias into another runtime's.
+    # A lone surrogate that became a "?" could make the alias another runtime's, so it
+    # is compared with the alias for which it became something else.
     if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
@@ -123,21 +124,22 @@ def decode_runtime(body: bytes) -> Runtime:
 
 
 def _shortened(model: _Model) -> _Model:
+    # The text of a status or a kind keeps its type, a class of str.
     texts = {name: text for name, text in asdict(model).items() if isinstance(text, str)}
     return replace(model, **{name: type(text)(text[:MAX_TEXT]) for name, text in texts.items()})
 
 
-def _mended(body: bytes, half: bytes) -> bytes:
-    """Return JSON that msgspec may accept, in UTF-8, with `half` for lone surrogates.
+def _mended(body: bytes, mark: bytes) -> bytes:
+    """Return JSON that msgspec may accept, in UTF-8, with `mark` for lone surrogates.
 
     Raise ValueError if that would hold up the event loop for long.
     """
     body = _in_utf8(body)
-    if _HIDDEN in body:
+    if _NO_UTF_8 in body:
         raise ValueError("it is not UTF-8")
-    # An escaped backslash starts no escape, so it is hidden as a byte beyond UTF-8.
-    body = body.replace(rb"\\", _HIDDEN)
-    return _lone_surrogates.sub(half, body, _MAX_HALVES).replace(_HIDDEN, rb"\\")
+    # An escaped backslash starts no escape, so a byte that is free hides it meanwhile.
+    body = body.replace(rb"\\", _NO_UTF_8)
+    return _lone_surrogates.sub(mark, body, _MAX_HALVES).replace(_NO_UTF_8, rb"\\")
 
 
 def _in_utf8(body: bytes) -> bytes:
@@ -201,7 +203,9 @@ def check_answer(
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
     runtime = _runtime_in(parsed, body)
-    if runtime is None or _is_runtime_of(runtime, workspace_id, alias):
+    if runtime is None:
+        return None
+    if (alias is None or _is_named(runtime, alias)) and _is_in(runtime, workspace_id):
         return None
     key = bearer_key(authorization)
     name = sanitize(runtime.alias, key)
@@ -228,19 +232,14 @@ def _runtime_in(parsed: object, body: bytes) -> Runtime | _Names | None:
     return None
 
 
-def _is_runtime_of(runtime: Runtime | _Names, workspace_id: str, alias: str | None) -> bool:
-    if alias is not None and not _is_named(runtime, alias):
-        return False
-    return _is_in(runtime, workspace_id)
-
-
 def _is_named(runtime: Runtime | _Names, alias: str) -> bool:
     folded = _fold(alias)
     runtime_id = str(runtime.id).replace("-", "").lower()
     if runtime_id and folded.replace("-", "") == runtime_id:
         return True
-    # Normalizing is quadratic, so a far longer alias skips it: a character becomes at
-    # most four.
+    # The answer's alias may be decomposed: each character of the requested alias is at
+    # most four in it. A longer alias cannot match, and its normalization would take
+    # quadratic time.
     return len(runtime.alias) <= 4 * len(alias) and folded == _fold(runtime.alias)
 
 
@@ -250,12 +249,13 @@ def _fold(text: str) -> str:
 
 
 def _is_in(runtime: Runtime | _Names, workspace_id: str) -> bool:
-    # The name of a workspace is not compared: the answer has only its id.
+    # The name of a workspace is not compared: an answer has only the id.
     uuid = _as_uuid(workspace_id)
-    name = runtime.workspace_id
-    if uuid is None or name == uuid:
+    its_id = runtime.workspace_id
+    if uuid is None or its_id == uuid:
         return True
-    return isinstance(name, str) and name.lower() in {"", workspace_id.lower()}
+    # An invalid Runtime has text, which is empty if the workspace is missing.
+    return isinstance(its_id, str) and its_id.lower() in {"", workspace_id.lower()}
 
 
 @lru_cache(maxsize=64)
@@ -369,7 +369,9 @@ def request_id_in(header: Header, authorization: str) -> str | None:
         text = header(name)
         if not text:
             continue
-        if _is_identifier(text) and str.__getitem__(authorization, _KEY_STARTS) not in text:
+        # A `Secret` slices itself in Python; `str` is faster.
+        key_start = str.__getitem__(authorization, _KEY_START)
+        if _is_identifier(text) and key_start not in text:
             return text
         text = sanitize(text, bearer_key(authorization))
         if text:

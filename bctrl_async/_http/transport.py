@@ -59,7 +59,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
 
 
 def at_most(limit: aiohttp.ClientTimeout, seconds: float) -> aiohttp.ClientTimeout:
-    """Return the limits, or aiohttp's for this many seconds if that is less."""
+    """Return these limits, or the limits for this many seconds if they are lower."""
     if limit.total is not None and limit.total <= seconds:
         return limit
     return time_limit(seconds)
@@ -103,6 +103,7 @@ class Transport:
             return parse_error(answer.status, answer.header, answer.body, authorization, now=now)
         try:
             result = _parse(call, answer, authorization)
+            # A list is parsed in slices, by a coroutine.
             if isinstance(result, CoroutineType):
                 result = await result
         except DECODE_ERRORS as error:
@@ -121,6 +122,7 @@ class Transport:
         # With the log on, every request takes the long way.
         if record is None and fast_path is not None and fast_path.takes(call.operation.method):
             return fast_path.post(call.path, headers, call.limit, call.on_connection)
+        # The connector of an owned pool calls this once it has a connection.
         fast.on_connection.set(call.on_connection)
         return http.request(
             call.operation.method,

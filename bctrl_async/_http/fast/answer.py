@@ -49,10 +49,11 @@ def _line_of(name: str) -> bytes:
 
 
 class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
-    """A complete response in place of aiohttp's message; `lower` is its head, too."""
+    """A complete response in place of aiohttp's message."""
 
     head: bytes
-    lower: bytes
+    lower_head: bytes
+    """The head in lower case."""
     body: bytes
     status: ClassVar[int] = 200
     code: ClassVar[int] = 200
@@ -65,11 +66,11 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
     def may_have_id(self) -> bool:
         """False if no header can be an id of the request."""
         # `in` would first try whether the bytes are a number, at 1 % of a stop's cost.
-        return self.lower.find(b"request-id: ") >= 0
+        return self.lower_head.find(b"request-id: ") >= 0
 
     def header(self, name: str) -> str | None:
         """Return the value of the first header with this name, or None."""
-        start = self.lower.find(_line_of(name))
+        start = self.lower_head.find(_line_of(name))
         if start < 0:
             return None
         start += len(_line_of(name))
@@ -78,14 +79,15 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
 def plain_answer(data: bytes) -> PlainAnswer | None:
     """Return a response if the bytes are exactly one response that needs no parser."""
+    # The head is too short to have a length if `find` returns -1.
     end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
-    head = data[:end].lower()
-    length = _find_length(head)
+    lower_head = data[:end].lower()
+    length = _find_length(lower_head)
     if length is None or int(length[1]) != len(data) - end or not data.startswith(b"HTTP/"):
         return None
-    if head.count(b"\r\ncontent-length:") > 1 or not _is_plain(head):
+    if lower_head.count(b"\r\ncontent-length:") > 1 or not _is_plain(lower_head):
         return None
-    return PlainAnswer(data[:end], head, data[end:])
+    return PlainAnswer(data[:end], lower_head, data[end:])
 
 
 class AnswerHandler(ResponseHandler):

@@ -177,7 +177,7 @@ class FastPath:
         self._lines = _lines(headers)
         # aiohttp writes its own headers before and after the headers of the session.
         start, lines, self._end = example.partition(self._lines)
-        method, slash, self._start = start.partition(b"/")
+        method, slash, self._after_path = start.partition(b"/")
         if method != b"POST " or not (slash and lines):
             raise ValueError("aiohttp serializes requests in another way")
         self._loop = asyncio.get_running_loop()
@@ -205,12 +205,12 @@ class FastPath:
         path: str,
         headers: CIMultiDict[str],
         limit: aiohttp.ClientTimeout,
-        connected: Callable[[], object],
+        on_connection: Callable[[], object],
     ) -> Exchange:
         """Send a POST and read the response's head; raise as `ClientSession.request`.
 
-        `connected` is called once there is a connection. The caller reads and closes
-        the exchange.
+        `on_connection` is called once there is a connection. The caller reads and
+        closes the exchange.
         """
         started = self._loop.time()
         try:
@@ -220,15 +220,16 @@ class FastPath:
         except TimeoutError as error:
             url = self._url.with_path(path, encoded=True)
             raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}") from error
-        connected()
+        on_connection()
         exchange = Exchange(connection, self._deadlines)
         self._deadlines.add(exchange, started + (limit.total or math.inf))
         try:
             exchange.write(self._serialize(path, headers))
             while True:
                 message, content = await exchange.protocol.read()
+                code = message.code
                 # Informational responses precede the final one (RFC 9110 section 15.2).
-                if not _CONTINUE <= message.code < _OK or message.code == _SWITCHING_PROTOCOLS:
+                if code >= _OK or code < _CONTINUE or code == _SWITCHING_PROTOCOLS:
                     break
         except BaseException:
             exchange.abort()
@@ -240,7 +241,7 @@ class FastPath:
         lines = self._lines
         if headers is not self._headers:
             lines = _lines(headers)
-        return b"".join((b"POST ", path.encode(), self._start, lines, self._end))
+        return b"".join((b"POST ", path.encode(), self._after_path, lines, self._end))
 
 
 def _lines(headers: CIMultiDict[str]) -> bytes:

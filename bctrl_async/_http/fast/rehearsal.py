@@ -59,7 +59,7 @@ def open_pool(
     if proxy is not None or trust_env:
         return http, None
     functions = (*request_functions(), aiohttp.ClientSession.__init__)
-    if not all(_is_aiohttps(function) for function in functions):
+    if not all(_is_of_aiohttp(function) for function in functions):
         return http, None
     # The rehearsal tries all that the fast path needs of aiohttp; a version number
     # would not tell.
@@ -83,7 +83,7 @@ def open_pool(
     return http, fast_path
 
 
-def _is_aiohttps(function: object) -> bool:
+def _is_of_aiohttp(function: object) -> bool:
     """Return True if a function was defined by aiohttp itself."""
     # `isinstance` would also accept a wrapper that pretends to be a function.
     names = vars(aiohttp.client)
