@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import math
@@ -48,6 +49,11 @@ def parse_invalid(body: bytes, status: int = 200) -> BctrlResponseError:
 
 
 class TestParseRuntime:
+    def test_a_byte_order_mark_before_a_lone_surrogate_is_no_part_of_it(self) -> None:
+        body = codecs.BOM_UTF8 + wire(driver="\ud800")
+
+        assert response.decode_runtime(body).driver == "?"
+
     @pytest.mark.parametrize(
         "cut", [r"\ud83d", r"\udc00", r"\ud83d\ud83d", r"a\ud83db", r"\\ud83d"]
     )
