@@ -160,6 +160,7 @@ class BctrlSession:
             _check_borrowed(http, pool_options, is_loopback_only=is_loopback_only)
             max_connections = _limit_with(http.connector, max_connections)
         if is_loopback_only:
+            # A proxy of the environment could read the key, too.
             trust_env = False
         self._limiter = _make_limiter(max_connections, rate)
         self._sender = Sender(
@@ -579,8 +580,8 @@ class BctrlSession:
         runtimes = await self.list_runtimes(
             workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
         )
-        # The selection has the time at which it is made. It is made once there is an
-        # answer, which is newer than what another run has recorded until then.
+        # The selection is dated now that the list has arrived: what another run has
+        # recorded before is older.
         selection = Selection(workspace_id, where)
         for start in range(0, len(runtimes), _SLICE):
             await asyncio.sleep(0)

@@ -154,7 +154,7 @@ class RetryState(History):
     """True if only the quota keeps the call from its next attempt."""
 
     def record(self, failure: Failure, *, target_failed: bool = False) -> None:
-        """Record a failed attempt, and whether a gateway's 503 is its target's fault."""
+        """Record a failed attempt, and if a gateway's 503 is its target's failure."""
         self.attempts += 1
         if failure.status is not None:
             self.status = failure.status
@@ -217,7 +217,7 @@ class RetryState(History):
         return self._wait_for(retry_after, patience)
 
     def _wait_for(self, retry_after: float, patience: float) -> float:
-        """Return the delay after a throttled response; it costs patience."""
+        """Return the delay after a throttled response, which costs patience."""
         if _quick.is_on:
             return 0.0
         backoff = self.policy.backoff(self.busy, self.uniform)

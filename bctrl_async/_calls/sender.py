@@ -133,6 +133,7 @@ class Sender:
                 try:
                     result = await self._attempt(call, http, observer)
                 except BaseException:
+                    # It was cancelled, or a key function has raised before the attempt.
                     self.tally.cancelled += call.in_flight
                     self.limiter.release(None, call.retries)
                     raise
@@ -228,7 +229,9 @@ class Sender:
         except BaseException as error:
             notify(attempt_observer.end, error)
             raise
-        attempt_error = call.attempt_error(result) if isinstance(result, Failure) else None
+        attempt_error: BctrlError | None = None
+        if isinstance(result, Failure):
+            attempt_error = call.attempt_error(result)
         notify(attempt_observer.end, attempt_error)
         return result
 

@@ -39,6 +39,7 @@ def sanitize(value: object, key: str) -> str:
 
 def excerpt_of(body: bytes, key: str) -> str:
     """Return the start of a body, without the key."""
+    # The rest need not be decoded: `_redact_beginning` looks at no more characters.
     beginning = body[: _MAX_UTF * (_MAX_EXCERPT + _MAX_ESCAPE * len(key))]
     return _redact_beginning(beginning.decode(errors="replace"), key, _MAX_EXCERPT)
 

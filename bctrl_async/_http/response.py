@@ -288,6 +288,7 @@ def parse_error(
     in_doubt = _doubt(kind, status, code)
     advice = ADVICE.get(status)
     if in_doubt:
+        # The user must look at the runtime, as after a conflict.
         advice = BctrlConflictError.advice
     reason = ": ".join(part for part in (code, message) if part)
     return Failure(
