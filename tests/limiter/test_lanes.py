@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 from support import virtual_time
+from support.helpers import await_batch
 from support.simulated import ANSWER, Request, Simulate, targets_in, with_quotas
 from support.throttling import past_start, release, show_limit, throttled, token_bucket
 from support.virtual_time import in_virtual_time, now
@@ -428,6 +429,40 @@ class TestSlots:
         await asyncio.wait([call])
         assert limiter.in_use == (not is_admitted)
         assert limiter._lanes["ws-1"].in_use == limiter.waiting == 0
+
+    async def test_a_call_behind_its_lane_that_has_to_pass_it_again_leaves_it(self) -> None:
+        limiter = Limiter(1, past_start())
+        await use(limiter, "ws-1", throttled())
+        await limiter.acquire(60.0)
+        call = asyncio.create_task(use(limiter, "ws-1", ANSWER))
+        await asyncio.sleep(1.0)
+        lane = limiter._lanes["ws-1"]
+        assert lane.in_use == 1
+        show_limit(limiter, None, "ws-1")
+        assert lane.in_use == 0
+        limiter.release(None)
+        await call
+        assert limiter.in_use == lane.in_use == 0
+
+    @pytest.mark.parametrize("end", ["stop_reading", "abort"])
+    def test_a_target_that_its_lane_admits_before_an_end_leaves_it(
+        self, simulate: Simulate, end: str
+    ) -> None:
+        simulation = simulate(throttling(OVER_QUOTA), LATENCY)
+        simulation.before_response = lambda request: asyncio.sleep(
+            60.0 if request.workspace == ALLOWED else 0.0
+        )
+
+        async def main(session: BctrlSession) -> None:
+            targets = targets_in(OVER_QUOTA, 30) + targets_in(ALLOWED, 1)
+            batch = session.stop_runtimes(targets, concurrency=1, verify=False)
+            run = asyncio.create_task(await_batch(batch))
+            await asyncio.sleep(30.0)
+            getattr(batch, end)()
+            await run
+            assert [lane.in_use for lane in session._limiter._gates()] == [0, 0]
+
+        simulation.run(main)
 
 
 @in_virtual_time
