@@ -146,7 +146,8 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
         "attempt starts in 2.000 s"
     )
     assert re.fullmatch(
-        rf"no longer throttled by the server, after \S+ s: {scope} start at full speed",
+        r"no longer throttled by the server, after [\d.]+ s: "
+        rf"{scope} start at full speed",
         ended.getMessage(),
     )
     assert [fields(record) for record in caplog.records] == [

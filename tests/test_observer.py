@@ -223,7 +223,7 @@ class TestCancellation:
             (Fault.HANG, "unknown: aborted before an answer: CancelledError"),
             (
                 Reply(503, headers={"Retry-After": "30"}),
-                "rejected: aborted before its next attempt: CancelledError; before",
+                "rejected: aborted before its next attempt: CancelledError; " + "before that, the",
             ),
         ],
     )

@@ -91,7 +91,7 @@ class TestResults:
             (
                 Fault.TRUNCATED_JSON,
                 BctrlNetworkError,
-                r"truncated.* \(request id req_4, 4 attempts.* Check the base URL",
+                r"truncated.* \(request id req_4, 4 att.* the base URL and the network",
             ),
             (bomb(), BctrlResponseError, "more than 64 MiB"),
         ],

@@ -234,6 +234,7 @@ class TestDeadTargets:
 
         assert simulation.stop(30).counts == {STOPPED: 29, UNKNOWN: 1}
         assert simulation.ended_at["r29"] < simulation.ended_at["r20"]
+        assert [request.alias for request in simulation.stops].count("r29") == 2
 
 
 class TestServerErrors:

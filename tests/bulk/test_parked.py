@@ -215,7 +215,9 @@ class TestEnd:
         # A stop in doubt goes on, until it is known what it did.
         goes_on = end == "stop_reading" and fail is unavailable
         assert (report.ended_early is None) is goes_on
-        assert len(simulation.outcomes) == 100 + bad or end in {"abort", "cancel"}
+        delivered = {outcome.index for outcome in simulation.outcomes}
+        assert len(delivered) == len(simulation.outcomes)
+        assert len(delivered) == 100 + bad or end in {"abort", "cancel"}
         assert simulation.seconds < 330
 
     def test_a_worker_that_is_cancelled_from_outside_leaves_none_behind(

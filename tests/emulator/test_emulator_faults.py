@@ -240,8 +240,13 @@ async def test_an_error_has_the_given_fields(emulator: Emulator) -> None:
     reply = Reply(403, code="plan.expired", message="Renew.", reason_class="billing", hint="Pay.")
     emulator.inject(reply)
     answer = await ask(emulator)
-    fields = [answer.json[name] for name in ("code", "error", "reasonClass", "hint")]
-    assert fields == [reply.code, reply.message, reply.reason_class, reply.hint]
+    assert answer.json == {
+        "code": "plan.expired",
+        "error": "Renew.",
+        "reasonClass": "billing",
+        "requestId": answer.headers["x-request-id"],
+        "hint": "Pay.",
+    }
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,23 @@ class TestGroups:
 
         assert TestClient(app).get("/").text == "own"
 
+    def test_it_closes_a_websocket_with_the_detail(self) -> None:
+        app = FastAPI()
+        add_exception_handlers(app)
+
+        @app.websocket("/ws")
+        async def fail(socket: WebSocket) -> None:
+            await socket.accept()
+            raise group_of(BctrlConfigError(""), errors.BctrlRateLimitError(""))
+
+        with (
+            TestClient(app).websocket_connect("/ws") as socket,
+            pytest.raises(WebSocketDisconnect) as closed,
+        ):
+            socket.receive_text()
+        detail = "This service cannot call the bctrl API."
+        assert (closed.value.code, closed.value.reason) == (1011, detail)
+
 
 class TestProblems:
     @pytest.mark.parametrize(("error", "status", "slug"), ROWS)

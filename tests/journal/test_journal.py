@@ -651,6 +651,15 @@ class TestFullDisk:
         assert (second.ok, second.resumed) == (True, len(kept))
         assert second.counts[StopResult.ALREADY_STOPPED] == sent - len(kept)
 
+    async def test_what_the_journal_has_is_still_resumed(self, stops: Stops) -> None:
+        add_runtimes(stops.emulator, 40)
+        await stops.run(MANY[20:])
+        with disk_of(stops.path.stat().st_size + 10):
+            report = await stops.run(MANY, concurrency=1)
+
+        assert report.counts == {STOPPED: 21, NOT_SENT: 19}
+        assert report.resumed == 20
+
     async def test_it_writes_no_more_though_there_is_room_again(self, stops: Stops) -> None:
         add_runtimes(stops.emulator, 40)
         with ExitStack() as stack:
