@@ -153,7 +153,6 @@ class BulkSender:
         finally:
             worker.call = None
             self._breaker.leave(call)
-            self._limiter.leave_lane(call.retries)
             self.ledger.throttled += call.retries.throttled - throttled_before
         if result is None:
             return call.aborted(self.state.reason.summary)
