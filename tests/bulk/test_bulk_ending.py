@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,6 +264,25 @@ class TestCoroutine:
 
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
         assert (await bulk.session.stop_runtimes(targets, journal=journal)).ok
+
+    async def test_if_closed_its_journal_has_what_a_cancelled_poller_leaves(
+        self, bulk: Bulk, tmp_path: Path
+    ) -> None:
+        bulk.emulator.inject(Fault.ACCEPTED)
+        journal = tmp_path / "closed.jsonl"
+
+        def targets() -> Iterator[tuple[str, str]]:
+            yield from add_runtimes(bulk.emulator, 1)
+            batch.close()
+            _, poller = run_of(batch)._tasks
+            poller.cancel()
+
+        batch = bulk.session.stop_runtimes(targets(), journal=journal, concurrency=1)
+        await self.start(batch)
+        await until(lambda: not run_of(batch)._tasks)
+        await asyncio.sleep(0)
+
+        assert '"accepted"' in journal.read_text("utf-8")
 
     async def start(self, batch: StopBatch) -> None:
         """Start a run by its coroutine, up to its first wait for tasks."""

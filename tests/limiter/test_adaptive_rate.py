@@ -125,6 +125,15 @@ class TestEvidence:
         assert evidence.on_throttled("ws-7")
         assert evidence.shows_limit
 
+    def test_once_successes_have_made_up_for_it_a_workspace_may_add_another(self) -> None:
+        evidence = Evidence(is_of_all=True)
+        evidence.on_throttled("ws-1")
+        evidence.on_throttled("ws-2")
+        for _ in range(2):
+            assert not evidence.on_throttled("ws-1")
+            evidence.on_success("ws-1")
+        assert evidence.on_throttled("ws-1")
+
     def test_what_a_limit_of_its_workspace_explains_shows_no_limit_for_all(self) -> None:
         """Fault: a handful of workspaces over their quotas held up all others."""
         rate = AdaptiveRate()
