@@ -57,7 +57,9 @@ else:
             return import_module(f"{__name__}.{name}")
         if name in __all__:
             modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
-            return next(getattr(module, name) for module in modules if hasattr(module, name))
+            return next(
+                getattr(module, name) for module in modules if hasattr(module, name)
+            )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> set[str]:

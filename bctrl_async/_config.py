@@ -96,7 +96,11 @@ def _fault_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
         return "it contains credentials", "Pass the key as api_key="
     if url.raw_query_string or url.raw_fragment:
         return "it has a query or a fragment", "Pass scheme, host and path only"
-    if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
+    if (
+        url.scheme == "http"
+        and not allow_plaintext
+        and not _is_loopback(url.host or "")
+    ):
         return f"{str(url.origin())!r} would send the API key unencrypted", _USE_HTTPS
     return None
 
@@ -142,7 +146,9 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def seconds(value: object, name: str, kind: str = "a positive number of seconds") -> float:
+def seconds(
+    value: object, name: str, kind: str = "a positive number of seconds"
+) -> float:
     """Return a finite number above 0."""
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -150,7 +156,9 @@ def seconds(value: object, name: str, kind: str = "a positive number of seconds"
         with suppress(OverflowError):
             number = float(value)
     if not math.isfinite(number) or number <= 0:
-        raise BctrlConfigError(f"invalid {name} {value!r:.50}: expected {kind}", argument=name)
+        raise BctrlConfigError(
+            f"invalid {name} {value!r:.50}: expected {kind}", argument=name
+        )
     return number
 
 
@@ -163,7 +171,8 @@ def count(value: object, name: str) -> int:
     """Return a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BctrlConfigError(
-            f"invalid {name} {value!r}: expected a whole number of at least 1", argument=name
+            f"invalid {name} {value!r}: expected a whole number of at least 1",
+            argument=name,
         )
     return value
 
@@ -187,7 +196,9 @@ def invalid(
     """Return the error of an invalid value; `argument` is `name` by default."""
     if argument is None:
         argument = name
-    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument)
+    return BctrlConfigError(
+        f"invalid {name}: {problem}", advice=advice, argument=argument
+    )
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
@@ -198,4 +209,6 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError
     """
     advice = f"install bctrl-async with the extra {extra}"
     clone = f"in a clone: python -m pip install '.[{extra}]'"
-    return ModuleNotFoundError(f"{error.name} is missing: {advice} ({clone})", name=error.name)
+    return ModuleNotFoundError(
+        f"{error.name} is missing: {advice} ({clone})", name=error.name
+    )

@@ -157,7 +157,9 @@ class Kind(Enum):
         self.is_unanswered: bool = server is DOWN
         # The API says no, whatever its load.
         is_permanent = not costs.repeats
-        self.is_refusal: bool = is_permanent and self.is_answer and issubclass(raises, Api)
+        self.is_refusal: bool = (
+            is_permanent and self.is_answer and issubclass(raises, Api)
+        )
         self.ends_run: bool = costs is RUN
 
     @property
@@ -219,12 +221,16 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             facts["advice"] = None
         make: Callable[..., Self] = cls
         in_doubt = error.may_have_worked
-        return make(kind=kind_of(error), in_doubt=in_doubt, cause=error.__cause__, **facts)
+        return make(
+            kind=kind_of(error), in_doubt=in_doubt, cause=error.__cause__, **facts
+        )
 
 
 _FACTS = frozenset(Failure.__struct_fields__) - {"kind", "in_doubt", "cause"}
 
-is_code: Callable[[str], re.Match[str] | None] = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
+is_code: Callable[[str], re.Match[str] | None] = re.compile(
+    r"[a-z_]+(?:\.[a-z_]+)+"
+).fullmatch
 """Matches a code of the API (contract errors.md); a gateway may send other text."""
 
 _BY_STATUS = {

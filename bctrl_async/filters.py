@@ -141,7 +141,11 @@ class Selection:
         return self
 
     def _is_replaced(self, item: Runtime | BctrlResponseError) -> bool:
-        return item.alias in self.running and isinstance(item, Runtime) and item.status.is_final
+        return (
+            item.alias in self.running
+            and isinstance(item, Runtime)
+            and item.status.is_final
+        )
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
@@ -150,7 +154,9 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
         # A coroutine or a function is truthy, so every runtime would be stopped.
         if inspect.iscoroutine(answer):
             answer.close()
-        raise _config.invalid_type("where", type(answer), f"{WHERE}, which returns a bool")
+        raise _config.invalid_type(
+            "where", type(answer), f"{WHERE}, which returns a bool"
+        )
     return bool(answer)
 
 

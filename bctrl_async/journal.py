@@ -159,7 +159,9 @@ def _in_doubt(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
         problem = f"{latest.error.summary}; another run may have sent it"
     # A process may have died after it sent the stop, and before it wrote an entry.
     error = BctrlError(problem, **target._asdict(), may_have_stopped=True)
-    return StopOutcome(index=0, target=target, result=StopResult.UNKNOWN, error=error, attempts=0)
+    return StopOutcome(
+        index=0, target=target, result=StopResult.UNKNOWN, error=error, attempts=0
+    )
 
 
 class JournalReader:
@@ -168,7 +170,10 @@ class JournalReader:
     _mode: Literal["rb", "a+b"] = "rb"
 
     def __init__(
-        self, path: str | os.PathLike[str], base_url: str = "", max_age: float | None = None
+        self,
+        path: str | os.PathLike[str],
+        base_url: str = "",
+        max_age: float | None = None,
     ) -> None:
         if max_age is not None:
             max_age = _config.seconds(max_age, "max_age")
@@ -232,7 +237,9 @@ class JournalReader:
         age = abs((datetime.now(UTC) - header.started).total_seconds())
         self._age = timedelta(seconds=int(age))
         if max_age is not None and age > max_age:
-            raise ValueError(f"it is {self._age} old; the limit is {timedelta(seconds=max_age)}")
+            raise ValueError(
+                f"it is {self._age} old; the limit is {timedelta(seconds=max_age)}"
+            )
 
     def outcome(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of a target, None if it has none."""
@@ -292,7 +299,8 @@ class JournalReader:
         """Warn if it is over a day old: runtimes started since count as stopped."""
         if self._age > timedelta(days=1):
             _log.warning(
-                "the journal %r is %s old, and runtimes started anew since then count as stopped",
+                "the journal %r is %s old, and runtimes started anew since then "
+                "count as stopped",
                 str(self._path),
                 self._age,
                 extra={
@@ -473,7 +481,9 @@ class Journal:
         self._file.close()
 
 
-def open_journal(journal: Journal | str | os.PathLike[str], base_url: str) -> JournalFile:
+def open_journal(
+    journal: Journal | str | os.PathLike[str], base_url: str
+) -> JournalFile:
     """Return the file of a journal, from its path or the caller's, with all entries."""
     if not isinstance(journal, Journal):
         return JournalFile(journal, base_url)

@@ -12,7 +12,14 @@ from uuid import UUID
 
 import msgspec
 
-__all__ = ["LaunchMode", "Runtime", "RuntimeKind", "RuntimeRef", "RuntimeStatus", "RuntimeSummary"]
+__all__ = [
+    "LaunchMode",
+    "Runtime",
+    "RuntimeKind",
+    "RuntimeRef",
+    "RuntimeStatus",
+    "RuntimeSummary",
+]
 
 
 class _OpenEnum(StrEnum):

@@ -116,7 +116,9 @@ class _WithCalls:
         """
         return StopObserver()
 
-    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+    def begin_call(
+        self, operation: str, workspace_id: str, alias: str | None
+    ) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`.
 
         In a bulk stop, it is a canary: a `get` that checks, after an unanswered

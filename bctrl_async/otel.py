@@ -62,10 +62,14 @@ class _Meters:
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
         self.active = meter.create_up_down_counter(
-            "http.client.active_requests", "{request}", "Number of active HTTP requests."
+            "http.client.active_requests",
+            "{request}",
+            "Number of active HTTP requests.",
         )
         self.attempts = meter.create_counter(
-            "bctrl.stop.attempts", "{attempt}", "Stop requests that ended, by status or error."
+            "bctrl.stop.attempts",
+            "{attempt}",
+            "Stop requests that ended, by status or error.",
         )
         self.outcomes = meter.create_counter(
             "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
@@ -84,12 +88,16 @@ class _Scope(NamedTuple):
     context: context.Context
     counts_stops: bool
 
-    def begin(self, name: str, kind: SpanKind, attributes: _Attributes) -> tuple[Span, _Scope]:
+    def begin(
+        self, name: str, kind: SpanKind, attributes: _Attributes
+    ) -> tuple[Span, _Scope]:
         """Start a span, and return it with the scope of its children."""
         if self.tracer is None:
             return trace.INVALID_SPAN, self
         span = self.tracer.start_span(name, self.context, kind, attributes)
-        return span, self._replace(context=trace.set_span_in_context(span, self.context))
+        return span, self._replace(
+            context=trace.set_span_in_context(span, self.context)
+        )
 
 
 class OpenTelemetry(Observer):
@@ -113,9 +121,15 @@ class OpenTelemetry(Observer):
         spans_in_bulk: bool = True,
     ) -> None:
         kind = "a provider of opentelemetry"
-        _config.check_type(tracer_provider, trace.TracerProvider | None, "tracer_provider", kind)
-        _config.check_type(meter_provider, metrics.MeterProvider | None, "meter_provider", kind)
-        self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider, _SCHEMA)
+        _config.check_type(
+            tracer_provider, trace.TracerProvider | None, "tracer_provider", kind
+        )
+        _config.check_type(
+            meter_provider, metrics.MeterProvider | None, "meter_provider", kind
+        )
+        self._tracer = trace.get_tracer(
+            "bctrl_async", __version__, tracer_provider, _SCHEMA
+        )
         self._tracer_in_bulk = self._tracer if spans_in_bulk else None
         self._meters = _Meters(meter_provider)
 
@@ -123,7 +137,9 @@ class OpenTelemetry(Observer):
         """Start the span of a single stop as a child of the current span."""
         return _Stop(self._scope(), "stop", workspace_id, alias)
 
-    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+    def begin_call(
+        self, operation: str, workspace_id: str, alias: str | None
+    ) -> CallObserver:
         """Start the span of another call as a child of the current span."""
         return _Call(self._scope(), operation, workspace_id, alias)
 
@@ -131,10 +147,14 @@ class OpenTelemetry(Observer):
         """Start the span of a bulk stop as a child of the current span."""
         span, children = self._scope().begin("stop_runtimes", SpanKind.INTERNAL, {})
         # A bulk stop counts its outcomes itself, because some of them had no stop.
-        return _Bulk(span, children._replace(tracer=self._tracer_in_bulk, counts_stops=False))
+        return _Bulk(
+            span, children._replace(tracer=self._tracer_in_bulk, counts_stops=False)
+        )
 
     def _scope(self) -> _Scope:
-        return _Scope(self._tracer, self._meters, context.get_current(), counts_stops=True)
+        return _Scope(
+            self._tracer, self._meters, context.get_current(), counts_stops=True
+        )
 
 
 class _Bulk(BulkObserver):
@@ -145,7 +165,9 @@ class _Bulk(BulkObserver):
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         return _Stop(self._children, "stop", workspace_id, alias)
 
-    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+    def begin_call(
+        self, operation: str, workspace_id: str, alias: str | None
+    ) -> CallObserver:
         return _Call(self._children, operation, workspace_id, alias)
 
     def outcome(self, outcome: StopOutcome) -> None:
@@ -156,7 +178,10 @@ class _Bulk(BulkObserver):
         span.set_attributes(
             {
                 "bctrl.total": report.total,
-                **{f"bctrl.count.{result}": count for result, count in report.counts.items()},
+                **{
+                    f"bctrl.count.{result}": count
+                    for result, count in report.counts.items()
+                },
                 "bctrl.retries": report.retries,
                 "bctrl.throttled": report.throttled,
                 "bctrl.resumed": report.resumed,
@@ -172,7 +197,9 @@ class _Bulk(BulkObserver):
 class _WithSpan:
     """A call with a span, whose children are its attempts."""
 
-    def __init__(self, scope: _Scope, operation: str, workspace_id: str, alias: str | None) -> None:
+    def __init__(
+        self, scope: _Scope, operation: str, workspace_id: str, alias: str | None
+    ) -> None:
         # The span is named after the method of the session.
         name = f"{operation}_runtimes"
         attributes: _Attributes = {"bctrl.workspace_id": workspace_id}
@@ -194,7 +221,9 @@ class _Stop(_WithSpan, StopObserver):
     def end(self, outcome: StopOutcome) -> None:
         span = self._span
         if self._children.counts_stops:
-            self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+            self._children.meters.outcomes.add(
+                1, {"bctrl.result": outcome.result.value}
+            )
         span.set_attribute("bctrl.attempts", outcome.attempts)
         span.set_attribute("bctrl.result", outcome.result.value)
         if outcome.running is not None:

@@ -66,7 +66,9 @@ class RedisPace(Pace):
         _config.check_type(name, str, "name", "a str")
         # The clients that are not for asyncio have no `aclose`.
         if not (hasattr(client, "register_script") and hasattr(client, "aclose")):
-            raise _config.invalid_type("client", type(client), "a client of redis.asyncio")
+            raise _config.invalid_type(
+                "client", type(client), "a client of redis.asyncio"
+            )
         self._key = f"bctrl-async:{name}"
         self._reserve = client.register_script(_RESERVE)
         self._asked_at = -1e9  # Long ago.
@@ -84,7 +86,9 @@ class RedisPace(Pace):
         now = time.monotonic()
         try:
             async with asyncio.timeout(PATIENCE):
-                ahead = await self._reserve([self._key], [slots / self.rate, now - self._asked_at])
+                ahead = await self._reserve(
+                    [self._key], [slots / self.rate, now - self._asked_at]
+                )
         except Exception as error:
             reason = _misconfigured(f"{type(error).__name__}: {error}")
             if reason is None:

@@ -146,7 +146,9 @@ class BctrlSession:
             _config.check_type(flag, bool, name, "a bool")
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         _config.check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
-        _config.check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
+        _config.check_type(
+            observer, Observer | None, "observer", "a bctrl_async.Observer"
+        )
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         # Plain http is for loopback alone: a proxy elsewhere could read the key.
         is_loopback_only = self._url.scheme == "http" and not allow_plaintext
@@ -290,14 +292,20 @@ class BctrlSession:
                 await self._limiter.acquire(policy.max_throttle_wait, history=history)
             # The `Call` is made after the wait, to save memory: 100,000 stops may wait
             # at once.
-            retries = RetryState(policy, self._sender.quota, STOP.repeat, workspace=workspace_id)
+            retries = RetryState(
+                policy, self._sender.quota, STOP.repeat, workspace=workspace_id
+            )
             if history is not None:
                 retries.continue_from(history)
-            call = Call(STOP, workspace_id, alias, path, limit, retries=retries, headers=headers)
+            call = Call(
+                STOP, workspace_id, alias, path, limit, retries=retries, headers=headers
+            )
             observer = None if observed is None else observed.observer
             result = await self._sender.request(call, http, observer)
             if type(result) is Failure:
-                result = await self._get_stopped(call, result, observer, stopped_ok=stopped_ok)
+                result = await self._get_stopped(
+                    call, result, observer, stopped_ok=stopped_ok
+                )
         except BaseException as error:
             # A failure may hold the error of a key function, whose frames refer to this
             # frame: a reference cycle.
@@ -401,10 +409,14 @@ class BctrlSession:
         """
         workspace_id = plain_text(workspace_id)
         if on_unreadable is not None and not callable(on_unreadable):
-            raise _config.invalid_type("on_unreadable", type(on_unreadable), "a function")
+            raise _config.invalid_type(
+                "on_unreadable", type(on_unreadable), "a function"
+            )
         runtimes: list[Runtime] = []
         with observe_call(self._observer, LIST, workspace_id, None) as observer:
-            for item in await self._read(LIST, workspace_id, None, observer, timeout, retry):
+            for item in await self._read(
+                LIST, workspace_id, None, observer, timeout, retry
+            ):
                 if isinstance(item, Runtime):
                     runtimes.append(item)
                     continue
@@ -578,7 +590,10 @@ class BctrlSession:
         policy = self._policy(options.retry).for_bulk(options.deadline)
         unreadable: list[BctrlResponseError] = []
         runtimes = await self.list_runtimes(
-            workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
+            workspace_id,
+            on_unreadable=unreadable.append,
+            timeout=options.timeout,
+            retry=policy,
         )
         # The selection is dated now that the list has arrived: what another run has
         # recorded before is older.
@@ -612,7 +627,9 @@ class BctrlSession:
             source,
             options,
             self._sender,
-            make_call=partial(self._make_call, STOP, limit, policy=policy, priority=Priority.BULK),
+            make_call=partial(
+                self._make_call, STOP, limit, policy=policy, priority=Priority.BULK
+            ),
             make_canary=partial(self._make_call, GET, limit, priority=Priority.CANARY),
             make_poll=partial(self._make_call, GET, poll_limit, priority=Priority.POLL),
             policy=policy,
@@ -677,7 +694,9 @@ class BctrlSession:
     ) -> _T:
         """Make a call that stops nothing, within `observe_call`."""
         limit = self._time_limit(timeout)
-        call = self._make_call(operation, limit, workspace_id, alias, policy=self._policy(retry))
+        call = self._make_call(
+            operation, limit, workspace_id, alias, policy=self._policy(retry)
+        )
         return await self._sender.call(call, observer)
 
 
@@ -701,7 +720,10 @@ def _optional_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
 
 
 def _check_borrowed(
-    http: aiohttp.ClientSession, pool_options: Collection[object], *, is_loopback_only: bool
+    http: aiohttp.ClientSession,
+    pool_options: Collection[object],
+    *,
+    is_loopback_only: bool,
 ) -> None:
     """Raise if a borrowed session may reveal the key, or options have no effect."""
     _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")

@@ -37,9 +37,17 @@ from bctrl_async.emulator import Emulator
 if TYPE_CHECKING:
     from aioresponses import aioresponses
 
-__all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_env", "bctrl_session", "set_testing"]
+__all__ = [
+    "bctrl_aioresponses",
+    "bctrl_emulator",
+    "bctrl_env",
+    "bctrl_session",
+    "set_testing",
+]
 
-_MARKER = "bctrl_emulator(**arguments): arguments of the Emulator, such as rate_limit=50"
+_MARKER = (
+    "bctrl_emulator(**arguments): arguments of the Emulator, such as rate_limit=50"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,7 +116,9 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bctrl_env(
+    bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """The environment of the emulator, for code under test that makes its own session.
 
     `BCTRL_API_KEY` and `BCTRL_BASE_URL` point to it, and `BCTRL_PROFILE` is not set.

@@ -64,7 +64,10 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 60
 
 # The clients that `RedisPace` takes are described in its text.
-nitpick_ignore = [("py:class", "bctrl_async.redis._Client"), ("py:class", "aioresponses")]
+nitpick_ignore = [
+    ("py:class", "bctrl_async.redis._Client"),
+    ("py:class", "aioresponses"),
+]
 nitpick_ignore_regex = [
     # Starlette's documentation has no reference of names.
     (r"py:.*", r"starlette\..*"),
@@ -92,7 +95,12 @@ _COLON = "\N{PRESENTATION FORM FOR VERTICAL COLON}"
 
 
 def _prepare(
-    _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]
+    _app: Sphinx,
+    what: str,
+    _name: str,
+    _object: object,
+    _options: object,
+    lines: list[str],
 ) -> None:
     """Convert our docstrings to reStructuredText."""
     prepared: list[str] = []
@@ -102,7 +110,9 @@ def _prepare(
         before = next((text for text in reversed(lines[:number]) if text.strip()), "")
         is_block = line.startswith("    ") and not lines[number - 1].strip()
         if is_block and not before.startswith(" "):
-            language = "text" if any("├" in text for text in lines[number:]) else "python"
+            language = (
+                "text" if any("├" in text for text in lines[number:]) else "python"
+            )
             prepared += [f".. code-block:: {language}", ""]
         # Escape a plural such as `Struct`s.
         plural = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line)
@@ -115,7 +125,12 @@ def _prepare(
 
 
 def _restore(
-    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _object: object,
+    _options: object,
+    lines: list[str],
 ) -> None:
     lines[:] = [line.replace(_COLON, ":") for line in lines]
 
@@ -132,7 +147,9 @@ def _shorten(
     """Abbreviate the defaults of Structs, which msgspec keeps as values."""
     if signature is not None:
         signature = signature.replace("<factory>", "...")
-        signature = re.sub(r"(\{\d+, \d+, \d+), [\d, ]+, (\d+\})", r"\1, ..., \2", signature)
+        signature = re.sub(
+            r"(\{\d+, \d+, \d+), [\d, ]+, (\d+\})", r"\1, ..., \2", signature
+        )
     return signature, returns
 
 

@@ -120,7 +120,9 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     if config.getoption("loop") != "asyncio":
         others = [item for item in items if not is_async_test(item)]
         config.hook.pytest_deselected(items=others)
@@ -195,7 +197,10 @@ async def emulator() -> AsyncIterator[Emulator]:
 def connect(emulator: Emulator) -> Connect:
     """Return a function that makes sessions on the emulator, of little back-off."""
     return partial(
-        BctrlSession, KEY, base_url=emulator.url, retry=RetryPolicy(base=0.001, cap=0.001)
+        BctrlSession,
+        KEY,
+        base_url=emulator.url,
+        retry=RetryPolicy(base=0.001, cap=0.001),
     )
 
 
@@ -313,7 +318,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return start_sleep(limiter, 0.0)
 
     def on_throttled(
-        _: AdaptiveRate, __: float, retry_after: float | None, *___: object, **____: object
+        _: AdaptiveRate,
+        __: float,
+        retry_after: float | None,
+        *___: object,
+        **____: object,
     ) -> None:
         nonlocal paused
         paused = retry_after or 0.0

@@ -13,7 +13,9 @@ KEY = "sk-live-0123456789"
 
 
 class TestKey:
-    def test_a_key_of_any_visible_ascii_becomes_a_bearer_header_whose_repr_hides_it(self) -> None:
+    def test_a_key_of_any_visible_ascii_becomes_a_bearer_header_whose_repr_hides_it(
+        self,
+    ) -> None:
         key = "".join(map(chr, range(0x21, 0x7F)))
         header = _config.authorization(f"{key}\r\n")
 
@@ -23,7 +25,14 @@ class TestKey:
     @pytest.mark.parametrize(
         "key",
         [
-            *("", f" {KEY}", f"\n{KEY}", f"{KEY} \n", f"{KEY}\r\nX-Evil: 1", f"Bearer {KEY}"),
+            *(
+                "",
+                f" {KEY}",
+                f"\n{KEY}",
+                f"{KEY} \n",
+                f"{KEY}\r\nX-Evil: 1",
+                f"Bearer {KEY}",
+            ),
             *(f"{KEY}\x7f", f"{KEY}\u2028", f"{KEY}\ud800", KEY.encode(), {"key": KEY}),
         ],
     )
@@ -38,7 +47,9 @@ class TestKey:
         assert problem in str(caught.value)
         assert caught.value.argument == "api_key"
         assert KEY not in everything_of(caught.value)
-        assert "self = <BctrlSession with invalid arguments>" in everything_of(caught.value)
+        assert "self = <BctrlSession with invalid arguments>" in everything_of(
+            caught.value
+        )
 
     @pytest.mark.parametrize("value", [None, ""])
     def test_without_one_the_error_says_where_to_put_it(
@@ -70,7 +81,14 @@ URLS = {
 
 REJECTED: dict[str, list[Any]] = {
     "expected scheme and host, no spaces. Pass such as https://api.bctrl.ai": [
-        *("", "api.example.com", "https:///v1", "https://[::1", 5, b"https://api.example.com"),
+        *(
+            "",
+            "api.example.com",
+            "https:///v1",
+            "https://[::1",
+            5,
+            b"https://api.example.com",
+        ),
         f"ftp://user:{KEY}@api.example.com",
         f"https://user:{KEY}@api.example.com:99999",
         "https://api\t.example.com",
@@ -132,12 +150,16 @@ class TestBaseUrl:
         url = "https://arg.example.com"
         assert BctrlSession(KEY, base_url=url).base_url == "https://arg.example.com/v1"
 
-    @pytest.mark.parametrize("value", ["", "nonsense", "https://u:p@h", "http://10.0.0.1"])
+    @pytest.mark.parametrize(
+        "value", ["", "nonsense", "https://u:p@h", "http://10.0.0.1"]
+    )
     def test_the_error_names_the_variable(
         self, monkeypatch: pytest.MonkeyPatch, value: str
     ) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", value)
-        with pytest.raises(BctrlConfigError, match=r"^invalid BCTRL_BASE_URL: ") as caught:
+        with pytest.raises(
+            BctrlConfigError, match=r"^invalid BCTRL_BASE_URL: "
+        ) as caught:
             BctrlSession(KEY)
         assert caught.value.argument == "base_url"
 
@@ -150,8 +172,12 @@ class TestBaseUrl:
         ("rate", 0),
     ],
 )
-def test_a_number_that_is_out_of_range_is_rejected_by_name(name: str, value: object) -> None:
+def test_a_number_that_is_out_of_range_is_rejected_by_name(
+    name: str, value: object
+) -> None:
     """`test_wrong_arguments.py` has values of other types."""
-    with pytest.raises(BctrlConfigError, match=rf"^invalid {name} .*: expected a ") as caught:
+    with pytest.raises(
+        BctrlConfigError, match=rf"^invalid {name} .*: expected a "
+    ) as caught:
         BctrlSession(KEY, **cast("Any", {name: value}))
     assert caught.value.argument == name

@@ -72,10 +72,14 @@ def full(error_class: type[BctrlError]) -> BctrlError:
 
 
 @every_class
-def test_a_copy_has_all_attributes_of_the_original(error_class: type[BctrlError]) -> None:
+def test_a_copy_has_all_attributes_of_the_original(
+    error_class: type[BctrlError],
+) -> None:
     """Fault: errors cannot be unpickled, which kills worker pools (openai)."""
     error = full(error_class)
-    pickled = [pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    pickled = [
+        pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    ]
     for twin in (*map(pickle.loads, pickled), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is error_class
         assert vars(twin) == vars(error)

@@ -16,7 +16,9 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TEN = "2026-01-01T10:00:00.000Z"
 
 
-def runtime(status: str = "active", kind: str = "browser", created_at: str = TEN) -> Runtime:
+def runtime(
+    status: str = "active", kind: str = "browser", created_at: str = TEN
+) -> Runtime:
     changes = {"kind": RuntimeKind(kind), "created_at": created_at}
     return msgspec.structs.replace(runtimes.runtime(status), **changes)
 
@@ -86,17 +88,25 @@ def test_age_is_measured_by_the_clock_of_this_machine() -> None:
 )
 def test_a_time_that_cannot_be_read_matches_no_age(created_at: str) -> None:
     """The contract gives `createdAt` no format: a conforming server sends any text."""
-    assert RuntimeFilter(older_than=1).decide(runtime(created_at=created_at), NOW) is None
+    assert (
+        RuntimeFilter(older_than=1).decide(runtime(created_at=created_at), NOW) is None
+    )
     assert RuntimeFilter().decide(runtime(created_at=created_at), NOW)
 
 
 @settings(max_examples=30)
-@given(st.text() | st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(str))
+@given(
+    st.text()
+    | st.datetimes().map(str)
+    | st.datetimes(timezones=st.timezones()).map(str)
+)
 def test_no_text_raises(created_at: str) -> None:
     RuntimeFilter(older_than=1).decide(runtime(created_at=created_at), NOW)
 
 
-@pytest.mark.parametrize("older_than", [0, True, float("inf"), timedelta(0), timedelta(-1)])
+@pytest.mark.parametrize(
+    "older_than", [0, True, float("inf"), timedelta(0), timedelta(-1)]
+)
 def test_an_age_that_is_out_of_range_is_rejected(older_than: float | timedelta) -> None:
     with pytest.raises(BctrlConfigError, match=r"^invalid older_than ") as caught:
         RuntimeFilter(older_than=older_than)

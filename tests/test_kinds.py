@@ -77,7 +77,9 @@ def error_of(kind: Kind) -> BctrlError:
 
 
 @every_kind
-def test_an_error_has_the_result_the_problem_and_the_exit_code_of_its_failure(kind: Kind) -> None:
+def test_an_error_has_the_result_the_problem_and_the_exit_code_of_its_failure(
+    kind: Kind,
+) -> None:
     error = error_of(kind)
 
     assert type(error) is kind.raises
@@ -87,7 +89,9 @@ def test_an_error_has_the_result_the_problem_and_the_exit_code_of_its_failure(ki
 
 
 @every_kind
-def test_a_failure_in_doubt_is_no_fact_unless_the_server_took_the_stop(kind: Kind) -> None:
+def test_a_failure_in_doubt_is_no_fact_unless_the_server_took_the_stop(
+    kind: Kind,
+) -> None:
     is_unsettled = kind.result in {StopResult.UNKNOWN, StopResult.ACCEPTED}
 
     assert (kind.doubt is Doubt.YES) is is_unsettled
@@ -150,7 +154,9 @@ def test_what_costs_an_attempt_or_patience_is_retried_by_default(kind: Kind) -> 
     if Repeat.CONVERGES in kind.costs.repeats and kind in STATUSES:
         assert STATUSES[kind] in RetryPolicy().statuses, "add it to _MAY_RETRY"
     is_throttled = STATUSES.get(kind) in THROTTLED
-    assert kind.is_throttling is is_throttled, "statistics count the statuses of THROTTLED"
+    assert kind.is_throttling is is_throttled, (
+        "statistics count the statuses of THROTTLED"
+    )
 
 
 ROWS = {
@@ -167,9 +173,15 @@ ROWS = {
         Kind.REDIRECT,
     ],
     "200 about another runtime, or with a page (HTML, XML)": [Kind.FOREIGN, Kind.PAGE],
-    "200 with another unreadable body": [Kind.UNREADABLE, Kind.CUT_SHORT, Kind.SLOW_BODY],
+    "200 with another unreadable body": [
+        Kind.UNREADABLE,
+        Kind.CUT_SHORT,
+        Kind.SLOW_BODY,
+    ],
     "429, and the API's own 503": [Kind.THROTTLED, Kind.BUSY],
-    "404 with the `code` `runtime.not_found` or `workspace.not_found`": [Kind.NOT_FOUND],
+    "404 with the `code` `runtime.not_found` or `workspace.not_found`": [
+        Kind.NOT_FOUND
+    ],
     "409 with the `code` `runtime.not_active`": [Kind.NOT_RUNNING],
     "another 4xx from the API itself": [
         Kind.INVALID,
@@ -179,7 +191,11 @@ ROWS = {
     ],
     "the same from a gateway, also 408 and 503": [Kind.GATEWAY_BUSY],
     "307, 308": [Kind.ELSEWHERE],
-    "no key, no slot, or the call was ended": [Kind.NO_KEY, Kind.NOT_ADMITTED, Kind.ABORTED],
+    "no key, no slot, or the call was ended": [
+        Kind.NO_KEY,
+        Kind.NOT_ADMITTED,
+        Kind.ABORTED,
+    ],
     "the session or the key cannot be used": [Kind.MISCONFIGURED],
     "the target cannot be the name of a runtime": [Kind.INVALID_TARGET],
 }
@@ -189,15 +205,23 @@ REFUSED = {kind_of_status(status, None) for status in _NOT_FORWARDED | {401, 403
 
 def table(page: str, heading: str) -> dict[str, str]:
     """Return the first two cells of each row of a table."""
-    text = (ROOT / "docs/reference" / page).read_text("utf-8").partition(f"## {heading}\n")[2]
-    rows = re.findall(r"^\| (.*?) \| (.*?) \|", text.partition("\n## ")[0], re.MULTILINE)
+    text = (
+        (ROOT / "docs/reference" / page)
+        .read_text("utf-8")
+        .partition(f"## {heading}\n")[2]
+    )
+    rows = re.findall(
+        r"^\| (.*?) \| (.*?) \|", text.partition("\n## ")[0], re.MULTILINE
+    )
     return dict(rows[1:])
 
 
 def test_the_page_about_outcomes_has_the_result_of_each_kind() -> None:
     found = table("outcomes.md", "Failures and their results")
     numbers = ", ".join(map(str, sorted(_NOT_FORWARDED | {401, 403})))
-    kinds = ROWS | {f"{numbers}, and any other 404": sorted(REFUSED, key=lambda kind: kind.value)}
+    kinds = ROWS | {
+        f"{numbers}, and any other 404": sorted(REFUSED, key=lambda kind: kind.value)
+    }
 
     assert found.keys() == kinds.keys()
     for row, result in found.items():
@@ -207,13 +231,20 @@ def test_the_page_about_outcomes_has_the_result_of_each_kind() -> None:
 
 
 def test_the_page_about_outcomes_has_each_result() -> None:
-    assert list(table("outcomes.md", "Results")) == [f"`{result}`" for result in StopResult]
+    assert list(table("outcomes.md", "Results")) == [
+        f"`{result}`" for result in StopResult
+    ]
 
 
 def test_each_result_is_of_one_sort() -> None:
     """Fault: a new result was polled by nobody, and a failure to telemetry."""
     sorts = {
-        result: (result.is_processed, result.needs_poll, result.is_taken, result.has_no_effect)
+        result: (
+            result.is_processed,
+            result.needs_poll,
+            result.is_taken,
+            result.has_no_effect,
+        )
         for result in StopResult
     }
 
@@ -232,7 +263,9 @@ def test_each_result_is_of_one_sort() -> None:
 def test_the_page_about_problems_has_the_problem_of_each_kind() -> None:
     text = (ROOT / "docs/reference/problems.md").read_text("utf-8")
 
-    assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) == {kind.problem for kind in Kind}
+    assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) == {
+        kind.problem for kind in Kind
+    }
 
 
 QUESTION = re.compile(

@@ -72,13 +72,17 @@ def docstrings(root: Path) -> list[Text]:
 
 @cache
 def comments(root: Path) -> list[Text]:
-    return [text for path in sorted(root.rglob("*.py")) for text in comments_of(path, root)]
+    return [
+        text for path in sorted(root.rglob("*.py")) for text in comments_of(path, root)
+    ]
 
 
 def comments_of(path: Path, root: Path) -> Iterator[Text]:
     texts = {
         token.start: text
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
+        for token in tokenize.generate_tokens(
+            io.StringIO(path.read_text("utf-8")).readline
+        )
         if token.type == tokenize.COMMENT
         and (text := pragma.sub("", token.string).lstrip("#").strip())
     }
@@ -95,7 +99,10 @@ def names(root: Path) -> Iterator[Text]:
     """Yield each name that is bound: variables, attributes and parameters."""
     for place, node in nodes(root):
         match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+            case (
+                ast.Name(id=name, ctx=ast.Store())
+                | ast.Attribute(attr=name, ctx=ast.Store())
+            ):
                 yield Text(place, name)
             case ast.arg(arg=name):
                 yield Text(place, name)
@@ -108,12 +115,18 @@ def nodes(root: Path) -> Iterator[tuple[str, ast.AST]]:
             yield f"{path.relative_to(root)}:{line}", node
 
 
-of_all_code = pytest.mark.parametrize("root", [PACKAGE, TESTS], ids=["package", "tests"])
+of_all_code = pytest.mark.parametrize(
+    "root", [PACKAGE, TESTS], ids=["package", "tests"]
+)
 
 
 @of_all_code
 def test_no_docstring_begins_with_a_clause(root: Path) -> None:
-    hits = [f"{place}: {text}" for place, text in docstrings(root) if begins_with_a_clause(text)]
+    hits = [
+        f"{place}: {text}"
+        for place, text in docstrings(root)
+        if begins_with_a_clause(text)
+    ]
     assert not hits, "\n".join(hits)
 
 
@@ -122,7 +135,10 @@ def test_no_docstring_begins_with_a_clause(root: Path) -> None:
 def test_habits_of_the_text_are_as_rare_as_in_other_libraries(
     root: Path, pattern: str, goal: float
 ) -> None:
-    texts = [(place, code.sub("`…`", text)) for place, text in docstrings(root) + comments(root)]
+    texts = [
+        (place, code.sub("`…`", text))
+        for place, text in docstrings(root) + comments(root)
+    ]
     words = sum(len(text.split()) for _, text in texts)
     hits = [
         f"{place}: {text[max(hit.start() - 60, 0) : hit.end() + 40]}"

@@ -44,11 +44,16 @@ class TestCopy:
 
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
     async def test_a_session_cannot_be_copied(
-        self, copied: Callable[[BctrlSession], object], session: BctrlSession, connect: Connect
+        self,
+        copied: Callable[[BctrlSession], object],
+        session: BctrlSession,
+        connect: Connect,
     ) -> None:
         await session.stop_runtime("ws-1", "crm")
         for original in (session, connect()):
-            with pytest.raises(TypeError, match=r"share it, or make one in each process and loop$"):
+            with pytest.raises(
+                TypeError, match=r"share it, or make one in each process and loop$"
+            ):
                 copied(original)
 
 
@@ -76,7 +81,9 @@ class TestLoop:
             await asyncio.to_thread(asyncio.run, session.close())
         assert not session.closed
 
-    async def test_shutdown_asyncgens_closes_the_session(self, session: BctrlSession) -> None:
+    async def test_shutdown_asyncgens_closes_the_session(
+        self, session: BctrlSession
+    ) -> None:
         await session.stop_runtime("ws-1", "crm")
         await asyncio.get_running_loop().shutdown_asyncgens()
         with pytest.raises(BctrlConfigError, match="the session is closed"):
@@ -89,13 +96,17 @@ class TestLoop:
         await session.stop_runtime("ws-1", "crm")
         reading, writing = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # The test's threads do not matter.
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # The test's threads do not matter.
             child = os.fork()
         if child == 0:
             try:
                 asyncio.events._set_running_loop(None)
                 try:
-                    asyncio.new_event_loop().run_until_complete(session.stop_runtime("ws-1", "crm"))
+                    asyncio.new_event_loop().run_until_complete(
+                        session.stop_runtime("ws-1", "crm")
+                    )
                 except BctrlConfigError as error:
                     os.write(writing, str(error).encode())
                 asyncio.new_event_loop().run_until_complete(session.close())
@@ -135,7 +146,9 @@ def lookup_began(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 class TestClose:
     @pytest.mark.parametrize("used", [False, True])
-    async def test_use_after_it_is_an_error(self, connect: Connect, *, used: bool) -> None:
+    async def test_use_after_it_is_an_error(
+        self, connect: Connect, *, used: bool
+    ) -> None:
         session = connect()
         if used:
             await session.stop_runtime("ws-1", "crm")
@@ -172,7 +185,10 @@ class TestClose:
             with pytest.raises(error_class) as caught:
                 await asyncio.wait_for(call, BOUND)
             error = caught.value
-            assert (error.attempts, error.may_have_stopped) == (attempts, may_have_stopped)
+            assert (error.attempts, error.may_have_stopped) == (
+                attempts,
+                may_have_stopped,
+            )
         # The server's own tasks need a moment to end.
         await until(lambda: len(asyncio.all_tasks()) == 1)
         await until(lambda: not emulator._server.connections)
@@ -198,11 +214,15 @@ class TestClose:
         message = "http= is closed" if borrowed else "session was closed"
         with pytest.raises(BctrlError, match=message) as caught:
             await call
-        assert type(caught.value) is (BctrlConfigError if borrowed else BctrlNetworkError)
+        assert type(caught.value) is (
+            BctrlConfigError if borrowed else BctrlNetworkError
+        )
         # A borrowed pool does not tell whether it had a connection.
         assert caught.value.may_have_stopped is borrowed
 
-    async def test_between_the_headers_and_the_body_of_a_response_is_an_error(self) -> None:
+    async def test_between_the_headers_and_the_body_of_a_response_is_an_error(
+        self,
+    ) -> None:
         async def close(*_: object) -> None:
             await http.close()
 
@@ -213,11 +233,15 @@ class TestClose:
             aiohttp.ClientSession(trace_configs=[closing]) as http,
             served(answering(half), http=http) as session,
         ):
-            with pytest.raises(BctrlResponseError, match="the body was truncated") as caught:
+            with pytest.raises(
+                BctrlResponseError, match="the body was truncated"
+            ) as caught:
                 await session.stop_runtime("ws-1", "crm")
         assert caught.value.may_have_stopped
 
-    async def test_while_the_key_is_fetched_is_an_error(self, emulator: Emulator) -> None:
+    async def test_while_the_key_is_fetched_is_an_error(
+        self, emulator: Emulator
+    ) -> None:
         called = asyncio.Event()
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

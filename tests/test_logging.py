@@ -63,7 +63,9 @@ RETRIES: dict[str, tuple[Call, Fault, str, dict[str, object]]] = {
 }
 
 
-@pytest.mark.parametrize(("call", "fault", "text", "of_error"), RETRIES.values(), ids=RETRIES)
+@pytest.mark.parametrize(
+    ("call", "fault", "text", "of_error"), RETRIES.values(), ids=RETRIES
+)
 async def test_a_retry_is_logged_with_its_reason_and_delay(  # noqa: PLR0917 - a table.
     emulator: Emulator,
     session: BctrlSession,
@@ -101,11 +103,15 @@ async def test_each_probe_of_an_outage_is_logged(caplog: Log) -> None:
         async with BctrlSession("key", base_url=url, retry=policy) as session:
             report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(9)])
 
-    retries = [record for record in caplog.records if fields(record)["bctrl.event"] == "retry"]
+    retries = [
+        record for record in caplog.records if fields(record)["bctrl.event"] == "retry"
+    ]
     assert len(retries) == report.retries > 0
 
 
-async def test_calls_that_settle_at_once_log_nothing(connect: Connect, caplog: Log) -> None:
+async def test_calls_that_settle_at_once_log_nothing(
+    connect: Connect, caplog: Log
+) -> None:
     # The rate of the session is not logged as throttling.
     async with connect(rate=1000.0) as session:
         await session.stop_runtime("ws-1", "crm")
@@ -151,7 +157,11 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
         ended.getMessage(),
     )
     assert [fields(record) for record in caplog.records] == [
-        {"bctrl.event": "throttled", "http.response.status_code": 429, "bctrl.delay": 2.0},
+        {
+            "bctrl.event": "throttled",
+            "http.response.status_code": 429,
+            "bctrl.delay": 2.0,
+        },
         {"bctrl.event": "throttling_ended", "bctrl.elapsed": ANY},
     ]
     # Nothing is printed without configured logging: a bulk stop finds its rate this
@@ -160,12 +170,18 @@ def test_the_start_and_the_end_of_throttling_are_logged_once_each(
 
 
 class TestEarlyEnd:
-    async def test_it_is_a_warning_with_its_counts(self, emulator: Emulator, caplog: Log) -> None:
+    async def test_it_is_a_warning_with_its_counts(
+        self, emulator: Emulator, caplog: Log
+    ) -> None:
         async with BctrlSession("wrong", base_url=emulator.url) as session:
-            report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(500)])
+            report = await session.stop_runtimes(
+                [("ws-1", f"r{n}") for n in range(500)]
+            )
 
         assert report.ended_early is not None
-        [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+        [record] = [
+            record for record in caplog.records if record.levelno == logging.WARNING
+        ]
         assert record.getMessage() == (
             "a bulk stop ended early, with 500 targets read and 500 failures: "
             + report.ended_early.summary
@@ -175,7 +191,9 @@ class TestEarlyEnd:
         event = {"bctrl.event": "ended_early", **status, **counts}
         assert fields(record).items() >= event.items()
 
-    @pytest.mark.parametrize("how", ["stop_reading", "abort", "deadline", "cancel", "leave"])
+    @pytest.mark.parametrize(
+        "how", ["stop_reading", "abort", "deadline", "cancel", "leave"]
+    )
     async def test_it_is_no_warning_if_the_caller_asked_for_it(
         self, connect: Connect, caplog: Log, how: str
     ) -> None:
@@ -199,9 +217,13 @@ class TestEarlyEnd:
         assert record.levelno == logging.INFO
         assert record.getMessage().startswith("a bulk stop ended early, with ")
 
-    async def test_a_failed_input_is_a_warning(self, session: BctrlSession, caplog: Log) -> None:
+    async def test_a_failed_input_is_a_warning(
+        self, session: BctrlSession, caplog: Log
+    ) -> None:
         with pytest.raises(ZeroDivisionError):
-            await session.stop_runtimes(("ws-1", f"r{1 // number}") for number in (1, 0))
+            await session.stop_runtimes(
+                ("ws-1", f"r{1 // number}") for number in (1, 0)
+            )
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
@@ -210,7 +232,8 @@ def test_every_record_above_debug_names_its_event() -> None:
         ast.unparse(node)
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and re.match(r"_log\.(?!debug|isEnabled)", ast.unparse(node))
+        if isinstance(node, ast.Call)
+        and re.match(r"_log\.(?!debug|isEnabled)", ast.unparse(node))
     ]
     assert calls
     assert [call for call in calls if "bctrl.event" not in call] == []

@@ -37,7 +37,9 @@ def on_uvloop(main: Coroutine[object, object, _T]) -> _T:
         return runner.run(main)
 
 
-async def test_the_tests_run_on_the_loop_of_the_option(pytestconfig: pytest.Config) -> None:
+async def test_the_tests_run_on_the_loop_of_the_option(
+    pytestconfig: pytest.Config,
+) -> None:
     has_run = False
 
     async def run() -> None:
@@ -65,7 +67,9 @@ async def test_a_clock_that_cannot_be_moved_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("rate_limit", [None, 1000], ids=["no limit", "a limit"])
-def test_calls_at_once_and_in_bulk_are_all_answered_on_uvloop(rate_limit: int | None) -> None:
+def test_calls_at_once_and_in_bulk_are_all_answered_on_uvloop(
+    rate_limit: int | None,
+) -> None:
     """Fault: an AttributeError for each start due in half a millisecond."""
 
     async def main() -> None:
@@ -78,7 +82,9 @@ def test_calls_at_once_and_in_bulk_are_all_answered_on_uvloop(rate_limit: int | 
             runtimes = await asyncio.gather(*calls)
             report = await session.stop_runtimes(targets[300:])
 
-            assert [runtime.alias for runtime in runtimes] == [alias for _, alias in targets[:300]]
+            assert [runtime.alias for runtime in runtimes] == [
+                alias for _, alias in targets[:300]
+            ]
             assert report.counts == {StopResult.STOPPED: 1000}
             assert {emulator.status(*target) for target in targets} == {"stopped"}
 
@@ -148,7 +154,9 @@ class Aborting(Observer, BulkObserver, StopObserver):
         pass
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12"
+)
 class TestEagerTasks:
     """A task may take its first step, or end, before its creator knows it."""
 
@@ -163,7 +171,9 @@ class TestEagerTasks:
                     counts.append(batch.counts.total())
 
                 invalid = [("ws-1", "..")] * 2
-                async with session.stop_runtimes(invalid, on_outcome=on_outcome) as batch:
+                async with session.stop_runtimes(
+                    invalid, on_outcome=on_outcome
+                ) as batch:
                     [outcome async for outcome in batch]
                 return batch.report
 
@@ -177,7 +187,9 @@ class TestEagerTasks:
         async def main() -> StopReport:
             async with (
                 Emulator(port=0, api_key="key") as emulator,
-                BctrlSession("key", base_url=emulator.url, observer=observer) as session,
+                BctrlSession(
+                    "key", base_url=emulator.url, observer=observer
+                ) as session,
             ):
                 observer.batch = session.stop_runtimes(add_runtimes(emulator, 1))
                 return await observer.batch

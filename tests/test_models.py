@@ -48,9 +48,12 @@ class TestOpenEnum:
 
     @every_enum
     @pytest.mark.parametrize("value", ["paused", "", "\x1b]0;title"])
-    def test_a_value_survives_pickling_and_copying(self, enum: type[StrEnum], value: str) -> None:
+    def test_a_value_survives_pickling_and_copying(
+        self, enum: type[StrEnum], value: str
+    ) -> None:
         for member in (enum(value), *enum):
-            twins = [pickle.loads(pickle.dumps(member, protocol)) for protocol in range(6)]  # noqa: S301
+            dumps = [pickle.dumps(member, protocol) for protocol in range(6)]
+            twins = [pickle.loads(dump) for dump in dumps]  # noqa: S301
             for twin in (*twins, copy.copy(member), copy.deepcopy(member)):
                 assert twin == member
                 assert type(twin) is enum
@@ -61,13 +64,19 @@ class TestOpenEnum:
             RuntimeStatus(cast("str", value))
 
     def test_a_runtime_that_stopped_or_failed_no_longer_runs(self) -> None:
-        final = {status for status in (*RuntimeStatus, RuntimeStatus("paused")) if status.is_final}
+        final = {
+            status
+            for status in (*RuntimeStatus, RuntimeStatus("paused"))
+            if status.is_final
+        }
         assert final == {"stopped", "failed"}
 
     @given(value=st.text())
     @example(value="\x1b]0;title\x07")
     @example(value="\u202egnipeels")
-    def test_the_name_and_the_repr_of_an_unknown_value_are_printable(self, value: str) -> None:
+    def test_the_name_and_the_repr_of_an_unknown_value_are_printable(
+        self, value: str
+    ) -> None:
         """Fault: `ascii` of a member shows the server's escape sequences."""
         member = RuntimeStatus(value)
         assert f"{member.name}{member!r}".isprintable()
@@ -79,7 +88,9 @@ class TestStructs:
         assert msgspec.json.decode(msgspec.json.encode(RUNTIME)) == WIRE
 
     def test_a_runtime_is_hashable_and_survives_pickling(self) -> None:
-        assert {pickle.loads(pickle.dumps(RUNTIME)), copy.deepcopy(RUNTIME)} == {RUNTIME}  # noqa: S301
+        unpickled = pickle.loads(pickle.dumps(RUNTIME))  # noqa: S301
+
+        assert {unpickled, copy.deepcopy(RUNTIME)} == {RUNTIME}
 
     @pytest.mark.parametrize("struct", [RUNTIME, RUNTIME.summary])
     def test_a_struct_cannot_be_changed(self, struct: msgspec.Struct) -> None:

@@ -53,11 +53,15 @@ class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserv
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         return self._begin(f"stop {workspace_id} {alias}")
 
-    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+    def begin_call(
+        self, operation: str, workspace_id: str, alias: str | None
+    ) -> CallObserver:
         return self._begin(f"{operation} {workspace_id} {alias}")
 
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
-        return self._begin(f"attempt {attempt.number} {attempt.method} {attempt.url.path}")
+        return self._begin(
+            f"attempt {attempt.number} {attempt.method} {attempt.url.path}"
+        )
 
     def headers(self) -> Mapping[str, str]:
         return self._sends
@@ -92,7 +96,9 @@ class Faulty(Recorder):
 
     def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute.
         own = object.__getattribute__(self, "__dict__")
-        return self._fail if name == own.get("_method") else super().__getattribute__(name)
+        return (
+            self._fail if name == own.get("_method") else super().__getattribute__(name)
+        )
 
     def _fail(self, *_: object) -> None:
         raise self._error
@@ -143,7 +149,9 @@ EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
         "get ws-1 .., end BctrlConfigError",
     ),
     "a bulk stop": (
-        lambda session: session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)]),
+        lambda session: session.stop_runtimes(
+            [("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)]
+        ),
         None,
         f"""bulk, stop ws-1 crm, attempt 1 POST {GET}/stop, answered 200, end,
         end StopOutcome, end StopReport""",
@@ -153,7 +161,11 @@ EVENTS: dict[str, tuple[Call, Fault | Reply | None, str]] = {
 
 @pytest.mark.parametrize(("call", "fault", "events"), EVENTS.values(), ids=EVENTS)
 async def test_the_events_of_a_call(
-    emulator: Emulator, recorder: Recorder, call: Call, fault: Fault | Reply | None, events: str
+    emulator: Emulator,
+    recorder: Recorder,
+    call: Call,
+    fault: Fault | Reply | None,
+    events: str,
 ) -> None:
     for method in ("GET", "POST"):
         emulator.inject(fault, method=method)
@@ -173,7 +185,11 @@ async def test_the_events_of_a_call(
     ],
 )
 async def test_the_error_observed_is_the_one_raised(
-    emulator: Emulator, recorder: Recorder, alias: str, result: StopResult, attempts: int
+    emulator: Emulator,
+    recorder: Recorder,
+    alias: str,
+    result: StopResult,
+    attempts: int,
 ) -> None:
     emulator.add_runtime("ws-1", "done", status="stopped")
     with pytest.raises(BctrlError) as caught:
@@ -234,7 +250,9 @@ class TestCancellation:
         self, emulator: Emulator, connect: Connect, fault: Fault | Reply, said: str
     ) -> None:
         emulator.inject(fault)
-        async with connect(max_connections=1, observer=(recorder := Recorder())) as session:
+        async with connect(
+            max_connections=1, observer=(recorder := Recorder())
+        ) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             await wait_for_requests(emulator, 1)
             await until(lambda: fault is Fault.HANG or session.stats.waiting)
@@ -247,15 +265,23 @@ class TestCancellation:
                 await asyncio.wait([task])
 
         unsent, outcome = recorder.outcomes
-        assert (unsent.result, unsent.attempts, recorder.begun) == (StopResult.NOT_SENT, 0, 0)
+        assert (unsent.result, unsent.attempts, recorder.begun) == (
+            StopResult.NOT_SENT,
+            0,
+            0,
+        )
         assert isinstance(outcome.error, BctrlError)
         assert f"{outcome.result}: {outcome.error.summary}".startswith(said)
         assert outcome.attempts == outcome.error.attempts == 1
 
     @pytest.mark.parametrize("cut", ["abort", "leave", "cancel"])
-    async def test_of_a_bulk_stop(self, emulator: Emulator, connect: Connect, cut: str) -> None:
+    async def test_of_a_bulk_stop(
+        self, emulator: Emulator, connect: Connect, cut: str
+    ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
-        async with connect(max_connections=3, observer=(recorder := Recorder())) as session:
+        async with connect(
+            max_connections=3, observer=(recorder := Recorder())
+        ) as session:
             batch = session.stop_runtimes(add_runtimes(emulator, 5))
             if cut == "leave":
                 async with batch:
@@ -279,8 +305,12 @@ class TestCancellation:
         recorder = Recorder()
 
         async def begin(emulator: Emulator) -> list[object]:
-            session = BctrlSession("emulator-key", base_url=emulator.url, observer=recorder)
-            batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
+            session = BctrlSession(
+                "emulator-key", base_url=emulator.url, observer=recorder
+            )
+            batch = session.stop_runtimes(
+                [("ws-1", f"r{number}") for number in range(3)]
+            )
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "r3"))
             left = [session, stopping, asyncio.ensure_future(batch)]
             await wait_for_requests(emulator, 4)
@@ -301,21 +331,35 @@ class TestHeaders:
     async def test_they_are_sent_unless_the_session_or_the_call_has_them(
         self, emulator: Emulator, connect: Connect
     ) -> None:
-        sends = {"traceparent": "00-1-2-01", "user-agent": "recorder", "x-team": "recorder"}
+        sends = {
+            "traceparent": "00-1-2-01",
+            "user-agent": "recorder",
+            "x-team": "recorder",
+        }
         async with connect(observer=Recorder(sends)) as session:
             await session.stop_runtime("ws-1", "crm", headers={"X-Team": "blue"})
 
         headers = emulator.requests[0].headers
         assert headers["traceparent"] == "00-1-2-01"
         assert headers["User-Agent"].startswith("bctrl-async/")
-        assert [value for name, value in headers.items() if name.lower() == "x-team"] == ["blue"]
+        assert [
+            value for name, value in headers.items() if name.lower() == "x-team"
+        ] == ["blue"]
 
     @pytest.mark.parametrize(
         "headers",
-        [{"Authorization": "Bearer mine"}, {"X-Split": "a\r\nX-Other: b"}, ["no mapping"]],
+        [
+            {"Authorization": "Bearer mine"},
+            {"X-Split": "a\r\nX-Other: b"},
+            ["no mapping"],
+        ],
     )
     async def test_invalid_headers_are_left_out_and_logged(
-        self, emulator: Emulator, connect: Connect, caplog: Log, headers: Mapping[str, str]
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        caplog: Log,
+        headers: Mapping[str, str],
     ) -> None:
         async with connect(observer=Recorder(headers)) as session:
             await session.stop_runtime("ws-1", "crm")
@@ -325,7 +369,15 @@ class TestHeaders:
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-METHODS = ("begin_stop", "begin_attempt", "headers", "answered", "raised", "end", "begin_bulk")
+METHODS = (
+    "begin_stop",
+    "begin_attempt",
+    "headers",
+    "answered",
+    "raised",
+    "end",
+    "begin_bulk",
+)
 OBSERVERS = {
     "no methods": Observer(),
     "cancelled": Faulty("end", asyncio.CancelledError()),
@@ -348,10 +400,14 @@ async def test_an_error_of_an_observer_is_logged_and_changes_nothing(
             await session.stop_runtime("ws-1", "gone")
         # A canary is a read of its own.
         emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE, Fault.ACCEPTED)
-        report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", ".."), ("ws-1", "no")])
+        report = await session.stop_runtimes(
+            [("ws-1", "mail"), ("ws-1", ".."), ("ws-1", "no")]
+        )
 
     assert report.counts == {"stopped": 1, "invalid": 1, "not_found": 1}
-    levels = {record.levelname for record in caplog.records if record.levelname != "INFO"}
+    levels = {
+        record.levelname for record in caplog.records if record.levelname != "INFO"
+    }
     assert levels == ({"ERROR"} if isinstance(observer, Faulty) else set())
     assert "emulator-key" not in caplog.text
 
@@ -371,17 +427,29 @@ class TestStats:
             await session.stop_runtime("ws-1", "crm")
 
         stats = session.stats
-        failed = dict.fromkeys(["429", "503", "BctrlNetworkError", "409", "BctrlResponseError"], 1)
+        failed = dict.fromkeys(
+            ["429", "503", "BctrlNetworkError", "409", "BctrlResponseError"], 1
+        )
         assert stats.failed == failed
-        assert (stats.attempts, stats.retries, stats.succeeded, stats.throttled) == (6, 3, 1, 2)
+        assert (stats.attempts, stats.retries, stats.succeeded, stats.throttled) == (
+            6,
+            3,
+            1,
+            2,
+        )
         assert len(pauses) == 3
         assert before == SessionStats()
         assert msgspec.json.decode(msgspec.json.encode(stats))["failed"] == failed
 
-    async def test_calls_in_flight_are_counted(self, emulator: Emulator, connect: Connect) -> None:
+    async def test_calls_in_flight_are_counted(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
         async with connect(max_connections=2) as session:
-            calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(5)]
+            calls = [
+                asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+                for _ in range(5)
+            ]
             await wait_for_requests(emulator, 2)
             assert (session.stats.in_flight, session.stats.waiting) == (2, 3)
 
@@ -394,7 +462,9 @@ class TestStats:
             # Those that waited had not started an attempt.
             assert session.stats == SessionStats(attempts=2, cancelled=2)
 
-    async def test_a_call_that_backs_off_waits(self, emulator: Emulator, connect: Connect) -> None:
+    async def test_a_call_that_backs_off_waits(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
         async with connect(retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
             call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))

@@ -44,12 +44,16 @@ class Traced:
         self.session: BctrlSession
 
     def observer(self, **options: bool) -> OpenTelemetry:
-        return OpenTelemetry(tracer_provider=self.tracers, meter_provider=self.meters, **options)
+        return OpenTelemetry(
+            tracer_provider=self.tracers, meter_provider=self.meters, **options
+        )
 
     def spans(self, parent: ReadableSpan | None = None) -> list[ReadableSpan]:
         """Return the children of a span by their start, or the outermost spans."""
         of = None if parent is None else parent.get_span_context()
-        spans = [span for span in self._exporter.get_finished_spans() if span.parent == of]
+        spans = [
+            span for span in self._exporter.get_finished_spans() if span.parent == of
+        ]
         return sorted(spans, key=lambda span: span.start_time or 0)
 
     def tree(self, parent: ReadableSpan | None = None) -> str:
@@ -142,7 +146,9 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
         "stop_runtime already_stopped (POST 409 error 409, GET 200)",
     ),
     "in a bulk stop, neither of them is an error of its stop": (
-        lambda session: session.stop_runtimes([("ws-1", "crm")], verify=False, missing_ok=True),
+        lambda session: session.stop_runtimes(
+            [("ws-1", "crm")], verify=False, missing_ok=True
+        ),
         [Reply(404, code="runtime.not_found")],
         "stop_runtimes (stop_runtime not_found (POST 404 error 404))",
     ),
@@ -218,9 +224,15 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
     texts = [span.status.description for span in (call, *attempts)]
     assert texts == [caught.value.summary, lost, None]
     durations = traced.points(DURATION)
-    assert [labels for labels, _ in durations] == [{**request, **failure} for failure in failures]
+    assert [labels for labels, _ in durations] == [
+        {**request, **failure} for failure in failures
+    ]
     point = durations[0][1]
-    assert 0.0 < point.sum <= ((attempts[0].end_time or 0) - (attempts[0].start_time or 0)) / 1e9
+    assert (
+        0.0
+        < point.sum
+        <= ((attempts[0].end_time or 0) - (attempts[0].start_time or 0)) / 1e9
+    )
     assert (point.count, point.explicit_bounds[0]) == (1, 0.005)
 
 
@@ -249,7 +261,9 @@ async def test_the_current_span_is_the_parent_and_its_context_is_sent(
     assert {request.headers["baggage"] for request in requests} == {"team=blue"}
 
 
-async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(traced: Traced) -> None:
+async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(
+    traced: Traced,
+) -> None:
     traced.emulator.inject(Fault.HANG)
     stopping = asyncio.ensure_future(stop(traced.session))
     await wait_for_requests(traced.emulator, 1)
@@ -264,7 +278,9 @@ async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(traced: T
 
 
 class TestBulk:
-    async def test_its_span_has_its_counts(self, traced: Traced, tmp_path: Path) -> None:
+    async def test_its_span_has_its_counts(
+        self, traced: Traced, tmp_path: Path
+    ) -> None:
         traced.emulator.inject(Fault.SERVER_ERROR, Fault.RATE_LIMITED)
         targets = [("ws-1", "crm"), ("ws-1", "gone"), ("ws-1", "..")]
         for _ in range(2):
@@ -282,7 +298,10 @@ class TestBulk:
             "error.type": "ExceptionGroup",
         }
         assert first.status.description == "not all stops succeeded"
-        assert attributes(second).items() >= {"bctrl.resumed": 1, "bctrl.throttled": 0}.items()
+        assert (
+            attributes(second).items()
+            >= {"bctrl.resumed": 1, "bctrl.throttled": 0}.items()
+        )
         # The first run has counted what the journal has.
         counted = {"stopped": 1, "not_found": 2, "invalid": 2}
         assert traced.counts("bctrl.stop.outcomes", "bctrl.result") == counted
@@ -308,16 +327,22 @@ class TestBulk:
 
     async def test_its_early_end_has_the_reason(self, traced: Traced) -> None:
         traced.emulator.api_key = "another"
-        report = await traced.session.stop_runtimes([("ws-1", f"r{n}") for n in range(300)])
+        report = await traced.session.stop_runtimes(
+            [("ws-1", f"r{n}") for n in range(300)]
+        )
 
         [span] = traced.spans()
         assert report.ended_early is not None
         assert attributes(span)["error.type"] == "401"
         assert span.status.description == report.ended_early.summary
         counted = traced.counts("bctrl.stop.outcomes", "bctrl.result")
-        assert counted == {result.value: count for result, count in report.counts.items()}
+        assert counted == {
+            result.value: count for result, count in report.counts.items()
+        }
 
-    async def test_without_spans_of_stops_it_counts(self, traced: Traced, connect: Connect) -> None:
+    async def test_without_spans_of_stops_it_counts(
+        self, traced: Traced, connect: Connect
+    ) -> None:
         traced.emulator.inject(Fault.SERVER_ERROR)
         async with connect(observer=traced.observer(spans_in_bulk=False)) as session:
             await bulk(session)
@@ -346,14 +371,20 @@ async def test_stops_are_counted_and_reads_have_only_durations(traced: Traced) -
     attempts = {429: 1, 503: 1, None: 1, 200: 1, 409: 1}
     assert traced.counts("bctrl.stop.attempts", STATUS) == attempts
     durations = [labels for labels, _ in traced.points(DURATION)]
-    reads = [labels[STATUS] for labels in durations if labels["http.request.method"] == "GET"]
+    reads = [
+        labels[STATUS] for labels in durations if labels["http.request.method"] == "GET"
+    ]
     assert reads == [200, 404]
 
 
 def prometheus_name(metric: Metric) -> str:
     """Return the name that OpenTelemetry's exporter for Prometheus gives a metric."""
     is_counter = isinstance(metric.data, Sum) and metric.data.is_monotonic
-    return metric.name.replace(".", "_") + "_seconds" * (metric.unit == "s") + "_total" * is_counter
+    return (
+        metric.name.replace(".", "_")
+        + "_seconds" * (metric.unit == "s")
+        + "_total" * is_counter
+    )
 
 
 async def test_the_guide_to_prometheus_has_all_metrics(traced: Traced) -> None:
@@ -369,12 +400,16 @@ async def test_the_guide_to_prometheus_has_all_metrics(traced: Traced) -> None:
     assert dict(re.findall(r"^\| `([\w.]+)` \| `(\w+)`", page, re.MULTILINE)) == names
     rules = (DOCS / "examples" / "prometheus" / "bctrl-rules.yaml").read_text("utf-8")
     expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
-    used = set(re.findall(r"\b((?:bctrl|http_client)_\w+)(?=[{[])", "".join(expressions)))
+    used = set(
+        re.findall(r"\b((?:bctrl|http_client)_\w+)(?=[{[])", "".join(expressions))
+    )
     assert {name.removesuffix("_bucket") for name in used} < set(names.values())
     assert len(used) == len(expressions)
 
 
-async def test_without_an_sdk_no_context_is_carried(emulator: Emulator, connect: Connect) -> None:
+async def test_without_an_sdk_no_context_is_carried(
+    emulator: Emulator, connect: Connect
+) -> None:
     async with connect(observer=OpenTelemetry()) as session:
         await stop(session)
     assert "traceparent" not in emulator.requests[0].headers

@@ -30,16 +30,23 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
     StopResult.STOPPED: [runtime("stopped")],
     StopResult.ACCEPTED: [runtime("active"), runtime("failed"), runtime("paused")],
     StopResult.ALREADY_STOPPED: [
-        BctrlConflictError("then not active", status=409, code=NOT_ACTIVE, may_have_stopped=True),
+        BctrlConflictError(
+            "then not active", status=409, code=NOT_ACTIVE, may_have_stopped=True
+        ),
     ],
     StopResult.NOT_FOUND: [
         BctrlNotFoundError(
-            "then not found", status=404, code="workspace.not_found", may_have_stopped=True
+            "then not found",
+            status=404,
+            code="workspace.not_found",
+            may_have_stopped=True,
         ),
     ],
     # The server's last word was no.
     StopResult.REJECTED: [
-        BctrlNotFoundError("404 for a path", status=404, code="route.not_found", body="{}"),
+        BctrlNotFoundError(
+            "404 for a path", status=404, code="route.not_found", body="{}"
+        ),
         BctrlConflictError("409, busy", status=409, code="runtime.busy"),
         BctrlApiError("not active, but no conflict", status=410, code=NOT_ACTIVE),
         # A target that only the server finds invalid may run.
@@ -48,7 +55,9 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
     # It was sent, and no answer settled it.
     StopResult.UNKNOWN: [
         BctrlRateLimitError("then 429", status=429, may_have_stopped=True),
-        BctrlConflictError("then busy", status=409, code="runtime.busy", may_have_stopped=True),
+        BctrlConflictError(
+            "then busy", status=409, code="runtime.busy", may_have_stopped=True
+        ),
         BctrlConfigError("then the session is closed", may_have_stopped=True),
     ],
 }
@@ -107,7 +116,9 @@ def test_an_answer_is_ok_without_an_error_or_has_one_that_says_why(status: str) 
 
 
 @pytest.mark.parametrize(("own", "expected"), [("req-2", "req-2"), (None, "req-1")])
-def test_the_request_id_of_the_last_answer_takes_precedence(own: str | None, expected: str) -> None:
+def test_the_request_id_of_the_last_answer_takes_precedence(
+    own: str | None, expected: str
+) -> None:
     error = BctrlServerError("500", status=500, request_id=own)
 
     outcome = outcome_of(RuntimeRef("ws-1", "crm"), error, request_id="req-1")
@@ -180,7 +191,10 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
     }
     assert json.loads(json.dumps(fields)) == fields
     stopped = outcome_of(RuntimeRef("ws", "crm"), runtime()).to_dict()
-    assert (stopped["error"], stopped["runtime"]) == (None, msgspec.to_builtins(runtime()))
+    assert (stopped["error"], stopped["runtime"]) == (
+        None,
+        msgspec.to_builtins(runtime()),
+    )
 
 
 def test_an_error_has_the_same_json_and_text_after_it_was_recorded() -> None:

@@ -29,7 +29,9 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 Operation = Literal["get", "list"]
 
 
-async def read(session: BctrlSession, operation: Operation, workspace_id: str = "ws-1") -> object:
+async def read(
+    session: BctrlSession, operation: Operation, workspace_id: str = "ws-1"
+) -> object:
     if operation == "get":
         return await session.get_runtime(workspace_id, "crm")
     return await session.list_runtimes(workspace_id)
@@ -70,7 +72,9 @@ class TestResults:
         for request in emulator.requests:
             assert not {"Content-Length", "Content-Type"} & request.headers.keys()
 
-    async def test_unknown_values_are_kept(self, emulator: Emulator, session: BctrlSession) -> None:
+    async def test_unknown_values_are_kept(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
         emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
         [runtime] = await session.list_runtimes("ws-1")
         assert (runtime.status, runtime.kind) == ("paused", "hologram")
@@ -142,14 +146,35 @@ class TestInvalidRuntimes:
         [
             (200, b"nope", "but the body is not JSON"),
             (200, b"[" * 100_000, "is not a valid list of runtimes: Expected `object`"),
-            (200, b'{"runtimes":{}}', "is not a valid list of runtimes: Expected `array`"),
-            (201, b'{"runtimes":[]}', "is not a valid list of runtimes: only 200 is a whole list"),
-            (206, b'{"runtimes":[]}', "is not a valid list of runtimes: only 200 is a whole list"),
-            (200, b'{"runtimes":[],"nextCursor":"x"}', "its nextCursor says that it is a page of"),
+            (
+                200,
+                b'{"runtimes":{}}',
+                "is not a valid list of runtimes: Expected `array`",
+            ),
+            (
+                201,
+                b'{"runtimes":[]}',
+                "is not a valid list of runtimes: only 200 is a whole list",
+            ),
+            (
+                206,
+                b'{"runtimes":[]}',
+                "is not a valid list of runtimes: only 200 is a whole list",
+            ),
+            (
+                200,
+                b'{"runtimes":[],"nextCursor":"x"}',
+                "its nextCursor says that it is a page of",
+            ),
         ],
     )
     async def test_an_answer_that_is_not_a_whole_list_is_an_error_and_stops_nothing(
-        self, emulator: Emulator, session: BctrlSession, status: int, body: bytes, problem: str
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        status: int,
+        body: bytes,
+        problem: str,
     ) -> None:
         """Fault: `stop --all` said that all was done after a part of the list."""
         emulator.inject(*[Reply(status, body=body)] * 2, method="GET")
@@ -169,14 +194,20 @@ class TestInvalidRuntimes:
         ],
     )
     async def test_a_link_to_the_next_page_is_an_error(self, links: list[str]) -> None:
-        listed = http_answer("200 OK", json.dumps({"runtimes": [WIRE]}).encode(), *links)
+        listed = http_answer(
+            "200 OK", json.dumps({"runtimes": [WIRE]}).encode(), *links
+        )
         async with served(answering(listed)) as session:
-            with pytest.raises(BctrlResponseError, match="its Link header says that it is a page"):
+            with pytest.raises(
+                BctrlResponseError, match="its Link header says that it is a page"
+            ):
                 await session.list_runtimes("ws-1")
 
     async def test_the_last_page_is_a_whole_list(self) -> None:
         body = json.dumps({"runtimes": [WIRE], "nextCursor": None}).encode()
-        links = 'Link: </r?rel=next>; rel="prev"; title="next to it", </next>; rel=x-next'
+        links = (
+            'Link: </r?rel=next>; rel="prev"; title="next to it", </next>; rel=x-next'
+        )
         listed = http_answer("200 OK", body, links)
         async with served(answering(listed)) as session:
             assert len(await session.list_runtimes("ws-1")) == 1
@@ -207,7 +238,10 @@ async def test_a_body_that_takes_too_long_is_read_again() -> None:
 class TestErrors:
     @pytest.mark.parametrize(
         ("operation", "subject"),
-        [("get", "get of 'crm' in workspace 'ws-9'"), ("list", "list of workspace 'ws-9'")],
+        [
+            ("get", "get of 'crm' in workspace 'ws-9'"),
+            ("list", "list of workspace 'ws-9'"),
+        ],
     )
     async def test_it_names_the_call(
         self, session: BctrlSession, operation: Operation, subject: str
@@ -215,14 +249,18 @@ class TestErrors:
         with pytest.raises(BctrlNotFoundError) as caught:
             await read(session, operation, "ws-9")
 
-        assert str(caught.value).startswith(f"{subject}: the server answered 404 runtime.not_found")
+        assert str(caught.value).startswith(
+            f"{subject}: the server answered 404 runtime.not_found"
+        )
         assert (caught.value.operation, caught.value.attempts) == (operation, 1)
 
     @both
     async def test_an_invalid_name_is_rejected_before_a_byte_is_sent(
         self, emulator: Emulator, session: BctrlSession, operation: Operation
     ) -> None:
-        with pytest.raises(BctrlConfigError, match=f"^{operation} of .*could be taken for a path"):
+        with pytest.raises(
+            BctrlConfigError, match=f"^{operation} of .*could be taken for a path"
+        ):
             await read(session, operation, "..")
         with pytest.raises(BctrlConfigError, match="alias"):
             await session.get_runtime("ws-1", None)  # type: ignore[arg-type]  # on purpose
@@ -246,13 +284,22 @@ class TestShared:
 
     @both
     async def test_they_are_retried_by_the_same_rules(
-        self, emulator: Emulator, session: BctrlSession, pauses: list[float], operation: Operation
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        pauses: list[float],
+        operation: Operation,
     ) -> None:
         # aiohttp itself retries a GET once after a lost connection.
         drops = [Fault.DROP_BEFORE] * 2
         throttled = Reply(429, headers={"Retry-After": "1"})
         # A stop is not retried after a truncated answer, because it was carried out.
-        faults: list[Fault | Reply] = [*drops, throttled, Fault.SERVER_ERROR, Fault.TRUNCATED_JSON]
+        faults: list[Fault | Reply] = [
+            *drops,
+            throttled,
+            Fault.SERVER_ERROR,
+            Fault.TRUNCATED_JSON,
+        ]
         emulator.inject(*faults, method="GET")
         await read(session, operation)
 

@@ -18,7 +18,13 @@ from support.helpers import BOUND, unused_url
 from support.servers import Handler, answering, http_answer, raw_server
 
 import bctrl_async
-from bctrl_async import BctrlError, BctrlNetworkError, BctrlSession, Observer, RetryPolicy
+from bctrl_async import (
+    BctrlError,
+    BctrlNetworkError,
+    BctrlSession,
+    Observer,
+    RetryPolicy,
+)
 
 PACKAGE = Path(bctrl_async.__file__).parent
 ONCE = RetryPolicy(attempts=1, patience=0)
@@ -28,9 +34,13 @@ MANY = [("ws-1", f"r{number}") for number in range(3)]
 MakeSession = Callable[..., BctrlSession]
 CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
     "stop": lambda session: session.stop_runtime("ws-1", "crm"),
-    "stop many": lambda session: session.stop_runtimes(MANY, verify=False, deadline=0.1),
+    "stop many": lambda session: session.stop_runtimes(
+        MANY, verify=False, deadline=0.1
+    ),
     "get": lambda session: session.get_runtime("ws-1", "crm"),
-    "stop, stopped_ok": lambda session: session.stop_runtime("ws-1", "crm", stopped_ok=True),
+    "stop, stopped_ok": lambda session: session.stop_runtime(
+        "ws-1", "crm", stopped_ok=True
+    ),
     "list": lambda session: session.list_runtimes("ws-1"),
 }
 every_call = pytest.mark.parametrize("call", CALLS)
@@ -91,12 +101,18 @@ CONFLICT = http_answer("409 No", b'{"code":"runtime.not_active"}')
 SERVER_ERROR = answering(http_answer("500 No"))
 FAILURES: dict[str, tuple[Handler, dict[str, Any]]] = {
     # The server, and the options of the session.
-    "API error": (answering(http_answer("403 No", b'{"code":"key.forbidden","error":"no"}')), {}),
+    "API error": (
+        answering(http_answer("403 No", b'{"code":"key.forbidden","error":"no"}')),
+        {},
+    ),
     "server error": (SERVER_ERROR, {}),
     "server error after a retry": (SERVER_ERROR, {"retry": TWICE}),
     "unreadable": (answering(http_answer("200 OK", b"[]")), {}),
     "foreign": (answering(http_answer("200 OK", b'{"alias":"mail"}')), {}),
-    "not found": (answering(CONFLICT, http_answer("404 No", b'{"code":"runtime.not_found"}')), {}),
+    "not found": (
+        answering(CONFLICT, http_answer("404 No", b'{"code":"runtime.not_found"}')),
+        {},
+    ),
     "already stopped": (answering(CONFLICT), {}),
     "disconnect": (_close, {}),
     "disconnect after a retry": (_close, {"retry": TWICE}),
@@ -135,7 +151,9 @@ async def test_a_call_without_a_connection_leaves_none_and_its_reason_has_no_tra
 
 
 @most_calls
-@pytest.mark.parametrize("is_answered", [False, True], ids=["in flight", "before a retry"])
+@pytest.mark.parametrize(
+    "is_answered", [False, True], ids=["in flight", "before a retry"]
+)
 async def test_a_call_that_is_cancelled_leaves_none(
     make_session: MakeSession, call: str, *, is_answered: bool
 ) -> None:
@@ -160,7 +178,10 @@ async def test_a_call_that_is_cancelled_leaves_none(
         await asyncio.wait([task])
 
     retry = RetryPolicy(base=BOUND, cap=BOUND)
-    async with raw_server(handle) as url, make_session(base_url=url, retry=retry) as session:
+    async with (
+        raw_server(handle) as url,
+        make_session(base_url=url, retry=retry) as session,
+    ):
         assert await cycles_of(cancel) == set()
 
 
@@ -178,5 +199,7 @@ async def test_a_call_whose_key_function_fails_leaves_none(
 ) -> None:
     """Fault: 30 objects for each call with an attempt that got no key in time."""
     url = "http://127.0.0.1:9"
-    async with BctrlSession(get_key, base_url=url, timeout=0.01, retry=TWICE) as session:
+    async with BctrlSession(
+        get_key, base_url=url, timeout=0.01, retry=TWICE
+    ) as session:
         assert await cycles_of(partial(CALLS["stop"], session)) == set()

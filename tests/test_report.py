@@ -26,7 +26,9 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import StopReport as ReportBody
 
 
-def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> StopReport:
+def report_of(
+    *errors: BctrlError | None, ended: BctrlError | None = None
+) -> StopReport:
     """Make a report of two stopped targets, and of a failure for each error."""
     failures = tuple(
         StopOutcome(
@@ -50,7 +52,9 @@ def report_of(*errors: BctrlError | None, ended: BctrlError | None = None) -> St
 
 
 HALF_STOPPED = "2 stopped, 2 unknown"
-TIMEOUT = BctrlTimeoutError("no answer", workspace_id="ws-1", alias="0", may_have_stopped=True)
+TIMEOUT = BctrlTimeoutError(
+    "no answer", workspace_id="ws-1", alias="0", may_have_stopped=True
+)
 NETWORK = BctrlNetworkError("no connection")
 ENDED = BctrlError("the deadline of 3 s has passed")
 
@@ -60,7 +64,12 @@ ENDED = BctrlError("the deadline of 3 s has passed")
     [
         (
             StopReport(
-                total=0, counts=Counter(), failures=(), running=0, not_running=0, elapsed=0.0
+                total=0,
+                counts=Counter(),
+                failures=(),
+                running=0,
+                not_running=0,
+                elapsed=0.0,
             ),
             "0 of 0 no longer running after 0.00 s",
         ),
@@ -78,7 +87,9 @@ ENDED = BctrlError("the deadline of 3 s has passed")
         ),
     ],
 )
-def test_it_is_printed_as_the_summary_of_the_command(report: StopReport, text: str) -> None:
+def test_it_is_printed_as_the_summary_of_the_command(
+    report: StopReport, text: str
+) -> None:
     assert str(report) == text
 
 
@@ -86,7 +97,11 @@ def test_it_is_printed_as_the_summary_of_the_command(report: StopReport, text: s
     ("errors", "ended", "message"),
     [
         ([NETWORK, TIMEOUT], None, "2 of 4 runtimes may still be running"),
-        ([TIMEOUT], ENDED, "1 of 3 runtimes may still be running, and the run ended early"),
+        (
+            [TIMEOUT],
+            ENDED,
+            "1 of 3 runtimes may still be running, and the run ended early",
+        ),
         ([], ENDED, "0 of 2 runtimes may still be running, and the run ended early"),
     ],
 )
@@ -113,7 +128,10 @@ def test_as_a_dict_it_has_its_counts_its_failures_and_its_end() -> None:
     fields = report.to_dict()
 
     assert (fields["ok"], fields["elapsed"]) == (False, 1.234568)
-    counts = dict.fromkeys(StopResult, 0) | {StopResult.STOPPED: 2, StopResult.UNKNOWN: 1}
+    counts = dict.fromkeys(StopResult, 0) | {
+        StopResult.STOPPED: 2,
+        StopResult.UNKNOWN: 1,
+    }
     assert fields["counts"] == {str(result): count for result, count in counts.items()}
     assert (fields["running"], fields["not_running"]) == (0, 2)
     assert fields["failures"] == [report.failures[0].to_dict()]
@@ -130,14 +148,20 @@ class TestMissing:
     ) -> None:
         targets = [("ws-1", "crm"), ("ws-1", "no")]
         outcomes: list[StopOutcome] = []
-        report = await session.stop_runtimes(targets, missing_ok=True, on_outcome=outcomes.append)
+        report = await session.stop_runtimes(
+            targets, missing_ok=True, on_outcome=outcomes.append
+        )
 
-        assert [(outcome.ok, outcome.error) for outcome in outcomes] == [(True, None)] * 2
+        assert [(outcome.ok, outcome.error) for outcome in outcomes] == [
+            (True, None)
+        ] * 2
         assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
         assert (report.running, report.not_running) == (0, 2)
         assert report.ok
 
-        report = await session.stop_runtimes([*targets, ("ws-1", "..")], missing_ok=True)
+        report = await session.stop_runtimes(
+            [*targets, ("ws-1", "..")], missing_ok=True
+        )
         assert [outcome.target.alias for outcome in report.failures] == [".."]
 
     @pytest.mark.parametrize("missing_ok", [True, False])
@@ -148,7 +172,9 @@ class TestMissing:
             emulator._runtimes.pop(("ws-1", runtime.alias))
             return True
 
-        report = await session.stop_workspace("ws-1", where=delete, missing_ok=missing_ok)
+        report = await session.stop_workspace(
+            "ws-1", where=delete, missing_ok=missing_ok
+        )
         assert report.counts == {StopResult.NOT_FOUND: 1}
         assert report.ok is missing_ok
 
@@ -160,7 +186,12 @@ ROWS: dict[str, tuple[list[Fault | Reply], str, bool, bool]] = {
     # What the server does, the result without verify, ok without and with verify.
     "stopped": ([], "stopped", True, True),
     "accepted": ([Fault.ACCEPTED], "accepted", False, True),
-    "no effect": ([Reply(200, body="OK", takes_effect=False)], "accepted", False, False),
+    "no effect": (
+        [Reply(200, body="OK", takes_effect=False)],
+        "accepted",
+        False,
+        False,
+    ),
     "failed": ([Fault.FAILED], "accepted", True, True),
     "already stopped": ([], "already_stopped", True, True),
     "not found": ([], "not_found", False, False),
@@ -172,9 +203,13 @@ ROWS: dict[str, tuple[list[Fault | Reply], str, bool, bool]] = {
 }
 
 
-async def stop_one(emulator: Emulator, name: str, verify: float) -> tuple[StopOutcome, StopReport]:
+async def stop_one(
+    emulator: Emulator, name: str, verify: float
+) -> tuple[StopOutcome, StopReport]:
     """Stop the target of a row; return its outcome and the report."""
-    emulator.add_runtime(*TARGET, status="stopped" if name == "already stopped" else "active")
+    emulator.add_runtime(
+        *TARGET, status="stopped" if name == "already stopped" else "active"
+    )
     emulator.inject(*ROWS[name][0], method="POST")
     target = ("ws-1", "nobody") if name == "not found" else TARGET
     outcomes: list[StopOutcome] = []

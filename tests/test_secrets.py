@@ -43,7 +43,9 @@ ONCE = RetryPolicy(attempts=1, patience=0)
 
 def with_rich(value: object) -> str:
     text = io.StringIO()
-    Console(file=text, width=200).print(Pretty([value, {"nested": value}], max_string=80))
+    Console(file=text, width=200).print(
+        Pretty([value, {"nested": value}], max_string=80)
+    )
     return text.getvalue()
 
 
@@ -79,17 +81,25 @@ def everything_of(error: BaseException) -> str:
     by_rich = [
         f"{stack.exc_type}: {stack.exc_value}\n"
         + "\n".join(f"{name} = {node}" for name, node in (frame.locals or {}).items())
-        for stack in Traceback.extract(type(error), error, below, show_locals=True).stacks
+        for stack in Traceback.extract(
+            type(error), error, below, show_locals=True
+        ).stacks
         for frame in stack.frames
     ]
     return "\n".join([*texts, *shown.format(), *by_rich])
 
 
 @pytest.mark.parametrize("show", SHOWN_BY.values(), ids=SHOWN_BY)
-def test_neither_a_secret_nor_a_slice_of_it_is_shown(show: Callable[[object], str]) -> None:
+def test_neither_a_secret_nor_a_slice_of_it_is_shown(
+    show: Callable[[object], str],
+) -> None:
     """Fault: rich and structlog show the first 73 characters of a long value."""
     secret = _config.Secret(KEY)
-    for hidden, text in ((secret, KEY), (secret[:73], KEY[:73]), (secret[8:][::2], KEY[8::2])):
+    for hidden, text in (
+        (secret, KEY),
+        (secret[:73], KEY[:73]),
+        (secret[8:][::2], KEY[8::2]),
+    ):
         shown = show(hidden)
         assert "***" in shown
         assert "qwer" not in shown
@@ -98,7 +108,9 @@ def test_neither_a_secret_nor_a_slice_of_it_is_shown(show: Callable[[object], st
 
 
 @pytest.mark.parametrize("key", [KEY.encode(), f"{KEY} "])
-async def test_an_invalid_key_of_a_function_is_not_in_a_frame_of_the_error(key: str) -> None:
+async def test_an_invalid_key_of_a_function_is_not_in_a_frame_of_the_error(
+    key: str,
+) -> None:
     async with BctrlSession(lambda: key, base_url="http://127.0.0.1:9") as session:
         with pytest.raises(BctrlConfigError, match="invalid API key") as caught:
             await session.stop_runtime("ws-1", "crm")
@@ -114,8 +126,12 @@ WORDS = json.dumps(
 ECHOES = {
     "nothing": b"",
     "text that is not UTF-8": http_answer("200 OK", LATIN + ECHO, f"X-Echo: {KEY}"),
-    "half of a character": http_answer("200 OK", b'{"driver": "\\ud83d%b", "id": 1}' % ECHO),
-    "a list that is not UTF-8": http_answer("200 OK", b'{"runtimes": ["%b", "%b' % (ECHO, LATIN)),
+    "half of a character": http_answer(
+        "200 OK", b'{"driver": "\\ud83d%b", "id": 1}' % ECHO
+    ),
+    "a list that is not UTF-8": http_answer(
+        "200 OK", b'{"runtimes": ["%b", "%b' % (ECHO, LATIN)
+    ),
     "a body that is cut": http_answer("200 OK", ECHO)[:-5],
     "a false encoding": http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
     "an error": http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
@@ -140,9 +156,15 @@ async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
 ) -> None:
     """Fault: the cause of a body that is not UTF-8 was shown with the whole body."""
     caplog.set_level("DEBUG", "bctrl_async")
-    exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
+    exporter, reader, tracers = (
+        InMemorySpanExporter(),
+        InMemoryMetricReader(),
+        TracerProvider(),
+    )
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    observer = OpenTelemetry(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
+    observer = OpenTelemetry(
+        tracer_provider=tracers, meter_provider=MeterProvider([reader])
+    )
     retry = RetryPolicy(attempts=2, base=0.001, patience=0.05)
     async with served(closing(answer), KEY, retry=retry, observer=observer) as session:
         with pytest.raises((BctrlNetworkError, BctrlApiError)) as caught:
@@ -152,15 +174,21 @@ async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
     assert "limit = ClientTimeout" in shown
     assert "qwer" not in shown
     assert len(str(caught.value).splitlines()) == 1
-    assert "qwer" not in caplog.text + "".join(repr(vars(record)) for record in caplog.records)
+    assert "qwer" not in caplog.text + "".join(
+        repr(vars(record)) for record in caplog.records
+    )
     spans, metrics = exporter.get_finished_spans(), reader.get_metrics_data()
     assert spans
     assert metrics is not None
-    assert "qwer" not in "".join([metrics.to_json(), *(span.to_json() or "" for span in spans)])
+    assert "qwer" not in "".join(
+        [metrics.to_json(), *(span.to_json() or "" for span in spans)]
+    )
 
 
 @pytest.mark.parametrize("is_borrowed", [False, True], ids=["fast path", "aiohttp"])
-@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError]
+)
 async def test_no_frame_of_what_a_transport_raises_has_the_request(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], *, is_borrowed: bool
 ) -> None:
@@ -177,8 +205,14 @@ async def test_no_frame_of_what_a_transport_raises_has_the_request(
 
     monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(aiohttp.ClientSession()) if is_borrowed else None
-        session = await stack.enter_async_context(served(b"", KEY, retry=ONCE, http=http))
+        http = (
+            await stack.enter_async_context(aiohttp.ClientSession())
+            if is_borrowed
+            else None
+        )
+        session = await stack.enter_async_context(
+            served(b"", KEY, retry=ONCE, http=http)
+        )
         with pytest.raises(kind) as caught:
             await session.stop_runtime("ws-1", "crm")
     assert "qwer" not in everything_of(caught.value)
@@ -250,12 +284,16 @@ async def test_the_credentials_of_a_proxy_of_the_environment_are_not_in_its_erro
     assert_hidden(caught.value)
 
 
-async def test_the_credentials_of_the_proxy_of_a_borrowed_session_are_not_shown() -> None:
+async def test_the_credentials_of_the_proxy_of_a_borrowed_session_are_not_shown() -> (
+    None
+):
     async with (
         raw_server(closing(LOGIN_REQUIRED)) as url,
         aiohttp.ClientSession(proxy=URL(url.replace("//", f"//{LOGIN}@"))) as http,
     ):
-        session = BctrlSession(KEY, base_url="https://bctrl.invalid", http=http, retry=ONCE)
+        session = BctrlSession(
+            KEY, base_url="https://bctrl.invalid", http=http, retry=ONCE
+        )
         with pytest.raises(BctrlError) as caught:
             await session.stop_runtime("ws-1", "crm")
     assert_hidden(caught.value)

@@ -38,7 +38,11 @@ async def test_a_stop_returns_the_stopped_runtime(
 
     runtime = await session.stop_runtime(workspace, "crm")
 
-    assert (runtime.alias, runtime.status, runtime.kind) == ("crm", "stopped", "browser")
+    assert (runtime.alias, runtime.status, runtime.kind) == (
+        "crm",
+        "stopped",
+        "browser",
+    )
     assert (str(runtime.id), runtime.created_at) == (sent["id"], sent["createdAt"])
     # It can be passed back.
     assert runtime.workspace_id == workspace
@@ -63,7 +67,9 @@ class TestHeaders:
 
         [request] = emulator.requests
         headers = dict(request.headers)
-        assert_request_fits_contract(request.method, request.raw_path, headers, request.body)
+        assert_request_fits_contract(
+            request.method, request.raw_path, headers, request.body
+        )
         assert headers == {
             "Host": emulator.url.removeprefix("http://"),
             "Accept": "application/json",
@@ -74,7 +80,11 @@ class TestHeaders:
         }
 
     async def test_those_of_a_session_are_in_every_request_unless_a_call_replaces_them(
-        self, emulator: Emulator, connect: Connect, ways: Ways, request: pytest.FixtureRequest
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        ways: Ways,
+        request: pytest.FixtureRequest,
     ) -> None:
         emulator.add_runtime("ws-1", "mail")
         async with connect(headers={"X-Team": "blue", "user-agent": "me/1"}) as session:
@@ -84,11 +94,21 @@ class TestHeaders:
             await session.stop_runtime("ws-1", "crm", headers=headers)
             await session.stop_runtimes([("ws-1", "mail")])
 
-        sent = [(call.headers["X-Team"], call.headers["User-Agent"]) for call in emulator.requests]
-        assert sent == [("blue", "me/1"), ("blue", "me/1"), ("red", "you/2"), ("blue", "me/1")]
+        sent = [
+            (call.headers["X-Team"], call.headers["User-Agent"])
+            for call in emulator.requests
+        ]
+        assert sent == [
+            ("blue", "me/1"),
+            ("blue", "me/1"),
+            ("red", "you/2"),
+            ("blue", "me/1"),
+        ]
         keys = {call.headers["Authorization"] for call in emulator.requests}
         assert keys == {"Bearer emulator-key"}
-        assert ways.taken == ((0, 4) if request.config.getoption("long_way") else (2, 2))
+        assert ways.taken == (
+            (0, 4) if request.config.getoption("long_way") else (2, 2)
+        )
 
     async def test_every_attempt_has_the_idempotency_key_of_its_call(
         self, emulator: Emulator, session: BctrlSession
@@ -128,9 +148,17 @@ async def hanging() -> str:
 
 FAILURES: dict[str, tuple[Callable[[], Any], type[BctrlError], str]] = {
     "raises": (raising, BctrlConfigError, "api_key function raised KeyError"),
-    "is cancelled": (cancelled, BctrlConfigError, "api_key function raised CancelledError"),
+    "is cancelled": (
+        cancelled,
+        BctrlConfigError,
+        "api_key function raised CancelledError",
+    ),
     "returns None": (lambda: None, BctrlConfigError, "expected a str, not NoneType"),
-    "hangs": (hanging, BctrlTimeoutError, "api_key function returned no key within 10ms"),
+    "hangs": (
+        hanging,
+        BctrlTimeoutError,
+        "api_key function returned no key within 10ms",
+    ),
 }
 
 
@@ -139,7 +167,9 @@ class TestKey:
         self, emulator: Emulator
     ) -> None:
         async with BctrlSession("wrong-key-of-mine", base_url=emulator.url) as session:
-            with pytest.raises(BctrlAuthenticationError, match=r"API key \(BCTRL_API_KEY\)"):
+            with pytest.raises(
+                BctrlAuthenticationError, match=r"API key \(BCTRL_API_KEY\)"
+            ):
                 await session.stop_runtime("ws-1", "crm")
         assert len(emulator.requests) == 1
 
@@ -180,7 +210,9 @@ class TestKey:
         api_key, error_class, message = FAILURES[name]
         retry = RetryPolicy(attempts=2, base=0.001)
         url = emulator.url
-        async with BctrlSession(api_key, base_url=url, timeout=0.01, retry=retry) as session:
+        async with BctrlSession(
+            api_key, base_url=url, timeout=0.01, retry=retry
+        ) as session:
             with pytest.raises(error_class, match=message) as caught:
                 await session.stop_runtime("ws-1", "crm")
             report = await session.stop_runtimes(add_runtimes(emulator, 3))
@@ -198,7 +230,9 @@ class TestKey:
                 assert (outcome.attempts, outcome.error.argument) == (0, "api_key")
 
 
-@pytest.mark.parametrize("limits", [None, {"limit": 1}, {"limit": 0, "limit_per_host": 1}])
+@pytest.mark.parametrize(
+    "limits", [None, {"limit": 1}, {"limit": 0, "limit_per_host": 1}]
+)
 async def test_the_timeout_excludes_the_wait_for_a_connection_slot(
     emulator: Emulator, connect: Connect, limits: dict[str, int] | None
 ) -> None:
@@ -223,10 +257,14 @@ async def test_the_timeout_excludes_the_wait_for_a_connection_slot(
 
 
 class TestBorrowedPool:
-    async def test_it_is_used_whatever_its_options_and_left_open(self, emulator: Emulator) -> None:
+    async def test_it_is_used_whatever_its_options_and_left_open(
+        self, emulator: Emulator
+    ) -> None:
         borrow = partial(BctrlSession, "emulator-key", base_url=emulator.url)
         async with aiohttp.ClientSession(
-            headers={"X-From": "the borrowed one"}, raise_for_status=True, auto_decompress=False
+            headers={"X-From": "the borrowed one"},
+            raise_for_status=True,
+            auto_decompress=False,
         ) as http:
             async with borrow(http=http) as session:
                 await session.stop_runtime("ws-1", "crm")
@@ -242,10 +280,14 @@ class TestBorrowedPool:
             with pytest.raises(BctrlConfigError, match="given as http= is closed"):
                 await left.stop_runtime("ws-1", "crm")
 
-    async def test_it_has_options_of_its_own_and_sends_no_key_unencrypted_to_a_proxy(self) -> None:
+    async def test_it_has_options_of_its_own_and_sends_no_key_unencrypted_to_a_proxy(
+        self,
+    ) -> None:
         async with aiohttp.ClientSession(trust_env=True) as http:
             with pytest.raises(BctrlConfigError, match="no effect on a borrowed http="):
                 BctrlSession("k", http=http, trust_env=True)
             with pytest.raises(BctrlConfigError, match="unencrypted to a proxy"):
                 BctrlSession("k", base_url="http://localhost", http=http)
-            BctrlSession("k", base_url="http://localhost", http=http, allow_plaintext=True)
+            BctrlSession(
+                "k", base_url="http://localhost", http=http, allow_plaintext=True
+            )

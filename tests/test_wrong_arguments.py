@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, RuntimeFilter, shard
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlSession,
+    RetryPolicy,
+    RuntimeFilter,
+    shard,
+)
 from bctrl_async.emulator import Emulator
 from bctrl_async.fastapi import add_exception_handlers, lifespan
 from bctrl_async.journal import Journal, read_journals
@@ -81,7 +87,11 @@ METHODS: dict[str, Arguments] = {
         bool: "missing_ok",
         OTHER: "on_outcome retry",
     },
-    "stop_workspace": {(bool, int, float): "verify", bool: "missing_ok", OTHER: "where on_outcome"},
+    "stop_workspace": {
+        (bool, int, float): "verify",
+        bool: "missing_ok",
+        OTHER: "where on_outcome",
+    },
 }
 VALID: dict[str, object] = {
     "path": "unused.pace",
@@ -99,7 +109,9 @@ VALID: dict[str, object] = {
 
 def each_argument(table: Mapping[Any, Arguments]) -> list[object]:
     return [
-        pytest.param(call, name, accepted, id=f"{getattr(call, '__name__', call)} {name}")
+        pytest.param(
+            call, name, accepted, id=f"{getattr(call, '__name__', call)} {name}"
+        )
         for call, arguments in table.items()
         for accepted, names in arguments.items()
         for name in names.split()
@@ -110,10 +122,23 @@ def wrong_calls(call: Call, name: str, accepted: Types) -> Iterator[dict[str, ob
     """Yield the arguments of calls in which one argument has a wrong type."""
     parameters = inspect.signature(call).parameters.values()
     needed = {
-        parameter.name for parameter in parameters if parameter.default is parameter.empty
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
     } & VALID.keys()
     # No argument takes the first four: a collection takes none with "x" in it.
-    values: list[object] = [object(), 1j, ["x"], {"x": 1}, 1, -1.5, "x", b"x", True, math.nan]
+    values: list[object] = [
+        object(),
+        1j,
+        ["x"],
+        {"x": 1},
+        1,
+        -1.5,
+        "x",
+        b"x",
+        True,
+        math.nan,
+    ]
     for value in values:
         if not isinstance(value, accepted):
             yield {**{key: VALID[key] for key in needed}, name: value}
@@ -157,7 +182,9 @@ def test_the_error_says_what_the_argument_takes() -> None:
 )
 def test_without_an_extra_the_import_names_it(module: str, package: str) -> None:
     """Fault: it told to install a name from an index, which anyone could register."""
-    program = f"import sys; sys.modules['{package}'] = None; import bctrl_async.{module}"
+    program = (
+        f"import sys; sys.modules['{package}'] = None; import bctrl_async.{module}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )

@@ -90,7 +90,9 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             return self.retries.advice
         return failure.advice
 
-    def _error(self, failure: Failure, *, in_doubt: bool, **facts: object) -> BctrlError:
+    def _error(
+        self, failure: Failure, *, in_doubt: bool, **facts: object
+    ) -> BctrlError:
         operation = self.operation
         return failure.error(
             operation=operation.name,
@@ -136,7 +138,9 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             in_doubt=self.may_have_been_sent,
         )
 
-    async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
+    async def back_off(
+        self, limiter: Limiter, *, waits_for_quota: bool = False
+    ) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
 
         If only the quota keeps the call from the attempt, `waits_for_quota` makes it
@@ -179,7 +183,9 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             )
 
 
-def annotate(error: BctrlError, operation: str, workspace_id: object, alias: object) -> None:
+def annotate(
+    error: BctrlError, operation: str, workspace_id: object, alias: object
+) -> None:
     """Name the call that ended with an error; `alias` is None for a whole workspace."""
     error.operation = operation
     error.workspace_id = str(workspace_id)

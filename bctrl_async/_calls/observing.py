@@ -57,7 +57,9 @@ def observe_call(
     call_observer: CallObserver | None = None
     if observer is not None:
         name = None if alias is None else str(alias)
-        call_observer = notify(observer.begin_call, operation.name, str(workspace_id), name)
+        call_observer = notify(
+            observer.begin_call, operation.name, str(workspace_id), name
+        )
         if call_observer is None:
             call_observer = CallObserver()
     try:
@@ -73,7 +75,10 @@ def observe_call(
 
 
 def observe_attempt(
-    observer: CallObserver | StopObserver, call: Call[_T], url: URL, headers: CIMultiDict[str]
+    observer: CallObserver | StopObserver,
+    call: Call[_T],
+    url: URL,
+    headers: CIMultiDict[str],
 ) -> AttemptObserver:
     """Observe an attempt that starts, and add the headers of its observer."""
     attempt = Attempt(
@@ -100,7 +105,9 @@ class ObservedStop:
     def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
         self._target = RuntimeRef(workspace_id, alias)
         self._started = time.monotonic()
-        self.observer: StopObserver = notify(observer.begin_stop, *self._target) or StopObserver()
+        self.observer: StopObserver = (
+            notify(observer.begin_stop, *self._target) or StopObserver()
+        )
 
     def fail(self, error: BaseException, call: Call[Runtime] | None) -> None:
         """Notify the observer of what the stop raises, then of the outcome."""
@@ -124,12 +131,18 @@ class ObservedStop:
         )
         # If the answer is a conflict, the result may be a runtime that the call then
         # got. If that runs, it was started after the conflict, and is left out.
-        if answer is not result and isinstance(result, Runtime) and result.status.is_final:
+        if (
+            answer is not result
+            and isinstance(result, Runtime)
+            and result.status.is_final
+        ):
             outcome = msgspec.structs.replace(outcome, runtime=result)
         notify(self.observer.end, outcome)
 
 
-def _answer_of(result: Runtime | BaseException, call: Call[Runtime] | None) -> Runtime | BctrlError:
+def _answer_of(
+    result: Runtime | BaseException, call: Call[Runtime] | None
+) -> Runtime | BctrlError:
     """Return the answer or the error of a stop that ends with a result."""
     if call is not None:
         failure = call.retries.last_failure

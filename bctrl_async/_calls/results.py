@@ -11,7 +11,9 @@ from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 from bctrl_async.outcomes import StopOutcome, StopResult, now
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
-_SETTLED = frozenset({Kind.NOT_RUNNING.result, Kind.NOT_FOUND.result, Kind.INVALID_TARGET.result})
+_SETTLED = frozenset(
+    {Kind.NOT_RUNNING.result, Kind.NOT_FOUND.result, Kind.INVALID_TARGET.result}
+)
 """Results that the last attempt of a call decides, whatever happened before."""
 
 
@@ -125,7 +127,9 @@ def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
     elif result.is_taken:
         error = only_accepted(outcome.target, runtime, outcome.attempts)
     running = running_of(result, runtime)
-    return replace(outcome, result=result, running=running, runtime=runtime, error=error, at=now())
+    return replace(
+        outcome, result=result, running=running, runtime=runtime, error=error, at=now()
+    )
 
 
 def _outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutcome:

@@ -62,7 +62,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
         _config.seconds(self.base, "base")
         _config.seconds(self.cap, "cap")
         if self.patience is not None and self.patience != 0:
-            _config.seconds(self.patience, "patience", "0 or a positive number of seconds")
+            _config.seconds(
+                self.patience, "patience", "0 or a positive number of seconds"
+            )
         _config.check_type(self.statuses, Collection, "statuses", "a set of statuses")
         for status in self.statuses:
             # The type comes first: an unhashable status, such as a list, raises.

@@ -23,7 +23,12 @@ from bctrl_async._http.transport import Transport
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async._limiter.limiter import Limiter
-from bctrl_async.errors import BctrlConfigError, BctrlError, format_duration, session_closed
+from bctrl_async.errors import (
+    BctrlConfigError,
+    BctrlError,
+    format_duration,
+    session_closed,
+)
 from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.stats import SessionStats
 
@@ -142,7 +147,9 @@ class Sender:
                 if type(result) is not Failure:
                     self._record_success(call)
                     return result
-                failure = self._record_failure(call, result, target_failed=target_failed)
+                failure = self._record_failure(
+                    call, result, target_failed=target_failed
+                )
                 if wait_to_retry is None:
                     wait_to_retry = self._wait_to_retry
                 if self.is_closed or not await wait_to_retry(call, failure):
@@ -156,7 +163,9 @@ class Sender:
 
     async def _acquire(self, call: Call[_T]) -> None:
         retries = call.retries
-        await self.limiter.acquire(retries.policy.max_throttle_wait, call.priority, retries)
+        await self.limiter.acquire(
+            retries.policy.max_throttle_wait, call.priority, retries
+        )
 
     def _record_success(self, call: Call[_T]) -> None:
         call.end_attempt()
@@ -165,7 +174,9 @@ class Sender:
         self.quota.release()
         self.tally.succeeded += 1
 
-    def _record_failure(self, call: Call[_T], failure: Failure, *, target_failed: bool) -> Failure:
+    def _record_failure(
+        self, call: Call[_T], failure: Failure, *, target_failed: bool
+    ) -> Failure:
         kind = failure.kind
         if self.is_closed and kind.is_unanswered and failure.status is None:
             failure = replace(
@@ -224,7 +235,10 @@ class Sender:
         attempt_observer = observe_attempt(observer, call, self._url, headers)
         try:
             result = await self._transport.send_once(
-                http, call, headers, lambda status: notify(attempt_observer.answered, status)
+                http,
+                call,
+                headers,
+                lambda status: notify(attempt_observer.answered, status),
             )
         except BaseException as error:
             notify(attempt_observer.end, error)
@@ -260,6 +274,7 @@ async def _fetch_key(
             )
         # The function's error may hold secrets, so only the cause shows its text.
         raise BctrlConfigError(
-            f"the api_key function raised {type(error).__name__}", advice="See the error's cause"
+            f"the api_key function raised {type(error).__name__}",
+            advice="See the error's cause",
         ) from error
     return _config.authorization(key)

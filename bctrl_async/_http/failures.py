@@ -27,7 +27,9 @@ AIOHTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 """The exceptions that aiohttp may raise for a request; ValueError is for arguments."""
 
 _ConnectError = (
-    aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.ServerFingerprintMismatch
+    aiohttp.ClientConnectorError
+    | aiohttp.ClientHttpProxyError
+    | aiohttp.ServerFingerprintMismatch
 )
 _ADVICE: dict[type[BaseException], str] = {
     aiohttp.ClientProxyConnectionError: (
@@ -36,7 +38,9 @@ _ADVICE: dict[type[BaseException], str] = {
     aiohttp.ClientConnectorCertificateError: (
         "Check the host; if its CA is a private one, trust that"
     ),
-    ValueError: ("Check the base URL and the proxies; netrc must not name the host of the API"),
+    ValueError: (
+        "Check the base URL and the proxies; netrc must not name the host of the API"
+    ),
 }
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
@@ -70,11 +74,16 @@ def failed_request(
     if kind is Kind.MISCONFIGURED:
         # A tracer or a middleware may raise a ValueError after the answer.
         in_doubt = call.is_connected
-    return Failure(kind=kind, summary=summary, advice=advice, in_doubt=in_doubt, cause=cause)
+    return Failure(
+        kind=kind, summary=summary, advice=advice, in_doubt=in_doubt, cause=cause
+    )
 
 
 def partial_response(
-    status: int, cause: BaseException | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
+    status: int,
+    cause: BaseException | None,
+    limit: aiohttp.ClientTimeout,
+    operation: Operation[_T],
 ) -> Failure:
     """Return the failure of a 2xx with a part of its body, which may be too long."""
     kind = Kind.UNREADABLE
@@ -129,10 +138,16 @@ def _describe(  # noqa: PLR0911 - a table.
             limit = format_duration(call.limit.connect)
             return Kind.SLOW_CONNECTION, f"no connection within {limit}"
         case TimeoutError():
-            return Kind.SLOW_ANSWER, f"no response within {format_duration(call.limit.total)}"
+            return (
+                Kind.SLOW_ANSWER,
+                f"no response within {format_duration(call.limit.total)}",
+            )
         # These are raised before any part of the request is sent. A certificate error
         # is also a ValueError.
-        case aiohttp.ServerFingerprintMismatch() | aiohttp.ClientConnectorCertificateError():
+        case (
+            aiohttp.ServerFingerprintMismatch()
+            | aiohttp.ClientConnectorCertificateError()
+        ):
             return Kind.UNTRUSTED, f"no connection: {_place(error)}"
         case aiohttp.ClientHttpProxyError() | aiohttp.ClientConnectorError():
             return Kind.NO_CONNECTION, f"no connection: {_place(error)}"
@@ -140,7 +155,10 @@ def _describe(  # noqa: PLR0911 - a table.
             return Kind.MISCONFIGURED, f"aiohttp rejected the request: {error}"
         case HttpProcessingError():
             return Kind.NOT_HTTP, f"invalid HTTP response: {error.message}"
-    return Kind.LOST, f"connection lost before a response: {str(error) or type(error).__name__}"
+    return (
+        Kind.LOST,
+        f"connection lost before a response: {str(error) or type(error).__name__}",
+    )
 
 
 def _place(error: _ConnectError) -> str:
@@ -166,7 +184,9 @@ def _reason(error: Exception) -> str:
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "it does not speak TLS"
         # The number of an SSLError is not the system's.
-        case OSError() if not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode:
+        case OSError() if (
+            not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode
+        ):
             # The text of asyncio would repeat the address.
             return os.strerror(error.errno or 0)
     return getattr(error, "strerror", None) or str(error)

@@ -55,7 +55,9 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
             await asyncio.sleep(0)
         try:
             if len(item) > _MAX_RUNTIME:
-                raise msgspec.ValidationError(f"it has more than {_MAX_RUNTIME // 1024} KiB")
+                raise msgspec.ValidationError(
+                    f"it has more than {_MAX_RUNTIME // 1024} KiB"
+                )
             runtimes.append(decode_runtime(item))
         except DECODE_ERRORS as error:
             problems += 1

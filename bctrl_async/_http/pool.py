@@ -70,27 +70,36 @@ class Pool:
         else:
             self._http, self.fast_path = self._open_pool()
             self._loop = asyncio.get_running_loop()
-            self._lifetime = close_with_loop(partial(_close, self._http, self.fast_path))
+            self._lifetime = close_with_loop(
+                partial(_close, self._http, self.fast_path)
+            )
         return self._http
 
     def check_loop(self) -> None:
         """Raise a BctrlConfigError if used from another event loop or after a fork."""
         if self._forks != _forks:
             raise BctrlConfigError(
-                "the session was opened before a fork", advice="Make one session per process"
+                "the session was opened before a fork",
+                advice="Make one session per process",
             )
         if self._loop is not asyncio.get_running_loop():
             problem = "the session belongs to another event loop"
             advice = "Make one session per event loop"
             if not self.has_open_loop:
                 problem += ", which is closed"
-                advice += ": one in each asyncio.run; in a test, use `with TestClient(app)`"
+                advice += (
+                    ": one in each asyncio.run; in a test, use `with TestClient(app)`"
+                )
             raise BctrlConfigError(problem, advice=advice)
 
     @property
     def has_open_loop(self) -> bool:
-        """True if the pool was opened, in this process and a loop that is not closed."""
-        return self._loop is not None and not self._loop.is_closed() and self._forks == _forks
+        """True if the pool was opened in this process, in a loop that is not closed."""
+        return (
+            self._loop is not None
+            and not self._loop.is_closed()
+            and self._forks == _forks
+        )
 
     async def close(self) -> None:
         """Close an owned session, if its loop runs; leave a borrowed session open."""

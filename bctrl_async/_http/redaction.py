@@ -69,7 +69,9 @@ def _redact_beginning(text: str, key: str, length: int) -> str:
     window = length + _MAX_ESCAPE * len(key)
     # ASCII in UTF-16 or UTF-32 can be read as UTF-8 once its NULs are dropped.
     text = text[: _MAX_UTF * window].replace("\0", "")[:window]
-    if len(key) >= _MIN_KEY_LENGTH and (key[:_MIN_KEY_LENGTH] in text or _may_be_escaped(text)):
+    if len(key) >= _MIN_KEY_LENGTH and (
+        key[:_MIN_KEY_LENGTH] in text or _may_be_escaped(text)
+    ):
         text = _pattern(key).sub("***", text)
     # The text is truncated after it is redacted, else a part of the key could be left.
     return text[:length]

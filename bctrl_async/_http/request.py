@@ -66,7 +66,8 @@ def path_segment(value: str | UUID | None, name: str) -> str:
         value = plain_text(value)
     if not isinstance(value, str):
         raise _invalid_name(
-            f"{name} must be a str, not {type(value).__name__}", f"Pass the {name} as text"
+            f"{name} must be a str, not {type(value).__name__}",
+            f"Pass the {name} as text",
         )
     fault = _fault_of(value, name)
     if fault is not None:
@@ -121,11 +122,13 @@ def checked_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not _is_token(name):
             raise BctrlConfigError(
-                f"invalid header name {quote(name)}", advice="Use letters, digits and hyphens"
+                f"invalid header name {quote(name)}",
+                advice="Use letters, digits and hyphens",
             )
         if _is_reserved(name):
             raise BctrlConfigError(
-                f"the header {quote(name)} is set by the session", advice="Leave it out of headers="
+                f"the header {quote(name)} is set by the session",
+                advice="Leave it out of headers=",
             )
         if not isinstance(value, str) or not _is_field_value(value):
             # The value may be a secret, so the text does not show it.
@@ -216,7 +219,9 @@ STOP = Operation(
     parse=decode_runtime,
 )
 """Contract: `runtimes-stop`."""
-GET = Operation(name="get", method="GET", suffix="", repeat=Repeat.READ, parse=decode_runtime)
+GET = Operation(
+    name="get", method="GET", suffix="", repeat=Repeat.READ, parse=decode_runtime
+)
 """Contract errors.md: `runtimes-get`."""
 LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
     name="list",

@@ -45,10 +45,14 @@ _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_START = slice(len("Bearer "), len("Bearer ") + 4)
 """The key's start in an `Authorization` header; an id without it has no key."""
-_is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
+_is_uuid = re.compile(
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE
+).fullmatch
 # A redirect to a login has tokens in its query or fragment.
 _secrets_of_url = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
-_is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
+_is_page_type = re.compile(
+    r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE
+).match
 # JSON never starts with "<". A byte order mark and blank lines may come first.
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
@@ -113,7 +117,10 @@ def decode_runtime(body: bytes) -> Runtime:
     runtime = decode(_decode_runtime, body)
     # A lone surrogate that became a "?" could make the alias another runtime's, so it
     # is compared with the alias for which it became something else.
-    if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
+    if (
+        "?" in runtime.alias
+        and runtime.alias != decode(_decode_names, body, _NO_NAME).alias
+    ):
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
     if len(body) <= MAX_TEXT:
@@ -125,8 +132,12 @@ def decode_runtime(body: bytes) -> Runtime:
 
 def _shortened(model: _Model) -> _Model:
     # The text of a status or a kind keeps its type, a class of str.
-    texts = {name: text for name, text in asdict(model).items() if isinstance(text, str)}
-    return replace(model, **{name: type(text)(text[:MAX_TEXT]) for name, text in texts.items()})
+    texts = {
+        name: text for name, text in asdict(model).items() if isinstance(text, str)
+    }
+    return replace(
+        model, **{name: type(text)(text[:MAX_TEXT]) for name, text in texts.items()}
+    )
 
 
 def _mended(body: bytes, mark: bytes) -> bytes:
@@ -159,10 +170,14 @@ def unreadable(status: int, part: str, schema: str, cause: Exception) -> Failure
     if isinstance(cause, msgspec.ValidationError):
         problem = f"not a valid {schema}: {cause}"
     summary = f"the server answered {status}, but {part} is {problem}"
-    return Failure(kind=Kind.UNREADABLE, summary=summary, status=status, cause=detached(cause))
+    return Failure(
+        kind=Kind.UNREADABLE, summary=summary, status=status, cause=detached(cause)
+    )
 
 
-def with_body(failure: Failure, content_type: str, body: bytes, authorization: str) -> Failure:
+def with_body(
+    failure: Failure, content_type: str, body: bytes, authorization: str
+) -> Failure:
     """Return the failure of a 2xx with its body, which may be a login page."""
     failure = replace(failure, body=excerpt_of(body, bearer_key(authorization)))
     if not _is_page_type(content_type) and not _begins_like_page(body, 0, MIB):
@@ -192,7 +207,11 @@ def names_in(body: bytes) -> _Names | None:
 
 
 def check_answer(
-    parsed: object, body: bytes, workspace_id: str, alias: str | None, authorization: str
+    parsed: object,
+    body: bytes,
+    workspace_id: str,
+    alias: str | None,
+    authorization: str,
 ) -> Failure | None:
     """Return a failure if an answer belongs to another request.
 
@@ -200,7 +219,11 @@ def check_answer(
     workspace only if it is a UUID. The alias may be the runtime's id, or differ in case
     or normalization form.
     """
-    if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
+    if (
+        type(parsed) is Runtime
+        and parsed.alias == alias
+        and _is_in(parsed, workspace_id)
+    ):
         return None
     runtime = _runtime_in(parsed, body)
     if runtime is None:
@@ -336,7 +359,9 @@ def _redirect(status: int, phrase: str, location: str) -> Failure:
     problem = f"{status} {phrase}, an unexpected status"
     advice = None
     if location:
-        problem = f"{status}, a redirect to {location}: not followed, to protect the API key"
+        problem = (
+            f"{status}, a redirect to {location}: not followed, to protect the API key"
+        )
         advice = "Point the base URL at the API itself"
     return Failure(
         kind=kind_of_status(status, None),

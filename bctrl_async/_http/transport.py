@@ -100,7 +100,9 @@ class Transport:
         if not answer.is_success:
             # A truncated body does not matter if the status is an error.
             now = datetime.now(UTC)
-            return parse_error(answer.status, answer.header, answer.body, authorization, now=now)
+            return parse_error(
+                answer.status, answer.header, answer.body, authorization, now=now
+            )
         try:
             result = _parse(call, answer, authorization)
             # A list is parsed in slices, by a coroutine.
@@ -120,7 +122,11 @@ class Transport:
         """Send a request, on the fast path if possible; await its response's head."""
         fast_path = self._pool.fast_path
         # With the log on, every request takes the long way.
-        if record is None and fast_path is not None and fast_path.takes(call.operation.method):
+        if (
+            record is None
+            and fast_path is not None
+            and fast_path.takes(call.operation.method)
+        ):
             return fast_path.post(call.path, headers, call.limit, call.on_connection)
         # The connector of an owned pool calls this once it has a connection.
         fast.on_connection.set(call.on_connection)
@@ -190,7 +196,9 @@ async def _read(
     return Answer(response.status, response.headers.get, body, problem, links)
 
 
-async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseException | None]:
+async def _read_body(
+    response: _Response, max_body: int
+) -> tuple[bytes, BaseException | None]:
     """Read a body up to about `max_body` bytes; return it with what truncated it."""
     # A BytesIO, unlike a bytearray, becomes bytes without a copy.
     body = io.BytesIO()

@@ -37,12 +37,17 @@ class Record:
         self._write([f"! {failure.summary}"], log_fields(failure.error()))
 
     def log_answer(
-        self, response: aiohttp.ClientResponse, body: bytes, problem: BaseException | None
+        self,
+        response: aiohttp.ClientResponse,
+        body: bytes,
+        problem: BaseException | None,
     ) -> None:
         """Log an answer with the start of its body, and what truncated the body."""
         key = bearer_key(self._headers[hdrs.AUTHORIZATION])
         # The headers of the caller are `Secret`s, like the key.
-        secrets = [value for value in self._headers.values() if isinstance(value, Secret)]
+        secrets = [
+            value for value in self._headers.values() if isinstance(value, Secret)
+        ]
         lines = [f"< {response.status}"]
         for name, value in response.headers.items():
             line = sanitize(f"{name}: {value}", key)

@@ -122,7 +122,11 @@ class ThrottlingBaseline:
         if phase is not None:
             phase.responses += 1
             # A trial must end here as well: without throttling, no step down ends it.
-            if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):
+            if (
+                isinstance(phase, _Trial)
+                and not phase.has_grown
+                and not phase.covers(now)
+            ):
                 return self._pass_trial(phase, now)
         return None
 

@@ -65,7 +65,9 @@ class Curve:
             # `exp2` overflows after a long time without attempts.
             doublings = min(elapsed / _DOUBLING, 60.0)
             return self.first_rate * math.exp2(doublings)
-        return self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3
+        return (
+            self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3
+        )
 
     def fade(self, now: float, since: float) -> float:
         """Return the rate while nothing succeeds: it fades, and does not step down."""

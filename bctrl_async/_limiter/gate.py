@@ -30,7 +30,9 @@ class Gate:
     `asyncio.Semaphore` has neither a rate nor `close`.
     """
 
-    def __init__(self, limit: float, rate: AdaptiveRate, workspace: str | None = None) -> None:
+    def __init__(
+        self, limit: float, rate: AdaptiveRate, workspace: str | None = None
+    ) -> None:
         self.rate: AdaptiveRate = rate
         self.in_use: int = 0
         """The number of slots in use."""
@@ -49,7 +51,7 @@ class Gate:
         """The error of each call once it is closed."""
 
     def use_pace(self, pace: Pace, on_failure: Callable[[BctrlError], None]) -> Leases:
-        """Let a pace bound the rate, too; call `on_failure` if its store is of no use."""
+        """Let a pace bound the rate; call `on_failure` if its store is of no use."""
         self._leases = Leases(pace, lambda: self._queues.count, self._admit, on_failure)
         # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.start.is_over = True
@@ -171,7 +173,9 @@ class Gate:
 
     def _schedule_deadline(self, waiter: Waiter, now: float) -> None:
         loop = asyncio.get_running_loop()
-        waiter.set_timer(loop.call_at(self._deadline(waiter, now), self._on_deadline, waiter))
+        waiter.set_timer(
+            loop.call_at(self._deadline(waiter, now), self._on_deadline, waiter)
+        )
 
     def _on_deadline(self, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
@@ -210,7 +214,9 @@ class Gate:
         pause = self.rate.pause
         was_probed = pause.is_probed
         earlier_end = pause.retry_after_ends
-        self.rate.on_throttled(now, retry_after, self.in_use, history, is_explained=is_explained)
+        self.rate.on_throttled(
+            now, retry_after, self.in_use, history, is_explained=is_explained
+        )
         self._watch_patience()
         if self.rate.is_throttled and self._limited_since is None:
             self._log_throttled(now, status)

@@ -33,7 +33,9 @@ class Limiter:
     place of theirs.
     """
 
-    def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:
+    def __init__(
+        self, limit: int, rate: AdaptiveRate, pace: Pace | None = None
+    ) -> None:
         self.limit: int = limit
         self._all = Gate(limit, rate)
         self._lanes: dict[str, Gate] = {}
@@ -116,7 +118,9 @@ class Limiter:
             self.leave_lane(history)
             raise
 
-    async def _pass_next_gate(self, max_wait: float, priority: Priority, history: History) -> bool:
+    async def _pass_next_gate(
+        self, max_wait: float, priority: Priority, history: History
+    ) -> bool:
         """Pass the lane of a call, or the gate for all; return True for the latter."""
         lane = self._lane_to_pass(priority, history)
         gate = self._all if lane is None else lane
@@ -150,7 +154,9 @@ class Limiter:
             return None
         return self._lanes.get(history.workspace)
 
-    def enqueue(self, max_wait: float, priority: Priority, history: History) -> Waiter | None:
+    def enqueue(
+        self, max_wait: float, priority: Priority, history: History
+    ) -> Waiter | None:
         """Let a call wait in its lane without a task; return None if it may go on."""
         lane = self._lane_to_pass(priority, history)
         if lane is None:
@@ -239,7 +245,9 @@ class Limiter:
         lane.on_throttled(now, status, retry_after, history)
         if lane.rate.is_throttled and not lane_had_limit:
             self._move_waiters(history.workspace, lane)
-        self._all.on_throttled(now, status, retry_after, history, is_explained=lane_had_limit)
+        self._all.on_throttled(
+            now, status, retry_after, history, is_explained=lane_had_limit
+        )
         if self._all.rate.is_throttled and not all_had_limit:
             self._lift_lanes()
 
@@ -315,10 +323,14 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
-def _waiter(max_wait: float, priority: Priority, history: History, *, is_in_lane: bool) -> Waiter:
+def _waiter(
+    max_wait: float, priority: Priority, history: History, *, is_in_lane: bool
+) -> Waiter:
     loop = asyncio.get_running_loop()
     history.waits_since = min(history.waits_since, loop.time())
-    return Waiter(loop.create_future(), history, priority, max_wait, is_in_lane=is_in_lane)
+    return Waiter(
+        loop.create_future(), history, priority, max_wait, is_in_lane=is_in_lane
+    )
 
 
 def _seconds_until(time: float) -> float:

@@ -144,7 +144,9 @@ class Queues:
         queue = self._queues[priority]
         removed = [waiter for waiter in queue if waiter.history.workspace == workspace]
         if removed:
-            remaining = [waiter for waiter in queue if waiter.history.workspace != workspace]
+            remaining = [
+                waiter for waiter in queue if waiter.history.workspace != workspace
+            ]
             self._queues[priority] = deque(remaining)
             self.count -= len(removed)
         return [waiter for waiter in removed if not waiter.admitted.done()]

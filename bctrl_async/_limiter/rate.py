@@ -44,7 +44,9 @@ class AdaptiveRate:
     Throttling is about its target until enough different targets show a limit for all.
     """
 
-    def __init__(self, cap: float | None = None, evidence: Evidence | None = None) -> None:
+    def __init__(
+        self, cap: float | None = None, evidence: Evidence | None = None
+    ) -> None:
         self._cap = math.inf if cap is None else cap
         self.start: Start = Start()
         self.pause: Pause = Pause()
@@ -161,7 +163,7 @@ class AdaptiveRate:
             self._slow_down(now, wait, in_flight)
 
     def _tells_of_limit(self, history: History) -> bool:
-        """Return True if a retry shows a limit: else clients would not share it equally."""
+        """Return True if a retry shows a limit, so that clients share it equally."""
         return (
             self.is_throttled
             and history.is_fair
@@ -259,7 +261,9 @@ class AdaptiveRate:
         if not curve.first_rate:
             # The rate is computed after the pause, when those in flight are answered.
             self.deliveries.measure_burst(self._limited_at - _PAUSE, self._limited_at)
-            curve.first_rate = max(_SLOW_START_SHARE * self.deliveries.burst, SLOWEST_START)
+            curve.first_rate = max(
+                _SLOW_START_SHARE * self.deliveries.burst, SLOWEST_START
+            )
         if not self._is_answered():
             return curve.fade(now, self._fades_from)
         rate = curve.rate(now)

@@ -133,7 +133,9 @@ class StopBatch(Coroutine[object, object, StopReport]):
         Stops that may have taken effect are still retried. All other targets that were
         read, and the rest of an input with a length, become `not_sent`. Polls end.
         """
-        self._run.state.ask_to_end("the run was asked to start no more stops", CancelLevel.READING)
+        self._run.state.ask_to_end(
+            "the run was asked to start no more stops", CancelLevel.READING
+        )
 
     def abort(self) -> None:
         """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`).
@@ -206,7 +208,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
     async def __anext__(self) -> StopOutcome:
         if self._runner is None:
             raise BctrlConfigError(
-                "the bulk stop was not entered", advice="Iterate within `async with … as batch`"
+                "the bulk stop was not entered",
+                advice="Iterate within `async with … as batch`",
             )
         outcome = await self._outcomes.get()
         if outcome is not None:
@@ -226,7 +229,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         if self._run.ledger.started_at is not None:
             raise BctrlConfigError(
                 "the bulk stop has started already",
-                advice="Iterate over it or read its .report; for another run, make a new one",
+                advice="Iterate over it or read its .report; "
+                "for another run, make a new one",
             )
         self._run.open()
         self._run.ledger.started_at = time.monotonic()

@@ -215,7 +215,9 @@ class CircuitBreaker:
         """Send a GET once, before all new calls; return True if it is answered."""
         canary = self._make_canary(*target)
         try:
-            with observe_call(self._ledger.observer, canary.operation, *target) as observer:
+            with observe_call(
+                self._ledger.observer, canary.operation, *target
+            ) as observer:
                 await self._sender.call(canary, observer)
         except BctrlError:
             failure = canary.retries.last_failure
@@ -315,7 +317,9 @@ class CircuitBreaker:
     async def _retry(self, call: Call[Runtime], newest_attempt: int) -> bool:
         """Wait before a retry, now that the server is up; return False to give up."""
         retries = call.retries
-        is_in_outage = newest_attempt >= self._outage_start and call.number <= self._outage_end
+        is_in_outage = (
+            newest_attempt >= self._outage_start and call.number <= self._outage_end
+        )
         if not is_in_outage or retries.uncounted > _MAX_UNCOUNTED:
             # A later retry waits for no quota, so dead targets do not hold up the run.
             is_first_retry = call.attempts == 1

@@ -32,7 +32,13 @@ class CancelScope:
     because of `cancel`.
     """
 
-    __slots__ = ("_cancel_called", "_is_entered", "_outer_cancels", "_task", "cancelled_caught")
+    __slots__ = (
+        "_cancel_called",
+        "_is_entered",
+        "_outer_cancels",
+        "_task",
+        "cancelled_caught",
+    )
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None

@@ -32,7 +32,10 @@ class Intake:
     """
 
     def __init__(
-        self, source: Input, ledger: Ledger, make_call: Callable[[str, str], Call[Runtime]]
+        self,
+        source: Input,
+        ledger: Ledger,
+        make_call: Callable[[str, str], Call[Runtime]],
     ) -> None:
         self._source = source
         self._ledger = ledger

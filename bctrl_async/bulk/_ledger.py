@@ -62,7 +62,9 @@ class Ledger:
         self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
 
-    async def open(self, journal: Journal | str | os.PathLike[str], base_url: str) -> None:
+    async def open(
+        self, journal: Journal | str | os.PathLike[str], base_url: str
+    ) -> None:
         """Open a journal of the server at `base_url`, and read its entries."""
         self._is_borrowed = isinstance(journal, Journal)
         # Reading a long journal takes time, so a thread does it.
@@ -139,7 +141,9 @@ class Ledger:
             self.journal.warn_if_old()
         return outcome
 
-    def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
+    def record(
+        self, outcome: StopOutcome, observer: StopObserver | None = None
+    ) -> StopOutcome:
         """Record the outcome of a target, once, and return it as it is recorded."""
         if self._missing_ok:
             outcome = accept_missing(outcome)

@@ -58,4 +58,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         )
         _config.check_type(self.missing_ok, bool, "missing_ok", "a bool")
         if self.on_outcome is not None and not callable(self.on_outcome):
-            raise _config.invalid_type("on_outcome", type(self.on_outcome), "a function")
+            raise _config.invalid_type(
+                "on_outcome", type(self.on_outcome), "a function"
+            )

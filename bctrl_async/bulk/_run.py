@@ -68,7 +68,9 @@ class Run:
         self._intake = Intake(source, self.ledger, make_call)
         self._sender = sender
         patience = options.deadline or BULK_PATIENCE
-        self._breaker = CircuitBreaker(sender, policy, patience, make_canary, self.ledger)
+        self._breaker = CircuitBreaker(
+            sender, policy, patience, make_canary, self.ledger
+        )
         self._calls = BulkSender(sender, policy, self._breaker, self.ledger)
         self._polls = Polls(self._calls, make_poll, verify_for(options.verify))
         self.receivers: list[OnOutcome] = []
@@ -85,14 +87,18 @@ class Run:
         """The progress so far."""
         calls = [worker.call for worker in self.state.workers if worker.sends_stop]
         calls += self.parked.calls
-        failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
+        failures = (
+            call.retries.last_failure for call in calls if call and not call.in_flight
+        )
         return Progress(
             in_flight=self.state.in_flight,
             polling=len(self._polls.outcomes),
             is_throttled=self._sender.limiter.is_throttled,
             retry_after=self._sender.limiter.retry_after,
             is_unanswered=self._breaker.is_open,
-            retrying=Counter(failure.type for failure in failures if failure is not None),
+            retrying=Counter(
+                failure.type for failure in failures if failure is not None
+            ),
         )
 
     def open(self) -> None:
@@ -210,7 +216,9 @@ class Run:
             # The task's other callback may record an outcome, and must come first.
             task.get_loop().call_soon(self.ledger.release, journal)
 
-    async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
+    async def _guard(
+        self, work: Callable[[Worker], Awaitable[None]], worker: Worker
+    ) -> None:
         """Do the work of a task; an exception ends the run, which raises it."""
         try:
             await work(worker)
@@ -282,7 +290,9 @@ class Run:
         worker.has_slot = await self._slots.acquire()
         return True
 
-    async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
+    async def _process(
+        self, worker: Worker, index: int, item: object
+    ) -> StopOutcome | None:
         """Process one item and return its outcome; None if it is recorded later."""
         stop = self._intake.stop(index, item)
         if isinstance(stop, StopOutcome):
@@ -317,7 +327,9 @@ class Run:
         if was_full:
             self._start_worker()
 
-    async def _verify(self, worker: Worker, stop: Stop, outcome: StopOutcome) -> StopOutcome | None:
+    async def _verify(
+        self, worker: Worker, stop: Stop, outcome: StopOutcome
+    ) -> StopOutcome | None:
         """Start a poller; if too many poll, poll here and return the outcome.
 
         With a poller, the worker goes on: a runtime may take long to end, while targets

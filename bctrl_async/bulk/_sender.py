@@ -32,7 +32,11 @@ class BulkSender:
     """The session's sender, for the calls of one bulk stop."""
 
     def __init__(
-        self, sender: Sender, policy: RetryPolicy, breaker: CircuitBreaker, ledger: Ledger
+        self,
+        sender: Sender,
+        policy: RetryPolicy,
+        breaker: CircuitBreaker,
+        ledger: Ledger,
     ) -> None:
         self._sender = sender
         self.policy: RetryPolicy = policy
@@ -199,7 +203,9 @@ class BulkSender:
         if is_held or failure.kind.ends_run:
             self.state.end_early(call.error(failure), CancelLevel.WAITING)
         elif self._breaker.has_given_up:
-            self.state.end_early(self._breaker.give_up_error(failure), CancelLevel.WAITING)
+            self.state.end_early(
+                self._breaker.give_up_error(failure), CancelLevel.WAITING
+            )
 
 
 def _now() -> float:

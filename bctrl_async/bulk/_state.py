@@ -108,7 +108,9 @@ class RunState:
     @property
     def in_flight(self) -> int:
         """The number of requests in flight."""
-        return sum(worker.call is not None and worker.call.in_flight for worker in self.workers)
+        return sum(
+            worker.call is not None and worker.call.in_flight for worker in self.workers
+        )
 
     def goes_on(self) -> bool:
         """Return True if nothing is cancelled."""

@@ -32,7 +32,10 @@ class Polls:
     """
 
     def __init__(
-        self, sender: BulkSender, make_poll: Callable[..., Call[Runtime]], seconds: float
+        self,
+        sender: BulkSender,
+        make_poll: Callable[..., Call[Runtime]],
+        seconds: float,
     ) -> None:
         self._sender = sender
         self._seconds = seconds
@@ -67,7 +70,9 @@ class Polls:
                 polls += 1
                 poll = self._make_poll(*stop.target)
                 delay = min(probe_delay(policy, polls), remaining)
-                answer = await self._sender.send(worker, poll, delay, deadline, stop.observer)
+                answer = await self._sender.send(
+                    worker, poll, delay, deadline, stop.observer
+                )
                 outcome = outcome_after_poll(outcome, answer, poll)
                 self.outcomes[stop] = outcome
                 if isinstance(answer, Failure) and _is_final(answer, poll):

@@ -61,7 +61,10 @@ app: App = App(
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
 )
-_SYNONYMS = {"stop": ("delete", "kill", "rm", "terminate"), "get": ("describe", "show", "status")}
+_SYNONYMS = {
+    "stop": ("delete", "kill", "rm", "terminate"),
+    "get": ("describe", "show", "status"),
+}
 """Other tools' names for a command, which an error corrects."""
 for _name, (_arguments, _summary) in _COMMANDS.items():
     # The module of a command is imported only if that command is given.
@@ -87,7 +90,9 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
         script += "compdef _cyclopts_bctrl-async bctrl-async"
     if shell == "bash":
         # A workspace may be named like a command: only the first name is a command.
-        script = script.replace('[[ " $all_commands ', '[[ -z ${cmd_path[0]} && " $all_commands ')
+        script = script.replace(
+            '[[ " $all_commands ', '[[ -z ${cmd_path[0]} && " $all_commands '
+        )
     _output.Output().print_result(script, is_exact=True)
 
 

@@ -37,7 +37,8 @@ class Connection:
         ),
     ] = 0
     quiet: Annotated[
-        bool, opt.in_output_flags(alias="-q", help="Print nothing but errors on stderr.")
+        bool,
+        opt.in_output_flags(alias="-q", help="Print nothing but errors on stderr."),
     ] = False
     profile: Annotated[
         Profile,
@@ -52,16 +53,22 @@ class Connection:
         ),
     ] = NO_PROFILE
     base_url: Annotated[
-        opt.Text, opt.in_connection(metavar="URL", env_var="BCTRL_BASE_URL", help="URL of the API.")
+        opt.Text,
+        opt.in_connection(
+            metavar="URL", env_var="BCTRL_BASE_URL", help="URL of the API."
+        ),
     ] = _config.DEFAULT_BASE_URL
     timeout: Annotated[
         opt.Duration | None,
-        opt.in_connection(show_default="60s; 10s to read", help="Time limit of one attempt."),
+        opt.in_connection(
+            show_default="60s; 10s to read", help="Time limit of one attempt."
+        ),
     ] = None
     attempts: Annotated[
         opt.Count | None,
         opt.in_connection(
-            show_default="4; 2 to read", help="Attempts that may fail; 429 and 503 do not count."
+            show_default="4; 2 to read",
+            help="Attempts that may fail; 429 and 503 do not count.",
         ),
     ] = None
     patience: Annotated[
@@ -74,12 +81,15 @@ class Connection:
     proxy: Annotated[
         opt.Text | None,
         opt.in_connection(
-            metavar="URL", help="Proxy of all requests, instead of HTTPS_PROXY and NO_PROXY."
+            metavar="URL",
+            help="Proxy of all requests, instead of HTTPS_PROXY and NO_PROXY.",
         ),
     ] = None
     ca_file: Annotated[
         opt.File | None,
-        opt.in_connection(metavar="PEM", help="Trust the CAs in this file, not the system's."),
+        opt.in_connection(
+            metavar="PEM", help="Trust the CAs in this file, not the system's."
+        ),
     ] = None
 
     def workspace(self, name: str | None, *, is_needed: bool = False) -> str:
@@ -88,8 +98,12 @@ class Connection:
         if workspace or not is_needed:
             return workspace
         if self.profile.title:
-            raise BctrlConfigError(f"give WORKSPACE, or add workspace to {self.profile.title}")
-        raise BctrlConfigError("give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it")
+            raise BctrlConfigError(
+                f"give WORKSPACE, or add workspace to {self.profile.title}"
+            )
+        raise BctrlConfigError(
+            "give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it"
+        )
 
     def split_names(
         self,
@@ -102,7 +116,7 @@ class Connection:
         """Return the workspace and the aliases; the first name may be the workspace."""
         if workspace is not None:
             return workspace, names
-        # A single name is an alias of the default, but a workspace with --all or --from.
+        # A single name is an alias, but with --all or --from it is a workspace.
         default = self.profile.workspace if has_aliases else ""
         if default and len(names) <= 1:
             return default, names
@@ -111,7 +125,8 @@ class Connection:
             problem = f"{names[0]!r} may be a workspace, or an alias of {default!r}"
             raise BctrlConfigError(
                 f"{problem}, the default",
-                advice=f"Run {command} -w {shlex.quote(default)} {words}, or {command} -w {words}",
+                advice=f"Run {command} -w {shlex.quote(default)} {words}, "
+                f"or {command} -w {words}",
             )
         if not names:
             return "", names
@@ -193,7 +208,9 @@ class Connection:
             problem = error.strerror
             if isinstance(error, ssl.SSLError):
                 problem = "it has no certificate in PEM format"
-            raise BctrlConfigError(f"cannot read the CA file {self.ca_file}: {problem}") from error
+            raise BctrlConfigError(
+                f"cannot read the CA file {self.ca_file}: {problem}"
+            ) from error
 
 
 CONNECTION = Connection()

@@ -47,7 +47,9 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
     session = connection.read_session(attempts=1)
     workspace = connection.workspace(workspace)
     if not workspace:
-        output.print_result("API       not tried: name a workspace that the key may list")
+        output.print_result(
+            "API       not tried: name a workspace that the key may list"
+        )
     else:
         finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), output)
         count = pluralize(len(asyncio.run(finding)), "runtime")

@@ -28,7 +28,13 @@ from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 _WORKSPACE = "demo"
 _KEY = "emulator-key"
 _DEMO_FAULTS = dict.fromkeys(
-    (Fault.LATENCY, Fault.SERVER_ERROR, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.UNKNOWN_VALUES),
+    (
+        Fault.LATENCY,
+        Fault.SERVER_ERROR,
+        Fault.DROP_BEFORE,
+        Fault.DROP_AFTER,
+        Fault.UNKNOWN_VALUES,
+    ),
     0.05,
 )
 
@@ -39,9 +45,15 @@ def _alias(number: int) -> str:
 
 def emulator(
     *,
-    host: Annotated[Text, Parameter(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, whole_number(0, 65535), Parameter(help="0 picks a free port.")] = 8787,
-    api_key: Annotated[Text, Parameter(metavar="KEY", help="Key that is accepted.")] = _KEY,
+    host: Annotated[
+        Text, Parameter(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, whole_number(0, 65535), Parameter(help="0 picks a free port.")
+    ] = 8787,
+    api_key: Annotated[
+        Text, Parameter(metavar="KEY", help="Key that is accepted.")
+    ] = _KEY,
     runtimes: Annotated[
         int, whole_number(0, MAX_RUNTIMES), Parameter(help="Active runtimes.")
     ] = 1000,
@@ -62,7 +74,10 @@ def emulator(
         Wait, Parameter(show_default="0", help="Delay of every answer, such as 50ms.")
     ] = 0.0,
     verbose: Annotated[
-        bool, Parameter(alias="-v", show_default=False, help="Print a line for each request.")
+        bool,
+        Parameter(
+            alias="-v", show_default=False, help="Print a line for each request."
+        ),
     ] = False,
 ) -> int:
     """Run a local server of the API for tests, until Ctrl-C.
@@ -124,7 +139,9 @@ def _add_runtimes(server: Emulator, count: int) -> None:
 
 async def _serve(server: Emulator, api_key: str, output: Output) -> None:
     async with server:
-        print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
+        print_info(
+            "The emulator is running; stop it with Ctrl-C. In another terminal, run:"
+        )
         # No client can connect to the address that stands for all interfaces.
         url = server.url.replace("//0.0.0.0:", "//127.0.0.1:")
         url = url.replace("//[::]:", "//[::1]:")
@@ -173,7 +190,9 @@ def demo(
         fault_latency=0.5,
         rate_limit=100,
     )
-    targets = [RuntimeRef(_WORKSPACE, _alias(number)) for number in range(1, runtimes + 1)]
+    targets = [
+        RuntimeRef(_WORKSPACE, _alias(number)) for number in range(1, runtimes + 1)
+    ]
     for number, target in enumerate(targets, start=1):
         # One name in fifty has no runtime, so that some are not found.
         if number % 50:
@@ -186,7 +205,9 @@ def demo(
     async def stop_all() -> tuple[StopReport, bool]:
         async with server:
             retry = RetryPolicy(attempts=4, base=0.05, cap=0.4)
-            session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
+            session = BctrlSession(
+                _KEY, base_url=server.url, max_connections=40, retry=retry
+            )
             async with session:
                 batch = session.stop_runtimes(targets, on_outcome=outcomes.append)
                 is_interrupted = await run_with_progress(batch, session, output)
@@ -197,7 +218,11 @@ def demo(
     requests = pluralize(len(server.requests), "request")
     output.print_result(f"It took {requests}; {report.throttled:,} were throttled.")
     statuses = {target: server.status(*target) for target in targets}
-    wrong = [outcome for outcome in outcomes if not _is_true(outcome, statuses[outcome.target])]
+    wrong = [
+        outcome
+        for outcome in outcomes
+        if not _is_true(outcome, statuses[outcome.target])
+    ]
     _print_comparison(output, wrong, statuses)
     if is_interrupted:
         raise KeyboardInterrupt
@@ -205,20 +230,28 @@ def demo(
 
 
 def _print_comparison(
-    output: Output, wrong: Sequence[StopOutcome], statuses: Mapping[RuntimeRef, str | None]
+    output: Output,
+    wrong: Sequence[StopOutcome],
+    statuses: Mapping[RuntimeRef, str | None],
 ) -> None:
     """Print wrong outcomes beside the true statuses, or what the emulator confirms."""
     if not wrong:
         counts = Counter(statuses.values())
         missing = counts[None]
-        stopped = f"{counts['stopped']} of {len(statuses) - missing} runtimes are stopped"
+        stopped = (
+            f"{counts['stopped']} of {len(statuses) - missing} runtimes are stopped"
+        )
         names = f"{missing} of {len(statuses)} names have no runtime"
         output.print_result(f"The emulator confirms: {stopped}; {names}.")
         return
-    output.print_result(f"The emulator disagrees about {len(wrong)} of {len(statuses)}:")
+    output.print_result(
+        f"The emulator disagrees about {len(wrong)} of {len(statuses)}:"
+    )
     for outcome in wrong[:MAX_SHOWN]:
         status = statuses[outcome.target] or "missing"
-        output.print_result(f"{outcome.target.alias}: {outcome.result}, but it is {status}.")
+        output.print_result(
+            f"{outcome.target.alias}: {outcome.result}, but it is {status}."
+        )
 
 
 def _is_true(outcome: StopOutcome, status: str | None) -> bool:

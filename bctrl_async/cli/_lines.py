@@ -20,7 +20,9 @@ _log = logging.getLogger("bctrl_async.cli")
 _MAX_SHOWN = 60
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
 _KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
-_BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
+_BAD_QUOTES = (
+    "a quote is missing, or a cell has several lines: export the two columns only"
+)
 _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
 _UNREADABLE = "it has a control character, or was not saved as UTF-8"
 _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
@@ -278,4 +280,6 @@ def _cells(text: str, delimiter: str) -> list[str]:
     if sum(len(whole) for whole, _, _ in matches) < len(text):
         return []
     # A cell is quoted or plain: its other text is empty.
-    return [quoted.replace('""', '"') + plain.strip(" ") for _, quoted, plain in matches]
+    return [
+        quoted.replace('""', '"') + plain.strip(" ") for _, quoted, plain in matches
+    ]

@@ -72,7 +72,11 @@ async def find_runtimes(
     matches = FoundRuntimes(workspace, where)
     if pattern is not None:
         # An unreadable runtime whose alias is not known may match.
-        items = [item for item in items if item.alias is None or fnmatchcase(item.alias, pattern)]
+        items = [
+            item
+            for item in items
+            if item.alias is None or fnmatchcase(item.alias, pattern)
+        ]
     matches.add(items)
     unknown = {where.status, where.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
     if unknown and not matches:
@@ -85,7 +89,9 @@ async def find_runtimes(
 def list_runtimes(
     workspace: opt.Workspace = None,
     *,
-    status: Annotated[opt.Text | None, opt.with_status(help="Only with this status.")] = None,
+    status: Annotated[
+        opt.Text | None, opt.with_status(help="Only with this status.")
+    ] = None,
     kind: opt.Kind = None,
     older_than: opt.OlderThan = None,
     alias: opt.Alias = None,
@@ -105,7 +111,9 @@ def list_runtimes(
     where = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = out.Output(prints_json=output_format == "json")
     session = connection.read_session()
-    matches = asyncio.run(find_runtimes(session, workspace, where, output, pattern=alias))
+    matches = asyncio.run(
+        find_runtimes(session, workspace, where, output, pattern=alias)
+    )
     runtimes = matches.runtimes
     if output.prints_json:
         _print_json(output, workspace, runtimes)
@@ -176,7 +184,9 @@ def _print_details(output: out.Output, runtimes: Sequence[Runtime]) -> None:
         fields |= fields.pop("summary") or {}
         fields["age"] = _age(runtime)
         rows = [
-            (key, words.get(value, value)) for key, value in fields.items() if value is not None
+            (key, words.get(value, value))
+            for key, value in fields.items()
+            if value is not None
         ]
         _print_table(output, rows)
 
@@ -194,7 +204,9 @@ async def _get_all(
         return await asyncio.gather(*(get(alias) for alias in aliases))
 
 
-def _print_json(output: out.Output, workspace: str, runtimes: Iterable[Runtime]) -> None:
+def _print_json(
+    output: out.Output, workspace: str, runtimes: Iterable[Runtime]
+) -> None:
     """Print runtimes as lines that `--from` reads, with the fields of a target."""
     for runtime in runtimes:
         fields = {

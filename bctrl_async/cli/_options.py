@@ -20,7 +20,9 @@ STDIN = Path("-")
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 # Each unit may be given once, the longest first.
-_match_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
+_match_duration = re.compile(
+    "".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)
+).fullmatch
 
 
 def converter(parse: Callable[[str], _T]) -> Callable[[object, Sequence[Token]], _T]:
@@ -54,7 +56,9 @@ def duration(value: str) -> float:
         return 0.0
     match = _match_duration(value)
     if not value or match is None:
-        raise ValueError(f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d")
+        raise ValueError(
+            f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d"
+        )
     numbers = zip(match.groups("0"), _UNITS.values(), strict=True)
     return sum(float(number) * seconds for number, seconds in numbers)
 
@@ -82,8 +86,12 @@ def whole_number(least: int | None = None, most: int | None = None) -> Parameter
 # These are groups of the help. The last value of an option wins, so that a user can
 # override a script, but options that decide what is stopped, or where that is recorded,
 # cannot be repeated.
-in_targets = partial(Parameter, group=Group("Targets", sort_key=0), allow_repeating=False)
-in_filters = partial(Parameter, group=Group("Filters", sort_key=1), allow_repeating=False)
+in_targets = partial(
+    Parameter, group=Group("Targets", sort_key=0), allow_repeating=False
+)
+in_filters = partial(
+    Parameter, group=Group("Filters", sort_key=1), allow_repeating=False
+)
 in_run = partial(Parameter, group=Group("Run", sort_key=2), allow_repeating=False)
 in_pace = partial(Parameter, group=Group("Pace", sort_key=3))
 in_output = partial(Parameter, group=Group("Output", sort_key=4))
@@ -100,10 +108,15 @@ File = Annotated[Path, Parameter(converter=converter(_file), metavar="FILE")]
 Wait = Annotated[float, Parameter(converter=converter(duration), metavar="DURATION")]
 Duration = Annotated[Wait, Parameter(validator=_above_0)]
 Count = Annotated[int, whole_number(1)]
-Rate = Annotated[float, Parameter(metavar="N", converter=converter(_number), validator=_above_0)]
+Rate = Annotated[
+    float, Parameter(metavar="N", converter=converter(_number), validator=_above_0)
+]
 
 with_status = partial(
-    in_filters, "--status", metavar="STATUS", completer=lambda _: [*RuntimeStatus, "any"]
+    in_filters,
+    "--status",
+    metavar="STATUS",
+    completer=lambda _: [*RuntimeStatus, "any"],
 )
 Kind = Annotated[
     Text | None,
@@ -116,18 +129,25 @@ Kind = Annotated[
 ]
 OlderThan = Annotated[
     Duration | None,
-    in_filters("--older-than", metavar="AGE", help="Only older than AGE: 90s, 15m, 2h30m, 1d."),
+    in_filters(
+        "--older-than", metavar="AGE", help="Only older than AGE: 90s, 15m, 2h30m, 1d."
+    ),
 ]
 Alias = Annotated[
     Text | None,
-    in_filters("--alias", metavar="PATTERN", help="Only aliases that match, such as 'ci-*'."),
+    in_filters(
+        "--alias", metavar="PATTERN", help="Only aliases that match, such as 'ci-*'."
+    ),
 ]
 in_files = partial(in_targets, "--from", allow_leading_hyphen=True)
 AllowEmpty = Annotated[bool, in_flags(help="Accept a FILE without targets.")]
 JournalMaxAge = Annotated[
-    Duration | None, in_run(metavar="AGE", help="Reject a journal that is older than AGE.")
+    Duration | None,
+    in_run(metavar="AGE", help="Reject a journal that is older than AGE."),
 ]
-IgnoreNotFound = Annotated[bool, in_run_flags(help="Do not count not_found as a failure.")]
+IgnoreNotFound = Annotated[
+    bool, in_run_flags(help="Do not count not_found as a failure.")
+]
 Seed = Annotated[int, whole_number(), Parameter(help="Random seed of the faults.")]
 Format = Annotated[
     Literal["table", "json"],
@@ -140,5 +160,7 @@ Workspace = Annotated[
 ]
 Names = Annotated[
     Text,
-    Parameter("WORKSPACE|ALIAS", help="Aliases, after their workspace unless -w names it."),
+    Parameter(
+        "WORKSPACE|ALIAS", help="Aliases, after their workspace unless -w names it."
+    ),
 ]

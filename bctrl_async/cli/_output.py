@@ -115,7 +115,9 @@ def name_call(error: BctrlError) -> str:
 
 def format_counts(counts: Counter[StopResult]) -> str:
     """Return the counts that are not 0."""
-    return ", ".join(f"{counts[result]:,} {result}" for result in StopResult if counts[result])
+    return ", ".join(
+        f"{counts[result]:,} {result}" for result in StopResult if counts[result]
+    )
 
 
 def summarize(report: StopReport, *, is_interrupted: bool) -> str:

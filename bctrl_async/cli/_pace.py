@@ -18,12 +18,16 @@ _is_address = re.compile(r"[\w.-]{2,}:").match
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 
 
-def open_rate(rate: float | None, store: str | None, origin: str) -> float | Pace | None:
+def open_rate(
+    rate: float | None, store: str | None, origin: str
+) -> float | Pace | None:
     """Return a rate for a session in one event loop; with a store, it is shared."""
     if store is None:
         return rate
     if rate is None:
-        raise BctrlConfigError(f"{origin} needs --rate, the rate of all processes together")
+        raise BctrlConfigError(
+            f"{origin} needs --rate, the rate of all processes together"
+        )
     if not _is_address(store):
         return FilePace(store, rate=rate)
     try:

@@ -52,7 +52,9 @@ NO_PROFILE = Profile()
 
 def read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]:
     """Return the path of the config file, and the tables of its profiles."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
+    folder = (
+        os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
+    )
     path = os.environ.get("BCTRL_CONFIG") or f"{folder}/bctrl-async/config.toml"
     file = Path(_expand(path)).absolute()
     try:
@@ -69,7 +71,9 @@ def _read_profile(name: str) -> Profile:
     file, tables = read_config()
     if name not in tables:
         names = ", ".join(sorted(tables)) or "none"
-        raise BctrlConfigError(f"unknown profile {name!r}", advice=f"{file} has {names}")
+        raise BctrlConfigError(
+            f"unknown profile {name!r}", advice=f"{file} has {names}"
+        )
     title = f"profile {name!r} of {file}"
     values = {key: str(value) for key, value in tables[name].items()}
     unknown = values.keys() - set(_KEYS)

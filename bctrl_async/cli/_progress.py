@@ -43,7 +43,9 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGT
 class Display:
     """The progress display of a bulk stop."""
 
-    def __init__(self, batch: "StopBatch", session: "BctrlSession", console: Console) -> None:
+    def __init__(
+        self, batch: "StopBatch", session: "BctrlSession", console: Console
+    ) -> None:
         self._batch = batch
         self._session = session
         self._console = console
@@ -75,7 +77,10 @@ class Display:
         await asyncio.sleep(_SHOW_AFTER)
         self.is_drawn = True
         with Live(
-            get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
+            get_renderable=self.view,
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
         ) as display:
             while True:
                 display.refresh()
@@ -130,7 +135,9 @@ class Display:
         now = self._console.get_time()
         # A failure that is named by a status was answered.
         answers = stats.succeeded
-        answers += sum(count for name, count in stats.failed.items() if name.isdecimal())
+        answers += sum(
+            count for name, count in stats.failed.items() if name.isdecimal()
+        )
         if answers != self._answers or not stats.in_flight:
             self._answers = answers
             self._answered_at = now
@@ -180,7 +187,9 @@ def _obstacle_text(progress: "RunProgress") -> str:
     return ""
 
 
-async def run_with_progress(batch: "StopBatch", session: "BctrlSession", output: Output) -> bool:
+async def run_with_progress(
+    batch: "StopBatch", session: "BctrlSession", output: Output
+) -> bool:
     """Run a bulk stop and show its progress; return True if it was interrupted.
 
     The first Ctrl-C (or SIGTERM) ends sending, the second aborts the run.

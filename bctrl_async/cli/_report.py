@@ -27,7 +27,9 @@ def report(
     ] = None,
     workspace: Annotated[
         opt.Text | None,
-        opt.in_workspace(env_var="BCTRL_WORKSPACE", help="Workspace of a FILE of aliases only."),
+        opt.in_workspace(
+            env_var="BCTRL_WORKSPACE", help="Workspace of a FILE of aliases only."
+        ),
     ] = None,
     allow_empty: opt.AllowEmpty = False,
     journal_max_age: opt.JournalMaxAge = None,
@@ -65,9 +67,13 @@ def report(
     counts[StopResult.INVALID] += len(bad_lines)
     total = counts.total()
     results = out.format_counts(counts) or "no target"
-    output.print_summary(f"{done:,} of {total:,} done, {total - done:,} pending: {results}")
+    output.print_summary(
+        f"{done:,} of {total:,} done, {total - done:,} pending: {results}"
+    )
     if file is None:
-        out.print_info("A journal does not know which targets it lacks: add --from FILE")
+        out.print_info(
+            "A journal does not know which targets it lacks: add --from FILE"
+        )
         return out.FAILED
     return output.exit_code(is_failure=done < total)
 

@@ -40,25 +40,34 @@ class RunOptions:
     """The options that say how targets are stopped, however they are selected."""
 
     journal: Annotated[
-        opt.File | None, opt.in_run(help="Record outcomes in FILE and skip what it has as stopped.")
+        opt.File | None,
+        opt.in_run(help="Record outcomes in FILE and skip what it has as stopped."),
     ] = None
     journal_max_age: opt.JournalMaxAge = None
     verify: Annotated[
         bool,
         opt.in_run_flags(
-            negative="--no-verify", help="Poll until each runtime has stopped; the default."
+            negative="--no-verify",
+            help="Poll until each runtime has stopped; the default.",
         ),
     ] = True
     ignore_not_found: opt.IgnoreNotFound = False
-    dry_run: Annotated[bool, opt.in_run_flags(help="Print the targets, stop nothing.")] = False
-    concurrency: Annotated[opt.Count, opt.in_pace(help="Maximum number of stops in flight.")] = 100
-    rate: Annotated[opt.Rate | None, opt.in_pace(help="Maximum requests per second.")] = None
+    dry_run: Annotated[
+        bool, opt.in_run_flags(help="Print the targets, stop nothing.")
+    ] = False
+    concurrency: Annotated[
+        opt.Count, opt.in_pace(help="Maximum number of stops in flight.")
+    ] = 100
+    rate: Annotated[
+        opt.Rate | None, opt.in_pace(help="Maximum requests per second.")
+    ] = None
     pace: Annotated[
         opt.Text | None,
         opt.in_pace(
             metavar="FILE|URL",
             env_var="BCTRL_PACE",
-            help="Share --rate with the other processes that use this file or Redis server.",
+            help="Share --rate with the other processes that use this file "
+            "or Redis server.",
         ),
     ] = None
     deadline: Annotated[
@@ -98,7 +107,9 @@ class Job:
             return self.print_targets(targets, self.options.journal)
         return self.stop(targets, aliases, deadline=self.options.deadline)
 
-    def stop(self, targets: Targets, aliases: Sequence[str] = (), *, deadline: float | None) -> int:
+    def stop(
+        self, targets: Targets, aliases: Sequence[str] = (), *, deadline: float | None
+    ) -> int:
         """Stop targets, print their outcomes, and return the exit code."""
         session = self.connect()
         printer = OutcomePrinter(self.output, aliases)
@@ -121,7 +132,9 @@ class Job:
             # The journal may raise when it is closed, so the report comes before.
             return self._report(batch, printer, is_interrupted=is_interrupted)
 
-    def _open_journal(self, session: "BctrlSession") -> AbstractContextManager[Journal | None]:
+    def _open_journal(
+        self, session: "BctrlSession"
+    ) -> AbstractContextManager[Journal | None]:
         """Open the journal of the run, if it has a journal."""
         path = self.options.journal
         if path is None:
@@ -137,7 +150,9 @@ class Job:
             deadline = f"the deadline of {format_duration(self.options.deadline)} "
             error.summary = re.sub(r"the deadline of \S+ ", deadline, error.summary)
 
-    def _report(self, batch: "StopBatch", printer: OutcomePrinter, *, is_interrupted: bool) -> int:
+    def _report(
+        self, batch: "StopBatch", printer: OutcomePrinter, *, is_interrupted: bool
+    ) -> int:
         """Print the summary of a bulk stop, and return the exit code."""
         printer.finish()
         report = batch.report
@@ -162,7 +177,11 @@ class Job:
         """Print targets as JSON Lines, except targets that a journal has as stopped."""
         session = self.connect(needs_key=False)
         failures = asyncio.run(_send_nothing(session, targets)).failures
-        valid = [outcome.target for outcome in failures if outcome.result is StopResult.NOT_SENT]
+        valid = [
+            outcome.target
+            for outcome in failures
+            if outcome.result is StopResult.NOT_SENT
+        ]
         errors = [
             outcome.error
             for outcome in failures

@@ -26,9 +26,9 @@ _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --fro
 class TargetOptions:
     """The options that say which runtimes are stopped, beside their names."""
 
-    file: Annotated[opt.File | None, opt.in_files(help="Read targets from FILE; - is stdin.")] = (
-        None
-    )
+    file: Annotated[
+        opt.File | None, opt.in_files(help="Read targets from FILE; - is stdin.")
+    ] = None
     allow_empty: opt.AllowEmpty = False
     shard: Annotated[
         Shard,
@@ -44,10 +44,14 @@ class TargetOptions:
     everything: Annotated[
         bool, opt.in_flags("--all", help="Stop all runtimes of WORKSPACE that match.")
     ] = False
-    yes: Annotated[bool, opt.in_flags(alias="-y", help="Do not ask for confirmation.")] = False
+    yes: Annotated[
+        bool, opt.in_flags(alias="-y", help="Do not ask for confirmation.")
+    ] = False
     status: Annotated[
         opt.Text | None,
-        opt.with_status(show_default="not ended", help="Only with this status, or any."),
+        opt.with_status(
+            show_default="not ended", help="Only with this status, or any."
+        ),
     ] = None
     kind: opt.Kind = None
     older_than: opt.OlderThan = None
@@ -60,7 +64,9 @@ class TargetOptions:
 
     def filter(self) -> RuntimeFilter:
         """Return the filter of `--all`, which matches any alias."""
-        return RuntimeFilter(status=self.status, kind=self.kind, older_than=self.older_than)
+        return RuntimeFilter(
+            status=self.status, kind=self.kind, older_than=self.older_than
+        )
 
     def check(self) -> None:
         """Raise an error if an option lacks the option that it needs."""
@@ -68,7 +74,9 @@ class TargetOptions:
             raise BctrlConfigError("--allow-empty needs --from")
         filters = (self.status, self.kind, self.older_than, self.alias)
         if any(filters) and not self.everything:
-            raise BctrlConfigError("--status, --kind, --older-than and --alias need --all")
+            raise BctrlConfigError(
+                "--status, --kind, --older-than and --alias need --all"
+            )
 
     def check_names(self, aliases: Sequence[str]) -> None:
         """Raise an error unless targets are selected in exactly one way."""
@@ -130,10 +138,14 @@ def stop(
         return _stop_all(job, workspace, choice)
     if choice.file is not None:
         # FILE must agree with WORKSPACE, but may name others than a default.
-        parser = LineParser(workspace or None, rejects_other_workspaces=bool(workspace_name))
+        parser = LineParser(
+            workspace or None, rejects_other_workspaces=bool(workspace_name)
+        )
         job.output.shows_progress = not is_typed(choice.file)
         allow_empty = choice.allow_empty
-        return job.run(open_targets(choice.file, parser, allow_empty=allow_empty, shard=shard))
+        return job.run(
+            open_targets(choice.file, parser, allow_empty=allow_empty, shard=shard)
+        )
     targets = dict.fromkeys(RuntimeRef(workspace, alias) for alias in aliases)
     return job.run([target for target in targets if shard.keeps(target)], aliases)
 
@@ -180,7 +192,9 @@ def _check_terminal() -> None:
     """Raise an error if the user cannot be asked."""
     for stream in (sys.stdin, sys.stderr):
         if stream is None or not stream.isatty():
-            raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
+            raise BctrlConfigError(
+                "cannot ask for confirmation without a terminal: add --yes"
+            )
 
 
 def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
@@ -191,7 +205,9 @@ def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
     unreadable = len(matches) - len(runtimes)
     if unreadable:
         summary += f"; {unreadable:,} cannot be read"
-    question = f"In workspace {out.escape(matches.workspace_id)} at {base_url}: {summary}"
+    question = (
+        f"In workspace {out.escape(matches.workspace_id)} at {base_url}: {summary}"
+    )
     question += f"\nStop {out.pluralize(len(runtimes), 'runtime')}? [y/N] "
     try:
         # The question goes to stderr, since stdout may be a file; rich would wrap it.

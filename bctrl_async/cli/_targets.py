@@ -69,7 +69,10 @@ def open_targets(
     try:
         descriptor = _open(file)
         # A folder is opened like a file; reading it fails.
-        if stat.S_IFMT(os.fstat(descriptor).st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
+        if stat.S_IFMT(os.fstat(descriptor).st_mode) not in {
+            stat.S_IFREG,
+            stat.S_IFDIR,
+        }:
             return _read_pipe(descriptor, name, parser, shard, allow_empty=allow_empty)
         with os.fdopen(descriptor, "rb", closefd=file is not STDIN) as lines:
             items = _parse_file(lines, name, parser)
@@ -139,7 +142,9 @@ async def _read_lines(descriptor: int, name: str) -> AsyncIterator[bytes]:
             await _wait_readable(descriptor)
             data = os.read(descriptor, _CHUNK)
         except OSError as error:
-            raise UnreadInputError(f"cannot read all targets: {error.strerror}") from error
+            raise UnreadInputError(
+                f"cannot read all targets: {error.strerror}"
+            ) from error
         if not data:
             break
         lines = io.BytesIO(part + data).readlines()
@@ -161,7 +166,9 @@ def _warn_of_part(line: bytes, name: str) -> None:
     is_json = line.startswith((b"[", b"{")) or line.endswith((b"]", b"}"))
     if not is_json:
         text = quote(line.decode(errors="replace"))
-        print_info(f"bctrl-async: warning: {name} ended within {text}, which may be cut off")
+        print_info(
+            f"bctrl-async: warning: {name} ended within {text}, which may be cut off"
+        )
 
 
 def _refusal(name: str, line: BadLine | None = None) -> BctrlConfigError:
@@ -183,7 +190,9 @@ async def _wait_readable(descriptor: int) -> None:
     """Wait until a pipe is readable; return at once for anything else."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError, PermissionError):  # Windows and devices do not support it.
+    with suppress(
+        NotImplementedError, PermissionError
+    ):  # Windows and devices do not support it.
         loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()

@@ -59,7 +59,9 @@ def parse_route(method: str, raw_path: str, names: Mapping[str, str]) -> Route:
             return _UNKNOWN
         is_allowed = method == allowed_method
         workspace_id = names.get(name, name)
-        return Route(operation if is_allowed else None, allowed_method, workspace_id, *alias)
+        return Route(
+            operation if is_allowed else None, allowed_method, workspace_id, *alias
+        )
     return _UNKNOWN
 
 
@@ -84,10 +86,14 @@ def make_runtime(
     check(str, workspace_id=workspace_id, alias=alias, created_at=created_at)
     for name, value in {"workspace_id": workspace_id, "alias": alias}.items():
         if not value:
-            raise ValueError(f"{name} is empty, which a path cannot express: give some text")
+            raise ValueError(
+                f"{name} is empty, which a path cannot express: give some text"
+            )
     for name, value in {"kind": kind, "status": status}.items():
         if value not in _CHOICES[name]:
-            raise ValueError(f"{name} is {value!r}: give one of {', '.join(_CHOICES[name])}")
+            raise ValueError(
+                f"{name} is {value!r}: give one of {', '.join(_CHOICES[name])}"
+            )
     try:
         workspace_uuid = uuid.UUID(workspace_id)
     except ValueError:

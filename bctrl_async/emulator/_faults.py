@@ -100,7 +100,12 @@ def _with_unknown_values(payload: Payload) -> Payload:
         runtimes = [_with_unknown_values(runtime) for runtime in payload["runtimes"]]
         return {"runtimes": runtimes, "next": 2}
     summary = {**payload["summary"], "launchMode": "teleport", "gpu": {"count": 2}}
-    unknown = {"kind": "hologram", "status": "paused", "summary": summary, "region": "moon"}
+    unknown = {
+        "kind": "hologram",
+        "status": "paused",
+        "summary": summary,
+        "region": "moon",
+    }
     return {**payload, **unknown}
 
 
@@ -142,7 +147,9 @@ class FaultPlan:
             check_range(0, 1, **{f"faults[{fault}]": share})
         total = sum(probabilities.values())
         if total > 1 + 1e-9:
-            raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
+            raise ValueError(
+                f"faults add up to {total}: give probabilities of at most 1 together"
+            )
         # The order of `Fault` makes a seed independent of the order of the mapping.
         faults = [fault for fault in Fault if probabilities.get(fault)]
         shares = [probabilities[fault] for fault in faults]

@@ -92,7 +92,9 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         # The keywords are the names of the values in the text of the error.
         check(str, **{"a header's name": name, f"headers[{name!r}]": value})
         if not (_is_header_name(name) and value.isprintable()):
-            raise ValueError(f"headers has {name!r}: {value!r}, which HTTP cannot express")
+            raise ValueError(
+                f"headers has {name!r}: {value!r}, which HTTP cannot express"
+            )
 
 
 def _check_body(reply: Reply) -> None:
@@ -131,9 +133,14 @@ def dump(value: object) -> bytes:
 
 NO_KEY = Reply(401, message="Invalid API key.", hint="Send Bearer <api-key>.")
 NO_ROUTE = Reply(
-    404, code="route.not_found", message="No operation has this path.", hint="See the reference."
+    404,
+    code="route.not_found",
+    message="No operation has this path.",
+    hint="See the reference.",
 )
-NO_RUNTIME = Reply(404, message="No such workspace or alias.", hint="List what is there.")
+NO_RUNTIME = Reply(
+    404, message="No such workspace or alias.", hint="List what is there."
+)
 NOT_ACTIVE = Reply(409, message="Nothing runs under that alias.", hint="It is stopped.")
 TOO_MANY = Reply(429, message="Too many requests.", hint="Slow down.")
 SERVER_ERROR = Reply(500, message="Something broke.", hint="Report the request id.")

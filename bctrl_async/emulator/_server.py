@@ -85,7 +85,9 @@ class Emulator:
         if not api_key:
             raise ValueError("api_key is empty: give the key that requests must carry")
         if on_request is not None and not callable(on_request):
-            raise ValueError(f"on_request is {on_request!r}: give a function of a ReceivedRequest")
+            raise ValueError(
+                f"on_request is {on_request!r}: give a function of a ReceivedRequest"
+            )
         self.api_key: str = api_key
         self.requests: list[ReceivedRequest] = []
         self.received: Counter[tuple[str, str]] = Counter()
@@ -117,7 +119,9 @@ class Emulator:
             RuntimeError: The emulator was not started.
         """
         if self._url is None:
-            raise RuntimeError("the emulator has no URL yet: await start(), or use async with")
+            raise RuntimeError(
+                "the emulator has no URL yet: await start(), or use async with"
+            )
         return self._url
 
     @property
@@ -143,7 +147,10 @@ class Emulator:
         self._started_at = loop.time()
         # Cancellation tells a handler of a disconnect. Access logs would cost time.
         self._server = web.Server(
-            self._serve, handler_cancellation=True, access_log=None, auto_decompress=False
+            self._serve,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
         )
         self._listener = await loop.create_server(
             self._server, self._host, self._port, backlog=1024
@@ -226,7 +233,9 @@ class Emulator:
             return None
         return runtime["status"]
 
-    def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
+    def assert_stopped(
+        self, workspace_id: str, *aliases: str, only: bool = False
+    ) -> None:
         """Assert that each of these runtimes is stopped, and got a stop.
 
         Args:
@@ -263,7 +272,9 @@ class Emulator:
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
         unexpected = [
-            target for target in targets if target in self._stopped or target not in self._runtimes
+            target
+            for target in targets
+            if target in self._stopped or target not in self._runtimes
         ]
         if unexpected:
             raise AssertionError(explain({"+": unexpected}, self._runtimes, self.stops))
@@ -298,7 +309,9 @@ class Emulator:
             workspace_id = self._names.get(workspace_id, workspace_id)
         self._faults.queues[method, workspace_id, alias].extend(faults)
 
-    def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
+    def poison(
+        self, workspace_id: str, alias: str, fault: Fault | Reply | None
+    ) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets.
 
         It precedes other faults, and replaces earlier poison; None clears it.
@@ -338,8 +351,12 @@ class Emulator:
 
     def _targets(self, workspace_id: str, aliases: Sequence[str]) -> list[Target]:
         if not aliases:
-            raise ValueError("no alias is given: name the runtimes, each as an argument")
-        return list(dict.fromkeys(self._target(workspace_id, alias) for alias in aliases))
+            raise ValueError(
+                "no alias is given: name the runtimes, each as an argument"
+            )
+        return list(
+            dict.fromkeys(self._target(workspace_id, alias) for alias in aliases)
+        )
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
@@ -379,7 +396,9 @@ class Emulator:
         if not route.allowed_method:
             return None, replies.NO_ROUTE
         if route.operation is None:
-            return None, replace(replies.WRONG_METHOD, headers={"Allow": route.allowed_method})
+            return None, replace(
+                replies.WRONG_METHOD, headers={"Allow": route.allowed_method}
+            )
         if request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return None, replies.NO_KEY
         is_stop = route.operation == "stop"

@@ -16,7 +16,12 @@ A complete app:
 annotated with pydantic models.
 """
 
-from bctrl_async.fastapi._app import BctrlDep, add_exception_handlers, get_session, lifespan
+from bctrl_async.fastapi._app import (
+    BctrlDep,
+    add_exception_handlers,
+    get_session,
+    lifespan,
+)
 from bctrl_async.fastapi._problems import PROBLEM_RESPONSES, Problem, problem
 from bctrl_async.fastapi._types import Runtime, StopOutcome, StopReport
 

@@ -3,7 +3,12 @@
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from functools import partial
 from http import HTTPStatus
 from operator import attrgetter
@@ -12,7 +17,14 @@ from typing import Annotated, Any
 from bctrl_async._config import check_type, invalid_type, missing_extra, per_second
 
 try:
-    from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
+    from fastapi import (
+        Depends,
+        FastAPI,
+        Response,
+        WebSocket,
+        WebSocketDisconnect,
+        status,
+    )
     from fastapi.requests import HTTPConnection
 except ModuleNotFoundError as _error:
     raise missing_extra(_error, "fastapi") from _error
@@ -59,7 +71,9 @@ def lifespan(
     """
     # These checks would come late, and far from the call, if they were made at startup.
     if not callable(make_session):
-        raise invalid_type("make_session", type(make_session), "a function that makes sessions")
+        raise invalid_type(
+            "make_session", type(make_session), "a function that makes sessions"
+        )
     if inner is not None and not callable(inner):
         raise invalid_type("inner", type(inner), "a lifespan, which takes the app")
     if rate is not None:
@@ -178,6 +192,8 @@ async def _respond(connection: HTTPConnection, exception: Exception) -> Response
         return None
     headers = {}
     if error.retry_after is not None and problem_type.status in THROTTLED:
-        headers["Retry-After"] = str(math.ceil(min(error.retry_after, _MAX_RETRY_AFTER)))
+        headers["Retry-After"] = str(
+            math.ceil(min(error.retry_after, _MAX_RETRY_AFTER))
+        )
     body = problem(error).model_dump_json(exclude_none=True)
     return Response(body, problem_type.status, headers, MEDIA_TYPE)

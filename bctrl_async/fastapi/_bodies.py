@@ -7,7 +7,14 @@ from pydantic import Field, model_validator
 
 import bctrl_async
 from bctrl_async import BctrlError, StopResult
-from bctrl_async.fastapi._problems import Body, CamelBody, Text, classify, explain, identifier
+from bctrl_async.fastapi._problems import (
+    Body,
+    CamelBody,
+    Text,
+    classify,
+    explain,
+    identifier,
+)
 
 _OR_ADDED = "or a value that the API has added."
 
@@ -44,13 +51,17 @@ class StopError(Body):
     type: str = Field(
         description="The name of the class of the error, such as `BctrlTimeoutError`."
     )
-    message: Text = Field(description="An explanation for people, without the API's own text.")
+    message: Text = Field(
+        description="An explanation for people, without the API's own text."
+    )
     status: int | None = Field(description="The status of the API's answer, or null.")
     code: str | None = Field(description="The API's error code, if any.")
     request_id: str | None = Field(
         description="The API's id of the request, for its support team, if any."
     )
-    may_have_stopped: bool = Field(description="True if a request may have stopped the runtime.")
+    may_have_stopped: bool = Field(
+        description="True if a request may have stopped the runtime."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -72,18 +83,24 @@ class StopOutcome(Body):
     workspace_id: Text = Field(description="The workspace as requested.")
     alias: Text = Field(description="The alias of the runtime as requested.")
     result: StopResult
-    ok: bool = Field(description="True if the runtime no longer runs, by the API's own word.")
+    ok: bool = Field(
+        description="True if the runtime no longer runs, by the API's own word."
+    )
     running: bool | None = Field(
         description="Whether the runtime runs, by the API's own word; null if unknown."
     )
     at: datetime = Field(description="The time at which the outcome became known.")
-    attempts: int = Field(description="The number of requests started; some may not have arrived.")
+    attempts: int = Field(
+        description="The number of requests started; some may not have arrived."
+    )
     elapsed: float = Field(description="Seconds from reading the target.")
     request_id: str | None = Field(
         description="The API's id of the last request that it answered, or null."
     )
     resumed: bool = Field(description="True if it comes from an earlier run's journal.")
-    runtime: Runtime | None = Field(description="The runtime as last described by the API.")
+    runtime: Runtime | None = Field(
+        description="The runtime as last described by the API."
+    )
     error: StopError | None
 
     @model_validator(mode="before")
@@ -100,9 +117,15 @@ class StopReport(Body):
     """The report of a bulk stop."""
 
     total: int = Field(description="The number of targets read.")
-    ok: bool = Field(description="True if all targets were read, and every outcome is ok.")
-    counts: dict[StopResult, int] = Field(description="The number of outcomes for each result.")
-    running: int = Field(description="The number of runtimes that run, by the API's own word.")
+    ok: bool = Field(
+        description="True if all targets were read, and every outcome is ok."
+    )
+    counts: dict[StopResult, int] = Field(
+        description="The number of outcomes for each result."
+    )
+    running: int = Field(
+        description="The number of runtimes that run, by the API's own word."
+    )
     not_running: int = Field(description="The number of runtimes that no longer run.")
     failures: list[StopOutcome] = Field(
         description="The outcomes that are not ok, in order of completion."
@@ -111,4 +134,6 @@ class StopReport(Body):
     retries: int = Field(description="Requests beyond the first for each target.")
     throttled: int = Field(description="The number of 429 and 503 answers.")
     resumed: int = Field(description="Outcomes from an earlier run's journal.")
-    ended_early: StopError | None = Field(description="Why the run ended early, if it did.")
+    ended_early: StopError | None = Field(
+        description="Why the run ended early, if it did."
+    )

@@ -5,7 +5,10 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar
 
-from fastapi.openapi.utils import validation_error_definition, validation_error_response_definition
+from fastapi.openapi.utils import (
+    validation_error_definition,
+    validation_error_response_definition,
+)
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
@@ -15,7 +18,9 @@ from bctrl_async.errors import THROTTLED
 
 MEDIA_TYPE = "application/problem+json"
 
-_EXAMPLE = BctrlError("", workspace_id="demo", alias="crm", attempts=1, request_id="req_8f14e45f")
+_EXAMPLE = BctrlError(
+    "", workspace_id="demo", alias="crm", attempts=1, request_id="req_8f14e45f"
+)
 
 _is_identifier = re.compile(r"[\w.:/+=-]{1,100}", re.ASCII).fullmatch
 
@@ -25,14 +30,42 @@ class ProblemType(Enum):
 
     NOT_FOUND = 404, "Runtime not found", "The workspace or the alias does not exist."
     NOT_RUNNING = 409, "Runtime not running", "Nothing is running under this alias."
-    NOT_STOPPABLE = 409, "Runtime cannot be stopped", "Its current state does not allow a stop."
+    NOT_STOPPABLE = (
+        409,
+        "Runtime cannot be stopped",
+        "Its current state does not allow a stop.",
+    )
     INVALID_TARGET = 422, "Invalid target", "Invalid workspace id or alias."
-    RATE_LIMITED = 429, "Rate limit exceeded", "The rate limit of the bctrl API is exceeded."
-    MISCONFIGURED = 500, "Service misconfigured", "This service cannot call the bctrl API."
-    NO_USABLE_RESPONSE = 502, "No usable response", "The bctrl API sent no usable response."
-    REJECTED = 502, "Service rejected", "The bctrl API rejected the request of this service."
-    UNAVAILABLE = 503, "bctrl API unavailable", "The bctrl API is temporarily unavailable."
-    NOT_SETTLED = 503, "Stop not settled", "The run was ended before all its stops were settled."
+    RATE_LIMITED = (
+        429,
+        "Rate limit exceeded",
+        "The rate limit of the bctrl API is exceeded.",
+    )
+    MISCONFIGURED = (
+        500,
+        "Service misconfigured",
+        "This service cannot call the bctrl API.",
+    )
+    NO_USABLE_RESPONSE = (
+        502,
+        "No usable response",
+        "The bctrl API sent no usable response.",
+    )
+    REJECTED = (
+        502,
+        "Service rejected",
+        "The bctrl API rejected the request of this service.",
+    )
+    UNAVAILABLE = (
+        503,
+        "bctrl API unavailable",
+        "The bctrl API is temporarily unavailable.",
+    )
+    NOT_SETTLED = (
+        503,
+        "Stop not settled",
+        "The run was ended before all its stops were settled.",
+    )
     TIMEOUT = 504, "bctrl API timed out", "The bctrl API did not respond in time."
 
     def __init__(self, status: int, title: str, detail: str) -> None:
@@ -89,12 +122,18 @@ class CamelBody(Body):
 class Problem(CamelBody):
     """Problem details (RFC 9457) of a failed call of the bctrl API."""
 
-    type: str = Field(description="The type of the problem: a URN that does not change.")
+    type: str = Field(
+        description="The type of the problem: a URN that does not change."
+    )
     title: str = Field(description="The summary of the type.")
     status: int = Field(description="The status of the response.")
     detail: Text = Field(description="An explanation for people.")
-    attempts: int = Field(description="The number of requests started; some may not have arrived.")
-    may_have_stopped: bool = Field(description="True if a request may have stopped the runtime.")
+    attempts: int = Field(
+        description="The number of requests started; some may not have arrived."
+    )
+    may_have_stopped: bool = Field(
+        description="True if a request may have stopped the runtime."
+    )
     workspace_id: Text | None = Field(
         None, description="The workspace as requested; absent if the call had none."
     )
@@ -102,7 +141,9 @@ class Problem(CamelBody):
         None,
         description="The alias of the runtime as requested; absent if there was none.",
     )
-    code: str | None = Field(None, description="The API's error code; absent if it sent none.")
+    code: str | None = Field(
+        None, description="The API's error code; absent if it sent none."
+    )
     request_id: str | None = Field(
         None,
         description="The API's id of the request, for its support; absent if none.",
@@ -181,7 +222,9 @@ _RETRY_AFTER = {
 
 
 def _response(status: int) -> dict[str, Any]:
-    types = [problem_type for problem_type in ProblemType if problem_type.status == status]
+    types = [
+        problem_type for problem_type in ProblemType if problem_type.status == status
+    ]
     examples = {
         problem_type.slug: {
             "summary": problem_type.title,
@@ -199,7 +242,10 @@ def _response(status: int) -> dict[str, Any]:
     if status == HTTPStatus.UNPROCESSABLE_ENTITY:
         # FastAPI documents its own 422 only where a route has no other.
         errors = {"type": "array", "items": validation_error_definition}
-        schema = {**validation_error_response_definition, "properties": {"detail": errors}}
+        schema = {
+            **validation_error_response_definition,
+            "properties": {"detail": errors},
+        }
         response["description"] += ". Invalid request"
         response["content"]["application/json"] = {"schema": schema}
     return response

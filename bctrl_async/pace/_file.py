@@ -102,7 +102,10 @@ class FilePace(Pace):
                 ahead = max(ahead, 0.0)
                 file.seek(0)
                 # The new text is as long as the old, so that a full disk takes it.
-                file.write(_HEADER + f"{now:020.6f} {ahead + slots / self.rate:020.6f}\n".encode())
+                file.write(
+                    _HEADER
+                    + f"{now:020.6f} {ahead + slots / self.rate:020.6f}\n".encode()
+                )
             answer.set_result(ahead)
         except ValueError as error:
             answer.set_exception(self._unusable(error))

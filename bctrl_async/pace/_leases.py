@@ -139,7 +139,9 @@ class Leases:
         self._has_leased = True
         if self._is_away:
             self._is_away = False
-            _log.warning("the shared pace is used again", extra={"bctrl.event": "pace_back"})
+            _log.warning(
+                "the shared pace is used again", extra={"bctrl.event": "pace_back"}
+            )
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
         """Handle the end of a request, even if cancelled: attempts may wait for it."""

@@ -44,7 +44,9 @@ def _public(module: str) -> frozenset[str]:
 
 def _first_sentence(content: addnodes.desc_content) -> Iterator[nodes.Node]:
     paragraphs = (
-        each for each in content.findall(nodes.paragraph) if each.astext()[:6] != "Bases:"
+        each
+        for each in content.findall(nodes.paragraph)
+        if each.astext()[:6] != "Bases:"
     )
     for child in next(paragraphs, nodes.paragraph()).children:
         if isinstance(child, addnodes.pending_xref):
@@ -64,14 +66,19 @@ def _row(described: addnodes.desc, name: str, uri: str) -> nodes.row:
     return nodes.row("", *(nodes.entry("", cell) for cell in cells))
 
 
-def _rows(doctree: nodes.document, uri: str, with_methods: list[str]) -> Iterator[nodes.row]:
+def _rows(
+    doctree: nodes.document, uri: str, with_methods: list[str]
+) -> Iterator[nodes.row]:
     for described in doctree.findall(addnodes.desc):
         signature = next(iter(described.findall(addnodes.desc_signature)))
         name = signature["ids"][0]
         parent, _, short = name.rpartition(".")
         if short in _public(parent):
             yield _row(described, short, f"{uri}#{name}")
-        elif described["objtype"] == "method" and parent.rpartition(".")[2] in with_methods:
+        elif (
+            described["objtype"] == "method"
+            and parent.rpartition(".")[2] in with_methods
+        ):
             yield _row(described, f".{short}()", f"{uri}#{name}")
 
 
@@ -89,7 +96,9 @@ def _fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             if page == docname or page.rpartition("/")[0] != folder:
                 continue
             uri = app.builder.get_relative_uri(docname, page)
-            if rows := list(_rows(app.env.get_doctree(page), uri, placeholder["methods"])):
+            if rows := list(
+                _rows(app.env.get_doctree(page), uri, placeholder["methods"])
+            ):
                 link = nodes.reference("", app.env.titles[page].astext(), refuri=uri)
                 filled += [nodes.rubric("", "", link), _table(rows)]
         placeholder.replace_self(filled)

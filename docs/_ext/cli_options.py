@@ -37,8 +37,14 @@ def _help(command: str) -> str:
 
 def _row(name: str, description: str) -> nodes.row:
     parts = enumerate(_CODE.split(description))
-    text = [nodes.literal("", part) if number % 2 else nodes.Text(part) for number, part in parts]
-    cells = [nodes.paragraph("", "", nodes.literal("", name)), nodes.paragraph("", "", *text)]
+    text = [
+        nodes.literal("", part) if number % 2 else nodes.Text(part)
+        for number, part in parts
+    ]
+    cells = [
+        nodes.paragraph("", "", nodes.literal("", name)),
+        nodes.paragraph("", "", *text),
+    ]
     return nodes.row("", *(nodes.entry("", cell) for cell in cells))
 
 

@@ -27,7 +27,12 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0
 """Seconds for the index, which takes two on a machine that is not busy."""
-_ASIDE = {"CONTRIBUTING", "changelog", "contributing/architecture", "contributing/limiter"}
+_ASIDE = {
+    "CONTRIBUTING",
+    "changelog",
+    "contributing/architecture",
+    "contributing/limiter",
+}
 """Pages for few readers, which mention much: they rank last."""
 
 _KEYWORDS = {
@@ -85,7 +90,9 @@ async def _index(app: Sphinx) -> None:
                 keywords = f'<p data-pagefind-weight="10">{_KEYWORDS[page]}</p>'
                 content = content.replace("</h1>", f"</h1>{keywords}", 1)
             if page in _ASIDE:
-                content = content.replace("<article", '<article data-pagefind-weight="0.2"', 1)
+                content = content.replace(
+                    "<article", '<article data-pagefind-weight="0.2"', 1
+                )
             await index.add_html_file(content=content, source_path=f"{page}.html")
         await index.write_files()
         # It answers before its last files are on disk, and would end without them.

@@ -45,7 +45,9 @@ def _kept(inventory: Path, kept: str) -> list[str]:
     # After four lines of header, the file is compressed.
     compressed = inventory.read_bytes().split(b"\n", 4)[4]
     return [
-        line for line in zlib.decompress(compressed).decode().splitlines() if re.match(kept, line)
+        line
+        for line in zlib.decompress(compressed).decode().splitlines()
+        if re.match(kept, line)
     ]
 
 
@@ -54,9 +56,13 @@ def _trim(folder: Path) -> None:
         lines = _ADDED.get(project, "").strip().splitlines()
         if project in _KEPT:
             lines += _kept(folder / f"{project}.inv", _KEPT[project])
-        header = f"# Sphinx inventory version 2\n# Project: {project}\n# Version:\n# zlib\n"
+        header = (
+            f"# Sphinx inventory version 2\n# Project: {project}\n# Version:\n# zlib\n"
+        )
         content = zlib.compress("".join(f"{line}\n" for line in lines).encode(), 9)
-        Path(__file__).with_name(f"{project}.inv").write_bytes(header.encode() + content)
+        Path(__file__).with_name(f"{project}.inv").write_bytes(
+            header.encode() + content
+        )
         print(f"{project}: {len(lines)} names")
 
 

@@ -98,7 +98,9 @@ class _Chart:
         return round(_LEFT + second / self._seconds * (_WIDTH - _LEFT - _RIGHT), 1)
 
     def _y(self, count: float) -> float:
-        return round(_HEIGHT - _BOTTOM - count / self._top * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round(
+            _HEIGHT - _BOTTOM - count / self._top * (_HEIGHT - _TOP - _BOTTOM), 1
+        )
 
     def draw(self) -> str:
         """Return the chart as SVG."""
@@ -109,7 +111,14 @@ class _Chart:
         run = self._run
         throttled = f"{run.throttled:,} of {run.requests:,} requests throttled"
         title = f"<title>{self._scene.title}: {throttled}, {run.seconds:.1f} s</title>"
-        parts = [start_tag, title, *self._legend(), *self._axes(), *self._bars(), *self._limit()]
+        parts = [
+            start_tag,
+            title,
+            *self._legend(),
+            *self._axes(),
+            *self._bars(),
+            *self._limit(),
+        ]
         return "\n".join([*parts, "</svg>", ""])
 
     def _legend(self) -> Iterator[str]:
@@ -171,4 +180,6 @@ def _round_step(highest: int, parts: int) -> int:
 
 if __name__ == "__main__":
     for scene in _SCENES:
-        _FOLDER.joinpath(f"limiter-{scene.name}.svg").write_text(_Chart(scene).draw(), "utf-8")
+        _FOLDER.joinpath(f"limiter-{scene.name}.svg").write_text(
+            _Chart(scene).draw(), "utf-8"
+        )

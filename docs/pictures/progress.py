@@ -27,7 +27,9 @@ _WIDTH = 50
 
 async def main() -> None:
     """Draw a bulk stop in progress, on an emulator with 500 requests per second."""
-    async with Emulator(port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500) as emulator:
+    async with Emulator(
+        port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500
+    ) as emulator:
         for target in _TARGETS:
             emulator.add_runtime(*target)
         async with BctrlSession("emulator-key", base_url=emulator.url) as session:

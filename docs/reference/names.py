@@ -20,9 +20,12 @@ _FOLDER = Path(__file__).parent
 _ROOT = Path(bctrl_async.__file__).parents[1]
 _HEAD = "# By `python docs/reference/names.py`. The docstrings in its files say more."
 _DIRECTIVE = re.compile(
-    r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
+    r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?",
+    re.MULTILINE,
 )
-_DESCRIBED = re.compile(r"^\.\. py:(?:class|data|type):: ([\w.]+)\n\n((?:   .+\n)+)", re.MULTILINE)
+_DESCRIBED = re.compile(
+    r"^\.\. py:(?:class|data|type):: ([\w.]+)\n\n((?:   .+\n)+)", re.MULTILINE
+)
 """A name that its page describes itself."""
 _ALIASES = {
     "bctrl_async.bulk._input": ("Target", "Targets"),
@@ -53,7 +56,9 @@ def text() -> str:
             name, arguments, members = match.groups()
             module, _, short = name.rpartition(".")
             found = inspect.unwrap(getattr(import_module(module), short))
-            lines.append(f"# {name}, in {Path(inspect.getfile(found)).relative_to(_ROOT)}")
+            lines.append(
+                f"# {name}, in {Path(inspect.getfile(found)).relative_to(_ROOT)}"
+            )
             if isinstance(found, type):
                 shown = {"__init__"} if arguments != "()" else set[str]()
                 shown |= set(re.findall(r"\w+", members or ""))
@@ -65,13 +70,17 @@ def text() -> str:
 
 def _aliases() -> Iterator[str]:
     for module, names in _ALIASES.items():
-        source = ast.parse(Path(inspect.getfile(import_module(module))).read_text("utf-8"))
+        source = ast.parse(
+            Path(inspect.getfile(import_module(module))).read_text("utf-8")
+        )
         for node in source.body:
             match node:
                 case ast.Assign(targets=[ast.Name(name)]) if name in names:
                     yield ast.unparse(node)
                 case ast.ClassDef(name=name) if name in names:
-                    yield from _class(getattr(import_module(module), name), set(), shows_all=False)
+                    yield from _class(
+                        getattr(import_module(module), name), set(), shows_all=False
+                    )
 
 
 def _node(found: object) -> ast.ClassDef | _Function:
@@ -93,11 +102,17 @@ def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
             case ast.Assign(targets=[ast.Name(name)]) if name.isupper():
                 lines = [ast.unparse(member)]
             case ast.AnnAssign(target=ast.Name(name)) if name[0] != "_":
-                lines = [f"{name}: {ast.unparse(member.annotation)}{_default(member.value)}"]
+                lines = [
+                    f"{name}: {ast.unparse(member.annotation)}{_default(member.value)}"
+                ]
                 lines += [_sentence(described[name])] if name in described else []
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                if name in shown or (shows_all and (name[0] != "_" or name in _PROTOCOLS)):
-                    lines = [*_function(member, described if name == "__init__" else {})]
+                if name in shown or (
+                    shows_all and (name[0] != "_" or name in _PROTOCOLS)
+                ):
+                    lines = [
+                        *_function(member, described if name == "__init__" else {})
+                    ]
                 if name == "__init__" and shows_all:
                     lines += [*_attributes(member)]
         yield from (f"    {line}" for line in lines)
@@ -113,13 +128,21 @@ def _attributes(node: _Function) -> Iterator[str]:
 
 def _function(node: _Function, described: Mapping[str, str] = {}) -> Iterator[str]:
     yield from (
-        f"@{each.id}" for each in node.decorator_list if getattr(each, "id", "") == "property"
+        f"@{each.id}"
+        for each in node.decorator_list
+        if getattr(each, "id", "") == "property"
     )
     positional, keywords = node.args.posonlyargs + node.args.args, node.args.kwonlyargs
     missing = [None] * (len(positional) - len(node.args.defaults))
     parts = [
         *map(_parameter, positional, missing + node.args.defaults),
-        *([f"*{ast.unparse(node.args.vararg)}"] if node.args.vararg else ["*"] if keywords else []),
+        *(
+            [f"*{ast.unparse(node.args.vararg)}"]
+            if node.args.vararg
+            else ["*"]
+            if keywords
+            else []
+        ),
         *map(_parameter, keywords, node.args.kw_defaults),
     ]
     head = f"{'async ' * isinstance(node, ast.AsyncFunctionDef)}def {node.name}("

@@ -96,7 +96,10 @@ def _compare(targets: int, rounds: int) -> Report:
         [
             [
                 *case,
-                *(middle(*case, field) for field in ("mebibytes", "stall", "seconds", "cpu")),
+                *(
+                    middle(*case, field)
+                    for field in ("mebibytes", "stall", "seconds", "cpu")
+                ),
                 cpu_to_bare(*case),
             ]
             for case in measurements
@@ -105,8 +108,16 @@ def _compare(targets: int, rounds: int) -> Report:
             goal
             for name, (cpu, stall) in _LIMITS.items()
             for goal in [
-                Goal(f"{name}: MiB more than for {_FEW:,} targets", growth(name), _MAX_GROWTH),
-                Goal(f"{name}: longest loop stall in ms", middle(name, targets, "stall"), stall),
+                Goal(
+                    f"{name}: MiB more than for {_FEW:,} targets",
+                    growth(name),
+                    _MAX_GROWTH,
+                ),
+                Goal(
+                    f"{name}: longest loop stall in ms",
+                    middle(name, targets, "stall"),
+                    stall,
+                ),
                 Goal(f"{name}: CPU per stop to bare", cpu_to_bare(name, targets), cpu),
             ]
         ],

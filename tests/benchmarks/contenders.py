@@ -19,7 +19,9 @@ from bctrl_async import BctrlSession
 
 KEY = "a-key-of-usual-length-0123456789"
 WORKSPACE = "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"
-NO_WORKSPACES = "AsyncBctrl stops a sandbox (POST /v1/sandboxes/{id}/stop): it has no workspaces."
+NO_WORKSPACES = (
+    "AsyncBctrl stops a sandbox (POST /v1/sandboxes/{id}/stop): it has no workspaces."
+)
 _WARM_UP = 500
 
 Stop = Callable[[str], Awaitable[object]]
@@ -52,7 +54,9 @@ async def stop_all(stop: Stop, count: int, in_flight: int) -> int:
     return stopped
 
 
-async def cpu_of_stop(contender: Contender, url: str, stops: int, in_flight: int) -> float:
+async def cpu_of_stop(
+    contender: Contender, url: str, stops: int, in_flight: int
+) -> float:
     """Return the CPU time of this process for a stop, in microseconds."""
     async with contender(url) as stop:
         await stop_all(stop, _WARM_UP, in_flight)
@@ -149,7 +153,9 @@ async def vendor(base: str) -> AsyncGenerator[Stop]:
 @asynccontextmanager
 async def httpx(base: str) -> AsyncGenerator[Stop]:
     """Use httpx and msgspec."""
-    async with import_module("httpx").AsyncClient(base_url=base, headers=_HEADERS) as client:
+    async with import_module("httpx").AsyncClient(
+        base_url=base, headers=_HEADERS
+    ) as client:
 
         async def stop(alias: str) -> _Runtime:
             response = await client.post(_path(alias))

@@ -39,7 +39,11 @@ class _Figures(msgspec.Struct, frozen=True):
 def _app(api: str) -> Generator[str]:
     """Run the example under uvicorn and yield its URL."""
     arguments = ["-m", "uvicorn", "--app-dir", str(_EXAMPLE), "app:app", "--port", "0"]
-    environment = {"APP_TOKEN": _TOKEN, "BCTRL_API_KEY": contenders.KEY, "BCTRL_BASE_URL": api}
+    environment = {
+        "APP_TOKEN": _TOKEN,
+        "BCTRL_API_KEY": contenders.KEY,
+        "BCTRL_BASE_URL": api,
+    }
     with subprocess.Popen(
         [sys.executable, *arguments, "--no-access-log"],
         env=os.environ | environment,
@@ -48,7 +52,9 @@ def _app(api: str) -> Generator[str]:
     ) as process:
         assert process.stderr is not None
         found = next(
-            filter(None, map(re.compile(r"running on (http://\S+)").search, process.stderr))
+            filter(
+                None, map(re.compile(r"running on (http://\S+)").search, process.stderr)
+            )
         )
         try:
             yield found[1]
@@ -59,7 +65,9 @@ def _app(api: str) -> Generator[str]:
 
 async def _bulk_stop(url: str, targets: int) -> None:
     headers = {"Authorization": f"Bearer {_TOKEN}"}
-    async with aiohttp.ClientSession(url, headers=headers, raise_for_status=True) as http:
+    async with aiohttp.ClientSession(
+        url, headers=headers, raise_for_status=True
+    ) as http:
         async with http.post("/runs", json=list(contenders.pairs(targets))) as response:
             run_id = await response.json()
         report = None
@@ -96,7 +104,9 @@ def _child(url: str, targets: str) -> _Figures:
 def _compare(targets: int, rounds: int) -> Report:
     sizes = dict(zip(_CASES, [0, targets], strict=True))
     with server() as api, _app(api) as url:
-        found = in_rounds(_CASES, rounds, lambda name: measured(url, sizes[name], kind=_Figures))
+        found = in_rounds(
+            _CASES, rounds, lambda name: measured(url, sizes[name], kind=_Figures)
+        )
 
     def middle(name: str, field: str) -> float:
         return float(median(getattr(figures, field) for figures in found[name]))
@@ -105,10 +115,20 @@ def _compare(targets: int, rounds: int) -> Report:
         f"The page of the FastAPI example, {_INTERVAL * 1000:g} ms after each response",
         ["beside", "targets", "p50 ms", "p99 ms", "s"],
         [
-            [name, sizes[name], *(middle(name, field) for field in _Figures.__struct_fields__)]
+            [
+                name,
+                sizes[name],
+                *(middle(name, field) for field in _Figures.__struct_fields__),
+            ]
             for name in _CASES
         ],
-        [Goal(f"p99 in ms beside {targets:,} stops", middle("a bulk stop", "p99"), _MAX_P99)],
+        [
+            Goal(
+                f"p99 in ms beside {targets:,} stops",
+                middle("a bulk stop", "p99"),
+                _MAX_P99,
+            )
+        ],
     )
 
 

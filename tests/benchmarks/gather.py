@@ -33,7 +33,9 @@ _LIMITS = {"mebibytes": 1.5, "stall": 2.0}
 """The highest ratios to bare tasks."""
 
 
-async def _stop_with_semaphore(semaphore: asyncio.Semaphore, stop: Stop, alias: str) -> object:
+async def _stop_with_semaphore(
+    semaphore: asyncio.Semaphore, stop: Stop, alias: str
+) -> object:
     async with semaphore:
         return await stop(alias)
 
@@ -51,7 +53,9 @@ async def _ours(url: str, stops: int) -> int:
 
 
 async def _gather(stop: Stop, stops: int) -> int:
-    return len(await asyncio.gather(*(stop(alias) for alias in contenders.aliases(stops))))
+    return len(
+        await asyncio.gather(*(stop(alias) for alias in contenders.aliases(stops)))
+    )
 
 
 _CASES = {_BARE: _bare, _OURS: _ours}
@@ -76,7 +80,11 @@ def _compare(stops: int, rounds: int, loop: str) -> Report:
         ["case", "peak MiB", "stall ms", "s", "CPU µs"],
         [[name, *(median(column(name, field)) for field in fields)] for name in _CASES],
         [
-            Goal(f"{field} to bare", ratio(column(_OURS, field), column(_BARE, field)), limit)
+            Goal(
+                f"{field} to bare",
+                ratio(column(_OURS, field), column(_BARE, field)),
+                limit,
+            )
             for field, limit in _LIMITS.items()
         ],
     )

@@ -11,7 +11,15 @@ import sys
 import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -112,11 +120,15 @@ def command(
         measure: Runs in the fresh processes that `measured` starts with `--measure`.
         options: Options, each with its default, which has the type of its values.
     """
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=description, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", nargs="+", help=SUPPRESS)
     for name, default in options.items():
         usual = f"default {default}" if default else None
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=usual)
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help=usual
+        )
     given = vars(parser.parse_args())
     if task := given.pop("measure"):
         sys.stdout.write(msgspec.json.encode(measure(*task)).decode())

@@ -71,7 +71,11 @@ def _child(name: str, url: str, stops: str) -> int:
 
 def _count(name: str, url: str, stops: int, path: str | None) -> int:
     with tempfile.NamedTemporaryFile() as counts:
-        tool = ("--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={counts.name}")
+        tool = (
+            "--tool=cachegrind",
+            "--cache-sim=no",
+            f"--cachegrind-out-file={counts.name}",
+        )
         stopped = measured(
             *(name, url, stops),
             kind=int,
@@ -80,7 +84,9 @@ def _count(name: str, url: str, stops: int, path: str | None) -> int:
         )
         if stopped != stops:
             raise SystemExit(f"{name}: stopped only {stopped} of {stops}")
-        found = re.search(r"^summary: (\d+)", Path(counts.name).read_text(), re.MULTILINE)
+        found = re.search(
+            r"^summary: (\d+)", Path(counts.name).read_text(), re.MULTILINE
+        )
     if found is None:
         raise SystemExit("cachegrind did not write a summary")
     return int(found[1])

@@ -28,7 +28,14 @@ from harness import Report, Row, command, measured
 
 sys.path.append(str(Path(__file__).parents[1]))
 from support import simulated, virtual_time
-from support.simulated import ANSWER, Request, Simulation, targets_in, unavailable, with_quotas
+from support.simulated import (
+    ANSWER,
+    Request,
+    Simulation,
+    targets_in,
+    unavailable,
+    with_quotas,
+)
 from support.throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import BctrlError
@@ -47,7 +54,9 @@ _THROTTLED = "throttled"
 # Servers
 
 
-def _bucket(rate: float = 200.0, burst: float = 50, retry_after: float | None = None) -> Server:
+def _bucket(
+    rate: float = 200.0, burst: float = 50, retry_after: float | None = None
+) -> Server:
     return token_bucket(lambda _: rate, burst, retry_after)
 
 
@@ -66,7 +75,9 @@ def _noisy(share: float, seed: int, otherwise: Server | None = None) -> Server:
 # The limiter alone
 
 
-def _one(seed: int, make: _MakeServer, count: int, ideal: float, latency: float) -> list[_Figures]:
+def _one(
+    seed: int, make: _MakeServer, count: int, ideal: float, latency: float
+) -> list[_Figures]:
     """Run a bulk stop of one process on both servers; `ideal` is in seconds."""
     figures = []
     for halfway in (False, True):
@@ -75,7 +86,9 @@ def _one(seed: int, make: _MakeServer, count: int, ideal: float, latency: float)
         run = Run(make(seed), partial(_random_latency, rng, latency), halfway=halfway)
         virtual_time.run(run.bulk(count))
         throttled_share = run.throttled / run.requests
-        figures.append({"to ideal": run.seconds / ideal, "% throttled": 100 * throttled_share})
+        figures.append(
+            {"to ideal": run.seconds / ideal, "% throttled": 100 * throttled_share}
+        )
     return figures
 
 
@@ -87,18 +100,23 @@ def _together(seed: int, count: int) -> list[_Figures]:
     """Share 2,000 stops among processes."""
     rng = random.Random(seed + 1000)
     starts = [rng.uniform(0.0, 1.0) for _ in range(count)]
-    fleets = [Fleet(_bucket(), starts, seed, halfway=halfway) for halfway in (False, True)]
+    fleets = [
+        Fleet(_bucket(), starts, seed, halfway=halfway) for halfway in (False, True)
+    ]
     return [_run_together(fleet, 2000 // count) for fleet in fleets]
 
 
 def _run_together(fleet: Fleet, stops: int) -> _Figures:
     fleet.run(600.0, stops)
-    durations = [end - start for end, start in zip(fleet.ended, fleet.starts, strict=True)]
+    durations = [
+        end - start for end, start in zip(fleet.ended, fleet.starts, strict=True)
+    ]
     squares = sum(seconds**-2 for seconds in durations)
     return {
         "to ideal": max(durations) / ((2000 - 50) / 200),
         "% throttled": 100 * fleet.throttled_share(0.0, math.inf),
-        "fairness": sum(1 / seconds for seconds in durations) ** 2 / (len(durations) * squares),
+        "fairness": sum(1 / seconds for seconds in durations) ** 2
+        / (len(durations) * squares),
     }
 
 
@@ -116,7 +134,9 @@ def _stop(
     with pytest.MonkeyPatch.context() as monkeypatch:
         simulation = Simulation(monkeypatch, server, 0.0)
         rng = random.Random(seed)
-        simulation.before_response = lambda _: asyncio.sleep(_random_latency(rng, latency))
+        simulation.before_response = lambda _: asyncio.sleep(
+            _random_latency(rng, latency)
+        )
         random.seed(seed)
         simulation.stop(targets, deadline=3600.0, max_connections=max_connections)
     return simulation
@@ -131,7 +151,9 @@ def _beside(seed: int, count: int, total: int) -> list[_Figures]:
 
     seconds, alone = (
         max(simulation.ended_at[alias] for _, alias in good)
-        for simulation in (_stop(seed, targets, serve) for targets in (bad + good, good))
+        for simulation in (
+            _stop(seed, targets, serve) for targets in (bad + good, good)
+        )
     )
     return [{"last s": seconds, "to none": seconds / alone}]
 
@@ -146,7 +168,9 @@ def _dead(seed: int, count: int) -> list[_Figures]:
         return unavailable() if is_dead and request.stops else ANSWER
 
     ended_at = _stop(seed, targets, serve, latency=0.1).ended_at
-    return [{"last s": max(ended_at[target[1]] for target in targets if target not in dead)}]
+    return [
+        {"last s": max(ended_at[target[1]] for target in targets if target not in dead)}
+    ]
 
 
 def _workspaces(
@@ -161,14 +185,18 @@ def _workspaces(
     max_connections: int = 100,
 ) -> list[_Figures]:
     """Stop the targets of several workspaces; `ideal` is in seconds."""
-    targets = [target for number in range(count) for target in targets_in(f"ws{number}", size)]
+    targets = [
+        target for number in range(count) for target in targets_in(f"ws{number}", size)
+    ]
     if is_shuffled:
         random.Random(seed).shuffle(targets)
     simulation = _stop(
         seed, targets, make_server(), latency=latency, max_connections=max_connections
     )
     throttled_share = 1.0 - len(targets) / len(simulation.requests)
-    return [{"to ideal": simulation.seconds / ideal, "% throttled": 100 * throttled_share}]
+    return [
+        {"to ideal": simulation.seconds / ideal, "% throttled": 100 * throttled_share}
+    ]
 
 
 def _limited(rate: float, burst: float) -> simulated.Server:
@@ -185,7 +213,9 @@ def _rows() -> dict[str, _Case]:
         "one": partial(one, make=lambda _: _bucket()),
         "one, RA 1": partial(one, make=lambda _: _bucket(retry_after=1.0)),
         "2/s": partial(one, make=lambda _: _bucket(2.0, 1), count=60, ideal=30.0),
-        "fixed window of 100": partial(one, make=lambda _: fixed_window(100), ideal=19.0),
+        "fixed window of 100": partial(
+            one, make=lambda _: fixed_window(100), ideal=19.0
+        ),
         "8": partial(_together, count=8),
         "16": partial(_together, count=16),
         "30 of 3000 first": partial(_beside, count=30, total=3000),
@@ -193,7 +223,9 @@ def _rows() -> dict[str, _Case]:
     }
     for percent in (1, 5, 6, 15):
         noisy = partial(_noisy, percent / 100)
-        rows[f"random {percent} %"] = partial(one, make=noisy, count=3000, ideal=1.0, latency=0.02)
+        rows[f"random {percent} %"] = partial(
+            one, make=noisy, count=3000, ideal=1.0, latency=0.02
+        )
     for percent in (2, 5, 10):
         rows[f"random {percent} %, 200/s"] = partial(
             one, make=_beside_limit(percent / 100), count=4000, ideal=19.75
@@ -201,10 +233,18 @@ def _rows() -> dict[str, _Case]:
     for order in ("sorted", "shuffled"):
         workspaces = partial(_workspaces, is_shuffled=order == "shuffled")
         rows[f"20 quotas, {order}"] = partial(
-            workspaces, count=20, size=500, make_server=partial(with_quotas, 5.0, 10), ideal=98.0
+            workspaces,
+            count=20,
+            size=500,
+            make_server=partial(with_quotas, 5.0, 10),
+            ideal=98.0,
         )
         rows[f"limit of 5 workspaces, {order}"] = partial(
-            workspaces, count=5, size=800, make_server=partial(_limited, 100.0, 20), ideal=39.8
+            workspaces,
+            count=5,
+            size=800,
+            make_server=partial(_limited, 100.0, 20),
+            ideal=39.8,
         )
     for multiple in (1.1, 1.2, 1.3):
         # The connections would allow this multiple of the limit.
@@ -235,7 +275,9 @@ def _child(name: str, seeds: str) -> list[_Figures]:
 
 def _compare(seeds: int, only: str) -> Report:
     patterns = only.split(",") if only else ["*"]
-    names = [name for name in _ROWS if any(fnmatch(name, pattern) for pattern in patterns)]
+    names = [
+        name for name in _ROWS if any(fnmatch(name, pattern) for pattern in patterns)
+    ]
 
     def measure(name: str) -> list[_Figures]:
         return measured(name, seeds, kind=list[_Figures])

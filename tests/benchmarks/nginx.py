@@ -93,7 +93,9 @@ def _compare(targets: int) -> Report:
             to_ideal = figures.seconds / ideal
             # A client that gives up is fast, so its time is not comparable.
             shown = "-" if failed else to_ideal
-            rows.append([name, figures.seconds, shown, 100 * throttled, figures.stopped, failed])
+            rows.append(
+                [name, figures.seconds, shown, 100 * throttled, figures.stopped, failed]
+            )
             if case.goal is not None:
                 goals.append(Goal(f"{name}: share throttled", throttled, case.goal))
                 goals.append(Goal(f"{name}: not stopped", failed, 0))

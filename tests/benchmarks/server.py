@@ -76,7 +76,9 @@ async def serve(certificate: str | None = None) -> None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(certificate)
     # A client may open all its connections at once.
-    server = await loop.create_server(ServerProtocol, "127.0.0.1", 0, backlog=1024, ssl=tls)
+    server = await loop.create_server(
+        ServerProtocol, "127.0.0.1", 0, backlog=1024, ssl=tls
+    )
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)

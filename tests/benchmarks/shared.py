@@ -19,7 +19,16 @@ from tempfile import TemporaryDirectory
 
 import contenders
 import msgspec
-from harness import Goal, Report, Row, command, measured_together, run, server, wait_for_start
+from harness import (
+    Goal,
+    Report,
+    Row,
+    command,
+    measured_together,
+    run,
+    server,
+    wait_for_start,
+)
 
 sys.path.append(str(Path(__file__).parents[1]))
 from redis.asyncio import Redis
@@ -59,7 +68,9 @@ def _store(name: str) -> Generator[str]:
             yield f"{folder}/pace" if name == "file" else ""
 
 
-async def _work(url: str, rate: float | None, store: str, first: int, targets: int) -> _Figures:
+async def _work(
+    url: str, rate: float | None, store: str, first: int, targets: int
+) -> _Figures:
     aliases = [f"crm-{number}" for number in range(first, first + targets)]
     async with AsyncExitStack() as stack:
         shared: float | Pace | None = rate
@@ -71,7 +82,9 @@ async def _work(url: str, rate: float | None, store: str, first: int, targets: i
         session = BctrlSession("emulator-key", base_url=url, rate=shared)
         await stack.enter_async_context(session)
         start = wait_for_start()
-        report = await session.stop_runtimes([(contenders.WORKSPACE, alias) for alias in aliases])
+        report = await session.stop_runtimes(
+            [(contenders.WORKSPACE, alias) for alias in aliases]
+        )
         return _Figures(time.monotonic() - start, report.counts[StopResult.STOPPED])
 
 
@@ -87,7 +100,10 @@ def _race(case: str, processes: int, api: str) -> tuple[list[_Figures], float]:
     if case in {_NOTHING, _FIXED}:
         rate = 0.0 if case == _NOTHING else rate / processes
     with nginx(api) as limited, _store(case) as store:
-        tasks = [(limited.url, rate, store, number * share, share) for number in range(processes)]
+        tasks = [
+            (limited.url, rate, store, number * share, share)
+            for number in range(processes)
+        ]
         team = measured_together(tasks, _Figures)
     return team, limited.throttled_share
 
@@ -98,7 +114,9 @@ def _compare(store: str, processes: str) -> Report:
     rows: list[Row] = []
     goals = []
     with server() as api:
-        for case, count in product([_NOTHING, _FIXED, *stores], map(int, processes.split(","))):
+        for case, count in product(
+            [_NOTHING, _FIXED, *stores], map(int, processes.split(","))
+        ):
             team, throttled = _race(case, count, api)
             seconds = [figures.seconds for figures in team]
             to_ideal = max(seconds) / ideal

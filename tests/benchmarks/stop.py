@@ -42,7 +42,11 @@ _CLIENTS: dict[str, Contender] = {
     "httpx + msgspec": contenders.httpx,
     "bctrl AsyncBctrl": contenders.vendor,
 }
-_PACKAGES = {_PYREQWEST: "pyreqwest", "httpx + msgspec": "httpx", "bctrl AsyncBctrl": "bctrl"}
+_PACKAGES = {
+    _PYREQWEST: "pyreqwest",
+    "httpx + msgspec": "httpx",
+    "bctrl AsyncBctrl": "bctrl",
+}
 
 
 class _Case(msgspec.Struct, frozen=True):
@@ -58,7 +62,11 @@ class _Case(msgspec.Struct, frozen=True):
     @property
     def missing(self) -> list[str]:
         needed = [_PACKAGES.get(self.client), self.loop]
-        return [name for name in needed if name not in {None, "asyncio"} and not installed(name)]
+        return [
+            name
+            for name in needed
+            if name not in {None, "asyncio"} and not installed(name)
+        ]
 
 
 _CASES = [
@@ -124,7 +132,15 @@ def _compare(stops: int, rounds: int, only: str) -> Report:
 
     return Report(
         "CPU time of the client process per stop",
-        ["client", "in flight", "median µs", "min µs", "to bare", "to pyreqwest", "to asyncio"],
+        [
+            "client",
+            "in flight",
+            "median µs",
+            "min µs",
+            "to bare",
+            "to pyreqwest",
+            "to asyncio",
+        ],
         [row(*case) for case in times],
         [
             Goal(f"{case.name}, {in_flight} in flight, to {peer}", found, limit)

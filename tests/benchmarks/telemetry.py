@@ -22,7 +22,11 @@ from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 
 from bctrl_async import BctrlSession, Observer
 from bctrl_async.otel import OpenTelemetry
@@ -74,7 +78,9 @@ def _child(name: str, url: str, stops: str) -> float:
 
 def _compare(stops: int, rounds: int) -> Report:
     with server() as url:
-        times = in_rounds(_CASES, rounds, lambda name: measured(name, url, stops, kind=float))
+        times = in_rounds(
+            _CASES, rounds, lambda name: measured(name, url, stops, kind=float)
+        )
     return Report(
         f"CPU time of the client process per stop, {_IN_FLIGHT} in flight",
         ["client", "median µs", "min µs", "ratio to bare", "ratio to no observer"],
@@ -88,7 +94,13 @@ def _compare(stops: int, rounds: int) -> Report:
             ]
             for name in _CASES
         ],
-        [Goal("no observer to bare aiohttp + msgspec", ratio(times[_OURS], times[_BARE]), 0.50)],
+        [
+            Goal(
+                "no observer to bare aiohttp + msgspec",
+                ratio(times[_OURS], times[_BARE]),
+                0.50,
+            )
+        ],
     )
 
 

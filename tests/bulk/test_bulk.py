@@ -41,7 +41,9 @@ STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult
 CRM = [("ws-1", "crm")]
 
 
-async def async_iterable(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
+async def async_iterable(
+    pairs: list[tuple[str, str]],
+) -> AsyncIterator[tuple[str, str]]:
     for pair in pairs:
         yield pair
 
@@ -52,12 +54,21 @@ class TestAwaited:
 
         assert report.ok
         assert report.counts == {STOPPED: 300}
-        assert (report.total, report.failures, report.retries, report.throttled) == (300, (), 0, 0)
+        assert (report.total, report.failures, report.retries, report.throttled) == (
+            300,
+            (),
+            0,
+            0,
+        )
         assert report.elapsed > 0
-        statuses = Counter(runtime["status"] for runtime in bulk.emulator.runtimes.values())
+        statuses = Counter(
+            runtime["status"] for runtime in bulk.emulator.runtimes.values()
+        )
         assert statuses == {"stopped": 300, "active": 1}
 
-    async def test_each_target_has_the_outcome_of_its_own_response(self, bulk: Bulk) -> None:
+    async def test_each_target_has_the_outcome_of_its_own_response(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.add_runtime("ws-1", "twice")
         bulk.emulator.inject(Fault.ACCEPTED, alias="crm")
         aliases = ["crm", "twice", "none", "..", "twice"]
@@ -141,13 +152,19 @@ class TestAwaited:
             await batch.__aenter__()
         assert bulk.emulator.received.total() == 1
 
-    async def test_if_it_is_never_awaited_it_warns_of_that(self, session: BctrlSession) -> None:
+    async def test_if_it_is_never_awaited_it_warns_of_that(
+        self, session: BctrlSession
+    ) -> None:
         batch = session.stop_runtimes(CRM)
-        with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
+        with pytest.warns(
+            RuntimeWarning, match="never awaited or entered: nothing was stopped"
+        ):
             del batch
 
     @pytest.mark.usefixtures("lazy_only")
-    async def test_a_task_cancelled_before_it_starts_reads_nothing(self, bulk: Bulk) -> None:
+    async def test_a_task_cancelled_before_it_starts_reads_nothing(
+        self, bulk: Bulk
+    ) -> None:
         batch = bulk.session.stop_runtimes(CRM)
         task = asyncio.create_task(batch)
         task.cancel()
@@ -180,7 +197,9 @@ class TestAwaited:
 
 
 class TestIteration:
-    async def test_outcomes_are_yielded_as_soon_as_they_are_known(self, bulk: Bulk) -> None:
+    async def test_outcomes_are_yielded_as_soon_as_they_are_known(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(Fault.HANG, alias="r0")
         async with bulk.stop(3) as batch:
             assert {(await anext(batch)).index, (await anext(batch)).index} == {1, 2}
@@ -191,7 +210,9 @@ class TestIteration:
 
         assert batch.report.counts == {STOPPED: 2, UNKNOWN: 1}
 
-    async def test_it_is_an_error_outside_the_block(self, session: BctrlSession) -> None:
+    async def test_it_is_an_error_outside_the_block(
+        self, session: BctrlSession
+    ) -> None:
         batch = session.stop_runtimes(CRM)
         with pytest.raises(BctrlConfigError, match="async with"):
             await anext(batch)
@@ -206,7 +227,9 @@ class TestIteration:
         assert sorted(index for part in parts for index in part) == list(range(200))
 
     @pytest.mark.parametrize("is_woken", [False, True])
-    async def test_a_cancelled_reader_takes_nothing(self, bulk: Bulk, *, is_woken: bool) -> None:
+    async def test_a_cancelled_reader_takes_nothing(
+        self, bulk: Bulk, *, is_woken: bool
+    ) -> None:
         def cancel(_: object = None) -> None:
             asyncio.get_running_loop().call_soon(first.cancel)
 
@@ -234,7 +257,9 @@ class TestIteration:
 
 
 class TestProgress:
-    async def test_it_counts_what_is_done_and_is_not_ok_before_the_end(self, bulk: Bulk) -> None:
+    async def test_it_counts_what_is_done_and_is_not_ok_before_the_end(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(Fault.HANG, alias="r4")
         async with bulk.stop(5) as batch:
             for _ in range(4):
@@ -249,7 +274,9 @@ class TestProgress:
             assert batch.ended_early is None
 
     @pytest.mark.moves_clock
-    async def test_targets_that_wait_to_be_retried_are_counted_by_reason(self, bulk: Bulk) -> None:
+    async def test_targets_that_wait_to_be_retried_are_counted_by_reason(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(Fault.SERVER_ERROR, alias="r0")
         bulk.emulator.inject(Fault.DROP_BEFORE, alias="r1")
         async with bulk.stop(3, retry=RetryPolicy(base=60, cap=60)) as batch:
@@ -266,7 +293,9 @@ class TestProgress:
             batch.abort()
 
     @pytest.mark.moves_clock
-    async def test_it_has_the_time_for_which_the_server_has_asked_to_wait(self, bulk: Bulk) -> None:
+    async def test_it_has_the_time_for_which_the_server_has_asked_to_wait(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(*[Reply(429, headers={"Retry-After": "50"})] * 8)
         async with bulk.session.stop_runtimes(add_runtimes(bulk.emulator, 8)) as batch:
             assert batch.progress.retry_after == 0.0
@@ -279,7 +308,9 @@ class TestProgress:
 
 
 class TestBackpressure:
-    async def test_a_target_is_read_only_when_a_worker_is_free(self, bulk: Bulk) -> None:
+    async def test_a_target_is_read_only_when_a_worker_is_free(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(*[Fault.HANG] * 100)
         read: list[int] = []
 
@@ -301,7 +332,9 @@ class TestBackpressure:
     ) -> None:
         emulator.inject(*[Fault.HANG] * 3)
         async with connect(max_connections=3) as session:
-            with pytest.raises(BctrlConfigError, match="at most the session's max_connections, 3"):
+            with pytest.raises(
+                BctrlConfigError, match="at most the session's max_connections, 3"
+            ):
                 session.stop_runtimes([], concurrency=4)
             batch = session.stop_runtimes(add_runtimes(emulator, 50))
             running = await started(batch, emulator, 3)
@@ -327,8 +360,12 @@ class TestBackpressure:
             await wait_for_requests(bulk.emulator, 1 + 100 + 10 + 1)
             assert [outcome.result async for outcome in batch] == [STOPPED] * 289
 
-    async def test_invalid_targets_do_not_block_the_event_loop(self, session: BctrlSession) -> None:
-        running = asyncio.create_task(await_batch(session.stop_runtimes([("ws-1", "")] * 1000)))
+    async def test_invalid_targets_do_not_block_the_event_loop(
+        self, session: BctrlSession
+    ) -> None:
+        running = asyncio.create_task(
+            await_batch(session.stop_runtimes([("ws-1", "")] * 1000))
+        )
         iterations = 0
         while not running.done():
             await asyncio.sleep(0)
@@ -366,7 +403,9 @@ class TestDropped:
         async def scenario() -> StopBatch:
             async with Emulator(port=0) as emulator:
                 targets = add_runtimes(emulator, 300)
-                async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                async with BctrlSession(
+                    "emulator-key", base_url=emulator.url
+                ) as session:
                     batch = await session.stop_runtimes(targets).__aenter__()
                     await anext(batch)
                     return batch

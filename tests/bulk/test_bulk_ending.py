@@ -71,13 +71,29 @@ ENDS: dict[str, tuple[Callable[[Running], object], Run, str]] = {
     "its task is cancelled": (lambda run: run.task.cancel(), await_batch, CANCELLED),
     "its task is cancelled twice": (Running.cancel_twice, await_batch, CANCELLED),
     "its block is cancelled": (lambda run: run.task.cancel(), read_all, CANCELLED),
-    "a worker is cancelled": (lambda _: bulk_tasks().pop().cancel(), await_batch, CANCELLED),
+    "a worker is cancelled": (
+        lambda _: bulk_tasks().pop().cancel(),
+        await_batch,
+        CANCELLED,
+    ),
     "all workers are cancelled": (Running.cancel_workers, await_batch, CANCELLED),
     "it is aborted": (lambda run: run.batch.abort(), await_batch, ABORTED),
-    "it is aborted within its block": (lambda run: run.batch.abort(), read_all, ABORTED),
-    "it is aborted after it was asked to end": (Running.ask_and_abort, await_batch, ASKED),
+    "it is aborted within its block": (
+        lambda run: run.batch.abort(),
+        read_all,
+        ABORTED,
+    ),
+    "it is aborted after it was asked to end": (
+        Running.ask_and_abort,
+        await_batch,
+        ASKED,
+    ),
     "its deadline passes": (lambda _: pass_time(9.5), await_batch, PASSED),
-    "its deadline passes within its block": (lambda _: pass_time(9.5), read_all, PASSED),
+    "its deadline passes within its block": (
+        lambda _: pass_time(9.5),
+        read_all,
+        PASSED,
+    ),
     "its session is closed": (lambda run: run.session.close(), await_batch, CLOSED),
 }
 ERRORS = {ASKED: ABORTED, CLOSED: "the session was closed during the call"}
@@ -88,7 +104,9 @@ def with_cases(cases: Iterable[str]) -> pytest.MarkDecorator:
     """Parametrize a test with cases of ENDS; it moves the clock to a deadline."""
     others = [case for case in cases if "deadline" not in case]
     moving = [
-        pytest.param(case, marks=pytest.mark.moves_clock) for case in cases if "deadline" in case
+        pytest.param(case, marks=pytest.mark.moves_clock)
+        for case in cases
+        if "deadline" in case
     ]
     return pytest.mark.parametrize("case", [*others, *moving])
 
@@ -127,7 +145,9 @@ async def test_what_is_in_flight_becomes_unknown_and_the_rest_not_sent_if(
         assert task.cancelled() is (why is CANCELLED and "worker" not in case)
         assert report.counts == {UNKNOWN: 5, NOT_SENT: 25}
         assert why in str(report.ended_early)
-        in_flight = [str(outcome.error) for outcome in report.failures if outcome.attempts]
+        in_flight = [
+            str(outcome.error) for outcome in report.failures if outcome.attempts
+        ]
         assert all(ERRORS.get(why, why) in error for error in in_flight)
         assert delivered == ([] if why is CANCELLED else list(report.failures))
         # A callback may wait for something.
@@ -136,7 +156,9 @@ async def test_what_is_in_flight_becomes_unknown_and_the_rest_not_sent_if(
 
 
 @pytest.mark.parametrize("run", [await_batch, read_all])
-async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run: Run) -> None:
+async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(
+    bulk: Bulk, run: Run
+) -> None:
     """It cancels again at each turn of the loop, until the task has left the scope."""
     bulk.emulator.inject(*[Fault.HANG] * 4)
     batch = bulk.stop(10, concurrency=4)
@@ -151,7 +173,9 @@ async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(bulk: Bulk, run
     assert_conserved(batch, bulk.emulator)
 
 
-async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(bulk: Bulk) -> None:
+async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(
+    bulk: Bulk,
+) -> None:
     """Fault: it took 20 MB a second: each turn of the loop asked for the end."""
     is_called = asyncio.Event()
     grown: list[int] = []
@@ -183,7 +207,9 @@ async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(bulk: Bu
 
 
 @with_cases(["a worker is cancelled", "it is aborted", "its deadline passes"])
-async def test_the_wait_for_a_silent_input_ends_if(session: BctrlSession, case: str) -> None:
+async def test_the_wait_for_a_silent_input_ends_if(
+    session: BctrlSession, case: str
+) -> None:
     awaited = asyncio.Event()
 
     async def one_target() -> AsyncIterator[tuple[str, str]]:
@@ -203,7 +229,9 @@ async def test_the_wait_for_a_silent_input_ends_if(session: BctrlSession, case: 
 
 
 class TestBlock:
-    async def test_leaving_it_early_aborts_the_requests_in_flight(self, bulk: Bulk) -> None:
+    async def test_leaving_it_early_aborts_the_requests_in_flight(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(Fault.HANG, alias="r1")
         async with bulk.stop(50, concurrency=2) as batch:
             async for outcome in batch:
@@ -230,8 +258,12 @@ class TestBlock:
         assert [outcome async for outcome in batch] == []
         assert bulk.emulator.requests == []
 
-    @pytest.mark.parametrize("end", [lambda _: None, StopBatch.stop_reading, StopBatch.abort])
-    async def test_an_end_after_the_last_outcome_is_not_early(self, bulk: Bulk, end: End) -> None:
+    @pytest.mark.parametrize(
+        "end", [lambda _: None, StopBatch.stop_reading, StopBatch.abort]
+    )
+    async def test_an_end_after_the_last_outcome_is_not_early(
+        self, bulk: Bulk, end: End
+    ) -> None:
         async with bulk.stop(3) as batch:
             for _ in range(3):
                 await anext(batch)
@@ -314,7 +346,9 @@ class TestStopReading:
         assert ASKED in str(report.ended_early)
 
     @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.SERVER_ERROR])
-    async def test_a_stop_that_may_have_worked_is_retried(self, bulk: Bulk, fault: Fault) -> None:
+    async def test_a_stop_that_may_have_worked_is_retried(
+        self, bulk: Bulk, fault: Fault
+    ) -> None:
         bulk.emulator.inject(fault)
         batch = bulk.stop(3, concurrency=1, retry=RetryPolicy(base=0.05))
         running = await bulk.started(batch, 1)
@@ -325,7 +359,9 @@ class TestStopReading:
         assert batch.report.counts[UNKNOWN] == 0
         assert bulk.emulator.received["ws-1", "r0"] == 2
 
-    @pytest.mark.parametrize(("reply", "is_final"), [(Reply(429), False), (Reply(307), True)])
+    @pytest.mark.parametrize(
+        ("reply", "is_final"), [(Reply(429), False), (Reply(307), True)]
+    )
     async def test_what_is_then_rejected_is_not_sent_again(
         self, bulk: Bulk, reply: Reply, *, is_final: bool
     ) -> None:
@@ -340,7 +376,9 @@ class TestStopReading:
         # A final answer to the last target is no early end.
         assert (batch.report.ended_early is None) is is_final
 
-    async def test_a_call_of_the_key_function_is_abandoned(self, emulator: Emulator) -> None:
+    async def test_a_call_of_the_key_function_is_abandoned(
+        self, emulator: Emulator
+    ) -> None:
         asked = asyncio.Event()
 
         async def key() -> str:
@@ -359,17 +397,25 @@ class TestStopReading:
 
 
 @pytest.mark.parametrize(
-    ("before", "result"), [([], REJECTED), ([Fault.BAD_GATEWAY], UNKNOWN)], ids=["", "in doubt"]
+    ("before", "result"),
+    [([], REJECTED), ([Fault.BAD_GATEWAY], UNKNOWN)],
+    ids=["", "in doubt"],
 )
 @with_cases(["it is aborted", "its deadline passes", "its session is closed"])
 async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_if(
-    emulator: Emulator, connect: Connect, case: str, before: list[Fault], result: StopResult
+    emulator: Emulator,
+    connect: Connect,
+    case: str,
+    before: list[Fault],
+    result: StopResult,
 ) -> None:
     emulator.inject(*before, *[Reply(429, headers={"Retry-After": "5"})] * 2)
     async with connect() as session:
         batch = session.stop_runtimes([("ws-1", "crm")], deadline=9.5)
         running = asyncio.create_task(await_batch(batch))
-        await until(lambda: batch.progress.retrying["429"] and not batch.progress.in_flight)
+        await until(
+            lambda: batch.progress.retrying["429"] and not batch.progress.in_flight
+        )
         await end_as(case, Running(batch, running, session))
         await running
 
@@ -407,7 +453,9 @@ class TestConnecting:
         url = emulator.url.replace("127.0.0.1", "localhost")
         async with aiohttp.ClientSession() as http:
             borrowed = http if is_borrowed else None
-            async with BctrlSession("emulator-key", base_url=url, http=borrowed) as session:
+            async with BctrlSession(
+                "emulator-key", base_url=url, http=borrowed
+            ) as session:
                 batch = session.stop_runtimes(add_runtimes(emulator, 5))
                 running = asyncio.create_task(await_batch(batch))
                 await until(lambda: batch.progress.in_flight == 5)
@@ -423,6 +471,11 @@ class TestConnecting:
             assert emulator.requests == []
 
 
-async def test_a_connector_serves_requests_that_belong_to_no_call(emulator: Emulator) -> None:
-    async with aiohttp.ClientSession(connector=Connector()) as http, http.get(emulator.url) as got:
+async def test_a_connector_serves_requests_that_belong_to_no_call(
+    emulator: Emulator,
+) -> None:
+    async with (
+        aiohttp.ClientSession(connector=Connector()) as http,
+        http.get(emulator.url) as got,
+    ):
         assert got.status == 404

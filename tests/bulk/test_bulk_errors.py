@@ -58,7 +58,9 @@ class TestCallback:
 
         async def scenario(url: str) -> None:
             async with BctrlSession("emulator-key", base_url=url) as session:
-                batches.append(session.stop_runtimes(targets(10), on_outcome=fail, concurrency=2))
+                batches.append(
+                    session.stop_runtimes(targets(10), on_outcome=fail, concurrency=2)
+                )
                 await run(batches[0])
 
         raised, text = RAISED[error]
@@ -146,7 +148,9 @@ class TestInput:
     async def test_a_list_that_shrinks_is_not_the_whole_input(self, bulk: Bulk) -> None:
         targets = add_runtimes(bulk.emulator, 10)
         report = await bulk.session.stop_runtimes(
-            targets, concurrency=1, on_outcome=lambda outcome: targets.remove((*outcome.target,))
+            targets,
+            concurrency=1,
+            on_outcome=lambda outcome: targets.remove((*outcome.target,)),
         )
 
         assert report.counts == {STOPPED: 5}
@@ -172,7 +176,9 @@ class TestInput:
 
 class TestError:
     @pytest.mark.moves_clock
-    async def test_after_a_401_requests_in_flight_may_be_answered_but_are_not_retried(self) -> None:
+    async def test_after_a_401_requests_in_flight_may_be_answered_but_are_not_retried(
+        self,
+    ) -> None:
         keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
         async with (
             Emulator(port=0) as emulator,
@@ -192,10 +198,16 @@ class TestError:
 
         outcomes = [answered, unanswered, rejected]
         assert [outcome.index for outcome in outcomes] == [0, 1, 2]
-        assert [outcome.result for outcome in outcomes] == [STOPPED, UNKNOWN, "rejected"]
+        assert [outcome.result for outcome in outcomes] == [
+            STOPPED,
+            UNKNOWN,
+            "rejected",
+        ]
         assert unanswered.attempts == emulator.received["ws-1", "r1"] == 1
 
-    async def test_a_retry_after_of_all_beyond_the_patience_ends_the_run(self, bulk: Bulk) -> None:
+    async def test_a_retry_after_of_all_beyond_the_patience_ends_the_run(
+        self, bulk: Bulk
+    ) -> None:
         bulk.emulator.inject(*[Reply(429, headers={"Retry-After": "301"})] * 20)
         for number in range(20):
             bulk.emulator.add_runtime(f"ws-{number}", "crm")
@@ -220,7 +232,9 @@ class TestError:
         assert batch.report.counts == {StopResult.REJECTED: 1}
 
     @pytest.mark.parametrize("run", [await_batch, read_all])
-    async def test_a_closed_session_is_raised_at_once(self, connect: Connect, run: Run) -> None:
+    async def test_a_closed_session_is_raised_at_once(
+        self, connect: Connect, run: Run
+    ) -> None:
         session = connect()
         await session.close()
         batch = session.stop_runtimes([("ws-1", "crm")])

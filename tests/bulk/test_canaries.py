@@ -50,7 +50,9 @@ async def stop_others(session: BctrlSession) -> None:
         await session.stop_runtime("ws-1", f"r{number}")
 
 
-def test_an_answered_single_stop_shows_that_the_server_is_up(simulate: Simulate) -> None:
+def test_an_answered_single_stop_shows_that_the_server_is_up(
+    simulate: Simulate,
+) -> None:
     async def scenario(session: BctrlSession) -> StopReport:
         others = asyncio.create_task(stop_others(session))
         report = await session.stop_runtimes(targets(3), concurrency=2, verify=False)
@@ -84,7 +86,9 @@ def test_a_canary_not_sent_is_no_answer(
     assert report.counts == {STOPPED: 3_000}
 
 
-def test_a_target_that_dies_once_it_is_stopped_is_no_canary_again(simulate: Simulate) -> None:
+def test_a_target_that_dies_once_it_is_stopped_is_no_canary_again(
+    simulate: Simulate,
+) -> None:
     def dying(request: Request) -> Runtime | BctrlError:
         is_dead = request.number > 1 if request.alias == "r0" else request.stops
         return disconnected() if is_dead else ANSWER
@@ -99,7 +103,8 @@ class TestGateway:
     """A gateway's 503, which says nothing about the server behind it."""
 
     @pytest.mark.parametrize(
-        ("times", "others_answer", "reads"), [(1, None, 0), (2, None, 1), (2, False, 12)]
+        ("times", "others_answer", "reads"),
+        [(1, None, 0), (2, None, 1), (2, False, 12)],
     )
     def test_only_a_second_one_of_a_target_asks_canaries_which_hold_up_no_retry(
         self,
@@ -120,13 +125,17 @@ class TestGateway:
         assert simulation.stop(1).counts == {STOPPED: 1}
         assert len(simulation.reads) == reads
 
-    def test_many_targets_ask_for_less_than_a_canary_each(self, simulate: Simulate) -> None:
+    def test_many_targets_ask_for_less_than_a_canary_each(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(failing_first(*range(100), fail=unavailable, times=2))
 
         assert simulation.stop(100).counts == {STOPPED: 100}
         assert len(simulation.reads) < 60
 
-    def test_a_canary_without_an_answer_speaks_for_all_refused(self, simulate: Simulate) -> None:
+    def test_a_canary_without_an_answer_speaks_for_all_refused(
+        self, simulate: Simulate
+    ) -> None:
         """Fault: each call asked for itself, in turn, where GETs get no answer."""
         simulation = simulate(down(10, 15, unavailable), 0.02)
         simulation.read_answer, simulation.read_latency = bad_gateway(), 2
@@ -140,7 +149,9 @@ class TestGateway:
         assert simulation.run(stop_while_it_is_refused).counts == {STOPPED: 100}
         assert simulation.seconds < 10 + 20
 
-    def test_a_single_call_that_others_pass_spends_its_attempts(self, simulate: Simulate) -> None:
+    def test_a_single_call_that_others_pass_spends_its_attempts(
+        self, simulate: Simulate
+    ) -> None:
         async def scenario(session: BctrlSession) -> None:
             others = asyncio.create_task(stop_others(session))
             with pytest.raises(BctrlServerError):
@@ -170,8 +181,22 @@ DEAD: dict[str, tuple[int, Iterable[int], Fail, int, float, float]] = {
     "one of many has no upstream": (1000, [500], unavailable, 100, 5, 12),
     "the first has no upstream": (1000, [0], unavailable, 100, 5, 12),
     "the last has no upstream": (1000, [999], unavailable, 100, 5, 12),
-    "a twentieth have no upstream": (1000, range(25, 1000, 50), unavailable, 100, 5, 20),
-    "some ask to wait, which holds no other": (1000, range(100, 1000, 200), busy, 100, 5, 30),
+    "a twentieth have no upstream": (
+        1000,
+        range(25, 1000, 50),
+        unavailable,
+        100,
+        5,
+        20,
+    ),
+    "some ask to wait, which holds no other": (
+        1000,
+        range(100, 1000, 200),
+        busy,
+        100,
+        5,
+        30,
+    ),
     "the last fifth has no upstream": (100, range(80, 100), unavailable, 100, 12, 12),
     "the first three have no upstream": (100, range(3), unavailable, 1, 36, 36),
     # Fault: they passed for a limit, and each dead target after them slowed the others:
@@ -209,14 +234,18 @@ class TestDeadTargets:
         others = simulation.ended_at.keys() - names
         assert max(simulation.ended_at[alias] for alias in others) <= seconds
 
-    def test_what_is_read_to_find_out_has_been_stopped_before(self, simulate: Simulate) -> None:
+    def test_what_is_read_to_find_out_has_been_stopped_before(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(dead(*range(80, 100)), 0.01)
         assert simulation.stop(100).counts == {STOPPED: 80, UNKNOWN: 20}
 
         stopped = {f"r{number}" for number in range(80)}
         assert {request.alias for request in simulation.reads} <= stopped
 
-    def test_what_the_api_itself_answers_costs_patience(self, simulate: Simulate) -> None:
+    def test_what_the_api_itself_answers_costs_patience(
+        self, simulate: Simulate
+    ) -> None:
         own = partial(unavailable, code="server.unavailable", may_have_stopped=False)
         simulation = simulate(dead(50, fail=own), 0.01)
 
@@ -253,7 +282,9 @@ class TestServerErrors:
         assert len(simulation.requests) <= 1.2 * 3000
         assert simulation.seconds <= 60
 
-    def test_a_server_that_never_recovers_gets_few_requests(self, simulate: Simulate) -> None:
+    def test_a_server_that_never_recovers_gets_few_requests(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(lambda _: server_error())
         report = simulation.stop(3000, deadline=120)
 

@@ -34,7 +34,9 @@ def ledger() -> Ledger:
 
 
 class TestReport:
-    def test_it_is_ok_once_each_target_that_was_read_has_an_outcome(self, ledger: Ledger) -> None:
+    def test_it_is_ok_once_each_target_that_was_read_has_an_outcome(
+        self, ledger: Ledger
+    ) -> None:
         ledger.record(OK)
 
         assert ledger.report(1).ok
@@ -65,11 +67,17 @@ class TestEarlierRun:
         path, yesterday = tmp_path / "old", datetime.now(UTC) - timedelta(hours=25)
         done, other = add_runtimes(bulk.emulator, 3)[:2], ("ws-1", "r2")
         header = header_line(f"{bulk.emulator.url}/v1", yesterday)
-        path.write_bytes(header + b"".join(entry_line(target, yesterday) for target in done))
+        path.write_bytes(
+            header + b"".join(entry_line(target, yesterday) for target in done)
+        )
 
         with caplog.at_level(logging.WARNING, "bctrl_async.journal"):
-            assert (await bulk.session.stop_runtimes([other], journal=path)).resumed == 0
+            assert (
+                await bulk.session.stop_runtimes([other], journal=path)
+            ).resumed == 0
             assert caplog.records == []
-            assert (await bulk.session.stop_runtimes([*done, other], journal=path)).resumed == 3
+            assert (
+                await bulk.session.stop_runtimes([*done, other], journal=path)
+            ).resumed == 3
 
         assert len(caplog.records) == 1

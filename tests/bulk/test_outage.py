@@ -66,7 +66,9 @@ def at_random(share: float, since: float, until: float, *fails: Fail) -> Server:
 
 def in_an_outage(outage: Server, poison: Server) -> Server:
     """Make a server with dead targets that is down for a while."""
-    return lambda request: poison(request) if outage(request) is ANSWER else outage(request)
+    return lambda request: (
+        poison(request) if outage(request) is ANSWER else outage(request)
+    )
 
 
 def dying_once_stopped(request: Request) -> Answer:
@@ -99,27 +101,53 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-ONE, TWO, ONE_ATTEMPT = {"concurrency": 1}, {"concurrency": 2}, {"retry": RetryPolicy(attempts=1)}
+ONE, TWO, ONE_ATTEMPT = (
+    {"concurrency": 1},
+    {"concurrency": 2},
+    {"retry": RetryPolicy(attempts=1)},
+)
 DEAD_AMONG_MANY = range(17, 5000, 100)
 
 CASES = {
     # An outage of half a minute. The run resumes within five seconds of its end.
-    "connections are refused": Case(down(2, 32, refused), 5000, requests=5515, seconds=42),
+    "connections are refused": Case(
+        down(2, 32, refused), 5000, requests=5515, seconds=42
+    ),
     "requests are cut off": Case(down(2, 32), 5000, requests=5515, seconds=42),
-    "one at a time is cut off": Case(down(2, 32), 50, requests=70, seconds=42, options=ONE),
-    "a gateway answers 502": Case(down(2, 32, bad_gateway), 5000, requests=5515, seconds=42),
-    "the certificate is untrusted": Case(down(2, 32, untrusted), 5000, requests=5515, seconds=42),
-    "a gateway answers 503": Case(down(2, 32, unavailable), 5000, requests=5600, seconds=52),
-    "503 from the start": Case(down(0, 32, unavailable), 50, requests=155, seconds=52, options=ONE),
-    "a gateway asks to wait": Case(down(0, 32, asks_to_wait), 5000, requests=5600, seconds=157),
-    "502 and 503 alternate": Case(at_random(1, 2, 32, unavailable, bad_gateway), 5000, seconds=150),
+    "one at a time is cut off": Case(
+        down(2, 32), 50, requests=70, seconds=42, options=ONE
+    ),
+    "a gateway answers 502": Case(
+        down(2, 32, bad_gateway), 5000, requests=5515, seconds=42
+    ),
+    "the certificate is untrusted": Case(
+        down(2, 32, untrusted), 5000, requests=5515, seconds=42
+    ),
+    "a gateway answers 503": Case(
+        down(2, 32, unavailable), 5000, requests=5600, seconds=52
+    ),
+    "503 from the start": Case(
+        down(0, 32, unavailable), 50, requests=155, seconds=52, options=ONE
+    ),
+    "a gateway asks to wait": Case(
+        down(0, 32, asks_to_wait), 5000, requests=5600, seconds=157
+    ),
+    "502 and 503 alternate": Case(
+        at_random(1, 2, 32, unavailable, bad_gateway), 5000, seconds=150
+    ),
     # These last for another time.
-    "a twentieth of answers are 503": Case(at_random(0.05, 0, 1000, unavailable), 5000, seconds=40),
-    "half of the certificates are wrong": Case(at_random(0.5, 0, 0.5, untrusted), 5000, seconds=20),
+    "a twentieth of answers are 503": Case(
+        at_random(0.05, 0, 1000, unavailable), 5000, seconds=40
+    ),
+    "half of the certificates are wrong": Case(
+        at_random(0.5, 0, 0.5, untrusted), 5000, seconds=20
+    ),
     "connections are refused nearly as long as the patience lasts": Case(
         down(2, 37, refused), 3000, seconds=45, options={"deadline": 45}
     ),
-    "a cold session is refused": Case(failing_first(*range(100), fail=refused), 1000, seconds=15),
+    "a cold session is refused": Case(
+        failing_first(*range(100), fail=refused), 1000, seconds=15
+    ),
     "requests that arrive as the server goes down fail one by one": Case(
         down(2, 40),
         5000,
@@ -129,14 +157,26 @@ CASES = {
     ),
     "canaries are throttled": Case(throttling_canaries, 5, requests=25, seconds=15),
     "nothing but a canary was answered before an outage": Case(
-        in_an_outage(down(0.3, 20, refused), dead(0)), 10, lost=1, seconds=60, options=ONE
+        in_an_outage(down(0.3, 20, refused), dead(0)),
+        10,
+        lost=1,
+        seconds=60,
+        options=ONE,
     ),
     # Dead targets, with and without an outage.
-    "the first is dead at one attempt": Case(dead(0), 300, lost=1, seconds=60, options=ONE_ATTEMPT),
-    "the first two hundred are dead": Case(dead(*range(200)), 1000, lost=200, seconds=20),
+    "the first is dead at one attempt": Case(
+        dead(0), 300, lost=1, seconds=60, options=ONE_ATTEMPT
+    ),
+    "the first two hundred are dead": Case(
+        dead(*range(200)), 1000, lost=200, seconds=20
+    ),
     # No successes of others add to the quota of their second attempts.
-    "the last two hundred are dead": Case(dead(*range(800, 1000)), 1000, lost=200, seconds=40),
-    "the targets that were canaries die": Case(dying_once_stopped, 100, lost=1, seconds=30),
+    "the last two hundred are dead": Case(
+        dead(*range(800, 1000)), 1000, lost=200, seconds=40
+    ),
+    "the targets that were canaries die": Case(
+        dying_once_stopped, 100, lost=1, seconds=30
+    ),
     "dead targets are in a short outage, and have one attempt": Case(
         in_an_outage(down(2, 8, refused), dead(*DEAD_AMONG_MANY)),
         5000,
@@ -146,7 +186,11 @@ CASES = {
         options=ONE_ATTEMPT,
     ),
     "dead targets are in a long outage": Case(
-        in_an_outage(down(2, 32), dead(*DEAD_AMONG_MANY)), 5000, lost=50, requests=5700, seconds=47
+        in_an_outage(down(2, 32), dead(*DEAD_AMONG_MANY)),
+        5000,
+        lost=50,
+        requests=5700,
+        seconds=47,
     ),
     "others are slow while two targets are dead and no GET is answered": Case(
         dead(0, 1),
@@ -182,7 +226,9 @@ def test_every_target_that_has_an_answer_is_stopped_although(
         simulation.read_answer = fail()
     report = simulation.stop(case.count, **case.options)
 
-    assert report.counts == Counter({STOPPED: case.count - case.lost, UNKNOWN: case.lost})
+    assert report.counts == Counter(
+        {STOPPED: case.count - case.lost, UNKNOWN: case.lost}
+    )
     assert report.ended_early is None
     assert case.requests is None or len(simulation.requests) <= case.requests
     assert simulation.seconds <= case.seconds
@@ -193,17 +239,54 @@ BROKE, BACK = "the connection broke", "Run it again once the server is back"
 GIVEN_UP: dict[str, tuple[Fail, int, int, int, tuple[int, int], str]] = {
     # They say how it fails and from which second on, how many targets are in flight
     # then, how many requests it gets meanwhile, when the run ends, and why.
-    "refuses connections": (refused, 0, 0, 110, (0, 10), "does not answer: no connection: refused"),
-    "cuts off requests": (disconnected, 0, 101, 110, (0, 10), f"does not answer: {BROKE}"),
-    "is behind a dead gateway": (bad_gateway, 0, 101, 110, (0, 10), "does not answer: 502"),
+    "refuses connections": (
+        refused,
+        0,
+        0,
+        110,
+        (0, 10),
+        "does not answer: no connection: refused",
+    ),
+    "cuts off requests": (
+        disconnected,
+        0,
+        101,
+        110,
+        (0, 10),
+        f"does not answer: {BROKE}",
+    ),
+    "is behind a dead gateway": (
+        bad_gateway,
+        0,
+        101,
+        110,
+        (0, 10),
+        "does not answer: 502",
+    ),
     "is not trusted": (untrusted, 0, 0, 105, (0, 3), f"does not answer: {EXPIRED}"),
-    "goes down": (disconnected, 2, 100, 300, (302, 320), f"answers no more: {BROKE}. {BACK}"),
-    "is no longer trusted": (untrusted, 2, 0, 300, (302, 320), f"answers no more: {EXPIRED}"),
+    "goes down": (
+        disconnected,
+        2,
+        100,
+        300,
+        (302, 320),
+        f"answers no more: {BROKE}. {BACK}",
+    ),
+    "is no longer trusted": (
+        untrusted,
+        2,
+        0,
+        300,
+        (302, 320),
+        f"answers no more: {EXPIRED}",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", GIVEN_UP)
-def test_the_run_ends_after_few_requests_if_the_server(simulate: Simulate, case: str) -> None:
+def test_the_run_ends_after_few_requests_if_the_server(
+    simulate: Simulate, case: str
+) -> None:
     fail, since, in_flight, requests, (shortest, longest), why = GIVEN_UP[case]
     simulation = simulate(down(since, math.inf, fail))
     report = simulation.stop(10_000)
@@ -219,7 +302,9 @@ def test_the_run_ends_after_few_requests_if_the_server(simulate: Simulate, case:
 
 class TestNeverAnswered:
     def test_responses_before_the_run_do_not_count(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda request: ANSWER if request.alias == "crm" else disconnected())
+        simulation = simulate(
+            lambda request: ANSWER if request.alias == "crm" else disconnected()
+        )
 
         async def scenario(session: BctrlSession) -> StopReport:
             await session.stop_runtime("ws-1", "crm")
@@ -229,9 +314,13 @@ class TestNeverAnswered:
         assert len(simulation.stops) <= 1 + 100 + 5
 
     @pytest.mark.parametrize("first", [throttled, server_error])
-    def test_earlier_attempts_do_not_count(self, simulate: Simulate, first: Fail) -> None:
+    def test_earlier_attempts_do_not_count(
+        self, simulate: Simulate, first: Fail
+    ) -> None:
         """Fault: it closed the breaker, so patience started anew."""
-        simulation = simulate(lambda request: first() if request.at < 0.1 else disconnected())
+        simulation = simulate(
+            lambda request: first() if request.at < 0.1 else disconnected()
+        )
 
         assert simulation.stop(30).ended_early is not None
         assert simulation.seconds < 400
@@ -241,7 +330,11 @@ class TestNeverAnswered:
         ("fail", "attempts"), [(disconnected, 4), (disconnected, 1), (server_error, 4)]
     )
     def test_closing_the_session_ends_the_run(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, fail: Fail, attempts: int
+        self,
+        simulate: Simulate,
+        monkeypatch: pytest.MonkeyPatch,
+        fail: Fail,
+        attempts: int,
     ) -> None:
         """Fault: the probe ended with the session; all others waited for it."""
         asked, ask = 0, CircuitBreaker._send_canary
@@ -327,7 +420,9 @@ class TestOutage:
         simulation = simulate(down(0.05, 20, refused))
         assert simulation.run(scenario).counts == {STOPPED: 10}
 
-    def test_a_throttled_probe_ends_it_for_all_targets(self, simulate: Simulate) -> None:
+    def test_a_throttled_probe_ends_it_for_all_targets(
+        self, simulate: Simulate
+    ) -> None:
         probed = set()
 
         def server(request: Request) -> Answer:
@@ -335,7 +430,11 @@ class TestOutage:
                 if request.at > 4:
                     probed.add(request.alias)
                 return refused()
-            return unavailable() if request.alias in probed and request.at < 200 else ANSWER
+            return (
+                unavailable()
+                if request.alias in probed and request.at < 200
+                else ANSWER
+            )
 
         simulation = simulate(server)
         report = simulation.stop(5000)
@@ -344,7 +443,9 @@ class TestOutage:
         assert sum(10 <= request.at < 60 for request in simulation.stops) >= 2000
 
 
-def test_an_untrusted_certificate_costs_a_single_target_its_attempts(simulate: Simulate) -> None:
+def test_an_untrusted_certificate_costs_a_single_target_its_attempts(
+    simulate: Simulate,
+) -> None:
     report = simulate(dead(7, fail=untrusted)).stop(1000)
 
     assert report.counts == {STOPPED: 999, NOT_SENT: 1}

@@ -49,7 +49,9 @@ def throttling_bad(request: Request) -> Runtime | BctrlError:
 
 def mixed(bad: int, good: int) -> list[tuple[str, str]]:
     """Return the targets of a workspace over its quota, before another's."""
-    return [("ws-bad", f"bad{n}") for n in range(bad)] + [("ws-1", f"r{n}") for n in range(good)]
+    return [("ws-bad", f"bad{n}") for n in range(bad)] + [
+        ("ws-1", f"r{n}") for n in range(good)
+    ]
 
 
 def last_good(simulation: Simulation) -> float:
@@ -73,7 +75,8 @@ class TestThrottledTargets:
         self,
         simulate: Simulate,
         make: Callable[
-            [list[tuple[str, str]]], Iterable[tuple[str, str]] | AsyncIterator[tuple[str, str]]
+            [list[tuple[str, str]]],
+            Iterable[tuple[str, str]] | AsyncIterator[tuple[str, str]],
         ],
         bad: int,
         concurrency: int,
@@ -88,7 +91,9 @@ class TestThrottledTargets:
         assert report.ended_early is None
         assert last_good(simulation) < 15
 
-    def test_none_has_more_in_flight_than_its_concurrency(self, simulate: Simulate) -> None:
+    def test_none_has_more_in_flight_than_its_concurrency(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(throttling_bad, 0.01)
         in_flight = most = 0
 
@@ -103,7 +108,9 @@ class TestThrottledTargets:
         simulation.stop(mixed(50, 100), concurrency=5, retry=RetryPolicy(patience=5.0))
         assert most == 5
 
-    def test_a_call_whose_second_attempt_is_its_first_throttled(self, simulate: Simulate) -> None:
+    def test_a_call_whose_second_attempt_is_its_first_throttled(
+        self, simulate: Simulate
+    ) -> None:
         """Fault: it raised a KeyError."""
 
         def serve(request: Request) -> Runtime | BctrlError:
@@ -149,10 +156,14 @@ class TestThrottledTargets:
         )
         assert simulation.stop(mixed(3, 100)).counts == {STOPPED: 103}
         assert last_good(simulation) < 1
-        assert min(at for alias, at in simulation.ended_at.items() if is_bad(alias)) > 30
+        assert (
+            min(at for alias, at in simulation.ended_at.items() if is_bad(alias)) > 30
+        )
 
     def test_each_is_counted_once_with_its_attempts(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda request: throttled() if request.number <= 2 else ANSWER, 0.01)
+        simulation = simulate(
+            lambda request: throttled() if request.number <= 2 else ANSWER, 0.01
+        )
         report = simulation.stop(targets(5))
         assert report.throttled == 10
         assert [outcome.attempts for outcome in simulation.outcomes] == [3] * 5
@@ -176,24 +187,38 @@ class TestThrottledTargets:
 class TestEnd:
     """However a run ends, each stop that is parked has one outcome."""
 
-    @pytest.mark.parametrize("end", ["deadline", "stop_reading", "abort", "close", "cancel"])
+    @pytest.mark.parametrize(
+        "end", ["deadline", "stop_reading", "abort", "close", "cancel"]
+    )
     @pytest.mark.parametrize(
         ("fail", "bad", "after"), [(throttled, 60, 7.0), (unavailable, 6, 0.5)]
     )
     def test_each_has_one_outcome_and_the_report_says_that_it_ended_early(
-        self, simulate: Simulate, end: str, fail: Callable[[], BctrlError], bad: int, after: float
+        self,
+        simulate: Simulate,
+        end: str,
+        fail: Callable[[], BctrlError],
+        bad: int,
+        after: float,
     ) -> None:
         def serve(request: Request) -> Runtime | BctrlError:
             if not is_bad(request.alias):
                 return ANSWER
-            return bad_gateway() if request.alias == "bad0" and request.number == 1 else fail()
+            return (
+                bad_gateway()
+                if request.alias == "bad0" and request.number == 1
+                else fail()
+            )
 
         simulation = simulate(serve, 0.01)
 
         async def main(session: BctrlSession) -> StopReport:
             deadline = after if end == "deadline" else None
             batch = session.stop_runtimes(
-                mixed(bad, 100), verify=False, on_outcome=simulation.on_outcome, deadline=deadline
+                mixed(bad, 100),
+                verify=False,
+                on_outcome=simulation.on_outcome,
+                deadline=deadline,
             )
             run = asyncio.create_task(await_batch(batch))
             await asyncio.sleep(after)
@@ -247,7 +272,9 @@ class TestEnd:
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Fault: a stop that was to be sent again had no outcome."""
-        monkeypatch.setattr(Run, "_start_worker", lambda run: run._start(run._work).cancel())
+        monkeypatch.setattr(
+            Run, "_start_worker", lambda run: run._start(run._work).cancel()
+        )
 
         async def main(session: BctrlSession) -> StopReport:
             return await session.stop_runtimes(mixed(5, 20), verify=False)
@@ -306,9 +333,13 @@ class TestEnd:
 
         assert report.counts[STOPPED] == 5
         assert report.counts.total() == 65
-        assert not any("retry quota" in str(outcome.error) for outcome in simulation.outcomes)
+        assert not any(
+            "retry quota" in str(outcome.error) for outcome in simulation.outcomes
+        )
 
-    def test_a_first_attempt_takes_no_token_of_the_retry_quota(self, simulate: Simulate) -> None:
+    def test_a_first_attempt_takes_no_token_of_the_retry_quota(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(lambda _: ANSWER, 0.01)
 
         async def main(session: BctrlSession) -> StopReport:
@@ -339,12 +370,22 @@ class TestTurns:
         serve = token_bucket(lambda _: 50.0, 20)
         simulation = simulate(lambda request: serve(request.at) or ANSWER, 0.02)
         simulation.stop(500, concurrency=5)
-        firsts = [int(request.alias[1:]) for request in simulation.requests if request.number == 1]
-        assert all(number <= firsts[at] + 10 for at, number in enumerate(sorted(firsts)))
+        firsts = [
+            int(request.alias[1:])
+            for request in simulation.requests
+            if request.number == 1
+        ]
+        assert all(
+            number <= firsts[at] + 10 for at, number in enumerate(sorted(firsts))
+        )
 
-    def test_a_workspace_that_allows_all_again_is_like_any_other(self, simulate: Simulate) -> None:
+    def test_a_workspace_that_allows_all_again_is_like_any_other(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(
-            lambda request: throttled() if is_bad(request.alias) and request.at < 3.0 else ANSWER,
+            lambda request: (
+                throttled() if is_bad(request.alias) and request.at < 3.0 else ANSWER
+            ),
             0.02,
         )
         assert simulation.stop(mixed(200, 100)).counts == {STOPPED: 300}

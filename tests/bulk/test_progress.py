@@ -44,7 +44,11 @@ class Shown:
         self.stats = SessionStats(in_flight=batch.progress.in_flight)
         self.now = 100.0
         console = Console(
-            file=StringIO(), width=80, height=30, force_terminal=True, get_time=lambda: self.now
+            file=StringIO(),
+            width=80,
+            height=30,
+            force_terminal=True,
+            get_time=lambda: self.now,
         )
         session = cast("BctrlSession", Session(self.stats))
         self.display = Display(cast("StopBatch", batch), session, console)
@@ -94,7 +98,9 @@ LINES = {
     ),
     # It meets a share of 429 that slowing down does not change.
     "0 done, 0 in flight, throttled by the server": (
-        Batch(None, progress=Progress(0, is_throttled=True, retrying=Counter({"429": 9}))),
+        Batch(
+            None, progress=Progress(0, is_throttled=True, retrying=Counter({"429": 9}))
+        ),
         0,
     ),
     "0 done, 0 in flight, throttled by the server, waiting 1h": (
@@ -104,7 +110,9 @@ LINES = {
     "0 done, 0 in flight, 1,235 waiting to retry after 500": (
         Batch(
             None,
-            progress=Progress(0, retrying=Counter({"500": 1234, "BctrlTimeoutError": 1})),
+            progress=Progress(
+                0, retrying=Counter({"500": 1234, "BctrlTimeoutError": 1})
+            ),
         ),
         0,
     ),
@@ -129,7 +137,10 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
     shown.advance(20)
     assert "20/s, 0:00:46 left" in shown.display.line()
     shown.now += 10.1
-    assert shown.display.line() == "80 of 1,000 done, 3 in flight, no answer for 10s, 80 stopped"
+    assert (
+        shown.display.line()
+        == "80 of 1,000 done, 3 in flight, no answer for 10s, 80 stopped"
+    )
     shown.advance(20)
     assert "20/s, " in shown.display.line()
 
@@ -147,7 +158,9 @@ def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
     shown.now += 60
     assert shown.display.line() == f"{silent}1m12s"
     shown.batch.progress = Progress(100, is_unanswered=True)
-    assert shown.display.line().endswith("in flight, no answer from the server, probing")
+    assert shown.display.line().endswith(
+        "in flight, no answer from the server, probing"
+    )
     shown.batch.progress = Progress(100)
     shown.stats.failed["500"] = 1
     assert "no answer" not in shown.display.line()
@@ -205,4 +218,7 @@ def test_a_run_whose_stops_are_all_throttled_shows_how_many_wait() -> None:
     shown.stats.waiting = 60
     shown.batch.counts[STOPPED] = 40
 
-    assert shown.display.line() == "40 of 100 done, 60 waiting, throttled by the server, 40 stopped"
+    assert (
+        shown.display.line()
+        == "40 of 100 done, 60 waiting, throttled by the server, 40 stopped"
+    )

@@ -55,7 +55,9 @@ async def collect(targets: Targets) -> list[Target]:
 
 
 @pytest.mark.parametrize(("target", "count", "number"), KNOWN)
-def test_it_is_a_known_number_for_ever(target: tuple[str, str], count: int, number: int) -> None:
+def test_it_is_a_known_number_for_ever(
+    target: tuple[str, str], count: int, number: int
+) -> None:
     assert shard_of(target, count) == number
 
 
@@ -86,7 +88,9 @@ def test_an_item_that_is_not_a_target_is_in_the_first(item: object) -> None:
 
 @settings(max_examples=30)
 @given(
-    st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)) | st.none() | st.text()),
+    st.lists(
+        st.tuples(st.text(max_size=3), st.text(max_size=3)) | st.none() | st.text()
+    ),
     st.integers(1, 5),
     st.randoms(use_true_random=False),
 )

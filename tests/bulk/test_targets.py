@@ -100,7 +100,9 @@ async def test_what_a_list_of_a_workspace_gives_can_be_stopped(bulk: Bulk) -> No
     outcomes = await stop_all(bulk, listed)
 
     assert [outcome.result for outcome in outcomes] == [STOPPED] * len(listed)
-    assert [outcome.target.alias for outcome in outcomes] == [runtime.alias for runtime in listed]
+    assert [outcome.target.alias for outcome in outcomes] == [
+        runtime.alias for runtime in listed
+    ]
 
 
 VALID_TARGETS: dict[str, tuple[object, str]] = {
@@ -112,8 +114,12 @@ VALID_TARGETS: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("item", "workspace_id"), VALID_TARGETS.values(), ids=VALID_TARGETS)
-async def test_any_pair_of_texts_is_a_target(bulk: Bulk, item: object, workspace_id: str) -> None:
+@pytest.mark.parametrize(
+    ("item", "workspace_id"), VALID_TARGETS.values(), ids=VALID_TARGETS
+)
+async def test_any_pair_of_texts_is_a_target(
+    bulk: Bulk, item: object, workspace_id: str
+) -> None:
     (outcome,) = await stop_all(bulk, untyped(item))
 
     assert outcome.target == RuntimeRef(workspace_id, "a")
@@ -140,7 +146,9 @@ class TestInvalidInput:
             (RuntimeRef("ws-1", "a"), SINGLE),
         ],
     )
-    def test_what_is_not_iterable_is_rejected_at_once(self, given: object, kind: str) -> None:
+    def test_what_is_not_iterable_is_rejected_at_once(
+        self, given: object, kind: str
+    ) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             BctrlSession("key").stop_runtimes(cast("Targets", given))
 
@@ -193,20 +201,46 @@ NO_TARGETS: list[tuple[object, RuntimeRef, str]] = [
     ("ab", RuntimeRef("", "ab"), "invalid target 'ab'"),
     (b"ab", RuntimeRef("", "b'ab'"), "invalid target b'ab'"),
     ({"b", "a"}, RuntimeRef("", "{'a', 'b'}"), "invalid target {'a', 'b'}"),
-    ({"b": 1, "a": 2}, RuntimeRef("", "{'a': 2, 'b': 1}"), "invalid target {'a': 2, 'b': 1}"),
-    (("ws", "a", "b"), RuntimeRef("", "('ws', 'a', 'b')"), "invalid target ('ws', 'a', 'b')"),
+    (
+        {"b": 1, "a": 2},
+        RuntimeRef("", "{'a': 2, 'b': 1}"),
+        "invalid target {'a': 2, 'b': 1}",
+    ),
+    (
+        ("ws", "a", "b"),
+        RuntimeRef("", "('ws', 'a', 'b')"),
+        "invalid target ('ws', 'a', 'b')",
+    ),
     ((1, "a"), RuntimeRef("1", "a"), "invalid target (1, 'a')"),
-    (("ws", UUID(int=5)), RuntimeRef("ws", str(UUID(int=5))), "invalid target ('ws', UUID("),
-    (("", "a"), RuntimeRef("", "a"), "stop of 'a' in workspace '': workspace id is empty"),
-    (("ws", ".."), RuntimeRef("ws", ".."), "stop of '..' in workspace 'ws': alias '..' could be"),
-    (("ws", "\ud800"), RuntimeRef("ws", "\ud800"), r"stop of '\ud800' in workspace 'ws': alias"),
+    (
+        ("ws", UUID(int=5)),
+        RuntimeRef("ws", str(UUID(int=5))),
+        "invalid target ('ws', UUID(",
+    ),
+    (
+        ("", "a"),
+        RuntimeRef("", "a"),
+        "stop of 'a' in workspace '': workspace id is empty",
+    ),
+    (
+        ("ws", ".."),
+        RuntimeRef("ws", ".."),
+        "stop of '..' in workspace 'ws': alias '..' could be",
+    ),
+    (
+        ("ws", "\ud800"),
+        RuntimeRef("ws", "\ud800"),
+        r"stop of '\ud800' in workspace 'ws': alias",
+    ),
 ]
 
 
 class TestInvalidTarget:
     async def invalid(self, bulk: Bulk, item: object) -> tuple[StopOutcome, str]:
         """Stop two targets with an item between them; return its outcome and error."""
-        first, outcome, last = await stop_all(bulk, untyped(("ws-1", "a"), item, ("ws-1", "b")))
+        first, outcome, last = await stop_all(
+            bulk, untyped(("ws-1", "a"), item, ("ws-1", "b"))
+        )
         # A crashed worker warns when it is collected, so collect it in this test.
         gc.collect()
 
@@ -240,7 +274,9 @@ class TestInvalidTarget:
         ],
         ids=lambda item: type(item).__name__,
     )
-    async def test_it_may_be_large_or_fail_when_it_is_read(self, bulk: Bulk, item: object) -> None:
+    async def test_it_may_be_large_or_fail_when_it_is_read(
+        self, bulk: Bulk, item: object
+    ) -> None:
         outcome, error = await self.invalid(bulk, item)
 
         assert len(error) < 200
@@ -300,13 +336,21 @@ class TestFailedInput:
         else:
             assert caught.value.__cause__ is error
             assert str(caught.value) == f"the input raised {type(error).__name__}"
-        assert str(batch.report.ended_early) == f"the input raised {type(error).__name__}"
+        assert (
+            str(batch.report.ended_early) == f"the input raised {type(error).__name__}"
+        )
         assert sorted(stopped) == REFS
         assert batch.report.counts == {STOPPED: 3}
-        assert (batch.report.total, batch.report.failures, batch.report.ok) == (3, (), False)
+        assert (batch.report.total, batch.report.failures, batch.report.ok) == (
+            3,
+            (),
+            False,
+        )
 
     async def test_it_is_not_read_again(self, bulk: Bulk) -> None:
-        results: Iterator[Target | InputError] = iter([PAIRS[0], InputError(), PAIRS[1]])
+        results: Iterator[Target | InputError] = iter(
+            [PAIRS[0], InputError(), PAIRS[1]]
+        )
 
         def read() -> Target:
             result = next(results)

@@ -107,7 +107,9 @@ FOREIGN = BctrlNotFoundError("a proxy's 404", status=404)
 UNREADABLE = BctrlResponseError("not JSON", status=200)
 TRUNCATED = BctrlNetworkError("half", status=200)
 GONE = BctrlNotFoundError("404", status=404, code="runtime.not_found")
-UNREAD = BctrlResponseError("not JSON", status=200, accepted=True, may_have_stopped=True)
+UNREAD = BctrlResponseError(
+    "not JSON", status=200, accepted=True, may_have_stopped=True
+)
 
 CASES = {
     "it stops in time": Case(active_until(20), DONE, (20, 26)),
@@ -135,22 +137,36 @@ CASES = {
     "it is unknown, and polls are throttled": Case(
         polled(unavailable(code=OWN), disconnected()), IN_DOUBT, (30, 40), options=TWICE
     ),
-    "time is up before an answer": Case(polled(ACTIVE), IN_DOUBT, (0, 1), 0, options=NO_TIME),
+    "time is up before an answer": Case(
+        polled(ACTIVE), IN_DOUBT, (0, 1), 0, options=NO_TIME
+    ),
     # A runtime that is gone is not found, unless the answer to its stop described it.
     "it is gone": Case(polled(GONE), ENDED, (0, 1), 1),
-    "it is unknown, and gone": Case(polled(GONE, disconnected()), IS_GONE, (0, 5), options=TWICE),
+    "it is unknown, and gone": Case(
+        polled(GONE, disconnected()), IS_GONE, (0, 5), options=TWICE
+    ),
     # A gateway may say 200 to anything.
     "it is accepted unread, and gone": Case(polled(GONE, UNREAD), IS_GONE, (0, 1), 1),
-    "the policy has less patience": Case(active_until(20), DONE, (20, 26), options=IMPATIENT),
+    "the policy has less patience": Case(
+        active_until(20), DONE, (20, 26), options=IMPATIENT
+    ),
     "a poll is throttled": Case(throttled_once, DONE, (20, 40), 2),
-    "there is an outage": Case(down_for_half_a_minute, DONE, (32, 45), 6, 100, verify=60.0),
-    "the outage is longer": Case(down_for_half_a_minute, RUNS_ON, (4, 11), 8, 100, verify=5.0),
-    "a minute of polls meets an outage": Case(down_for_ever, RUNS_ON, (59, 66), 30, verify=60.0),
+    "there is an outage": Case(
+        down_for_half_a_minute, DONE, (32, 45), 6, 100, verify=60.0
+    ),
+    "the outage is longer": Case(
+        down_for_half_a_minute, RUNS_ON, (4, 11), 8, 100, verify=5.0
+    ),
+    "a minute of polls meets an outage": Case(
+        down_for_ever, RUNS_ON, (59, 66), 30, verify=60.0
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_runtime_is_polled_until_it_ends_or_time_is_up_if(simulate: Simulate, case: Case) -> None:
+def test_a_runtime_is_polled_until_it_ends_or_time_is_up_if(
+    simulate: Simulate, case: Case
+) -> None:
     simulation = simulate(case.server)
     report = simulation.stop(case.count, verify=case.verify, **case.options)
 
@@ -168,7 +184,9 @@ def test_a_runtime_is_polled_until_it_ends_or_time_is_up_if(simulate: Simulate, 
 
 
 class TestPolling:
-    def test_the_delays_between_polls_grow_to_five_seconds(self, simulate: Simulate) -> None:
+    def test_the_delays_between_polls_grow_to_five_seconds(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(polled(ACTIVE))
         simulation.stop(verify=60)
 
@@ -180,9 +198,13 @@ class TestPolling:
         assert max(delays) == pytest.approx(5)
         assert at[-1] == pytest.approx(60.1)
 
-    def test_stops_come_first_and_slow_runtimes_delay_none(self, simulate: Simulate) -> None:
+    def test_stops_come_first_and_slow_runtimes_delay_none(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(polled(ACTIVE))
-        report = simulation.stop(800, verify=True, concurrency=10, deadline=120, rate=10)
+        report = simulation.stop(
+            800, verify=True, concurrency=10, deadline=120, rate=10
+        )
 
         assert report.counts == {ACCEPTED: 800}
         assert simulation.stops[-1].at <= 81
@@ -246,9 +268,13 @@ class TestEnding:
         assert simulation.seconds == pytest.approx(20 if ending == "deadline" else 19)
         assert report.counts == {ACCEPTED: count}
         assert (report.ok, report.ended_early) == (False, None)
-        assert "the runtime was still 'active' after it" in str(report.failures[0].error)
+        assert "the runtime was still 'active' after it" in str(
+            report.failures[0].error
+        )
 
-    def test_a_poll_that_raises_cancelled_error_is_named(self, simulate: Simulate) -> None:
+    def test_a_poll_that_raises_cancelled_error_is_named(
+        self, simulate: Simulate
+    ) -> None:
         def answer(request: Request) -> Runtime:
             if request.stops:
                 return ACTIVE
@@ -257,7 +283,9 @@ class TestEnding:
         with pytest.raises(BctrlError, match="the call raised CancelledError"):
             simulate(answer).stop(verify=True)
 
-    def test_a_key_rejected_during_polling_ends_the_run(self, simulate: Simulate) -> None:
+    def test_a_key_rejected_during_polling_ends_the_run(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(polled(BctrlAuthenticationError("401", status=401)))
         report = simulation.stop(2000, verify=True)
 
@@ -267,7 +295,9 @@ class TestEnding:
         assert len(simulation.stops) <= 1000
 
 
-async def test_a_poller_cancelled_before_it_starts_leaves_the_outcome(bulk: Bulk) -> None:
+async def test_a_poller_cancelled_before_it_starts_leaves_the_outcome(
+    bulk: Bulk,
+) -> None:
     def targets_that_cancel_the_poller() -> Iterator[tuple[str, str]]:
         yield "ws-1", "crm"
         _, poller = run_of(batch)._tasks
@@ -317,7 +347,9 @@ async def test_a_poll_that_is_never_answered_takes_no_longer(bulk: Bulk) -> None
     bulk.emulator.inject(Fault.ACCEPTED)
     bulk.emulator.inject(*[Fault.HANG] * 100, method="GET")
 
-    running = asyncio.ensure_future(bulk.session.stop_runtimes([("ws-1", "crm")], verify=10.0))
+    running = asyncio.ensure_future(
+        bulk.session.stop_runtimes([("ws-1", "crm")], verify=10.0)
+    )
     await wait_for_requests(bulk.emulator, 2)
     pass_time(10)
     report = await asyncio.wait_for(running, BOUND)
@@ -334,7 +366,9 @@ async def test_a_short_verify_still_waits_for_an_answer(bulk: Bulk) -> None:
     assert report.counts == {STOPPED: 1}
 
 
-async def test_polls_are_counted_and_time_the_outcome(emulator: Emulator, connect: Connect) -> None:
+async def test_polls_are_counted_and_time_the_outcome(
+    emulator: Emulator, connect: Connect
+) -> None:
     emulator.inject(Fault.ACCEPTED)
     active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
     emulator.inject(Reply(200, body=active), Fault.HANG, method="GET")

@@ -35,8 +35,16 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 
-STOPPED, NOT_FOUND, NOT_SENT = StopResult.STOPPED, StopResult.NOT_FOUND, StopResult.NOT_SENT
-REJECTED, UNKNOWN, ACCEPTED = StopResult.REJECTED, StopResult.UNKNOWN, StopResult.ACCEPTED
+STOPPED, NOT_FOUND, NOT_SENT = (
+    StopResult.STOPPED,
+    StopResult.NOT_FOUND,
+    StopResult.NOT_SENT,
+)
+REJECTED, UNKNOWN, ACCEPTED = (
+    StopResult.REJECTED,
+    StopResult.UNKNOWN,
+    StopResult.ACCEPTED,
+)
 Where = Callable[[Runtime], object]
 
 
@@ -102,7 +110,9 @@ class TestSelection:
 
         # No worker fetched the list again.
         assert len(bulk.emulator.requests) == len(calls) == 1
-        assert f"the input raised {type(raised).__name__}" in str(batch.report.ended_early)
+        assert f"the input raised {type(raised).__name__}" in str(
+            batch.report.ended_early
+        )
         assert not batch.report.ok
 
     @pytest.mark.parametrize(
@@ -142,13 +152,18 @@ class TestUnreadable:
         stopped = json.dumps(runtime | {"status": "stopped"}).encode()
 
         async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
-            writer.write(http_answer("200 OK", stopped if head.startswith(b"POST") else listed))
+            writer.write(
+                http_answer("200 OK", stopped if head.startswith(b"POST") else listed)
+            )
 
         async with served(handle) as session:
             report = await session.stop_workspace("ws-1")
 
         assert report.counts == {STOPPED: 1, REJECTED: 2}
-        assert {outcome.target for outcome in report.failures} == {("ws-1", "odd"), ("ws-1", "")}
+        assert {outcome.target for outcome in report.failures} == {
+            ("ws-1", "odd"),
+            ("ws-1", ""),
+        }
         for outcome in report.failures:
             assert isinstance(outcome.error, BctrlResponseError)
             assert not outcome.error.may_have_stopped
@@ -181,12 +196,17 @@ class TestUnreadable:
         bulk.emulator.add_runtime(
             "ws-1", "table", kind="spreadsheet", status=status, created_at="2020-01-01"
         )
-        assert REJECTED not in (await bulk.session.stop_workspace("ws-1", where=where)).counts
+        assert (
+            REJECTED
+            not in (await bulk.session.stop_workspace("ws-1", where=where)).counts
+        )
         assert "table" not in aliases_stopped(bulk)
 
 
 class TestListedRuntime:
-    FAILURES: ClassVar[dict[str, tuple[str, Fault | Reply, StopResult, bool | None]]] = {
+    FAILURES: ClassVar[
+        dict[str, tuple[str, Fault | Reply, StopResult, bool | None]]
+    ] = {
         "is forbidden": ("crm", Reply(403), REJECTED, True),
         "is forbidden, but it had ended": ("done", Reply(403), REJECTED, None),
         # Each of these requests may have stopped it since the list, or says more than
@@ -204,7 +224,9 @@ class TestListedRuntime:
         emulator.inject(reply, alias=alias)
         emulator.inject(Reply(403), alias=alias, method="GET")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
-            [listed] = [it for it in await session.list_runtimes("ws-1") if it.alias == alias]
+            [listed] = [
+                it for it in await session.list_runtimes("ws-1") if it.alias == alias
+            ]
             report = await session.stop_workspace(
                 "ws-1", where=lambda runtime: runtime.alias == alias
             )
@@ -221,7 +243,9 @@ class TestListedRuntime:
                 stopped.append(outcome.at)
             batch.stop_reading()
 
-        batch = bulk.session.stop_workspace("ws-1", concurrency=1, on_outcome=stop_reading)
+        batch = bulk.session.stop_workspace(
+            "ws-1", concurrency=1, on_outcome=stop_reading
+        )
         report = await batch
 
         assert (report.running, report.not_running) == (2, 1)
@@ -231,7 +255,9 @@ class TestListedRuntime:
 
     async def test_it_is_as_old_as_the_answer(self, bulk: Bulk) -> None:
         """Fault: another run had stopped it, while the list was made."""
-        listed = json.dumps({"runtimes": [dict(bulk.emulator.runtimes["ws-1", "crm"])]}).encode()
+        listed = json.dumps(
+            {"runtimes": [dict(bulk.emulator.runtimes["ws-1", "crm"])]}
+        ).encode()
         answered: list[datetime] = []
 
         async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -248,7 +274,9 @@ class TestListedRuntime:
         assert failure.at >= answered[0]
 
     @pytest.mark.parametrize("order", [1, -1])
-    async def test_an_alias_that_is_listed_twice_is_what_runs(self, bulk: Bulk, order: int) -> None:
+    async def test_an_alias_that_is_listed_twice_is_what_runs(
+        self, bulk: Bulk, order: int
+    ) -> None:
         """Fault: a condition for ended runtimes stopped another of that alias."""
         new = dict(bulk.emulator.runtimes["ws-1", "crm"])
         listed = [new, {**new, "status": "stopped"}][::order]
@@ -266,7 +294,9 @@ class TestListedRuntime:
 class TestListing:
     async def test_its_error_is_raised(self, bulk: Bulk) -> None:
         batch = bulk.session.stop_workspace("ws-9")
-        with pytest.raises(BctrlNotFoundError, match="list of workspace 'ws-9': ") as caught:
+        with pytest.raises(
+            BctrlNotFoundError, match="list of workspace 'ws-9': "
+        ) as caught:
             await batch
 
         assert batch.report.ended_early is caught.value
@@ -274,7 +304,9 @@ class TestListing:
         assert aliases_stopped(bulk) == set()
 
     @pytest.mark.moves_clock
-    async def test_it_is_retried_and_timed_out(self, emulator: Emulator, connect: Connect) -> None:
+    async def test_it_is_retried_and_timed_out(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
         emulator.inject(Fault.SERVER_ERROR, Fault.HANG, method="GET")
         policy = RetryPolicy(attempts=2, base=0.001)
         async with connect(timeout=1000) as session:
@@ -286,7 +318,9 @@ class TestListing:
                 await asyncio.wait_for(running, BOUND)
 
             emulator.inject(Fault.SERVER_ERROR, method="GET")
-            assert (await session.stop_workspace("ws-1", retry=policy)).counts == {STOPPED: 3}
+            assert (await session.stop_workspace("ws-1", retry=policy)).counts == {
+                STOPPED: 3
+            }
 
     @pytest.mark.parametrize(
         "end",
@@ -321,6 +355,8 @@ class TestListing:
         assert aliases_stopped(bulk) == set()
         assert len(bulk.emulator.requests) == (end != "at once")
 
-    async def test_an_invalid_id_is_rejected_at_once(self, session: BctrlSession) -> None:
+    async def test_an_invalid_id_is_rejected_at_once(
+        self, session: BctrlSession
+    ) -> None:
         with pytest.raises(BctrlConfigError, match="workspace id"):
             session.stop_workspace("..")

@@ -18,7 +18,9 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 
-NOT_ACTIVE = http_answer("409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}')
+NOT_ACTIVE = http_answer(
+    "409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}'
+)
 
 
 def methods(emulator: Emulator) -> list[str]:
@@ -37,7 +39,9 @@ class TestLostAnswer:
     def _lose_the_answer(self, emulator: Emulator) -> None:
         emulator.inject(Fault.DROP_AFTER)
 
-    async def test_the_runtime_is_returned(self, connect: Connect, recorder: Recorder) -> None:
+    async def test_the_runtime_is_returned(
+        self, connect: Connect, recorder: Recorder
+    ) -> None:
         """Fault: the GET after a 409 was sent to `/workspaces/Name.WORKSPACE/`."""
         async with connect(observer=recorder) as session:
             runtime = await session.stop_runtime(Name.WORKSPACE, Name.ALIAS)
@@ -70,7 +74,11 @@ class TestLostAnswer:
                 await session.stop_runtime("ws-1", "crm")
 
         error = caught.value
-        assert (error.already_stopped, error.may_have_stopped, error.attempts) == (True, True, 2)
+        assert (error.already_stopped, error.may_have_stopped, error.attempts) == (
+            True,
+            True,
+            2,
+        )
         [earlier] = error.__notes__
         assert earlier.startswith("attempt 1: ")
         assert isinstance(error.__cause__, BctrlServerError)
@@ -88,7 +96,9 @@ async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:
     assert runtime.status is RuntimeStatus.ACTIVE
 
 
-async def test_what_did_not_run_is_a_conflict(emulator: Emulator, session: BctrlSession) -> None:
+async def test_what_did_not_run_is_a_conflict(
+    emulator: Emulator, session: BctrlSession
+) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
     emulator.inject(Fault.RATE_LIMITED)  # Nothing was done, so there is no doubt.
 
@@ -100,16 +110,23 @@ async def test_what_did_not_run_is_a_conflict(emulator: Emulator, session: Bctrl
     assert methods(emulator) == ["POST", "POST"]
 
 
-async def test_with_stopped_ok_a_get_returns_it(emulator: Emulator, session: BctrlSession) -> None:
+async def test_with_stopped_ok_a_get_returns_it(
+    emulator: Emulator, session: BctrlSession
+) -> None:
     emulator.add_runtime("ws-1", "mail", status="stopped")
 
     headers = {"X-Team": "blue", "idempotency-key": "once-7"}
-    runtime = await session.stop_runtime("ws-1", "mail", headers=headers, stopped_ok=True)
+    runtime = await session.stop_runtime(
+        "ws-1", "mail", headers=headers, stopped_ok=True
+    )
 
     assert (runtime.alias, runtime.status) == ("mail", RuntimeStatus.STOPPED)
     assert methods(emulator) == ["POST", "GET"]
     [stop, get] = emulator.requests
-    assert (stop.headers["X-Team"], stop.headers["Idempotency-Key"]) == ("blue", "once-7")
+    assert (stop.headers["X-Team"], stop.headers["Idempotency-Key"]) == (
+        "blue",
+        "once-7",
+    )
     assert get.headers["X-Team"] == "blue"
     assert "Idempotency-Key" not in get.headers
 

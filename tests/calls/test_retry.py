@@ -67,7 +67,11 @@ def failure_of(error: BctrlError) -> Failure:
 
 
 def delay_after(
-    retries: RetryState, error: BctrlError, now: float = 0.0, *, target_failed: bool = False
+    retries: RetryState,
+    error: BctrlError,
+    now: float = 0.0,
+    *,
+    target_failed: bool = False,
 ) -> float | None:
     retries.record(failure_of(error), target_failed=target_failed)
     return retries.delay(now)
@@ -104,7 +108,9 @@ class TestPolicy:
 
     @pytest.mark.parametrize("status", [200, 409, 499, 600])
     def test_a_permanent_status_cannot_be_chosen(self, status: int) -> None:
-        with pytest.raises(BctrlConfigError, match=rf"^invalid statuses {status}: expected 408"):
+        with pytest.raises(
+            BctrlConfigError, match=rf"^invalid statuses {status}: expected 408"
+        ):
             RetryPolicy(statuses=frozenset({429, status}))
 
     def test_the_longest_delay_is_the_cap_after_any_number_of_failures(self) -> None:
@@ -151,7 +157,9 @@ def test_a_transient_error_is_retried(error: BctrlError) -> None:
 
 
 @pytest.mark.parametrize("error", GIVEN_UP, ids=lambda error: error.summary)
-def test_a_permanent_error_is_never_retried_whatever_its_headers(error: BctrlError) -> None:
+def test_a_permanent_error_is_never_retried_whatever_its_headers(
+    error: BctrlError,
+) -> None:
     """Fault: a 400 that carries Retry-After is retried, four times (azure-core)."""
     assert delay_after(state(), error) is None
 
@@ -197,8 +205,16 @@ CASES: dict[str, tuple[dict[str, Any], list[At], list[float | None]]] = {
     ),
     # Fault: a long Retry-After is waited out, or shortened, so that the retry is too
     # early.
-    "a Retry-After beyond the patience ends the call at once": ({}, [busy(0, 61.0)], [None]),
-    "without patience a throttled call is given up at once": ({"patience": 0}, [busy(5)], [None]),
+    "a Retry-After beyond the patience ends the call at once": (
+        {},
+        [busy(0, 61.0)],
+        [None],
+    ),
+    "without patience a throttled call is given up at once": (
+        {"patience": 0},
+        [busy(5)],
+        [None],
+    ),
     "the call waits for its own Retry-After": (
         {"patience": 100.0},
         [busy(0, 7.0), unavailable(90.0)],
@@ -209,14 +225,22 @@ CASES: dict[str, tuple[dict[str, Any], list[At], list[float | None]]] = {
         [unavailable(target_failed=own) for own in (False, True, True, False, True)],
         [0.5, 0.5, 1.0, 1.0, None],
     ),
-    "the Retry-After of a 500 is kept": ({"patience": 10}, [At(0, answered(500, 9.0))], [9.0]),
+    "the Retry-After of a 500 is kept": (
+        {"patience": 10},
+        [At(0, answered(500, 9.0))],
+        [9.0],
+    ),
     "it gives up if the patience is shorter": (
         {"patience": 10},
         [At(0, answered(500, 11.0))],
         [None],
     ),
     "a chosen status is retried": ({"statuses": ONLY_503}, [unavailable()], [0.5]),
-    "a status that was not chosen is not retried": ({"statuses": ONLY_503}, [busy()], [None]),
+    "a status that was not chosen is not retried": (
+        {"statuses": ONLY_503},
+        [busy()],
+        [None],
+    ),
 }
 
 
@@ -227,7 +251,9 @@ def test_the_delays_are_those_of_the_policy(
     retries = state(**policy)
 
     assert [
-        delay_after(retries, failure.error, failure.now, target_failed=failure.target_failed)
+        delay_after(
+            retries, failure.error, failure.now, target_failed=failure.target_failed
+        )
         for failure in failures
     ] == delays
 
@@ -256,7 +282,9 @@ def test_an_error_says_when_the_server_may_be_called_again() -> None:
     call = call_of(BctrlRateLimitError("429", status=429, retry_after=100.0))
 
     assert call.retries.delay(0.0) is None
-    assert "Call again in 100 s (Retry-After)" in str(call.error(call.retries.last_failures[-1]))
+    assert "Call again in 100 s (Retry-After)" in str(
+        call.error(call.retries.last_failures[-1])
+    )
 
 
 Attempt = Callable[[RetryQuota], None]
@@ -264,7 +292,9 @@ Attempt = Callable[[RetryQuota], None]
 
 def failed(status: int) -> Attempt:
     """Return an attempt that is answered with a status, and not retried."""
-    return lambda quota: state(quota, statuses=frozenset()).record(failure_of(answered(status)))
+    return lambda quota: state(quota, statuses=frozenset()).record(
+        failure_of(answered(status))
+    )
 
 
 class TestQuota:
@@ -276,9 +306,16 @@ class TestQuota:
 
     @pytest.mark.parametrize(
         ("attempt", "retries"),
-        [(RetryQuota.release, 111), (failed(404), 111), (failed(408), 11), (failed(503), 11)],
+        [
+            (RetryQuota.release, 111),
+            (failed(404), 111),
+            (failed(408), 11),
+            (failed(503), 11),
+        ],
     )
-    def test_success_and_permanent_errors_refill_it(self, attempt: Attempt, retries: int) -> None:
+    def test_success_and_permanent_errors_refill_it(
+        self, attempt: Attempt, retries: int
+    ) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             attempt(quota)

@@ -60,12 +60,18 @@ async def test_a_failure_costs_an_attempt(pauses: list[float]) -> None:
     ],
 )
 async def test_retry_after_is_a_minimum_delay(
-    status: str, header: str, least: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    status: str,
+    header: str,
+    least: float,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fault: Retry-After-ms is ignored: a str compared to an int (vendor's SDK)."""
     clock = Mock(now=lambda _: datetime(2026, 1, 1, tzinfo=UTC))
     monkeypatch.setattr("bctrl_async._http.transport.datetime", clock)
-    async with served(answering(http_answer(f"{status} X", b"", header), GOOD)) as session:
+    async with served(
+        answering(http_answer(f"{status} X", b"", header), GOOD)
+    ) as session:
         await session.stop_runtime("ws-1", "crm")
     [delay] = pauses
     assert least <= delay <= least + 5.0
@@ -73,7 +79,9 @@ async def test_retry_after_is_a_minimum_delay(
 
 @pytest.mark.moves_clock
 @pytest.mark.parametrize(("seconds", "limit"), [(60.0, "54s"), (2e6, "20d20h")])
-async def test_nothing_is_sent_if_connecting_times_out(seconds: float, limit: str) -> None:
+async def test_nothing_is_sent_if_connecting_times_out(
+    seconds: float, limit: str
+) -> None:
     """Fault: the limits of a short and of a long timeout were 9e-05 s and 1.8e+06 s."""
     # A listener with a full backlog: the kernel drops other SYNs, so connecting hangs.
     with socket.socket() as listener, ExitStack() as fillers:
@@ -86,7 +94,9 @@ async def test_nothing_is_sent_if_connecting_times_out(seconds: float, limit: st
             filler.connect_ex((host, port))
         once = RetryPolicy(attempts=1)
         url = f"http://{host}:{port}"
-        async with BctrlSession("k", base_url=url, retry=once, timeout=seconds) as session:
+        async with BctrlSession(
+            "k", base_url=url, retry=once, timeout=seconds
+        ) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             for _iteration in range(100):
                 await asyncio.sleep(0)
@@ -121,13 +131,17 @@ async def test_a_body_that_drips_too_slowly_is_a_timeout_with_status_200() -> No
     recorder = Recorder()
     async with (
         WireEmulator(port=0, faults={WireFault.SLOW_DRIP: 1.0}) as emulator,
-        BctrlSession(emulator.api_key, base_url=emulator.url, observer=recorder) as session,
+        BctrlSession(
+            emulator.api_key, base_url=emulator.url, observer=recorder
+        ) as session,
     ):
         [target] = add_runtimes(emulator, 1)
         stopping = asyncio.create_task(session.stop_runtime(*target))
         await until(lambda: "answered 200" in recorder.events)
         pass_time(60)
-        with pytest.raises(BctrlTimeoutError, match="the body took more than 1m") as caught:
+        with pytest.raises(
+            BctrlTimeoutError, match="the body took more than 1m"
+        ) as caught:
             await stopping
     assert (caught.value.status, caught.value.attempts) == (200, 1)
     assert caught.value.may_have_stopped
@@ -191,11 +205,16 @@ async def test_cancelling_a_request_or_a_back_off_frees_the_slot(
 
 
 @pytest.mark.parametrize("steps", range(0, 12, 2))
-async def test_cancelling_after_any_number_of_steps_leaves_the_session_usable(steps: int) -> None:
+async def test_cancelling_after_any_number_of_steps_leaves_the_session_usable(
+    steps: int,
+) -> None:
     """A stop can be cancelled at each of its awaits, connecting included."""
     with emulator_in_a_thread() as emulator:
         async with session_that_leaves_no_task(emulator, 2) as session:
-            stops = [asyncio.create_task(session.stop_runtime("ws-1", "r0")) for _ in range(4)]
+            stops = [
+                asyncio.create_task(session.stop_runtime("ws-1", "r0"))
+                for _ in range(4)
+            ]
             for _ in range(steps):
                 await asyncio.sleep(0)
             for stop in stops:

@@ -43,10 +43,16 @@ async def test_the_session_gets_the_options(
     assert made.call_args.kwargs[option] == value
 
 
-@pytest.mark.parametrize(("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)])
+@pytest.mark.parametrize(
+    ("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)]
+)
 @pytest.mark.parametrize("args", ["stop ws a", "list ws"])
-async def test_verbose_shows_retries(command: Command, args: str, option: str, shown: int) -> None:
-    command.api.inject(Fault.SERVER_ERROR, method="GET" if args == "list ws" else "POST")
+async def test_verbose_shows_retries(
+    command: Command, args: str, option: str, shown: int
+) -> None:
+    command.api.inject(
+        Fault.SERVER_ERROR, method="GET" if args == "list ws" else "POST"
+    )
     _, _, err = await command(*args.split(), option)
     assert err.count("bctrl-async: info: attempt 1 failed: ") == shown
     assert err.count("bctrl-async: ") == shown
@@ -79,7 +85,9 @@ async def test_the_completion_expects_no_value_after_verbose(command: Command) -
     assert not [line for line in options if " -r " in line]
 
 
-async def test_an_unexpected_error_is_one_line_without_its_text(command: Command) -> None:
+async def test_an_unexpected_error_is_one_line_without_its_text(
+    command: Command,
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("http://user:s3cret@proxy")
 
@@ -110,22 +118,38 @@ async def test_doctor_lists_once_and_stops_nothing(command: Command) -> None:
     assert command.api.status("ws", "a") == "active"
 
 
-async def test_the_proxy_is_used_and_shown_without_its_password(command: Command) -> None:
+async def test_the_proxy_is_used_and_shown_without_its_password(
+    command: Command,
+) -> None:
     async with over_tls(command.api, "bctrl.test") as server, forward_proxy() as proxy:
         command.setenv(HTTPS_PROXY=proxy.url.replace("//", "//user:s3cret%40@"))
-        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(command.folder)), "ws"]
+        args = [
+            "--base-url",
+            server.url,
+            "--ca-file",
+            str(server.write_ca(command.folder)),
+            "ws",
+        ]
         code, out, err = await command("doctor", *args)
     assert (code, err, "s3cret" in out) == (0, "", False)
     assert found_in(out)["proxy"] == f"{proxy.url} (HTTPS_PROXY)"
     basic = b64encode(b"user:s3cret@").decode()
-    assert [f"Proxy-Authorization: Basic {basic}\r\n" in head for head in proxy.heads] == [True]
+    assert [
+        f"Proxy-Authorization: Basic {basic}\r\n" in head for head in proxy.heads
+    ] == [True]
 
 
 async def test_no_proxy_excepts_a_host(command: Command) -> None:
     # Curl accepts it without a scheme, too.
     command.setenv(HTTPS_PROXY="127.0.0.1:9")
     async with over_tls(command.api) as server:
-        args = ["--base-url", server.url, "--ca-file", str(server.write_ca(command.folder)), "ws"]
+        args = [
+            "--base-url",
+            server.url,
+            "--ca-file",
+            str(server.write_ca(command.folder)),
+            "ws",
+        ]
         code, out, _ = await command("doctor", *args)
         assert (code, found_in(out)["proxy"]) == (1, "http://127.0.0.1:9 (HTTPS_PROXY)")
         command.setenv(NO_PROXY="localhost")
@@ -137,8 +161,12 @@ async def test_no_proxy_excepts_a_host(command: Command) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"])
-async def test_the_rate_is_of_all_who_share_the_pace(command: Command, args: str) -> None:
+@pytest.mark.parametrize(
+    "args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"]
+)
+async def test_the_rate_is_of_all_who_share_the_pace(
+    command: Command, args: str
+) -> None:
     """Fault: the password of a server can only be given where other users see it."""
     command.setenv(BCTRL_PACE="" if "--pace" in args else "pace")
     made = Mock(wraps=BctrlSession)
@@ -156,10 +184,20 @@ async def test_a_dry_run_asks_no_store(command: Command) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_the_url_of_a_server_is_used_for_the_list_and_the_stops(command: Command) -> None:
+async def test_the_url_of_a_server_is_used_for_the_list_and_the_stops(
+    command: Command,
+) -> None:
     """Fault: a client of one event loop was used in the next, and never closed."""
     with redis_server(SERVER) as server:
-        args = ("--rate", "20", "--pace", f"{server.url}?protocol=3", "ws", "--all", "--yes")
+        args = (
+            "--rate",
+            "20",
+            "--pace",
+            f"{server.url}?protocol=3",
+            "ws",
+            "--all",
+            "--yes",
+        )
         code, out, err = await command("stop", *args)
         async with Redis.from_url(server.url) as client:
             assert await client.keys() == [b"bctrl-async:default"]
@@ -183,7 +221,9 @@ async def test_the_url_of_a_server_is_used_for_the_list_and_the_stops(command: C
         "http://me:s3cret@localhost",
     ],
 )
-async def test_an_invalid_url_is_an_error_without_it(command: Command, url: str) -> None:
+async def test_an_invalid_url_is_an_error_without_it(
+    command: Command, url: str
+) -> None:
     code, out, err = await command("stop", "--rate", "9", "--pace", url, "ws", "a")
     assert "error: invalid --pace: expected the URL of a Redis server" in err
     assert (code, "s3cr" in f"{out}{err}") == (2, False)
@@ -192,17 +232,25 @@ async def test_an_invalid_url_is_an_error_without_it(command: Command, url: str)
 
 async def test_without_the_extra_a_url_says_what_to_install(command: Command) -> None:
     command.patch.setitem(sys.modules, "redis.asyncio", None)
-    code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
+    code, _, err = await command(
+        "stop", "--rate", "9", "--pace", "redis://h", "ws", "a"
+    )
     advice = "install bctrl-async with the extra redis"
     assert f"cannot use --pace: redis.asyncio is missing: {advice}" in err
     assert (code, err.count("\n")) == (2, 1)
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_store_that_is_away_is_a_warning_without_its_password(command: Command) -> None:
+async def test_a_store_that_is_away_is_a_warning_without_its_password(
+    command: Command,
+) -> None:
     with unused_url() as url:
         place = url.replace("http://", "redis://:secret@")
-        code, out, err = await command("stop", "--rate", "5", "--pace", place, "ws", "a")
-    warning = "bctrl-async: warning: the shared pace cannot be asked (ConnectionError): "
+        code, out, err = await command(
+            "stop", "--rate", "5", "--pace", place, "ws", "a"
+        )
+    warning = (
+        "bctrl-async: warning: the shared pace cannot be asked (ConnectionError): "
+    )
     assert (code, err.startswith(warning), "secret" in out + err) == (0, True, False)
     assert command.api.status("ws", "a") == "stopped"

@@ -9,7 +9,14 @@ import sys
 
 import aiohttp
 import pytest
-from support.commands import Command, Process, begin_to_end, finish, start, without_times
+from support.commands import (
+    Command,
+    Process,
+    begin_to_end,
+    finish,
+    start,
+    without_times,
+)
 from support.helpers import BOUND, wait_for_line
 from support.warm_server import program
 from yarl import URL
@@ -37,7 +44,11 @@ async def start_emulator(*options: str) -> tuple[Process, str, list[str]]:
     [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, ("--host", "0.0.0.0"))],  # noqa: S104 - shown.
 )
 async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
-    command: Command, *, signal_: signal.Signals, expected: int, options: tuple[str, ...]
+    command: Command,
+    *,
+    signal_: signal.Signals,
+    expected: int,
+    options: tuple[str, ...],
 ) -> None:
     process, url, (_, key, first) = await start_emulator("--api-key", "it's", *options)
     assert url.startswith("http://127.0.0.1:")
@@ -53,11 +64,17 @@ async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
 
 
 async def test_the_emulator_injects_faults_and_prints_requests() -> None:
-    process, url, _ = await start_emulator("--runtimes", "1", "--fault", "drop_before=1", "-v")
-    async with aiohttp.ClientSession(url, headers={"Authorization": "Bearer sk-1"}) as client:
+    process, url, _ = await start_emulator(
+        "--runtimes", "1", "--fault", "drop_before=1", "-v"
+    )
+    async with aiohttp.ClientSession(
+        url, headers={"Authorization": "Bearer sk-1"}
+    ) as client:
         for path in (f"{RUNTIMES}?api_key=secret", f"{RUNTIMES}/%1B%5B2J"):
             await client.get(URL(path, encoded=True))
-    async with aiohttp.ClientSession(headers={"Authorization": "Bearer emulator-key"}) as client:
+    async with aiohttp.ClientSession(
+        headers={"Authorization": "Bearer emulator-key"}
+    ) as client:
         await client.post(f"{url}{RUNTIMES}/runtime-0002/stop")
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await client.post(f"{url}{RUNTIMES}/runtime-0001/stop")
@@ -99,7 +116,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(command: Command) -> None:
+async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(
+    command: Command,
+) -> None:
     command.setenv(BCTRL_BASE_URL="https://bctrl.test")
     code, out, err = await command("demo", "--runtimes", "60")
     summary, requests, verdict = without_times(out).splitlines()
@@ -113,7 +132,9 @@ async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(command: C
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_a_demo_that_the_emulator_contradicts_exits_with_1(command: Command) -> None:
+async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
+    command: Command,
+) -> None:
     command.patch.setattr(Emulator, "status", lambda *_: "active")
     code, out, _ = await command("demo", "--runtimes", "3")
     assert "The emulator disagrees about 3 of 3:\n" in out

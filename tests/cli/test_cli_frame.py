@@ -8,7 +8,14 @@ import re
 import sys
 
 import pytest
-from support.commands import COMMANDS, Command, Terminal, finish, start, start_on_terminal
+from support.commands import (
+    COMMANDS,
+    Command,
+    Terminal,
+    finish,
+    start,
+    start_on_terminal,
+)
 from support.servers import http_answer, raw_server
 
 from bctrl_async import __main__, __version__, cli
@@ -39,19 +46,37 @@ def test_seconds_are_printed_as_a_duration_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *["", "s", "soon", "90", "00", "-1s", "+1s", "30m2h", "1h1h", "1h30", "1 h", "1H", "٣s"],
+        *[
+            "",
+            "s",
+            "soon",
+            "90",
+            "00",
+            "-1s",
+            "+1s",
+            "30m2h",
+            "1h1h",
+            "1h30",
+            "1 h",
+            "1H",
+            "٣s",
+        ],
         *["nan", "inf", "1e3s"],
     ],
 )
 def test_any_other_text_is_not_a_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a duration such as 500ms, 90s, 15m, 2h30m"):
+    with pytest.raises(
+        ValueError, match="is not a duration such as 500ms, 90s, 15m, 2h30m"
+    ):
         _options.duration(text)
 
 
 # Errors, other than those in messages.txt
 
 
-async def test_the_advice_of_a_long_error_stands_on_a_line_of_its_own(command: Command) -> None:
+async def test_the_advice_of_a_long_error_stands_on_a_line_of_its_own(
+    command: Command,
+) -> None:
     command.setenv(BCTRL_API_KEY="wrong")
     process, terminal = await start_on_terminal("list", "ws")
     text = await terminal.rest()
@@ -60,8 +85,12 @@ async def test_the_advice_of_a_long_error_stands_on_a_line_of_its_own(command: C
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-@pytest.mark.parametrize("args", ["\x1b[31mred", "stop --\x1b[31mred", "stop --from \x1b[31mred"])
-async def test_control_characters_in_an_error_are_escaped(command: Command, args: str) -> None:
+@pytest.mark.parametrize(
+    "args", ["\x1b[31mred", "stop --\x1b[31mred", "stop --from \x1b[31mred"]
+)
+async def test_control_characters_in_an_error_are_escaped(
+    command: Command, args: str
+) -> None:
     _, _, err = await command(*args.split(" "))
     assert ("31mred" in err, "\x1b" in err, err.count("\n")) == (True, False, 1)
 
@@ -70,7 +99,9 @@ async def test_control_characters_in_an_error_are_escaped(command: Command, args
 
 
 @pytest.mark.parametrize("args", ["list ws", "get ws a", "doctor ws", "stop --all ws"])
-async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: str) -> None:
+async def test_a_read_says_that_it_waits_for_an_answer(
+    command: Command, args: str
+) -> None:
     terminal, answers = Terminal(), asyncio.Event()
 
     async def fail(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +123,8 @@ async def test_a_read_says_that_it_waits_for_an_answer(command: Command, args: s
 
 
 @pytest.mark.parametrize(
-    ("args", "has_pipe"), [("list ws", True), ("stop ws a", True), ("stop -q ws a", False)]
+    ("args", "has_pipe"),
+    [("list ws", True), ("stop ws a", True), ("stop -q ws a", False)],
 )
 async def test_quiet_or_a_pipe_draws_nothing(
     command: Command, args: str, *, has_pipe: bool
@@ -123,7 +155,9 @@ async def test_quiet_or_a_pipe_draws_nothing(
         ("stop ", set[str]()),
     ],
 )
-async def test_values_are_completed(command: Command, words: str, found: set[str]) -> None:
+async def test_values_are_completed(
+    command: Command, words: str, found: set[str]
+) -> None:
     code, out, err = await command("__complete", *words.split(" "))
     assert (code, err) == (0, "")
     assert set(out.splitlines()[2:]) >= found
@@ -138,7 +172,9 @@ async def test_values_are_completed(command: Command, words: str, found: set[str
         ("fish", "complete -c bctrl-async "),
     ],
 )
-async def test_the_completion_of_a_shell_is_shown(command: Command, shell: str, line: str) -> None:
+async def test_the_completion_of_a_shell_is_shown(
+    command: Command, shell: str, line: str
+) -> None:
     code, out, err = await command("--show-completion", shell)
     assert (code, line in out, err) == (0, True, "")
 
@@ -168,7 +204,10 @@ async def test_no_arguments_show_the_help(command: Command) -> None:
 
 async def test_the_module_prints_its_version() -> None:
     expected = (0, f"bctrl-async {__version__}\n", "")
-    assert await finish(await start(sys.executable, "-m", "bctrl_async", "--version")) == expected
+    assert (
+        await finish(await start(sys.executable, "-m", "bctrl_async", "--version"))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("missing", ["rich", "cyclopts"])
@@ -182,12 +221,16 @@ def test_a_missing_extra_is_reported_with_its_name(
     monkeypatch.setitem(sys.modules, missing, None)
     assert __main__.main() == 2
     out, err = capsys.readouterr()
-    advice = r"install bctrl-async with the extra cli \(in a clone: .* install '\.\[cli\]'\)"
+    advice = (
+        r"install bctrl-async with the extra cli \(in a clone: .* install '\.\[cli\]'\)"
+    )
     assert re.fullmatch(f"bctrl-async: error: {missing}.* is missing: {advice}\n", err)
     assert out == ""
 
 
-def test_ctrl_c_during_startup_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_startup_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def interrupt() -> int:
         raise KeyboardInterrupt
 
@@ -195,7 +238,9 @@ def test_ctrl_c_during_startup_has_no_traceback(monkeypatch: pytest.MonkeyPatch)
     assert __main__.main() == 130
 
 
-def test_another_missing_module_has_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_missing_module_has_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "bctrl_async.cli._app", None)
     monkeypatch.delattr("bctrl_async.cli")
     monkeypatch.delitem(sys.modules, "bctrl_async.cli")

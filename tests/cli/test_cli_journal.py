@@ -27,7 +27,9 @@ async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
     """Fault: it is 2, and a supervisor gives up while a lock is still held."""
     journal = Journal(JOURNAL, base_url=command.api.url)
     code, out, err = await command("stop", "--journal", JOURNAL, "ws", "a")
-    assert err.startswith(f"bctrl-async: error: the journal '{JOURNAL}' is in use by another run. ")
+    assert err.startswith(
+        f"bctrl-async: error: the journal '{JOURNAL}' is in use by another run. "
+    )
     assert (code, out, err.count("\n")) == (75, "", 1)
     assert not command.api.requests
     code, _, err = await command("stop", "--dry-run", "--journal", JOURNAL, "ws", "a")
@@ -37,7 +39,9 @@ async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
 
 @pytest.mark.parametrize("has_entry", [True, False])
 @pytest.mark.parametrize("torn", [b"", b'{"journal"'])
-async def test_a_dry_run_only_reads(command: Command, torn: bytes, *, has_entry: bool) -> None:
+async def test_a_dry_run_only_reads(
+    command: Command, torn: bytes, *, has_entry: bool
+) -> None:
     """Fault: a dry run cut off the torn tail, or wrote a header."""
     args = ("stop", "--dry-run", "--journal", JOURNAL, "ws", "a", "b")
     assert len(outcomes_of((await command(*args))[1])) == 2
@@ -82,17 +86,23 @@ def write_journal() -> None:
     unknown = entry_line(("ws", "b"), NOW, running=None, result="unknown", error=error)
     save(
         JOURNAL,
-        header_line("https://api.test/v1", NOW) + entry_line(("ws", "a"), NOW) + unknown,
+        header_line("https://api.test/v1", NOW)
+        + entry_line(("ws", "a"), NOW)
+        + unknown,
     )
 
 
-async def test_the_json_of_a_report_has_a_line_for_each_target(command: Command) -> None:
+async def test_the_json_of_a_report_has_a_line_for_each_target(
+    command: Command,
+) -> None:
     write_journal()
     save("all.csv", "ws,missing\nws,b\nws,a\n")
     code, out, err = await command("report", "-o", "json", JOURNAL, "--from", "all.csv")
 
     outcomes = outcomes_of(out)
-    assert [(each["index"], each["alias"], each["result"], each["ok"]) for each in outcomes] == [
+    assert [
+        (each["index"], each["alias"], each["result"], each["ok"]) for each in outcomes
+    ] == [
         (0, "missing", "unknown", False),
         (1, "b", "unknown", False),
         (2, "a", "stopped", True),
@@ -102,12 +112,16 @@ async def test_the_json_of_a_report_has_a_line_for_each_target(command: Command)
     assert (code, err) == (1, "1 of 3 done, 2 pending: 1 stopped, 2 unknown\n")
 
 
-async def test_a_report_accepts_what_was_not_found_and_nothing_else(command: Command) -> None:
+async def test_a_report_accepts_what_was_not_found_and_nothing_else(
+    command: Command,
+) -> None:
     missing = entry_line(("ws", "a"), NOW, running=None, result="not_found")
     accepted = entry_line(("ws", "b"), NOW, running=None, result="accepted", error=None)
     save(JOURNAL, header_line("https://api.test/v1", NOW) + missing + accepted)
     save("all.csv", "ws,a\nws,b\n")
-    code, out, _ = await command("report", JOURNAL, "--from", "all.csv", "--ignore-not-found")
+    code, out, _ = await command(
+        "report", JOURNAL, "--from", "all.csv", "--ignore-not-found"
+    )
     outcome, account = without_times(out).splitlines()
     assert (code, outcome.split()) == (1, ["ws", "b", "accepted", "0.0", "s"])
     assert account == "1 of 2 done, 1 pending: 1 accepted, 1 not_found"
@@ -132,7 +146,9 @@ async def test_half_a_pipe_prints_nothing(
     """Fault: a read error of stdin was reported as one of stdout."""
     write_journal()
     save("all.csv", 'ws,a\nws,"open\nws,lost\n')
-    command.patch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
+    command.patch.setattr(
+        "bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO
+    )
     with FileIO("all.csv", mode) as file:
         command.patch.setattr("sys.stdin", file)
         code, out, err = await command(*args.split(), "--from", "-")

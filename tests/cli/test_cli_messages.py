@@ -33,7 +33,10 @@ ENVIRONMENTS = {
     "A malformed key": {"BCTRL_API_KEY": "two words"},
     "A malformed URL": {"BCTRL_BASE_URL": "nosuch"},
     "An invalid proxy": {"HTTPS_PROXY": "socks5://user:SECRET@127.0.0.1:9"},
-    "A server that is down": {"BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": "http://127.0.0.1:9"},
+    "A server that is down": {
+        "BCTRL_API_KEY": KEY,
+        "BCTRL_BASE_URL": "http://127.0.0.1:9",
+    },
 }
 """The variables of some parts of the snapshot, by the title of the part."""
 
@@ -68,7 +71,16 @@ def add_runtimes(emulator: Emulator) -> None:
     """Add the runtimes of the transcript, each kind in a workspace of its own."""
     emulator.add_runtime("ws", "forbidden")
     emulator.inject(*[FORBIDDEN] * 9, alias="forbidden", method="GET")
-    for alias in ("stopped", "throttled", "paused", "日本", "failed", "dropped", "lost", "ended"):
+    for alias in (
+        "stopped",
+        "throttled",
+        "paused",
+        "日本",
+        "failed",
+        "dropped",
+        "lost",
+        "ended",
+    ):
         emulator.add_runtime("lines", alias)
     emulator.add_runtime("lines", "done", status="stopped")
     emulator.inject(Fault.RATE_LIMITED, None, alias="throttled")
@@ -80,13 +92,17 @@ def add_runtimes(emulator: Emulator) -> None:
     emulator.inject(Fault.DROP_AFTER, alias="lost")
     for number in range(30):
         emulator.add_runtime("many", f"r{number}")
-        emulator.poison("many", f"r{number}", FORBIDDEN if number % 3 else Fault.ACCEPTED)
+        emulator.poison(
+            "many", f"r{number}", FORBIDDEN if number % 3 else Fault.ACCEPTED
+        )
     for number in (1, 2):
         emulator.add_runtime("quota", f"a{number}")
         emulator.poison("quota", f"a{number}", Reply(403, code=f"quota.of_{number}"))
     for kind, status, days in (("browser", "active", -1), ("desktop", "stopped", 3.2)):
         created_at = (datetime.now(UTC) - timedelta(days=days, seconds=30)).isoformat()
-        emulator.add_runtime("shown", kind, kind=kind, status=status, created_at=created_at)
+        emulator.add_runtime(
+            "shown", kind, kind=kind, status=status, created_at=created_at
+        )
     for number in range(12):
         emulator.add_runtime("undated", f"r{number}", created_at="long ago")
 
@@ -98,9 +114,12 @@ def write_files(emulator: Emulator) -> None:
     old = now - timedelta(days=2)
     header = header_line(f"{emulator.url}/v1", now)
     lost = {"type": "BctrlTimeoutError", "message": "no answer"}
-    unknown = entry_line(("night", "b"), now, running=None, result="unknown", error=lost)
+    unknown = entry_line(
+        ("night", "b"), now, running=None, result="unknown", error=lost
+    )
     for name, content in {
-        "old.jsonl": header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old),
+        "old.jsonl": header_line(f"{emulator.url}/v1", old)
+        + entry_line(("ws", "a"), old),
         "other.jsonl": header_line("https://other.test/v1", old),
         "1.jsonl": header + entry_line(("night", "a"), now) + unknown,
         "2.jsonl": header + entry_line(("night", "b"), now + timedelta(seconds=1)),
@@ -133,7 +152,9 @@ def wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
-async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(command: Command) -> None:
+async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
+    command: Command,
+) -> None:
     """Fault: messages named arguments of Python, or gave an advice twice."""
     parts: list[str] = []
     faults: list[str] = []
@@ -149,8 +170,14 @@ async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(command: Com
         out, err = map(plain, printed)
         if "error: " in err and code == 0:
             faults.append(f"an error, but exit 0: {line}")
-        faults.extend(text for text in err.splitlines() if len(wrapped(text)) > MAX_LINES)
-        shown = [part for text in f"{out}{err}".splitlines() for part in wrapped(text) or [""]]
+        faults.extend(
+            text for text in err.splitlines() if len(wrapped(text)) > MAX_LINES
+        )
+        shown = [
+            part
+            for text in f"{out}{err}".splitlines()
+            for part in wrapped(text) or [""]
+        ]
         parts.append("\n".join([head, *shown, f"exit {code}"]))
 
     text = "\n\n".join(parts) + "\n"

@@ -37,7 +37,9 @@ def _runtime(holding: Emulator) -> None:
 async def test_json_is_an_object_for_each_alias_in_ascii(command: Command) -> None:
     command.api.inject(Fault.DROP_BEFORE, None, alias="é")
     aliases = ("é", "nobody", "..", "a\udcff")
-    code, out, err = await command("stop", "-o", "json", "--ignore-not-found", "ws", *aliases)
+    code, out, err = await command(
+        "stop", "-o", "json", "--ignore-not-found", "ws", *aliases
+    )
 
     assert out.isascii()
     found = sorted(outcomes_of(out), key=lambda outcome: str(outcome["index"]))
@@ -49,7 +51,10 @@ async def test_json_is_an_object_for_each_alias_in_ascii(command: Command) -> No
         ("a?", "invalid", False, 0, None),
     ]
     assert [outcome["error"] is None for outcome in found] == [True, True, False, False]
-    assert (code, err.startswith("2 of 4 no longer running, 2 unconfirmed after ")) == (1, True)
+    assert (code, err.startswith("2 of 4 no longer running, 2 unconfirmed after ")) == (
+        1,
+        True,
+    )
 
 
 async def test_a_long_line_wraps_between_words_on_a_terminal(command: Command) -> None:
@@ -104,7 +109,10 @@ ANSWERS = {
     "a stopped runtime": (STOP, answer({**RUNTIME, "alias": "a"})),
     "an error": (STOP, answer(ERROR, "400 No")),
     "text": (STOP, http_answer("403 No", HOSTILE.encode())),
-    "a request id": (STOP, http_answer("404 No", b"", "X-Request-Id: \x1b]0;owned\u202e")),
+    "a request id": (
+        STOP,
+        http_answer("404 No", b"", "X-Request-Id: \x1b]0;owned\u202e"),
+    ),
     "a location": (STOP, http_answer("302 No", b"", "Location: /\u202e\x9b")),
     "a reason": (STOP, http_answer("500 \x1b]0;owned\x07", b"", "X: \x9b")),
     "not HTTP": (STOP, b"\x1b]0;owned\x07\r\n\r\n"),
@@ -145,8 +153,13 @@ async def test_no_answer_reaches_the_question_raw() -> None:
 
 
 @pytest.mark.parametrize("option", [(), ("-o", "json"), ("--dry-run",)])
-async def test_no_input_reaches_the_terminal_raw(command: Command, option: tuple[str, ...]) -> None:
-    save("all.csv", f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}))
+async def test_no_input_reaches_the_terminal_raw(
+    command: Command, option: tuple[str, ...]
+) -> None:
+    save(
+        "all.csv",
+        f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}),
+    )
     _, out, err = await command("stop", "--from", "all.csv", *option)
     assert_harmless(out, err)
     assert command.api.requests == []
@@ -156,10 +169,14 @@ async def test_no_input_reaches_the_terminal_raw(command: Command, option: tuple
 
 
 @pytest.mark.parametrize("form", ["json", "table"])
-async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(command: Command, form: str) -> None:
+async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
+    command: Command, form: str
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = await start(*program(), "stop", "-o", form, "ws", "a", "b", "c", stdout=writer)
+    process = await start(
+        *program(), "stop", "-o", form, "ws", "a", "b", "c", stdout=writer
+    )
     os.close(writer)
     code, _, err = await finish(process)
     assert {command.api.status("ws", alias) for alias in "abc"} == {"stopped"}
@@ -170,7 +187,11 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(command: Command, 
 FULL_DISK = "cannot write to stdout: No space left on device"
 REDIRECTED = {
     "stop --from - <&-": (2, 0, "cannot read stdin: it is closed"),
-    "stop ws --all <&-": (2, 0, "cannot ask for confirmation without a terminal: add --yes"),
+    "stop ws --all <&-": (
+        2,
+        0,
+        "cannot ask for confirmation without a terminal: add --yes",
+    ),
     "stop --from - <targets": (0, 3, ""),
     "list ws >&-": (1, 0, "cannot write to stdout: Bad file descriptor"),
     "nosuch 2>&-": (2, 0, ""),
@@ -193,7 +214,9 @@ async def test_a_redirected_stream_is_used_or_reported(
     command: Command, line: str, expected: tuple[int, int, str]
 ) -> None:
     save("journal", header_line("https://api.test/v1", datetime.now(UTC)))
-    code, out, err = await finish(await start("sh", "-c", f"exec {shlex.join(program())} {line}"))
+    code, out, err = await finish(
+        await start("sh", "-c", f"exec {shlex.join(program())} {line}")
+    )
     errors = [text for text in err.splitlines() if "error" in text]
     said = [f"bctrl-async: error: {expected[2]}"] * bool(expected[2])
     assert (code, len(command.api.stops), errors) == (*expected[:2], said)
@@ -204,4 +227,8 @@ async def test_an_error_of_the_system_is_not_blamed_on_stdout(command: Command) 
     failing = Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
     command.patch.setattr(_app, "app", MagicMock(parse_args=failing))
     code, out, err = await command("stop", "ws", "a")
-    assert (code, out, err) == (1, "", "bctrl-async: error: [Errno 24] Too many open files\n")
+    assert (code, out, err) == (
+        1,
+        "",
+        "bctrl-async: error: [Errno 24] Too many open files\n",
+    )

@@ -31,7 +31,9 @@ def _environment(command: Command) -> None:
 def run(command: Command) -> Run:
     """Return a function that runs the command with a config file and variables."""
 
-    async def run(config: str, args: str = "list ws", variables: str = "") -> tuple[int, str, str]:
+    async def run(
+        config: str, args: str = "list ws", variables: str = ""
+    ) -> tuple[int, str, str]:
         save("config.toml", config, "latin-1")
         command.setenv(**dict(variable.split("=") for variable in variables.split()))
         return await command(*args.split())
@@ -78,7 +80,9 @@ async def test_its_place_is_that_of_the_platform(command: Command) -> None:
 
 
 @pytest.mark.parametrize("variables", ["", "BCTRL_PROFILE="])
-async def test_without_the_name_of_a_profile_it_is_not_read(run: Run, variables: str) -> None:
+async def test_without_the_name_of_a_profile_it_is_not_read(
+    run: Run, variables: str
+) -> None:
     """Fault: a profile `default` counted without its name."""
     config = "[profiles.default]\nbase_url = 'https://default.test'\ntimeot = 1\n"
     code, out, _ = await run(config, "doctor", f"BCTRL_API_KEY=k {variables}")
@@ -91,29 +95,73 @@ X = f"[profiles.x]\n{GIVE_KEY}\n"
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("[profiles.x", "invalid {file}: Expected ']' at the end of a table declaration"),
+        (
+            "[profiles.x",
+            "invalid {file}: Expected ']' at the end of a table declaration",
+        ),
         ("[profile.x]", "invalid {file}: Object contains unknown field `profile`"),
-        ("[profiles.x]\nrate = true", "invalid {file}: Expected `int | float | str`, got `bool`"),
+        (
+            "[profiles.x]\nrate = true",
+            "invalid {file}: Expected `int | float | str`, got `bool`",
+        ),
         ("[profiles.b]", "unknown profile 'x'. {file} has b"),
         ("", "unknown profile 'x'. {file} has none"),
         ("\xff", "invalid {file}: 'utf-8' codec can't decode "),
         ("[profiles.b]\n[profiles.a]", "unknown profile 'x'. {file} has a, b"),
-        (f"{X}timeot = '3s'", "{profile}: unknown key timeot: expected one of api_key_env, "),
-        (f"{X}api_key = '{SECRET}'", "{profile}: unknown key api_key: expected one of api_key_"),
-        (X.replace("KEY_OF_PROFILE", SECRET), "{profile}: api_key_env must name a variable in "),
-        ("[profiles.x]", "{profile}: api_key_env must name a variable in capitals, such as STAG"),
-        (f"{X}timeout = 30", "invalid value for timeout in {profile}: '30' is not a duration "),
+        (
+            f"{X}timeot = '3s'",
+            "{profile}: unknown key timeot: expected one of api_key_env, ",
+        ),
+        (
+            f"{X}api_key = '{SECRET}'",
+            "{profile}: unknown key api_key: expected one of api_key_",
+        ),
+        (
+            X.replace("KEY_OF_PROFILE", SECRET),
+            "{profile}: api_key_env must name a variable in ",
+        ),
+        (
+            "[profiles.x]",
+            "{profile}: api_key_env must name a variable in capitals, such as STAG",
+        ),
+        (
+            f"{X}timeout = 30",
+            "invalid value for timeout in {profile}: '30' is not a duration ",
+        ),
         (f"{X}rate = 0", 'invalid value "0" for rate in {profile}. Must be > 0'),
-        (f"{X}base_url = ''", "invalid value for base_url in {profile}: must not be empty"),
-        (f"{X}base_url = 'http://h.test'", "invalid base_url in {profile}: 'http://h.test' would "),
-        (f"{X}proxy = 'socks5://u:pw@h'", "invalid proxy in {profile}: expected an http or "),
-        (f"{X}ca_file = 'nosuch.pem'", "cannot read the CA file {folder}/nosuch.pem: No such "),
-        (f"{X}ca_file = '~/no.pem'", "cannot read the CA file {folder}/home/no.pem: No such "),
-        (f"{X}pace = 'pace'", "pace in {profile} needs --rate, the rate of all processes together"),
-        (f"{X}pace = 'ftp://h'\nrate = 5", "invalid pace in {profile}: expected the URL "),
+        (
+            f"{X}base_url = ''",
+            "invalid value for base_url in {profile}: must not be empty",
+        ),
+        (
+            f"{X}base_url = 'http://h.test'",
+            "invalid base_url in {profile}: 'http://h.test' would ",
+        ),
+        (
+            f"{X}proxy = 'socks5://u:pw@h'",
+            "invalid proxy in {profile}: expected an http or ",
+        ),
+        (
+            f"{X}ca_file = 'nosuch.pem'",
+            "cannot read the CA file {folder}/nosuch.pem: No such ",
+        ),
+        (
+            f"{X}ca_file = '~/no.pem'",
+            "cannot read the CA file {folder}/home/no.pem: No such ",
+        ),
+        (
+            f"{X}pace = 'pace'",
+            "pace in {profile} needs --rate, the rate of all processes together",
+        ),
+        (
+            f"{X}pace = 'ftp://h'\nrate = 5",
+            "invalid pace in {profile}: expected the URL ",
+        ),
     ],
 )
-async def test_an_error_names_its_place(error_of: ErrorOf, config: str, said: str) -> None:
+async def test_an_error_names_its_place(
+    error_of: ErrorOf, config: str, said: str
+) -> None:
     """Fault: the error of a pace without a rate named an option that was not given."""
     assert (await error_of(config, "stop --profile x ws a")).startswith(full(said))
 
@@ -131,7 +179,9 @@ async def test_its_values_are_those_of_options(command: Command, run: Run) -> No
     assert len(command.api.requests) == 4
 
 
-async def test_its_proxy_and_its_file_of_cas_are_used(command: Command, run: Run) -> None:
+async def test_its_proxy_and_its_file_of_cas_are_used(
+    command: Command, run: Run
+) -> None:
     async with over_tls(command.api, "bctrl.test") as server, forward_proxy() as proxy:
         server.write_ca(command.folder)
         config = f"[profiles.x]\nbase_url = '{server.url}'\n{GIVE_KEY}\n"
@@ -141,7 +191,8 @@ async def test_its_proxy_and_its_file_of_cas_are_used(command: Command, run: Run
 
 
 @pytest.mark.parametrize(
-    ("config", "names"), [("[profiles.prod]\n[profiles.staging]", ["prod", "staging"]), ("=", [])]
+    ("config", "names"),
+    [("[profiles.prod]\n[profiles.staging]", ["prod", "staging"]), ("=", [])],
 )
 async def test_a_shell_completes_its_name(
     command: Command, run: Run, config: str, names: list[str]
@@ -174,7 +225,9 @@ TYPED = "--base-url https://typed.test"
         ("BCTRL_BASE_URL=", "--profile y", "api.bctrl.ai Y_KEY"),
     ],
 )
-async def test_a_profile_is_used_whole(run: Run, variables: str, args: str, used: str) -> None:
+async def test_a_profile_is_used_whole(
+    run: Run, variables: str, args: str, used: str
+) -> None:
     config = (
         "[profiles.x]\nbase_url = 'https://x.test'\napi_key_env = 'X_KEY'\n"
         "[profiles.y]\napi_key_env = 'Y_KEY'\n"
@@ -190,11 +243,23 @@ async def test_a_profile_is_used_whole(run: Run, variables: str, args: str, used
 @pytest.mark.parametrize(
     ("variables", "args", "said"),
     [
-        ("KEY_OF_PROFILE=", "doctor --profile x", "no API key: set KEY_OF_PROFILE (api_key_env of"),
+        (
+            "KEY_OF_PROFILE=",
+            "doctor --profile x",
+            "no API key: set KEY_OF_PROFILE (api_key_env of",
+        ),
         ("BCTRL_BASE_URL=https://env.test", "doctor", "no API key: set BCTRL_API_KEY"),
         # Fault: it was taken for unset, and the requests went to the public API.
-        ("BCTRL_API_KEY=k BCTRL_BASE_URL=", "doctor", "invalid value for BCTRL_BASE_URL: must not"),
-        (f"KEY_OF_PROFILE={SECRET}\u00e9", "doctor --profile x", "invalid API key from KEY_OF_PRO"),
+        (
+            "BCTRL_API_KEY=k BCTRL_BASE_URL=",
+            "doctor",
+            "invalid value for BCTRL_BASE_URL: must not",
+        ),
+        (
+            f"KEY_OF_PROFILE={SECRET}\u00e9",
+            "doctor --profile x",
+            "invalid API key from KEY_OF_PRO",
+        ),
         (
             "BCTRL_WORKSPACE=ws",
             "stop --profile x --all --yes",
@@ -208,7 +273,9 @@ async def test_what_is_missing_is_an_error(
     assert (await error_of(X, args, variables)).startswith(full(said))
 
 
-@pytest.mark.parametrize(("table", "made"), [("pace = 'of-profile'\n", True), ("", False)])
+@pytest.mark.parametrize(
+    ("table", "made"), [("pace = 'of-profile'\n", True), ("", False)]
+)
 async def test_with_a_profile_no_workspace_and_pace_of_variables_is_used(
     command: Command, run: Run, table: str, *, made: bool
 ) -> None:
@@ -220,7 +287,8 @@ async def test_with_a_profile_no_workspace_and_pace_of_variables_is_used(
 
 
 @pytest.mark.parametrize(
-    "args", ["list ws", "get ws a", "stop ws a", "stop -o json ws a", "stop ws --all --yes"]
+    "args",
+    ["list ws", "get ws a", "stop ws a", "stop -o json ws a", "stop ws --all --yes"],
 )
 async def test_a_rejected_key_is_named(command: Command, run: Run, args: str) -> None:
     """Fault: the advice was to check BCTRL_API_KEY, which was not used."""

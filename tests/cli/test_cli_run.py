@@ -81,7 +81,9 @@ async def test_the_progress_bar_disappears_at_the_end(command: Command) -> None:
     assert (await finish(process))[0] == 0
 
 
-async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(command: Command) -> None:
+async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
+    command: Command,
+) -> None:
     results = command.folder / "results"
     with results.open("wb") as file:
         files = {"stdin": asyncio.subprocess.PIPE, "stdout": file.fileno()}
@@ -110,14 +112,18 @@ async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -
     await terminal.rest()
     first, *_, account = terminal.screen
     assert first.startswith("a  unknown ")
-    assert account.startswith("Interrupted: 0 of 1 no longer running, 1 unconfirmed after ")
+    assert account.startswith(
+        "Interrupted: 0 of 1 no longer running, 1 unconfirmed after "
+    )
     assert (await finish(process))[0] == 130
 
 
 # The end
 
 
-async def test_the_remedy_fits_how_many_targets_were_not_found(command: Command) -> None:
+async def test_the_remedy_fits_how_many_targets_were_not_found(
+    command: Command,
+) -> None:
     remedy = "check the workspace ids, the aliases and the base URL"
     for aliases, account in (
         ("a nobody", f"1 of 2 targets not found: {remedy}, or add --ignore-not-found"),
@@ -153,9 +159,15 @@ async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
     code, out, err = await finish(process)
 
     results = {each["alias"]: each["result"] for each in outcomes_of(out)}
-    assert results == {"a": "stopped", "b": "unknown" if twice else "stopped", "c": "not_sent"}
+    assert results == {
+        "a": "stopped",
+        "b": "unknown" if twice else "stopped",
+        "c": "not_sent",
+    }
     account, hint = without_notices(err).splitlines()
-    assert account.startswith(f"Interrupted: {1 if twice else 2} of 3 no longer running, ")
+    assert account.startswith(
+        f"Interrupted: {1 if twice else 2} of 3 no longer running, "
+    )
     assert hint == "Run the same command again to resume"
     assert (code, len(command.api.requests)) == (130, 2)
 
@@ -167,7 +179,9 @@ async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
 
 
 async def test_ctrl_c_ends_the_wait_for_an_open_pipe(command: Command) -> None:
-    process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    process = await start(
+        *program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE
+    )
     write(process, "ws,a\n")
     await until(lambda: command.api.status("ws", "a") == "stopped")
     process.send_signal(signal.SIGINT)
@@ -263,9 +277,23 @@ async def start_like_windows(*args: str | Path) -> Process:
     return await start(*arguments, stdin=asyncio.subprocess.PIPE)
 
 
-async def test_like_windows_a_list_is_stopped_and_its_journal_resumed(command: Command) -> None:
-    args = ("--from", "-", "--journal", "journal.jsonl", "--rate", "1000", "--pace", "pace")
-    for account in ("3 of 3 no longer running", "3 from an earlier run, not sent again"):
+async def test_like_windows_a_list_is_stopped_and_its_journal_resumed(
+    command: Command,
+) -> None:
+    args = (
+        "--from",
+        "-",
+        "--journal",
+        "journal.jsonl",
+        "--rate",
+        "1000",
+        "--pace",
+        "pace",
+    )
+    for account in (
+        "3 of 3 no longer running",
+        "3 from an earlier run, not sent again",
+    ):
         process = await start_like_windows(*args)
         write(process, "ws,a\nws,b\nws,c\n")
         code, out, err = await close_stdin(process)
@@ -273,11 +301,18 @@ async def test_like_windows_a_list_is_stopped_and_its_journal_resumed(command: C
     assert command.api.received.total() == 3
 
 
-async def test_like_windows_ctrl_c_aborts_and_all_have_an_outcome(command: Command) -> None:
+async def test_like_windows_ctrl_c_aborts_and_all_have_an_outcome(
+    command: Command,
+) -> None:
     targets = add_runtimes(command.api, 150)
     command.api.hold("ws-1", *(alias for _, alias in targets))
-    save("targets", "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets))
-    process = await start_like_windows("--from", "targets", "--journal", "journal.jsonl")
+    save(
+        "targets",
+        "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets),
+    )
+    process = await start_like_windows(
+        "--from", "targets", "--journal", "journal.jsonl"
+    )
     await wait_for_requests(command.api, 100)
 
     process.send_signal(signal.SIGINT)
@@ -286,4 +321,7 @@ async def test_like_windows_ctrl_c_aborts_and_all_have_an_outcome(command: Comma
     assert code == 130, err
     written = (command.folder / "journal.jsonl").read_bytes()
     entries = read_lines(written).entries
-    assert Counter(entry["result"] for entry in entries) == {"unknown": 100, "not_sent": 50}
+    assert Counter(entry["result"] for entry in entries) == {
+        "unknown": 100,
+        "not_sent": 50,
+    }

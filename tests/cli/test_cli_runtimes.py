@@ -13,7 +13,14 @@ from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
 
 import pytest
-from support.commands import Command, finish, outcomes_of, results_of, start, start_on_terminal
+from support.commands import (
+    Command,
+    finish,
+    outcomes_of,
+    results_of,
+    start,
+    start_on_terminal,
+)
 from support.helpers import BOUND
 from support.warm_server import program
 
@@ -34,7 +41,9 @@ def _runtimes(holding: Emulator) -> None:
         (ENDED, "spreadsheet", "stopped", timedelta(hours=2, minutes=5)),
     ):
         created_at = (now - age).isoformat()
-        holding.add_runtime("mixed", alias, kind=kind, status=status, created_at=created_at)
+        holding.add_runtime(
+            "mixed", alias, kind=kind, status=status, created_at=created_at
+        )
     holding.add_runtime("mixed", ODD, created_at="long ago")
 
 
@@ -49,7 +58,9 @@ def give_list(emulator: Emulator, *runtimes: Mapping[str, object]) -> None:
 async def test_a_long_cell_moves_its_row_and_no_other(command: Command) -> None:
     """Fault: a status was cut, and another padded the whole table to a megabyte."""
     runtime = dict(command.api.runtimes["mixed", ODD], alias="x" * 200)
-    give_list(command.api, *(runtime | {"kind": kind} for kind in ("k", "k" * 40, "日" * 15)))
+    give_list(
+        command.api, *(runtime | {"kind": kind} for kind in ("k", "k" * 40, "日" * 15))
+    )
     _, out, _ = await command("list", "mixed")
     assert [line.removeprefix("active  ") for line in out.splitlines()[1:]] == [
         f"k{' ' * 27}  ?    {'x' * 200}",
@@ -70,7 +81,9 @@ async def test_a_long_cell_moves_its_row_and_no_other(command: Command) -> None:
         ("--alias *o*", [OLD, ODD]),
     ],
 )
-async def test_stop_reads_json_of_a_list(command: Command, options: str, found: list[str]) -> None:
+async def test_stop_reads_json_of_a_list(
+    command: Command, options: str, found: list[str]
+) -> None:
     code, out, err = await command("list", "-o", "json", "mixed", *options.split())
     assert [line["alias"] for line in outcomes_of(out)] == found
     assert (code, err) == (0, "")
@@ -78,11 +91,15 @@ async def test_stop_reads_json_of_a_list(command: Command, options: str, found: 
     file = command.folder / "found.jsonl"
     file.write_text(out, "ascii")
     _, out, _ = await command("stop", "--dry-run", "--allow-empty", "--from", file)
-    assert outcomes_of(out) == [{"workspace_id": "mixed", "alias": alias} for alias in found]
+    assert outcomes_of(out) == [
+        {"workspace_id": "mixed", "alias": alias} for alias in found
+    ]
 
 
 @pytest.mark.parametrize("args", ["list mixed --alias new", "get mixed new new"])
-async def test_json_keeps_the_field_names_of_the_api(command: Command, args: str) -> None:
+async def test_json_keeps_the_field_names_of_the_api(
+    command: Command, args: str
+) -> None:
     runtime = command.api.runtimes["mixed", NEW]
     _, out, _ = await command(*args.split(), "-o", "json")
     fields = {name: runtime[name] for name in ("alias", "status", "kind")}
@@ -110,7 +127,9 @@ async def test_a_pipe_has_no_count_among_its_rows(command: Command) -> None:
         ("--alias [a-o]*", {NEW, OLD}),
     ],
 )
-async def test_all_stops_what_matches(command: Command, filters: str, fit: set[str]) -> None:
+async def test_all_stops_what_matches(
+    command: Command, filters: str, fit: set[str]
+) -> None:
     code, out, err = await command(*STOP_ALL, *filters.split())
     assert f"{len(fit)} of {len(fit)} no longer running" in out
     assert (code, err, {request.alias for request in command.api.stops}) == (0, "", fit)
@@ -133,7 +152,11 @@ async def test_an_empty_selection_has_a_journal_too(command: Command) -> None:
     """Fault: the report on all shards failed, because one had no journal."""
     path = command.folder / "night.jsonl"
     code, out, _ = await command(*STOP_ALL, "--alias", "nosuch", "--journal", path)
-    assert (code, out.startswith("0 of 0 no longer running"), path.exists()) == (0, True, True)
+    assert (code, out.startswith("0 of 0 no longer running"), path.exists()) == (
+        0,
+        True,
+        True,
+    )
 
 
 async def test_the_deadline_includes_the_listing(command: Command) -> None:
@@ -144,8 +167,12 @@ async def test_the_deadline_includes_the_listing(command: Command) -> None:
 
 
 @pytest.mark.parametrize(("listing", "left"), [(10.0001, 50.0), (100.0, 0.001)])
-async def test_stops_get_the_time_left(command: Command, *, listing: float, left: float) -> None:
-    def stop(session: BctrlSession, items: object, *, deadline: float, **options: object) -> object:
+async def test_stops_get_the_time_left(
+    command: Command, *, listing: float, left: float
+) -> None:
+    def stop(
+        session: BctrlSession, items: object, *, deadline: float, **options: object
+    ) -> object:
         assert deadline == left
         return stop_runtimes(session, items, deadline=0.05, **options)  # type: ignore[arg-type]  # passed on.
 
@@ -159,7 +186,9 @@ async def test_stops_get_the_time_left(command: Command, *, listing: float, left
 
 
 @pytest.mark.parametrize("readable", [0, 1])
-async def test_what_cannot_be_read_is_rejected_and_counted(command: Command, readable: int) -> None:
+async def test_what_cannot_be_read_is_rejected_and_counted(
+    command: Command, readable: int
+) -> None:
     """Fault: the summary of `stop --all` counted only what was read."""
     runtime = dict(command.api.runtimes["mixed", NEW])
     odd: list[Mapping[str, object]]
@@ -183,12 +212,17 @@ async def test_what_cannot_be_read_is_rejected_and_counted(command: Command, rea
 
     give_list(command.api, *listed)
     code, out, _ = await command(*STOP_ALL, "--journal", journal, "-o", "json")
-    assert (code, Counter(results_of(out))) == (1, Counter(rejected=2, stopped=readable))
+    assert (code, Counter(results_of(out))) == (
+        1,
+        Counter(rejected=2, stopped=readable),
+    )
     _, out, _ = await command("report", journal)
     assert f"{readable} of {readable + 2} done, 2 pending" in out
 
 
-async def test_a_listed_alias_that_cannot_be_sent_is_no_usage_error(command: Command) -> None:
+async def test_a_listed_alias_that_cannot_be_sent_is_no_usage_error(
+    command: Command,
+) -> None:
     give_list(command.api, dict(command.api.runtimes["mixed", NEW], alias=".."))
     code, out, _ = await command(*STOP_ALL)
     assert (code, command.api.stops) == (1, [])
@@ -200,9 +234,18 @@ async def test_a_listed_alias_that_cannot_be_sent_is_no_usage_error(command: Com
 
 @pytest.mark.parametrize(
     ("answer", "stops"),
-    [("y", True), ("YES", True), ("", False), ("n", False), ("yess", False), ("\x04", False)],
+    [
+        ("y", True),
+        ("YES", True),
+        ("", False),
+        ("n", False),
+        ("yess", False),
+        ("\x04", False),
+    ],
 )
-async def test_all_asks_for_confirmation(command: Command, answer: str, *, stops: bool) -> None:
+async def test_all_asks_for_confirmation(
+    command: Command, answer: str, *, stops: bool
+) -> None:
     process, terminal = await start_on_terminal("stop", "mixed", "--all", streams=ASKED)
     await terminal.until(
         rf"In workspace mixed at {command.api.url}/v1: 2 browser, 1 desktop\s+Stop"

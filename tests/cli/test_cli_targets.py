@@ -36,7 +36,9 @@ INPUTS = Path(__file__).with_name("inputs.jsonl").read_text("utf-8").splitlines(
 """The targets of each input, and its invalid lines with their reasons."""
 MANY = "".join(f"ws,x{number}\n" for number in range(100))
 """As many lines as are checked before the first request."""
-BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
+BAD_QUOTES = (
+    "a quote is missing, or a cell has several lines: export the two columns only"
+)
 READ_ERROR = "bctrl-async: error: cannot read all targets: "
 
 # What an input gives
@@ -58,7 +60,9 @@ def gives(data: bytes) -> list[list[str] | str]:
 async def gives_as_a_pipe(data: bytes) -> list[list[str] | str]:
     reader, writer = os.pipe()
     writing = asyncio.create_task(asyncio.to_thread(write_all, writer, data))
-    items = _targets._read_pipe(reader, "the pipe", LineParser(), WHOLE, allow_empty=True)
+    items = _targets._read_pipe(
+        reader, "the pipe", LineParser(), WHOLE, allow_empty=True
+    )
     found: list[list[str] | str] = []
     try:
         async for item in items:
@@ -107,7 +111,9 @@ async def test_a_pipe_gives_the_same_in_any_parts(command: Command, chunk: int) 
 
 def test_no_decoy_of_a_random_table_is_stopped_and_nothing_is_lost_silently() -> None:
     """Fault: reading on after an odd quote stopped runtimes that only a note named."""
-    assert [found for seed in range(1000) if (found := tables.check(seed)[0]).isupper()] == []
+    assert [
+        found for seed in range(1000) if (found := tables.check(seed)[0]).isupper()
+    ] == []
 
 
 async def test_a_document_may_be_on_one_long_line() -> None:
@@ -121,21 +127,29 @@ async def test_a_document_that_is_too_large_is_not_read(command: Command) -> Non
     command.patch.setattr(_lines, "MAX_DOCUMENT", 100)
     data = b"[" + b'["ws", "a"],\n' * 100
     (bad,) = gives(data)
-    assert str(bad).endswith('or ≤ 64 MiB of […] or {"runtimes": […]}; nothing after it was read')
+    assert str(bad).endswith(
+        'or ≤ 64 MiB of […] or {"runtimes": […]}; nothing after it was read'
+    )
     assert await gives_as_a_pipe(data) == [bad]
 
 
 # Lines that are not targets
 
 
-async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(command: Command) -> None:
+async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
+    command: Command,
+) -> None:
     text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
     code, out, err = await stop_piped(text, "--ignore-not-found", "-o", "json")
-    assert f"""{READ_ERROR}'ws,"open' on line 121 is not a target: {BAD_QUOTES}\n""" in err
+    assert (
+        f"""{READ_ERROR}'ws,"open' on line 121 is not a target: {BAD_QUOTES}\n""" in err
+    )
     assert "100 of 120 no longer running, 20 unconfirmed after " in err
     assert "; the input was not read to its end\n" in err
     assert (code, len(outcomes_of(out))) == (1, 120)
-    assert {alias for _, alias in command.api.received} == {f"x{number}" for number in range(100)}
+    assert {alias for _, alias in command.api.received} == {
+        f"x{number}" for number in range(100)
+    }
 
 
 CUT = "bctrl-async: warning: stdin ended within {!r}, which may be cut off\n"
@@ -164,7 +178,9 @@ async def test_a_line_that_may_be_cut_off_is_sent_with_a_warning(
     assert (await command("stop", *options, "--from", "whole"))[2] == ""
 
 
-async def test_a_skipped_line_that_may_be_an_alias_is_warned_of(command: Command) -> None:
+async def test_a_skipped_line_that_may_be_an_alias_is_warned_of(
+    command: Command,
+) -> None:
     """Fault: the runtime named like the column was left out in silence."""
     save("names", "name\na\nname\nb\n")
     save("pairs", "workspace,name\nws,a\nworkspace,name\nws,b\n")
@@ -177,12 +193,20 @@ async def test_a_skipped_line_that_may_be_an_alias_is_warned_of(command: Command
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it has a control character, or was not saved as UTF-8"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+            "it has a control character, or was not saved as UTF-8",
+        ),
         # It is the hundredth item.
-        (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
+        (
+            f"{MANY[:-7]}\n# x\nnonsense\n".encode(),
+            "'nonsense' on line 102 is not a target",
+        ),
     ],
 )
-async def test_other_files_are_refused_whole(command: Command, content: bytes, reason: str) -> None:
+async def test_other_files_are_refused_whole(
+    command: Command, content: bytes, reason: str
+) -> None:
     """Fault: `--from` with an image printed each line, and sent some."""
     save("targets", content)
     code, out, err = await command("stop", "--from", "targets")
@@ -212,7 +236,11 @@ async def test_other_pipes_are_refused_at_their_first_line(
 async def test_an_empty_pipe_exits_with_2_unless_allowed() -> None:
     """Fault: a pipe whose writer had failed before its first line was a success."""
     error = "there are no targets in stdin. Add --allow-empty if that may be so"
-    assert await stop_piped("workspace,alias\n") == (2, "", f"bctrl-async: error: {error}\n")
+    assert await stop_piped("workspace,alias\n") == (
+        2,
+        "",
+        f"bctrl-async: error: {error}\n",
+    )
     code, out, _ = await stop_piped("", "--allow-empty")
     assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
 
@@ -253,7 +281,9 @@ async def test_a_single_word_is_an_alias_of_the_default_workspace(
     assert command.api.received == {("ws", "a"): 1}
 
 
-async def test_names_that_may_be_of_two_workspaces_are_refused(command: Command) -> None:
+async def test_names_that_may_be_of_two_workspaces_are_refused(
+    command: Command,
+) -> None:
     """Fault: the first of the aliases was taken for their workspace."""
     command.setenv(BCTRL_WORKSPACE="ws")
     words = "a 'b c' ddddddddd ddddddddd ddddddddd …"
@@ -283,14 +313,18 @@ async def test_only_a_dash_is_stdin(command: Command, name: str) -> None:
     assert json.loads(out)["alias"] == "of-the-file"
 
 
-async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(command: Command) -> None:
+async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
+    command: Command,
+) -> None:
     """Fault: a pipe was read to its end if a folder was named `-`."""
     (command.folder / "-").mkdir()
 
     def is_stopped(alias: str) -> bool:
         return command.api.status("ws", alias) == "stopped"
 
-    process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    process = await start(
+        *program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE
+    )
     for alias in "abc":
         write(process, f"ws,{alias}\n")
         await until(partial(is_stopped, alias))
@@ -298,14 +332,18 @@ async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(command:
     assert await close_stdin(process) == (0, "", "")
 
 
-async def test_targets_can_be_typed_without_a_progress_drawn_over_them(command: Command) -> None:
+async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
+    command: Command,
+) -> None:
     command.setenv(TERM="xterm")
     command.patch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 0)
     terminal = Terminal()
     for name in ("stdin", "stdout", "stderr"):
         command.patch.setattr(f"sys.{name}", terminal.stream())
     running = asyncio.create_task(command("stop", "--from", "-"))
-    await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
+    await terminal.until(
+        "Reading targets from the terminal, a line each; end with Ctrl-D\n"
+    )
     os.write(terminal._master, b"ws,a\n")
     await until(lambda: command.api.status("ws", "a") == "stopped")
     os.write(terminal._master, b"ws,b\n\x04")
@@ -329,15 +367,21 @@ def aliases_of(shard: str) -> list[str]:
     return [alias for alias in ALIASES if shard_of(("ws", alias), 4) == int(shard[0])]
 
 
-async def test_the_shards_of_a_file_together_give_each_line_one_outcome(command: Command) -> None:
+async def test_the_shards_of_a_file_together_give_each_line_one_outcome(
+    command: Command,
+) -> None:
     for alias in ALIASES:
         command.api.add_runtime("ws", alias)
     save("targets", f"{LIST}<p>\n")
     rejected = 0
     for shard in SHARDS:
-        code, out, _ = await command("stop", "--from", "targets", "--shard", shard, "-o", "json")
+        code, out, _ = await command(
+            "stop", "--from", "targets", "--shard", shard, "-o", "json"
+        )
         outcomes = outcomes_of(out)
-        stopped = [str(each["alias"]) for each in outcomes if each["result"] == "stopped"]
+        stopped = [
+            str(each["alias"]) for each in outcomes if each["result"] == "stopped"
+        ]
         assert sorted(stopped) == sorted(aliases_of(shard))
         assert {each["index"] for each in outcomes} == {*range(len(outcomes))}
         assert code == len(outcomes) - len(stopped)
@@ -351,5 +395,8 @@ async def test_a_pipe_and_aliases_are_divided_as_a_file(command: Command) -> Non
     args = ("--shard", "2/4", "--dry-run", "-o", "json")
     for given in (("--from", "targets"), ("ws", *ALIASES)):
         code, out, _ = await command("stop", *given, *args)
-        assert (code, [each["alias"] for each in outcomes_of(out)]) == (0, aliases_of("2/4"))
+        assert (code, [each["alias"] for each in outcomes_of(out)]) == (
+            0,
+            aliases_of("2/4"),
+        )
     assert (await stop_piped(LIST, *args))[:2] == (0, out)

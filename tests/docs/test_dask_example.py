@@ -61,7 +61,9 @@ async def client() -> AsyncIterator[Any]:
         for _ in range(2):
             worker = dask.Worker(scheduler.address, nthreads=1, dashboard_address=":0")
             await stack.enter_async_context(worker)
-        connect = dask.Client(scheduler.address, asynchronous=True, set_as_default=False)
+        connect = dask.Client(
+            scheduler.address, asynchronous=True, set_as_default=False
+        )
         yield await stack.enter_async_context(connect)
 
 
@@ -82,11 +84,18 @@ class Stops:
 
     def results(self) -> Counter[str]:
         """Count the last word on each target by its result."""
-        return Counter(str(each.result) for each in read_journals([self._path], self.targets))
+        return Counter(
+            str(each.result) for each in read_journals([self._path], self.targets)
+        )
 
 
 @pytest.fixture
-def stops(example: ModuleType, client: Any, emulator: Emulator, tmp_path: Path) -> Stops:  # noqa: ANN401 - dask has no types.
+def stops(
+    example: ModuleType,
+    client: Any,  # noqa: ANN401 - dask has no types.
+    emulator: Emulator,
+    tmp_path: Path,
+) -> Stops:
     stops = Stops(example, client, tmp_path / "tonight.jsonl")
     stops.targets = [RuntimeRef(*target) for target in add_runtimes(emulator, 32)]
     return stops
@@ -146,7 +155,10 @@ class TestInProcess:
         await stops.run()
 
         assert emulator.received == Counter(stops.targets) + started
-        assert stops.results() == {"already_stopped": 2 * CHUNK, "stopped": 32 - 2 * CHUNK}
+        assert stops.results() == {
+            "already_stopped": 2 * CHUNK,
+            "stopped": 32 - 2 * CHUNK,
+        }
 
     async def test_only_what_has_not_come_back_of_a_lost_worker_is_sent_again(
         self,
@@ -179,7 +191,9 @@ class TestInProcess:
         await stops.run()
 
         assert len(caplog.records) == 7
-        assert "5 targets did not come back: BctrlConfigError('no API key." in caplog.text
+        assert (
+            "5 targets did not come back: BctrlConfigError('no API key." in caplog.text
+        )
         assert stops.results() == {"unknown": 32}
         assert emulator.requests == []
         # The plugin of the first run is still there.
@@ -187,9 +201,13 @@ class TestInProcess:
         await stops.run()
         assert stops.results() == {"stopped": 32}
 
-    async def test_a_rejected_key_ends_the_run(self, stops: Stops, emulator: Emulator) -> None:
+    async def test_a_rejected_key_ends_the_run(
+        self, stops: Stops, emulator: Emulator
+    ) -> None:
         emulator.api_key = "another"
-        stops.targets = [RuntimeRef(*target) for target in add_runtimes(emulator, 1_000)]
+        stops.targets = [
+            RuntimeRef(*target) for target in add_runtimes(emulator, 1_000)
+        ]
         with pytest.raises(BctrlAuthenticationError):
             await stops.run()
 
@@ -228,7 +246,9 @@ class Processes:
         self._folder = folder
         self._url = emulator.url
         self.targets = add_runtimes(emulator, 6_000)
-        lines = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in self.targets)
+        lines = "".join(
+            f"{workspace_id},{alias}\n" for workspace_id, alias in self.targets
+        )
         (folder / "list.csv").write_text(lines)
         self.journal = folder / "tonight.jsonl"
 
@@ -238,7 +258,10 @@ class Processes:
         assert scheduler.stdout is not None
         self._address = (await scheduler.stdout.readline()).decode().strip()
         # The program says which server it is.
-        workers = [await self._start("-c", WORKER, self._address, BCTRL_API_KEY=KEY) for _ in "12"]
+        workers = [
+            await self._start("-c", WORKER, self._address, BCTRL_API_KEY=KEY)
+            for _ in "12"
+        ]
         return [scheduler, *workers]
 
     async def start_program(self) -> Process:
@@ -247,7 +270,10 @@ class Processes:
         return await self._start(script, *arguments, BCTRL_BASE_URL=self._url)
 
     async def _start(self, *arguments: str, **variables: str) -> Process:
-        with (self._folder / "log").open("a") as log, pytest.MonkeyPatch.context() as patch:
+        with (
+            (self._folder / "log").open("a") as log,
+            pytest.MonkeyPatch.context() as patch,
+        ):
             for name, value in variables.items():
                 patch.setenv(name, value)
             patch.chdir(self._folder)
@@ -276,7 +302,9 @@ async def test_after_a_kill_the_list_is_resumed_and_each_target_has_one_last_wor
         scheduler, worker, _ = await cluster.start_cluster()
         program = await cluster.start_program()
         await until(lambda: len(emulator.requests) >= 3_500)
-        await kill({"scheduler": scheduler, "worker": worker, "program": program}[victim])
+        await kill(
+            {"scheduler": scheduler, "worker": worker, "program": program}[victim]
+        )
         code = await asyncio.wait_for(program.wait(), 4 * BOUND)
 
         outcomes = list(read_journals([cluster.journal], cluster.targets))
@@ -294,6 +322,10 @@ async def test_after_a_kill_the_list_is_resumed_and_each_target_has_one_last_wor
         program = await cluster.start_program()
         assert await asyncio.wait_for(program.wait(), 4 * BOUND) == 0
 
-        assert all(each.ok for each in read_journals([cluster.journal], cluster.targets))
+        assert all(
+            each.ok for each in read_journals([cluster.journal], cluster.targets)
+        )
         entries = read_lines(cluster.journal.read_bytes()).entries
-        assert Counter(each["alias"] for each in entries) == Counter(f"r{n}" for n in range(6_000))
+        assert Counter(each["alias"] for each in entries) == Counter(
+            f"r{n}" for n in range(6_000)
+        )

@@ -78,7 +78,9 @@ def test_process_1_of_the_image_is_the_command_and_not_root() -> None:
 
 
 class TestKubernetes:
-    def test_the_cron_job_stops_all_with_a_journal_that_is_kept(self, capsys: Capture) -> None:
+    def test_the_cron_job_stops_all_with_a_journal_that_is_kept(
+        self, capsys: Capture
+    ) -> None:
         claim, cron_job = yaml.safe_load_all(example("kubernetes/cronjob.yaml"))
         job = cron_job["spec"]["jobTemplate"]["spec"]
         # What the command rejects would be rejected again.
@@ -88,14 +90,19 @@ class TestKubernetes:
         [container] = pod["containers"]
         assert "command" not in container
         assert "JOB_NAME" in {variable["name"] for variable in container["env"]}
-        args = [arg.replace("$(JOB_NAME)", "stop-runtimes-1") for arg in container["args"]]
+        args = [
+            arg.replace("$(JOB_NAME)", "stop-runtimes-1") for arg in container["args"]
+        ]
         assert "--journal=stop-runtimes-1.jsonl" in args
         assert cli.main([*args, "--dry-run"]) == 0
         lines = map(json.loads, capsys.readouterr().out.splitlines())
         assert [(line["workspace_id"], line["alias"]) for line in lines] == TARGETS
 
         [mount], [volume] = container["volumeMounts"], pod["volumes"]
-        assert (mount["name"], mount["mountPath"]) == (volume["name"], container["workingDir"])
+        assert (mount["name"], mount["mountPath"]) == (
+            volume["name"],
+            container["workingDir"],
+        )
         assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
     def test_each_index_of_the_job_stops_its_shard(self, capsys: Capture) -> None:
@@ -121,7 +128,10 @@ class TestSlurm:
 
     def test_each_task_of_the_array_stops_its_shard(self, capsys: Capture) -> None:
         assert f"#SBATCH --array=1-{COUNT}\n" in self.script
-        runs = [run(self.script, SLURM_ARRAY_TASK_ID=str(task)) for task in range(1, COUNT + 1)]
+        runs = [
+            run(self.script, SLURM_ARRAY_TASK_ID=str(task))
+            for task in range(1, COUNT + 1)
+        ]
         assert_divided([args for _, args in runs], capsys)
 
     @pytest.mark.parametrize(

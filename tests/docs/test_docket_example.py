@@ -49,9 +49,13 @@ class Client(httpx2.AsyncClient):
     """A client of the app."""
 
     def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
-        super().__init__(transport=transport, base_url="http://app", headers=LOGIN, timeout=BOUND)
+        super().__init__(
+            transport=transport, base_url="http://app", headers=LOGIN, timeout=BOUND
+        )
 
-    async def enqueue(self, targets: list[tuple[str, str]], stop_id: UUID | None = None) -> str:
+    async def enqueue(
+        self, targets: list[tuple[str, str]], stop_id: UUID | None = None
+    ) -> str:
         """Post a bulk stop; return its location."""
         headers = {"Content-Type": "application/json"}
         if stop_id is not None:
@@ -76,7 +80,9 @@ class Client(httpx2.AsyncClient):
 
 
 @pytest.fixture
-def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator) -> None:
+def _environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator
+) -> None:
     for name, value in {
         "DOCKET_URL": "memory://",
         "STOPS_FOLDER": str(tmp_path / "stops"),
@@ -103,7 +109,10 @@ def stops(monkeypatch: pytest.MonkeyPatch, _environment: None) -> ModuleType:
 @pytest.fixture
 async def client(stops: ModuleType) -> AsyncIterator[Client]:
     app = importlib.import_module("web").app
-    async with app.router.lifespan_context(app), Client(httpx2.ASGITransport(app)) as client:
+    async with (
+        app.router.lifespan_context(app),
+        Client(httpx2.ASGITransport(app)) as client,
+    ):
         assert stops.docket
         yield client
 
@@ -170,7 +179,11 @@ class TestInProcess:
         assert (done["state"], done["total"]) == ("completed", 53)
         assert done["counts"] == {"stopped": 50, "not_found": 1, "invalid": 2}
         assert done["report"]["counts"] == done["counts"]
-        assert {failure["alias"] for failure in done["report"]["failures"]} == {"gone", "..", "?"}
+        assert {failure["alias"] for failure in done["report"]["failures"]} == {
+            "gone",
+            "..",
+            "?",
+        }
         # Another run would not help the failures.
         assert emulator.received == Counter(targets[:-2])
 
@@ -221,7 +234,9 @@ class TestInProcess:
             await wait_for_requests(emulator, 1)
         assert (await client.show(location))["counts"] == {"unknown": 1}
         await work(stops)
-        assert (await client.show(location))["report"]["counts"] == {"already_stopped": 1}
+        assert (await client.show(location))["report"]["counts"] == {
+            "already_stopped": 1
+        }
 
     async def test_while_another_worker_has_the_journal_the_stop_waits(
         self, client: Client, stops: ModuleType, emulator: Emulator
@@ -246,7 +261,10 @@ class TestInProcess:
         await work(stops)
         assert len(emulator.requests) == 10
         done = await client.show(location)
-        assert (done["state"], done["report"]["counts"]) == ("completed", {"rejected": 5})
+        assert (done["state"], done["report"]["counts"]) == (
+            "completed",
+            {"rejected": 5},
+        )
         assert len(done["report"]["failures"]) == 3
 
         emulator.api_key = KEY
@@ -260,7 +278,9 @@ class TestInProcess:
         targets, stop_id = add_runtimes(emulator, 5), uuid4()
         location = await client.enqueue(targets, stop_id)
         async with stops.docket.redis() as redis:
-            await redis.delete(stops.docket.stream_key, stops.docket.runs_key(str(stop_id)))
+            await redis.delete(
+                stops.docket.stream_key, stops.docket.runs_key(str(stop_id))
+            )
         assert (await client.show(location))["state"] is None
         await client.enqueue(targets, stop_id)
         await work(stops)
@@ -277,17 +297,26 @@ class TestInProcess:
         ],
     )
     async def test_a_request_without_the_token_or_for_no_stop_is_refused(
-        self, client: Client, stops: ModuleType, path: str, headers: dict[str, str], status: int
+        self,
+        client: Client,
+        stops: ModuleType,
+        path: str,
+        headers: dict[str, str],
+        status: int,
     ) -> None:
         method = "POST" if path == "/stops" else "GET"
-        answer = await client.request(method, path, json=[["ws-1", "r0"]], headers=headers)
+        answer = await client.request(
+            method, path, json=[["ws-1", "r0"]], headers=headers
+        )
         assert answer.status_code == status
         assert not stops.FOLDER.exists()
 
     async def test_while_the_queue_is_away_clients_are_told_to_come_back(
         self, client: Client, stops: ModuleType
     ) -> None:
-        stops.docket.get_execution = Mock(side_effect=RedisConnectionError("connection refused"))
+        stops.docket.get_execution = Mock(
+            side_effect=RedisConnectionError("connection refused")
+        )
         answer = await client.get(NO_STOP)
         assert answer.status_code == 503
         assert "Retry-After" in answer.headers
@@ -303,7 +332,9 @@ asyncio.run(worker.main())
 class Backend:
     """The processes of the example, with a queue in Redis; no API key."""
 
-    def __init__(self, folder: Path, queue: str, environment: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, queue: str, environment: pytest.MonkeyPatch
+    ) -> None:
         self.folder = folder
         self.queue = queue
         self._environment = environment
@@ -322,17 +353,23 @@ class Backend:
 
     def client(self) -> Client:
         """Return a client of the app, which waits until it serves."""
-        return Client(httpx2.AsyncHTTPTransport(uds=str(self.folder / "web"), retries=8))
+        return Client(
+            httpx2.AsyncHTTPTransport(uds=str(self.folder / "web"), retries=8)
+        )
 
     async def stored(self) -> bytes:
         """Return all that Redis holds."""
         async with Redis.from_url(self.queue) as redis:
             await redis.config_set("rdbcompression", "no")
-            return b"".join([await redis.dump(name) or b"" async for name in redis.scan_iter()])
+            return b"".join(
+                [await redis.dump(name) or b"" async for name in redis.scan_iter()]
+            )
 
     async def _start(self, *arguments: str) -> Process:
         with (self.folder / "log").open("a") as log:
-            return await start(sys.executable, *arguments, stdout=log.fileno(), stderr=log.fileno())
+            return await start(
+                sys.executable, *arguments, stdout=log.fileno(), stderr=log.fileno()
+            )
 
 
 async def kill(*processes: Process) -> None:
@@ -360,7 +397,10 @@ async def test_a_stop_outlives_the_app_and_workers_that_are_shut_down_or_killed(
             assert handed_over < 600
             waiting = await client.show(location)
             assert waiting["state"] == "queued"
-            assert waiting["counts"] == {"stopped": handed_over, "unknown": 900 - handed_over}
+            assert waiting["counts"] == {
+                "stopped": handed_over,
+                "unknown": 900 - handed_over,
+            }
 
             killed = await backend.start_worker()
             await until(lambda: len(emulator.requests) >= 600)
@@ -380,7 +420,9 @@ async def test_a_stop_outlives_the_app_and_workers_that_are_shut_down_or_killed(
         await kill(web, resumes)
     journal = tmp_path / f"{location.removeprefix('/')}.jsonl"
     outcomes = list(read_journals([journal], targets))
-    assert Counter(outcome.target for outcome in outcomes if outcome.ok) == Counter(targets)
+    assert Counter(outcome.target for outcome in outcomes if outcome.ok) == Counter(
+        targets
+    )
     assert {emulator.status(*target) for target in targets} == {"stopped"}
     results = Counter(str(outcome.result) for outcome in outcomes)
     assert done["report"]["ok"]

@@ -32,7 +32,9 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # Skip built documentation.
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-GUIDES = [path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"]
+GUIDES = [
+    path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"
+]
 
 # Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for a block that
 # is a file.
@@ -78,14 +80,20 @@ def compiled(page: Path, block: Block) -> object:
 
 def succeed(*command: str | Path) -> None:
     """Run a command in this folder, and check that it succeeds."""
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=BOUND * 4, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=BOUND * 4, check=False
+    )
     assert ended.returncode == 0, f"{command[-1]}\n{ended.stdout}{ended.stderr}"
 
 
 def shell(code: str) -> None:
     functions = {"bctrl-async": program(), "python": [sys.executable]}
-    defined = [f'{name}() {{ {shlex.join(each)} "$@"; }}' for name, each in functions.items()]
-    succeed(BASH or pytest.skip("there is no bash"), "-e", "-c", "\n".join([*defined, code]))
+    defined = [
+        f'{name}() {{ {shlex.join(each)} "$@"; }}' for name, each in functions.items()
+    ]
+    succeed(
+        BASH or pytest.skip("there is no bash"), "-e", "-c", "\n".join([*defined, code])
+    )
 
 
 def run_tests() -> None:
@@ -97,9 +105,19 @@ def run_tests() -> None:
     [settings] = re.findall(r"(?ms)^```toml\n(\[tool\.pytest\..*?)^```$", guide)
     Path("pyproject.toml").write_text(settings, "utf-8")
     plugin = "bctrl_async.testing"
-    is_installed = any(point.value == plugin for point in entry_points(group="pytest11"))
+    is_installed = any(
+        point.value == plugin for point in entry_points(group="pytest11")
+    )
     options = [] if is_installed else ["-p", plugin]
-    succeed(sys.executable, "-m", "pytest", "-q", "-W", "error::DeprecationWarning", *options)
+    succeed(
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error::DeprecationWarning",
+        *options,
+    )
 
 
 @pytest.fixture
@@ -114,7 +132,9 @@ def _emulator_environment(
     monkeypatch.setenv("BCTRL_BASE_URL", bctrl_emulator.url)
     monkeypatch.setenv("BCTRL_API_KEY", "emulator-key")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
     monkeypatch.chdir(tmp_path)
 
 
@@ -122,7 +142,9 @@ def _emulator_environment(
 def _same_logging() -> Iterator[None]:
     """Leave the loggers as they were: examples configure them."""
     root, package = logging.getLogger(), logging.getLogger("bctrl_async")
-    before = [(logger, logger.level, list(logger.handlers)) for logger in (root, package)]
+    before = [
+        (logger, logger.level, list(logger.handlers)) for logger in (root, package)
+    ]
     yield
     for logger, level, handlers in before:
         logger.setLevel(level)
@@ -198,13 +220,17 @@ async def test_each_line_that_replaces_another_runs(
                 "session": session,
                 "trace": aiohttp.TraceConfig(),
             }
-            code = compile(row, "migrate.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            code = compile(
+                row, "migrate.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            )
             returned = eval(code, namespace)  # noqa: S307 - our docs.
             if inspect.iscoroutine(returned):
                 await returned
 
 
-def test_the_code_of_the_pages_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_pages_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fault: the code of a guide failed the type checker of its reader."""
     pytest.importorskip("mypy")
     for page in [ROOT / "README.md", *PAGES]:
@@ -215,9 +241,19 @@ def test_the_code_of_the_pages_is_typed(tmp_path: Path, monkeypatch: pytest.Monk
                     file.write(block.code)
     # The blocks of a page define `main` anew, and some packages have no types.
     allowed = ("no-redef", "top-level-await", "no-any-return", "no-untyped-call")
-    options = [f"--disable-error-code={code}" for code in (*allowed, "untyped-decorator")]
+    options = [
+        f"--disable-error-code={code}" for code in (*allowed, "untyped-decorator")
+    ]
     monkeypatch.chdir(tmp_path)
-    succeed(sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", *options, ".")
+    succeed(
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--ignore-missing-imports",
+        *options,
+        ".",
+    )
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])

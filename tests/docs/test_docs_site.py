@@ -26,10 +26,13 @@ SITE = Path(FOLDER or "docs/_build").resolve()
 PAGES = sorted(
     str(page.relative_to(SITE))
     for page in SITE.rglob("*.html")
-    if FOLDER and (SITE / "_sources" / page.relative_to(SITE).with_suffix(".md.txt")).exists()
+    if FOLDER
+    and (SITE / "_sources" / page.relative_to(SITE).with_suffix(".md.txt")).exists()
 )
 
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="BCTRL_DOCS_HTML names no built docs")
+pytestmark = pytest.mark.skipif(
+    FOLDER is None, reason="BCTRL_DOCS_HTML names no built docs"
+)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 needs_pagefind = pytest.mark.skipif(
     not (SITE / "pagefind").exists(), reason="the docs were built without pagefind"
@@ -52,7 +55,9 @@ async def url() -> AsyncIterator[str]:
 async def open_search(tab: Tab, page: str, key: str, *, control: bool = False) -> None:
     await tab.open(page)
     memory = "new WebAssembly.Memory({initial: 1}); return true"
-    if not await tab.run(f"(() => {{ try {{ {memory} }} catch {{ return false }} }})()"):
+    if not await tab.run(
+        f"(() => {{ try {{ {memory} }} catch {{ return false }} }})()"
+    ):
         # The search needs it; what the docs do without it has a test of its own.
         pytest.skip("this Chromium runs no WebAssembly")
     await tab.wait_for("document.querySelector('pagefind-modal-trigger button')")
@@ -103,13 +108,19 @@ FOUND_FIRST = {
 
 
 def words_of(pages: dict[str, str]) -> list[tuple[str, str]]:
-    return [(word, f"{page}.html") for page, words in pages.items() for word in words.split(", ")]
+    return [
+        (word, f"{page}.html")
+        for page, words in pages.items()
+        for word in words.split(", ")
+    ]
 
 
 @needs_chromium
 @needs_pagefind
 @pytest.mark.parametrize(("word", "page"), words_of(FOUND))
-async def test_the_search_finds_the_page(tab: Tab, url: str, word: str, page: str) -> None:
+async def test_the_search_finds_the_page(
+    tab: Tab, url: str, word: str, page: str
+) -> None:
     await open_search(tab, f"{url}/how-to/find.html", "/")
     assert page in await hits(tab, word)
     assert tab.errors == []
@@ -129,7 +140,9 @@ async def test_a_search_has_the_page_with_the_answer_first(
 @needs_chromium
 @needs_pagefind
 @pytest.mark.parametrize("words", ["postgres", "numpy", "rate postgres"])
-async def test_a_word_that_no_page_has_has_no_hits(tab: Tab, url: str, words: str) -> None:
+async def test_a_word_that_no_page_has_has_no_hits(
+    tab: Tab, url: str, words: str
+) -> None:
     """Fault: pagefind looked for its beginning, such as the `s` of `sqlite`."""
     await open_search(tab, f"{url}/index.html", "/")
     await tab.wait_for("document.activeElement.matches('pagefind-modal input')")
@@ -148,8 +161,12 @@ async def test_a_search_needs_no_mouse(tab: Tab, url: str) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("is_file", [True, False], ids=["as a file", "without WebAssembly"])
-async def test_without_it_the_search_of_sphinx_stays(tab: Tab, url: str, *, is_file: bool) -> None:
+@pytest.mark.parametrize(
+    "is_file", [True, False], ids=["as a file", "without WebAssembly"]
+)
+async def test_without_it_the_search_of_sphinx_stays(
+    tab: Tab, url: str, *, is_file: bool
+) -> None:
     if not is_file:
         script = "delete window.WebAssembly"
         await tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
@@ -167,7 +184,9 @@ async def test_without_it_the_search_of_sphinx_stays(tab: Tab, url: str, *, is_f
         pytest.param(1320, id="a window in which both sidebars have just enough room"),
     ],
 )
-async def test_no_page_or_table_is_scrolled_sideways(tab: Tab, url: str, width: int) -> None:
+async def test_no_page_or_table_is_scrolled_sideways(
+    tab: Tab, url: str, width: int
+) -> None:
     await tab.show_as(width=width)
     page = f"document.documentElement.scrollWidth > {width}"
     tables = "[...document.querySelectorAll('.table-wrapper')]"
@@ -186,7 +205,9 @@ async def test_the_tab_key_stops_only_at_code_that_scrolls(tab: Tab, url: str) -
     await tab.open(f"{url}/how-to/testing.html")
     for width, scrolls in [(390, True), (1280, False)]:
         await tab.show_as(width=width)
-        await tab.wait_for(f"{code}.some(each => each.tabIndex === 0) === {str(scrolls).lower()}")
+        await tab.wait_for(
+            f"{code}.some(each => each.tabIndex === 0) === {str(scrolls).lower()}"
+        )
 
 
 @needs_chromium
@@ -195,7 +216,9 @@ async def test_the_search_of_sphinx_finds_numbers_as_well(tab: Tab, word: str) -
     await tab.open((SITE / "search.html").as_uri() + f"?q={quote(word)}")
     # They are listed singly.
     hits = "[...document.querySelectorAll('#search-results li a')]"
-    await tab.wait_for(f"{hits}.some(each => each.pathname.includes('reference/outcomes'))")
+    await tab.wait_for(
+        f"{hits}.some(each => each.pathname.includes('reference/outcomes'))"
+    )
 
 
 def test_the_table_of_the_reference_has_every_public_name() -> None:
@@ -203,12 +226,16 @@ def test_the_table_of_the_reference_has_every_public_name() -> None:
     listed = set(re.findall(r'href="[^"#]*#([\w.]+)"', page))
     extras = ("emulator", "fastapi", "otel", "pace", "redis", "testing")
     modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
-    names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
+    names = {
+        f"{name}.{public}" for name in modules for public in import_module(name).__all__
+    }
     assert names - listed == {"bctrl_async.__version__"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_reference_has_every_option(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_reference_has_every_option(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     page = (SITE / "reference" / "command.html").read_text("utf-8")
     section = page.partition(f'<section id="bctrl-async-{command}">')[2]
     section = section.partition('<section id="bctrl-async-')[0]

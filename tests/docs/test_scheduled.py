@@ -96,7 +96,11 @@ async def api(root: Path) -> AsyncIterator[Emulator]:
         lines = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets)
         for name in ("all.csv", "runtimes.csv"):
             (root / "var/lib/stop-runtimes" / name).write_text(lines)
-        variables = {"BCTRL_API_KEY": api.api_key, "BCTRL_BASE_URL": api.url, "NIGHT": NIGHT}
+        variables = {
+            "BCTRL_API_KEY": api.api_key,
+            "BCTRL_BASE_URL": api.url,
+            "NIGHT": NIGHT,
+        }
         text = "".join(f"{name}={value}\n" for name, value in variables.items())
         (root / "etc/stop-runtimes.env").write_text(text)
         yield api
@@ -116,10 +120,17 @@ class TestCron:
     @pytest.fixture(autouse=True)
     def _crontab(self) -> None:
         page = (DOCS / "how-to" / "nightly.md").read_text("utf-8")
-        [crontab] = re.findall("^```text\n(PATH=.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        [crontab] = re.findall(
+            "^```text\n(PATH=.*?)^```$", page, re.DOTALL | re.MULTILINE
+        )
         assignments = re.findall(r"^(\w+)=(.*)\n", crontab, re.MULTILINE)
         # The variables of the crontab replace cron's.
-        cron = {"HOME": "/root", "LOGNAME": "root", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
+        cron = {
+            "HOME": "/root",
+            "LOGNAME": "root",
+            "PATH": "/usr/bin:/bin",
+            "SHELL": "/bin/sh",
+        }
         self.variables = cron | dict(assignments)
         lines = crontab.splitlines()[len(assignments) :]
         # A line has five fields for the time, and the user.
@@ -132,7 +143,9 @@ class TestCron:
         """Fault: cron takes it for the end of a line."""
         assert [job for job in self.jobs if "%" in job] == []
 
-    async def test_a_night_without_failures_mails_nothing(self, root: Path, api: Emulator) -> None:
+    async def test_a_night_without_failures_mails_nothing(
+        self, root: Path, api: Emulator
+    ) -> None:
         """Faults: `bctrl-async: not found`; 720 lines of progress every night."""
         for job in self.jobs:
             assert await self.run(root, job) == (0, "", "")
@@ -157,7 +170,12 @@ class TestCron:
 class TestSystemd:
     def unit(self, name: str, instance: str = "") -> dict[str, str]:
         """Return the settings of a unit, with the specifiers that it uses."""
-        text = (UNITS / name).read_text("utf-8").replace("%i", instance).replace("%H", "host")
+        text = (
+            (UNITS / name)
+            .read_text("utf-8")
+            .replace("%i", instance)
+            .replace("%H", "host")
+        )
         return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
 
     async def run(self, root: Path, unit: dict[str, str]) -> Result:
@@ -174,13 +192,17 @@ class TestSystemd:
         folder = unit.get("WorkingDirectory", "/")
         return await run(root, environment, "env", f"--chdir={folder}", *command)
 
-    async def test_the_service_stops_all_and_logs_nothing(self, root: Path, api: Emulator) -> None:
+    async def test_the_service_stops_all_and_logs_nothing(
+        self, root: Path, api: Emulator
+    ) -> None:
         """Fault: `bctrl-async: not found`."""
         unit = self.unit("stop-runtimes.service")
         assert await self.run(root, unit) == (0, "", "")
         assert len(api.stops) == COUNT
 
-    async def test_the_instances_stop_a_shard_each(self, root: Path, api: Emulator) -> None:
+    async def test_the_instances_stop_a_shard_each(
+        self, root: Path, api: Emulator
+    ) -> None:
         for shard in range(1, 5):
             unit = self.unit("stop-shard@.service", str(shard))
             assert await self.run(root, unit) == (0, "", "")
@@ -203,7 +225,9 @@ class TestSystemd:
         assert header == f"Subject: {name} failed on host"
         assert re.fullmatch(f"the log of status .* {name}\n", body)
 
-    @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+    @pytest.mark.skipif(
+        shutil.which("systemd-analyze") is None, reason="there is no systemd"
+    )
     async def test_systemd_accepts_the_units(self, root: Path) -> None:
         units = [str(path) for path in sorted(UNITS.iterdir())]
         (root / "usr/sbin/sendmail").touch(0o755)

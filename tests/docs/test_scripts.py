@@ -17,7 +17,9 @@ from bctrl_async.emulator import Emulator
 ROOT = Path(__file__).parents[2]
 BULK = (sys.executable, "clean_up.py", "list.csv", "night.jsonl")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a loop has no signal handlers")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="a loop has no signal handlers"
+)
 
 
 ALIASES = [f"r{number}" for number in range(300)]
@@ -30,7 +32,9 @@ def script(page: str, start: str) -> str:
 
 
 @pytest.fixture
-async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
+async def api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Emulator]:
     """An emulator of 300 runtimes that answers no stop, and a list of them."""
     async with Emulator(port=0) as api:
         targets = add_runtimes(api, 300)
@@ -51,7 +55,9 @@ class TestBulkScript:
         del api  # It has changed the folder.
         save("clean_up.py", script("bulk-script.md", "import asyncio"))
 
-    async def test_ctrl_c_waits_and_the_next_run_sends_the_rest(self, api: Emulator) -> None:
+    async def test_ctrl_c_waits_and_the_next_run_sends_the_rest(
+        self, api: Emulator
+    ) -> None:
         first = await start(*BULK)
         await wait_for_requests(api, 100)
         beside, _, _ = await finish(await start(*BULK))

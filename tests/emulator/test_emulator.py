@@ -15,7 +15,16 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings, strategies as st
 from support.helpers import BOUND, free_port, pass_time, until
-from support.wire import GET, KEY, LIST, STOP, Wire, ask, errors_against_contract, path_of
+from support.wire import (
+    GET,
+    KEY,
+    LIST,
+    STOP,
+    Wire,
+    ask,
+    errors_against_contract,
+    path_of,
+)
 from support.wire_faults import OVERSIZED
 from yarl import URL
 
@@ -28,7 +37,10 @@ from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply
     ("workspace_id", "uuid"),
     [
         ("wörk/1", None),
-        ("6F1F7A52-9F0E-4D53-8A64-0D1C6D6D2F11", "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"),
+        (
+            "6F1F7A52-9F0E-4D53-8A64-0D1C6D6D2F11",
+            "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11",
+        ),
     ],
 )
 async def test_a_stop_and_a_get_have_the_runtime_as_in_the_contract(
@@ -41,7 +53,10 @@ async def test_a_stop_and_a_get_have_the_runtime_as_in_the_contract(
     after = await ask(emulator, stop.removesuffix("/stop"), "GET")
 
     for answer in (before, stopped, after):
-        assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+        assert (answer.status, answer.headers["content-type"]) == (
+            200,
+            "application/json",
+        )
         assert errors_against_contract(answer.json) == []
         assert (answer.json["kind"], answer.json["alias"]) == ("desktop", "crm")
         assert uuid is None or answer.json["workspaceId"] == uuid
@@ -103,7 +118,9 @@ async def test_the_key_can_be_chosen_and_rotated() -> None:
 async def test_a_workspace_is_known_by_its_name_and_by_the_uuid_of_its_answers(
     emulator: Emulator,
 ) -> None:
-    emulator.add_runtime("ws-1", "a/b", status="failed", created_at="2026-11-25T08:00:00Z")
+    emulator.add_runtime(
+        "ws-1", "a/b", status="failed", created_at="2026-11-25T08:00:00Z"
+    )
     emulator.add_runtime("other", "crm")
     crm, failed = emulator.runtimes["ws-1", "crm"], emulator.runtimes["ws-1", "a/b"]
     workspace_id = crm["workspaceId"]
@@ -114,7 +131,11 @@ async def test_a_workspace_is_known_by_its_name_and_by_the_uuid_of_its_answers(
 
     emulator.inject(Fault.SERVER_ERROR, workspace_id=workspace_id)
     emulator.poison(workspace_id, "a/b", Reply(403))
-    stops = [path_of("ws-1", "crm"), path_of("ws-1", "a%2Fb"), path_of(workspace_id, "crm")]
+    stops = [
+        path_of("ws-1", "crm"),
+        path_of("ws-1", "a%2Fb"),
+        path_of(workspace_id, "crm"),
+    ]
     assert [(await ask(emulator, path)).status for path in stops] == [500, 403, 200]
     assert {request.workspace_id for request in emulator.requests} == {"ws-1"}
     assert emulator.received["ws-1", "crm"] == 2
@@ -177,10 +198,14 @@ async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator) -> None:
     )
     assert received.headers["authorization"] == KEY
     assert "emulator-key" not in repr(received)
-    assert 0 <= received.received_at < 40 <= later.received_at - received.received_at < 80
+    assert (
+        0 <= received.received_at < 40 <= later.received_at - received.received_at < 80
+    )
 
 
-async def test_each_request_has_what_it_asked_for_and_was_answered(emulator: Emulator) -> None:
+async def test_each_request_has_what_it_asked_for_and_was_answered(
+    emulator: Emulator,
+) -> None:
     expected = [
         ("GET", STOP, ("ws-1", "crm", None, 405)),
         ("POST", path_of("ws-1", "g%2Fone"), ("ws-1", "g/one", "stop", 404)),
@@ -194,7 +219,10 @@ async def test_each_request_has_what_it_asked_for_and_was_answered(emulator: Emu
     answers = [await ask(emulator, path, method) for method, path, _ in expected]
 
     requests = emulator.requests
-    seen = [(each.workspace_id, each.alias, each.operation, each.status) for each in requests]
+    seen = [
+        (each.workspace_id, each.alias, each.operation, each.status)
+        for each in requests
+    ]
     assert seen == [facts for _, _, facts in expected]
     assert [(r.method, r.raw_path) for r in requests] == [each[:2] for each in expected]
     assert emulator.stops == requests[1:4]
@@ -204,7 +232,10 @@ async def test_each_request_has_what_it_asked_for_and_was_answered(emulator: Emu
 
 async def test_each_request_is_passed_to_a_function_before_it_is_answered() -> None:
     passed: list[ReceivedRequest] = []
-    async with Emulator(port=0, on_request=passed.append) as emulator, Wire(emulator) as wire:
+    async with (
+        Emulator(port=0, on_request=passed.append) as emulator,
+        Wire(emulator) as wire,
+    ):
         emulator.add_runtime("ws-1", "crm")
         emulator.inject(Fault.HANG)
         await wire.send()
@@ -292,7 +323,9 @@ async def test_close_aborts_pending_answers_and_leaves_no_task(
     assert not caplog.records
 
 
-async def test_answers_about_a_held_runtime_wait_for_its_release(emulator: Emulator) -> None:
+async def test_answers_about_a_held_runtime_wait_for_its_release(
+    emulator: Emulator,
+) -> None:
     emulator.add_runtime("ws-1", "mail")
     workspace = emulator.runtimes["ws-1", "crm"]["workspaceId"]
     emulator.hold(workspace, "crm", "gone")
@@ -327,7 +360,9 @@ async def test_close_aborts_a_connection_that_was_just_made(iterations: int) -> 
     await emulator.start()
     url = URL(emulator.url)
     # The kernel completes the connection; the event loop sees it some iterations later.
-    with socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection:
+    with socket.create_connection(
+        (str(url.host), url.port), timeout=BOUND
+    ) as connection:
         for _ in range(iterations):
             await asyncio.sleep(0)
         await emulator.close()
@@ -337,7 +372,9 @@ async def test_close_aborts_a_connection_that_was_just_made(iterations: int) -> 
 
 
 @pytest.mark.parametrize("iterations", range(0, 8, 2))
-async def test_close_aborts_a_connection_that_is_made_meanwhile(iterations: int) -> None:
+async def test_close_aborts_a_connection_that_is_made_meanwhile(
+    iterations: int,
+) -> None:
     """Fault: a client that connects while its server closes is never answered."""
     before = asyncio.all_tasks()
     emulator = Emulator(port=0)
@@ -348,7 +385,9 @@ async def test_close_aborts_a_connection_that_is_made_meanwhile(iterations: int)
         await asyncio.sleep(0)
     with (
         suppress(ConnectionError),
-        socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection,
+        socket.create_connection(
+            (str(url.host), url.port), timeout=BOUND
+        ) as connection,
     ):
         await closing
         assert connection.recv(1) == b""
@@ -389,17 +428,29 @@ INVALID: list[tuple[Callable[[], object], str]] = [
     (call("add_runtime", "ws", None), "alias is None: give str, not NoneType"),
     (call("add_runtime", "ws", "\ud800"), "surrogates not allowed"),
     (call("add_runtime", "ws", "crm", kind="car"), "'car': give one of browser"),
-    (call("status", UUID(int=1), "crm"), r"workspace_id is UUID\(.*: give str, not UUID"),
+    (
+        call("status", UUID(int=1), "crm"),
+        r"workspace_id is UUID\(.*: give str, not UUID",
+    ),
     (call("inject", "hang"), "fault is 'hang': give Fault or Reply"),
     (call("inject", method="get"), "method is 'get': give one of POST, GET"),
     (call("poison", "ws", "crm", 403), "fault is 403: give Fault or"),
     (call("assert_stopped", "ws-1"), "no alias is given: name the runtimes"),
-    (call("assert_stopped", "ws-1", ["crm"]), r"alias is \['crm'\]: give str, not list"),
-    (call("assert_not_stopped", ("ws-1", "crm"), "crm"), "workspace_id is .*: give str, not tuple"),
+    (
+        call("assert_stopped", "ws-1", ["crm"]),
+        r"alias is \['crm'\]: give str, not list",
+    ),
+    (
+        call("assert_not_stopped", ("ws-1", "crm"), "crm"),
+        "workspace_id is .*: give str, not tuple",
+    ),
     (reply(199), "status is 199: give 200 to 599"),
     (reply(takes_effect=1), "takes_effect is 1: give bool"),
     (reply(headers=None), "headers is None: give Mapping"),
-    (reply(headers={"Retry-After": 7}), r"headers\['Retry-After'\] is 7: give str, not int"),
+    (
+        reply(headers={"Retry-After": 7}),
+        r"headers\['Retry-After'\] is 7: give str, not int",
+    ),
     (reply(headers={"a b": "x"}), "headers has 'a b': 'x', which HTTP"),
     (reply(headers={"x": "1\r\ny: 2"}), "which HTTP cannot express"),
     (reply(code="x", body={}), "code and body are both given"),
@@ -409,7 +460,9 @@ INVALID: list[tuple[Callable[[], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("invalid", "message"), INVALID, ids=[text for _, text in INVALID])
+@pytest.mark.parametrize(
+    ("invalid", "message"), INVALID, ids=[text for _, text in INVALID]
+)
 def test_an_invalid_argument_is_an_error_with_advice(
     invalid: Callable[[], object], message: str
 ) -> None:

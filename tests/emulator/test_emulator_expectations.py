@@ -27,12 +27,16 @@ def difference(check: Callable[..., None], *aliases: str, **only: bool) -> list[
 
 
 async def stop(session: BctrlSession, *targets: str) -> None:
-    pairs = [(workspace_id, alias) for workspace_id, alias in (t.split("/") for t in targets)]
+    pairs = [
+        (workspace_id, alias) for workspace_id, alias in (t.split("/") for t in targets)
+    ]
     # One after the other, so that they are received in order.
     await session.stop_runtimes(pairs, concurrency=1, verify=False)
 
 
-async def test_stopped_runtimes_are_as_expected(emulator: Emulator, session: BctrlSession) -> None:
+async def test_stopped_runtimes_are_as_expected(
+    emulator: Emulator, session: BctrlSession
+) -> None:
     emulator.inject(Fault.DROP_AFTER, alias="crm")
     await stop(session, "ws-1/crm", "ws-1/mail")
     emulator.assert_stopped("ws-1", "mail", "mail")
@@ -48,7 +52,9 @@ async def test_a_difference_has_a_line_for_each_runtime(
     emulator.poison("ws-1", "mail", Fault.DROP_BEFORE)
     emulator.inject(Reply(200, takes_effect=False), alias="web")
     emulator.inject(Fault.FAILED, alias="note")
-    await stop(session, *(f"ws-1/{alias}" for alias in ("crm", "mail", "web", "note", "webb")))
+    await stop(
+        session, *(f"ws-1/{alias}" for alias in ("crm", "mail", "web", "note", "webb"))
+    )
     await stop(session, "ws-2/nota")
 
     aliases = ["crm", "mail", "web", "note", "old", "nope"]
@@ -93,7 +99,9 @@ async def test_a_runtime_that_is_added_again_is_active_and_can_be_stopped_again(
     emulator.assert_stopped("ws-1", "crm")
 
 
-def test_a_long_difference_is_cut_and_names_are_shown_as_python_would(emulator: Emulator) -> None:
+def test_a_long_difference_is_cut_and_names_are_shown_as_python_would(
+    emulator: Emulator,
+) -> None:
     aliases = ["\x1b[2J", *(f"a{number}" for number in range(99))]
     lines = difference(emulator.assert_stopped, *aliases)
     assert lines[0] == r"- '\x1b[2J' in 'ws-1': never added; no stop received"

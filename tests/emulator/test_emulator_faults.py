@@ -59,7 +59,9 @@ async def test_a_fault_is_answered_as_it_says(
         assert errors_against_contract(answers[0].json) == []
 
 
-@pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.TRUNCATED_JSON])
+@pytest.mark.parametrize(
+    "fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.TRUNCATED_JSON]
+)
 async def test_an_answer_is_cut_before_its_head_or_within_its_body(
     emulator: Emulator, wire: Wire, fault: Fault
 ) -> None:
@@ -73,7 +75,9 @@ async def test_an_answer_is_cut_before_its_head_or_within_its_body(
     assert (emulator.status("ws-1", "crm") == "stopped") is fault.takes_effect
 
 
-async def test_every_delay_is_as_long_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_delay_is_as_long_as_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     slept: list[float] = []
     real_sleep = asyncio.sleep
 
@@ -81,7 +85,10 @@ async def test_every_delay_is_as_long_as_configured(monkeypatch: pytest.MonkeyPa
         slept.extend([delay] if delay else [])
         await real_sleep(0)
 
-    async with Emulator(port=0, latency=3, fault_latency=40) as slow, Wire(slow) as wire:
+    async with (
+        Emulator(port=0, latency=3, fault_latency=40) as slow,
+        Wire(slow) as wire,
+    ):
         slow.add_runtime("ws-1", "crm")
         slow.inject(None, Fault.RATE_LIMITED, Fault.LATENCY)
         monkeypatch.setattr(asyncio, "sleep", sleep)
@@ -104,22 +111,41 @@ async def test_the_queue_of_the_target_comes_first_then_of_workspace_alias_and_a
     emulator.inject(unavailable := Reply(503), alias="crm")
     emulator.inject(Fault.BAD_GATEWAY)
     order = ["b/crm", "ws-1/crm", "b/crm", "ws-1/mail", "ws-1/crm"]
-    statuses = [(await ask(emulator, path_of(*each.split("/")))).status for each in order]
+    statuses = [
+        (await ask(emulator, path_of(*each.split("/")))).status for each in order
+    ]
     assert statuses == [500, 429, 503, 502, 200]
-    faults = [Fault.SERVER_ERROR, Fault.RATE_LIMITED, unavailable, Fault.BAD_GATEWAY, None]
+    faults = [
+        Fault.SERVER_ERROR,
+        Fault.RATE_LIMITED,
+        unavailable,
+        Fault.BAD_GATEWAY,
+        None,
+    ]
     assert [request.fault for request in emulator.requests] == faults
 
 
-async def test_a_fault_waits_for_a_valid_key_and_a_known_runtime(emulator: Emulator) -> None:
+async def test_a_fault_waits_for_a_valid_key_and_a_known_runtime(
+    emulator: Emulator,
+) -> None:
     emulator.inject(Fault.SERVER_ERROR)
     asked = [{"key": "no"}, {"path": "/"}, {"path": path_of("ws-1", "gone")}, {}]
-    assert [(await ask(emulator, **each)).status for each in asked] == [401, 404, 404, 500]
+    assert [(await ask(emulator, **each)).status for each in asked] == [
+        401,
+        404,
+        404,
+        500,
+    ]
 
 
 @pytest.mark.parametrize("path", [GET, LIST])
-async def test_faults_of_stops_and_of_reads_are_separate(emulator: Emulator, path: str) -> None:
+async def test_faults_of_stops_and_of_reads_are_separate(
+    emulator: Emulator, path: str
+) -> None:
     emulator.inject(Fault.RATE_LIMITED)
-    emulator.inject(Fault.SERVER_ERROR, Fault.FAILED, Reply(403), Reply(200), method="GET")
+    emulator.inject(
+        Fault.SERVER_ERROR, Fault.FAILED, Reply(403), Reply(200), method="GET"
+    )
     answers = [await ask(emulator, path, "GET") for _ in range(5)]
     assert [answer.status for answer in answers] == [500, 200, 403, 200, 200]
     # It says so, and nothing has changed.
@@ -158,10 +184,14 @@ async def test_a_request_above_the_rate_and_its_burst_gets_a_429_and_changes_not
             emulator.add_runtime("ws-1", f"r{number}")
         # It covers reads as well.
         answers = [await ask(emulator, f"{LIST}/r0", "GET")]
-        answers += [await ask(emulator, path_of("ws-1", f"r{number}")) for number in range(9)]
+        answers += [
+            await ask(emulator, path_of("ws-1", f"r{number}")) for number in range(9)
+        ]
     statuses = [answer.status for answer in answers]
     assert statuses == [200] * allowed + [429] * (10 - allowed)
-    stopped = [runtime["status"] for runtime in emulator.runtimes.values()].count("stopped")
+    stopped = [runtime["status"] for runtime in emulator.runtimes.values()].count(
+        "stopped"
+    )
     assert stopped == allowed - 1
     assert emulator.received.total() == 9
 
@@ -181,7 +211,9 @@ TARGETS: Targets = [(f"ws{number % 3}", f"a{number}") for number in range(30)] *
 SOME = {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, Fault.ACCEPTED: 0.0}
 
 
-async def faults_met(order: Targets, faults: dict[Fault, float] = SOME, *, seed: int = 7) -> Met:
+async def faults_met(
+    order: Targets, faults: dict[Fault, float] = SOME, *, seed: int = 7
+) -> Met:
     met: Met = {}
     async with Emulator(port=0, faults=faults, seed=seed) as emulator:
         for target in order:
@@ -207,10 +239,16 @@ async def test_a_seed_repeats_them_whatever_the_order_of_requests() -> None:
 async def test_each_occurs_with_its_probability() -> None:
     met = await faults_met(TARGETS)
     drawn = [fault for faults in met.values() for fault in faults]
-    for fault, share in {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, None: 0.5}.items():
+    for fault, share in {
+        Fault.SERVER_ERROR: 0.25,
+        Fault.RATE_LIMITED: 0.25,
+        None: 0.5,
+    }.items():
         assert abs(drawn.count(fault) / len(drawn) - share) < 0.1
     assert Fault.ACCEPTED not in drawn
-    certain = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.5, Fault.RATE_LIMITED: 0.5})
+    certain = await faults_met(
+        TARGETS, {Fault.SERVER_ERROR: 0.5, Fault.RATE_LIMITED: 0.5}
+    )
     assert all(None not in faults for faults in certain.values())
 
 
@@ -230,14 +268,18 @@ async def test_each_occurs_with_its_probability() -> None:
 async def test_a_bare_status_has_the_documented_error(
     emulator: Emulator, status: int, code: str, reason_class: str, message: str
 ) -> None:
-    emulator.inject(Reply(status), Reply(status, code="", message="", reason_class="", hint=""))
+    emulator.inject(
+        Reply(status), Reply(status, code="", message="", reason_class="", hint="")
+    )
     for answer in (await ask(emulator), await ask(emulator)):
         error = {"code": code, "error": message, "reasonClass": reason_class}
         assert answer.json == {**error, "requestId": answer.headers["x-request-id"]}
 
 
 async def test_an_error_has_the_given_fields(emulator: Emulator) -> None:
-    reply = Reply(403, code="plan.expired", message="Renew.", reason_class="billing", hint="Pay.")
+    reply = Reply(
+        403, code="plan.expired", message="Renew.", reason_class="billing", hint="Pay."
+    )
     emulator.inject(reply)
     answer = await ask(emulator)
     assert answer.json == {
@@ -256,8 +298,18 @@ async def test_an_error_has_the_given_fields(emulator: Emulator) -> None:
         (Reply(502, body="é"), "é".encode(), TEXT, False),
         (Reply(200, body=b"\xff\x00"), b"\xff\x00", TEXT, True),
         (Reply(200, body="", takes_effect=False), b"", TEXT, False),
-        (Reply(418, body={"why": "é"}, takes_effect=True), '{"why":"é"}'.encode(), JSON, True),
-        (Reply(400, body=[], headers={"Content-Type": "x/json"}), b"[]", "x/json", False),
+        (
+            Reply(418, body={"why": "é"}, takes_effect=True),
+            '{"why":"é"}'.encode(),
+            JSON,
+            True,
+        ),
+        (
+            Reply(400, body=[], headers={"Content-Type": "x/json"}),
+            b"[]",
+            "x/json",
+            False,
+        ),
         # They have no usual body.
         (Reply(204), b"", JSON, True),
         (Reply(205), b"", JSON, True),
@@ -265,7 +317,13 @@ async def test_an_error_has_the_given_fields(emulator: Emulator) -> None:
     ],
 )
 async def test_a_reply_has_its_body_and_its_effect_and_leaves_the_connection_usable(
-    emulator: Emulator, wire: Wire, reply: Reply, body: bytes, kind: str, *, takes_effect: bool
+    emulator: Emulator,
+    wire: Wire,
+    reply: Reply,
+    body: bytes,
+    kind: str,
+    *,
+    takes_effect: bool,
 ) -> None:
     emulator.inject(reply, None)
     await wire.send()
@@ -278,7 +336,9 @@ async def test_a_reply_has_its_body_and_its_effect_and_leaves_the_connection_usa
 
 
 @pytest.mark.parametrize("status", [202, 429])
-async def test_headers_replace_the_usual_ones_of_any_case(emulator: Emulator, status: int) -> None:
+async def test_headers_replace_the_usual_ones_of_any_case(
+    emulator: Emulator, status: int
+) -> None:
     emulator.inject(Reply(status, headers={"Retry-After": "7", "X-Request-ID": "mine"}))
     answer = await ask(emulator)
     headers = answer.headers

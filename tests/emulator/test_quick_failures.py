@@ -72,7 +72,9 @@ def emulator(bctrl_emulator: Emulator) -> Emulator:  # noqa: F811 - the fixture.
 
 
 @pytest.fixture
-def session(fixture: str, emulator: Emulator, request: pytest.FixtureRequest) -> BctrlSession:
+def session(
+    fixture: str, emulator: Emulator, request: pytest.FixtureRequest
+) -> BctrlSession:
     """The fixture's session, or an app's own, which is made before the fixture runs."""
     own = BctrlSession(emulator.api_key, base_url=emulator.url, retry=OWN, timeout=60)
     provided: BctrlSession | None = request.getfixturevalue(fixture)
@@ -96,7 +98,9 @@ async def result_of(emulator: Emulator, call: Coroutine[Any, Any, object]) -> ob
         return error
 
 
-async def report_of(emulator: Emulator, session: BctrlSession, *aliases: str) -> StopReport:
+async def report_of(
+    emulator: Emulator, session: BctrlSession, *aliases: str
+) -> StopReport:
     targets = [("ws-1", alias) for alias in aliases]
     report = await result_of(emulator, session.stop_runtimes(targets, verify=60))
     assert isinstance(report, StopReport)
@@ -105,7 +109,10 @@ async def report_of(emulator: Emulator, session: BctrlSession, *aliases: str) ->
 
 def polls(emulator: Emulator) -> int:
     """Return the number of reads of the runtime `crm`."""
-    return sum(request.method == "GET" and request.alias == "crm" for request in emulator.requests)
+    return sum(
+        request.method == "GET" and request.alias == "crm"
+        for request in emulator.requests
+    )
 
 
 @every_session
@@ -143,7 +150,9 @@ async def test_retries_and_polls_go_on_as_in_production(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.inject(*[Fault.DROP_BEFORE] * 3, Fault.MALFORMED_JSON)
-    emulator.inject(*[Fault.SERVER_ERROR] * 3, Fault.ACCEPTED, Fault.ACCEPTED, method="GET")
+    emulator.inject(
+        *[Fault.SERVER_ERROR] * 3, Fault.ACCEPTED, Fault.ACCEPTED, method="GET"
+    )
     async with session:
         report = await report_of(emulator, session, "crm")
 
@@ -174,7 +183,9 @@ async def test_every_failing_target_gets_the_attempts_of_its_policy(
         ("hangs", 2 + 1),
     ],
 )
-async def test_a_server_that_answers_no_more_is_given_up(ending: str, attempts: int) -> None:
+async def test_a_server_that_answers_no_more_is_given_up(
+    ending: str, attempts: int
+) -> None:
     outcomes: list[StopOutcome] = []
     async with Emulator(port=0) as emulator:
         targets = add_runtimes(emulator, 3)
@@ -206,7 +217,9 @@ def attempts_in_a_thread(emulator: Emulator) -> int:
     emulator.poison(*CRM, Reply(503))
 
     async def stop() -> int:
-        async with BctrlSession(emulator.api_key, base_url=emulator.url, retry=OWN) as session:
+        async with BctrlSession(
+            emulator.api_key, base_url=emulator.url, retry=OWN
+        ) as session:
             with pytest.raises(BctrlError) as raised:
                 await session.stop_runtime(*CRM)
         return raised.value.attempts
@@ -237,5 +250,7 @@ def test_no_environment_variable_is_the_switch(request: pytest.FixtureRequest) -
 
 
 def test_the_switch_takes_a_bool() -> None:
-    with pytest.raises(BctrlConfigError, match="invalid testing: expected a bool, not str"):
+    with pytest.raises(
+        BctrlConfigError, match="invalid testing: expected a bool, not str"
+    ):
         set_testing("yes")  # type: ignore[arg-type]

@@ -13,7 +13,13 @@ from aioresponses import aioresponses
 from support.helpers import Connect, pass_time, started
 from support.servers import emulator_in_a_thread
 
-from bctrl_async import BctrlNetworkError, BctrlSession, RetryPolicy, StopOutcome, StopResult
+from bctrl_async import (
+    BctrlNetworkError,
+    BctrlSession,
+    RetryPolicy,
+    StopOutcome,
+    StopResult,
+)
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.testing import (
     bctrl_emulator,  # noqa: F401 - a fixture.
@@ -48,7 +54,9 @@ def run_pytest(folder: Path, tests: str, *options: str, before: str = "") -> str
     folder.joinpath("pytest.ini").write_text("[pytest]\n")
     folder.joinpath("test_mine.py").write_text(tests)
     arguments = ["-q", "-p", "no:cacheprovider", "--strict-markers", *options]
-    program = f"import sys\n{before}\nimport pytest\nsys.exit(pytest.main({arguments!r}))"
+    program = (
+        f"import sys\n{before}\nimport pytest\nsys.exit(pytest.main({arguments!r}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
@@ -61,7 +69,9 @@ def run_pytest(folder: Path, tests: str, *options: str, before: str = "") -> str
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_the_fixtures_work_with_every_asyncio_plugin(plugin: str, tmp_path: Path) -> None:
+def test_the_fixtures_work_with_every_asyncio_plugin(
+    plugin: str, tmp_path: Path
+) -> None:
     options, mark = PLUGINS[plugin]
     if plugin == "anyio":
         pytest.importorskip("anyio")
@@ -97,7 +107,9 @@ async def test_a_module_can_be_marked(bctrl_emulator, bctrl_session):
 """
 
 
-def test_the_fixtures_are_configured_by_a_marker_and_set_the_environment(tmp_path: Path) -> None:
+def test_the_fixtures_are_configured_by_a_marker_and_set_the_environment(
+    tmp_path: Path,
+) -> None:
     before = "import os; os.environ.update(BCTRL_PROFILE='mine', BCTRL_BASE_URL='http://[::1]:1')"
     output = run_pytest(tmp_path, USES, "-o", "asyncio_mode=auto", before=before)
     assert "2 passed" in output, output
@@ -211,7 +223,9 @@ async def test_a_single_fault_is_settled_by_one_retry(
     outcomes: list[StopOutcome] = []
     emulator.inject(fault, alias="crm")
     async with connect() as session:
-        batch = session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append, verify=False)
+        batch = session.stop_runtimes(
+            [("ws-1", "crm")], on_outcome=outcomes.append, verify=False
+        )
         running = await started(batch, emulator, 1)
         if fault is Fault.HANG:
             pass_time(60)

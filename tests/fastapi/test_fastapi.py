@@ -73,7 +73,9 @@ def answer_with(error: Exception) -> httpx2.Response:
 
 
 class TestLifespan:
-    @pytest.mark.parametrize("state", [None, {"bctrl_session": "not one", "greeting": "hello"}])
+    @pytest.mark.parametrize(
+        "state", [None, {"bctrl_session": "not one", "greeting": "hello"}]
+    )
     def test_the_session_is_open_around_the_inner_lifespan_whose_state_is_kept(
         self, state: dict[str, str] | None, connect: Connect
     ) -> None:
@@ -111,12 +113,18 @@ class TestLifespan:
             assert client.post(STOP).json()["status"] == "stopped"
         assert (tmp_path / "pace").exists()
 
-    def test_a_pace_is_not_lost_beside_make_session(self, connect: Connect, tmp_path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match="Pass it to the BctrlSession") as error:
+    def test_a_pace_is_not_lost_beside_make_session(
+        self, connect: Connect, tmp_path: Path
+    ) -> None:
+        with pytest.raises(
+            BctrlConfigError, match="Pass it to the BctrlSession"
+        ) as error:
             lifespan(connect, rate=FilePace(tmp_path / "pace", rate=100))
         assert error.value.argument == "rate"
 
-    async def test_the_session_is_found_without_the_lifespan_state(self, connect: Connect) -> None:
+    async def test_the_session_is_found_without_the_lifespan_state(
+        self, connect: Connect
+    ) -> None:
         app = app_for(connect)
         transport = httpx2.ASGITransport(app)
         async with (
@@ -125,7 +133,9 @@ class TestLifespan:
         ):
             assert (await client.post(STOP)).status_code == 200
 
-    def test_an_inner_lifespan_that_fails_closes_the_session(self, connect: Connect) -> None:
+    def test_an_inner_lifespan_that_fails_closes_the_session(
+        self, connect: Connect
+    ) -> None:
         def inner(_: FastAPI) -> AbstractAsyncContextManager[None]:
             raise OSError("no database")
 
@@ -150,11 +160,15 @@ def test_an_override_serves_one_loop(connect: Connect, caplog: Log) -> None:
     # A client that is not entered has a loop for each request.
     client = TestClient(app)
     assert [client.post(STOP).status_code for _ in range(2)] == [200, 500]
-    assert "one in each asyncio.run; in a test, use `with TestClient(app)`" in caplog.text
+    assert (
+        "one in each asyncio.run; in a test, use `with TestClient(app)`" in caplog.text
+    )
 
 
 class TestDependency:
-    def test_it_works_in_background_tasks(self, connect: Connect, emulator: Emulator) -> None:
+    def test_it_works_in_background_tasks(
+        self, connect: Connect, emulator: Emulator
+    ) -> None:
         router = APIRouter(prefix="/later")
 
         @router.post("/{alias}", status_code=202)
@@ -186,12 +200,18 @@ class TestDependency:
         async def stop(socket: WebSocket, session: BctrlDep) -> None:
             await socket.accept()
             while True:
-                await socket.send_text((await session.stop_runtime("ws-1", "r0")).status)
+                await socket.send_text(
+                    (await session.stop_runtime("ws-1", "r0")).status
+                )
 
         with TestClient(app) as client:
             for fault, code, reason in [
                 (None, 1011, "Nothing is running under this alias."),
-                (Fault.RATE_LIMITED, 1013, "The rate limit of the bctrl API is exceeded."),
+                (
+                    Fault.RATE_LIMITED,
+                    1013,
+                    "The rate limit of the bctrl API is exceeded.",
+                ),
             ]:
                 emulator.add_runtime("ws-1", "r0")
                 emulator.inject(None, fault)
@@ -201,8 +221,12 @@ class TestDependency:
                         socket.receive_text()
                 assert (closed.value.code, closed.value.reason) == (code, reason)
 
-    @pytest.mark.parametrize("left", [WebSocketDisconnect(1006), RuntimeError("closed already")])
-    async def test_a_websocket_that_has_gone_is_no_other_error(self, left: Exception) -> None:
+    @pytest.mark.parametrize(
+        "left", [WebSocketDisconnect(1006), RuntimeError("closed already")]
+    )
+    async def test_a_websocket_that_has_gone_is_no_other_error(
+        self, left: Exception
+    ) -> None:
         app = FastAPI()
         add_exception_handlers(app)
 
@@ -231,11 +255,23 @@ def with_secrets(error: BctrlError) -> BctrlError:
 ROWS = [
     (errors.BctrlRateLimitError("", status=429), 429, "rate-limited"),
     (errors.BctrlRateLimitError(""), 429, "rate-limited"),
-    (errors.BctrlConflictError("", status=409, code="runtime.not_active"), 409, "not-running"),
+    (
+        errors.BctrlConflictError("", status=409, code="runtime.not_active"),
+        409,
+        "not-running",
+    ),
     (errors.BctrlConflictError("", status=409), 409, "not-stoppable"),
-    (errors.BctrlNotFoundError("", status=404, code="runtime.not_found"), 404, "not-found"),
+    (
+        errors.BctrlNotFoundError("", status=404, code="runtime.not_found"),
+        404,
+        "not-found",
+    ),
     # From a proxy, or for a wrong base_url.
-    (errors.BctrlNotFoundError("", status=404, code="route.not_found"), 502, "rejected"),
+    (
+        errors.BctrlNotFoundError("", status=404, code="route.not_found"),
+        502,
+        "rejected",
+    ),
     (errors.BctrlValidationError("", status=422), 422, "invalid-target"),
     (BctrlConfigError("", reason_class="invalid_input"), 422, "invalid-target"),
     (errors.BctrlServerError("", status=503), 503, "unavailable"),
@@ -268,9 +304,18 @@ class TestGroups:
         answer = answer_with(group_of(group_of(first), second))
 
         alone = answer_with(first)
-        assert (answer.status_code, answer.headers) == (alone.status_code, alone.headers)
-        assert answer.json() == alone.json() == problem(first).model_dump(exclude_none=True)
-        logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
+        assert (answer.status_code, answer.headers) == (
+            alone.status_code,
+            alone.headers,
+        )
+        assert (
+            answer.json()
+            == alone.json()
+            == problem(first).model_dump(exclude_none=True)
+        )
+        logged = [
+            record for record in caplog.records if record.name == "bctrl_async.fastapi"
+        ]
         assert "BctrlRateLimitError" in logging.Formatter().format(logged[0])
 
     def test_it_is_the_problem_of_a_stop_that_may_have_worked(self) -> None:
@@ -349,15 +394,23 @@ class TestProblems:
         assert body == problem(error).model_dump(exclude_none=True)
         assert body["status"] == status
         assert body["type"] == f"urn:bctrl-async:problem:{slug}"
-        assert (body["workspaceId"], body["alias"], body["attempts"]) == ("ws-1", "crm", 3)
+        assert (body["workspaceId"], body["alias"], body["attempts"]) == (
+            "ws-1",
+            "crm",
+            3,
+        )
         assert body["mayHaveStopped"] is False
         # Of invalid input the text is our own, and says what rule is broken.
         is_ours = isinstance(error, BctrlConfigError) and slug == "invalid-target"
         assert answer.text.lower().count(SECRET) == is_ours
         assert SECRET not in str(answer.headers)
         # Operators find in the log what clients must not see.
-        logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
-        assert [SECRET in record.getMessage() for record in logged] == [True] * (status >= 500)
+        logged = [
+            record for record in caplog.records if record.name == "bctrl_async.fastapi"
+        ]
+        assert [SECRET in record.getMessage() for record in logged] == [True] * (
+            status >= 500
+        )
 
     def test_every_class_of_error_has_a_row(self) -> None:
         public = {cls for cls in vars(errors).values() if isinstance(cls, type)}
@@ -377,9 +430,13 @@ class TestProblems:
             ("", False),
         ],
     )
-    def test_only_identifiers_are_passed_on(self, text: str, *, is_passed_on: bool) -> None:
+    def test_only_identifiers_are_passed_on(
+        self, text: str, *, is_passed_on: bool
+    ) -> None:
         body = problem(errors.BctrlNotFoundError("", code=text, request_id=text))
-        assert (body.code, body.request_id) == ((text, text) if is_passed_on else (None, None))
+        assert (body.code, body.request_id) == (
+            (text, text) if is_passed_on else (None, None)
+        )
 
     @pytest.mark.parametrize(
         ("may_have_stopped", "detail"),
@@ -388,8 +445,12 @@ class TestProblems:
             (True, "The bctrl API did not confirm that the runtime stopped."),
         ],
     )
-    def test_a_sent_stop_is_not_left_over(self, detail: str, *, may_have_stopped: bool) -> None:
-        assert problem(BctrlError("", may_have_stopped=may_have_stopped)).detail == detail
+    def test_a_sent_stop_is_not_left_over(
+        self, detail: str, *, may_have_stopped: bool
+    ) -> None:
+        assert (
+            problem(BctrlError("", may_have_stopped=may_have_stopped)).detail == detail
+        )
 
     @pytest.mark.parametrize(
         ("error", "expected"),
@@ -415,10 +476,18 @@ class TestProblems:
             return len(await session.list_runtimes(workspace_id))
 
         with TestClient(app) as client:
-            answers = [client.post(STOP.replace("r0", "%2e%2e")), client.get("/nowhere")]
+            answers = [
+                client.post(STOP.replace("r0", "%2e%2e")),
+                client.get("/nowhere"),
+            ]
         # UTF-8 cannot encode a lone surrogate.
-        answers.append(answer_with(BctrlConfigError("", workspace_id="ws-1", alias="\ud800")))
-        names = [(answer.json()["workspaceId"], answer.json().get("alias")) for answer in answers]
+        answers.append(
+            answer_with(BctrlConfigError("", workspace_id="ws-1", alias="\ud800"))
+        )
+        names = [
+            (answer.json()["workspaceId"], answer.json().get("alias"))
+            for answer in answers
+        ]
         assert names == [("ws-1", ".."), ("nowhere", None), ("ws-1", "?")]
         assert [answer.status_code for answer in answers] == [422, 404, 500]
         rule = "Alias '..' could be taken for a path. Remove its '.' or '..' segments."

@@ -30,7 +30,9 @@ Patch = pytest.MonkeyPatch
 
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 GUIDES = EXAMPLE.parents[1] / "how-to"
-FIRST_APP = (GUIDES / "fastapi.md").read_text("utf-8").split("```")[1].removeprefix("python\n")
+FIRST_APP = (
+    (GUIDES / "fastapi.md").read_text("utf-8").split("```")[1].removeprefix("python\n")
+)
 PRODUCTION = (GUIDES / "fastapi-production.md").read_text("utf-8")
 
 
@@ -49,7 +51,9 @@ def example(monkeypatch: Patch) -> ModuleType:
 
 
 @pytest.fixture
-def client(example: ModuleType, emulator: Emulator, monkeypatch: Patch) -> Iterator[TestClient]:
+def client(
+    example: ModuleType, emulator: Emulator, monkeypatch: Patch
+) -> Iterator[TestClient]:
     """A client of the example, which sends the token."""
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
@@ -83,13 +87,21 @@ class TestRuns:
         assert client.post("/runs", json=[["only one"]]).status_code == 422
         assert client.get("/").headers["Content-Type"].startswith("text/html")
         document = example.app.openapi()
-        schema = {"$ref": "#/components/schemas/Progress", "components": document["components"]}
+        schema = {
+            "$ref": "#/components/schemas/Progress",
+            "components": document["components"],
+        }
         Draft202012Validator(schema).validate(progress)
         assert progress["counts"] == {"stopped": 10, "not_found": 1, "invalid": 1}
         assert progress["total"] == progress["report"]["total"] == len(targets)
-        assert {each["alias"] for each in progress["report"]["failures"]} == {"..", "gone"}
+        assert {each["alias"] for each in progress["report"]["failures"]} == {
+            "..",
+            "gone",
+        }
 
-    def test_the_report_is_limited_to_the_first_failures(self, client: TestClient) -> None:
+    def test_the_report_is_limited_to_the_first_failures(
+        self, client: TestClient
+    ) -> None:
         run = client.post("/runs", json=[("ws-1", "..")] * 1001).json()
         report = ended(client, run)["report"]
         assert (report["counts"], len(report["failures"])) == ({"invalid": 1001}, 1000)
@@ -113,14 +125,19 @@ class TestWhoMayStop:
             {"Authorization": "", "Cookie": f"token={TOKEN}"},
         ],
     )
-    @pytest.mark.parametrize("call", ["POST /runs", "GET /runs/r", "POST /runs/r/cancel"])
+    @pytest.mark.parametrize(
+        "call", ["POST /runs", "GET /runs/r", "POST /runs/r/cancel"]
+    )
     def test_a_request_without_the_token_stops_nothing(
         self, client: TestClient, emulator: Emulator, call: str, headers: dict[str, str]
     ) -> None:
         """Fault: whoever could reach the example could stop everything."""
         encoded = {name.encode(): value.encode() for name, value in headers.items()}
         answer = client.request(*call.split(), json=[("ws-1", "r1")], headers=encoded)
-        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (
+            401,
+            "Bearer",
+        )
         assert emulator.requests == []
 
     @pytest.mark.parametrize("token", ["", TOKEN])
@@ -147,7 +164,9 @@ class TestWhoMayStop:
             ({}, True),
         ],
     )
-    def test_the_guide_refuses_other_sites(self, headers: dict[str, str], *, is_own: bool) -> None:
+    def test_the_guide_refuses_other_sites(
+        self, headers: dict[str, str], *, is_own: bool
+    ) -> None:
         """Fault: a page of any site could make a visitor's browser stop runtimes."""
         start = PRODUCTION.index("async def refuse_other_sites")
         names: dict[str, Any] = {"Request": Request, "HTTPException": HTTPException}
@@ -167,9 +186,13 @@ async def slow() -> AsyncIterator[Emulator]:
         yield running
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
+)
 class TestShutdown:
-    async def test_it_drains_each_run_logs_its_report_and_exits(self, slow: Emulator) -> None:
+    async def test_it_drains_each_run_logs_its_report_and_exits(
+        self, slow: Emulator
+    ) -> None:
         targets = add_runtimes(slow, 8000)
         async with uvicorn(slow, "--workers", "2") as server:
             await server.wait_for("Application startup complete", 2)
@@ -185,7 +208,9 @@ class TestShutdown:
         assert sum(report["stopped"] for report in server.reports) == stopped(slow)
         assert len(slow.requests) == stopped(slow) < 8000
 
-    async def test_it_abandons_stops_that_are_not_answered(self, slow: Emulator) -> None:
+    async def test_it_abandons_stops_that_are_not_answered(
+        self, slow: Emulator
+    ) -> None:
         targets = add_runtimes(slow, 100)
         aliases = [alias for _, alias in targets]
         slow.hold("ws-1", *aliases)
@@ -203,7 +228,9 @@ class TestShutdown:
     ) -> httpx2.Response:
         """Return the answer of the guide's app to a stop in flight."""
         [code] = re.findall(
-            r"^```python\n(import asyncio\n.*?)^```$", PRODUCTION, re.MULTILINE | re.DOTALL
+            r"^```python\n(import asyncio\n.*?)^```$",
+            PRODUCTION,
+            re.MULTILINE | re.DOTALL,
         )
         assert "--timeout-graceful-shutdown 20`" in PRODUCTION
         for text, short in (
@@ -213,14 +240,20 @@ class TestShutdown:
         ):
             assert text in code
             code = code.replace(text, short)
-        start = "from fastapi import FastAPI\nfrom bctrl_async.fastapi import lifespan\n"
-        (folder / "app.py").write_text(f"{start}app = FastAPI(lifespan=lifespan())\n{code}")
+        start = (
+            "from fastapi import FastAPI\nfrom bctrl_async.fastapi import lifespan\n"
+        )
+        (folder / "app.py").write_text(
+            f"{start}app = FastAPI(lifespan=lifespan())\n{code}"
+        )
         add_runtimes(api, 1)
         async with (
             uvicorn(api, "--timeout-graceful-shutdown", grace, folder=folder) as server,
             server.client() as client,
         ):
-            stopping = asyncio.create_task(client.post("/workspaces/ws-1/runtimes/r0/stop"))
+            stopping = asyncio.create_task(
+                client.post("/workspaces/ws-1/runtimes/r0/stop")
+            )
             await until(lambda: api.received or stopping.done())
             await server.end()
             await server.wait_for("Application shutdown complete")
@@ -230,7 +263,13 @@ class TestShutdown:
         ("faults", "lost"),
         [
             ([Fault.HANG], 2),
-            ([Reply(429, code="rate_limited", headers={"Retry-After": "2"}), Fault.HANG], 0),
+            (
+                [
+                    Reply(429, code="rate_limited", headers={"Retry-After": "2"}),
+                    Fault.HANG,
+                ],
+                0,
+            ),
         ],
         ids=["a look-up after a conflict", "attempts after throttling"],
     )
@@ -241,16 +280,23 @@ class TestShutdown:
         slow.inject(*[Fault.HANG] * lost, method="GET")
         answer = await self.stop_and_end(slow, tmp_path, "6", attempt=2.4, limit=3.6)
         body = answer.json()
-        assert (answer.status_code, body["type"]) == (504, "urn:bctrl-async:problem:timeout")
+        assert (answer.status_code, body["type"]) == (
+            504,
+            "urn:bctrl-async:problem:timeout",
+        )
         assert (body["mayHaveStopped"], body["alias"]) == (True, "r0")
 
-    async def test_it_cancels_a_longer_stop(self, slow: Emulator, tmp_path: Path) -> None:
+    async def test_it_cancels_a_longer_stop(
+        self, slow: Emulator, tmp_path: Path
+    ) -> None:
         slow.inject(Fault.HANG)
         answer = await self.stop_and_end(slow, tmp_path, "1", attempt=60, limit=60)
         assert (answer.status_code, answer.text) == (500, "Internal Server Error")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
+)
 async def test_the_app_of_the_guide_answers_many_stops_at_once(
     slow: Emulator, tmp_path: Path
 ) -> None:
@@ -259,7 +305,10 @@ async def test_the_app_of_the_guide_answers_many_stops_at_once(
     targets = add_runtimes(slow, 400)
     async with uvicorn(slow, folder=tmp_path) as server, server.client() as client:
         answers = await asyncio.gather(
-            *(client.post(f"/workspaces/ws-1/runtimes/r{number}/stop") for number in range(100))
+            *(
+                client.post(f"/workspaces/ws-1/runtimes/r{number}/stop")
+                for number in range(100)
+            )
         )
         aliases = [alias for _, alias in targets[100:]]
         events = await client.post("/workspaces/ws-1/stop", json=aliases)
@@ -296,7 +345,9 @@ async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) ->
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM does not shut down gracefully")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
+)
 class TestPage:
     async def test_many_are_stopped_after_a_question_and_a_reload_comes_back(
         self, slow: Emulator, server: Uvicorn, tab: Tab
@@ -319,7 +370,9 @@ class TestPage:
         assert len(slow.requests) == 301
         assert tab.errors == []
 
-    async def test_a_no_stops_nothing(self, slow: Emulator, server: Uvicorn, tab: Tab) -> None:
+    async def test_a_no_stops_nothing(
+        self, slow: Emulator, server: Uvicorn, tab: Tab
+    ) -> None:
         await tab.open(server.url)
         await tab.run("""{
             window.confirm = text => { window.asked = text; return false }
@@ -330,7 +383,9 @@ class TestPage:
         await tab.wait_for("window.asked")
         assert slow.requests == []
 
-    async def test_a_cancelled_run_says_so(self, slow: Emulator, server: Uvicorn, tab: Tab) -> None:
+    async def test_a_cancelled_run_says_so(
+        self, slow: Emulator, server: Uvicorn, tab: Tab
+    ) -> None:
         add_runtimes(slow, 1000)
         await begin(tab, server, 1000)
         await tab.wait_for(IS_RUNNING)
@@ -354,7 +409,9 @@ class TestPage:
         assert await tab.run("window.asked ?? ''") == ""
         assert len(slow.requests) == 1
 
-    async def test_a_lost_service_and_a_lost_run_are_said(self, slow: Emulator, tab: Tab) -> None:
+    async def test_a_lost_service_and_a_lost_run_are_said(
+        self, slow: Emulator, tab: Tab
+    ) -> None:
         port = str(free_port())
         add_runtimes(slow, 1000)
         async with uvicorn(slow, "--port", port) as server:
@@ -365,7 +422,9 @@ class TestPage:
         async with uvicorn(slow, "--port", port):
             await tab.wait_for(f"{STATE}.includes('no such run')")
 
-    async def test_no_script_runs_but_that_of_the_page(self, server: Uvicorn, tab: Tab) -> None:
+    async def test_no_script_runs_but_that_of_the_page(
+        self, server: Uvicorn, tab: Tab
+    ) -> None:
         await tab.open(server.url)
         await tab.run("""{
             const script = document.createElement("script")
@@ -404,13 +463,17 @@ class TestStream:
         slow.hold("ws-1", "r2")
         await self.read(tab, server, 4, "events.push(event)")
         await tab.wait_for("events.length === 3")
-        results = await tab.run("events.map(each => each.alias + ' ' + each.result).sort()")
+        results = await tab.run(
+            "events.map(each => each.alias + ' ' + each.result).sort()"
+        )
         assert results == ["r0 stopped", "r1 stopped", "r3 not_found"]
         slow.release("ws-1", "r2")
         assert await tab.run("hasEnded")
         assert await tab.run("events.at(-1).counts") == {"stopped": 3, "not_found": 1}
 
-    async def test_a_break_ends_the_run(self, slow: Emulator, server: Uvicorn, tab: Tab) -> None:
+    async def test_a_break_ends_the_run(
+        self, slow: Emulator, server: Uvicorn, tab: Tab
+    ) -> None:
         targets = add_runtimes(slow, 300)
         slow.hold("ws-1", *(alias for _, alias in targets[1:]))
         await self.read(tab, server, 300, "break")

@@ -54,7 +54,11 @@ def app_with_routes() -> FastAPI:
     """Return an app that returns each body and declares the problems."""
     app = FastAPI()
     add_exception_handlers(app)
-    bodies = {"/runtime": Runtime, "/outcomes": list[StopOutcome], "/report": StopReport}
+    bodies = {
+        "/runtime": Runtime,
+        "/outcomes": list[StopOutcome],
+        "/report": StopReport,
+    }
     for path, body in bodies.items():
         app.get(path, response_model=body, responses=PROBLEM_RESPONSES)(nothing)
     return app
@@ -101,7 +105,9 @@ def response_of(
 def valid_answer(client: TestClient, path: str, route: str) -> Any:  # noqa: ANN401 - JSON.
     """Return the answer to a POST after validating it against the app's OpenAPI."""
     document = client.get("/openapi.json").json()
-    schema = response_of(document, route, method="post")["content"]["application/json"]["schema"]
+    schema = response_of(document, route, method="post")["content"]["application/json"][
+        "schema"
+    ]
     answer = client.post(path).json()
     validate(answer, schema, document)
     with pytest.raises(ValidationError):
@@ -135,7 +141,9 @@ class TestComponents:
             reason: str
 
         app = app_with_routes()
-        app.get("/own", response_model=Runtime, responses={404: {"model": Problem}})(nothing)
+        app.get("/own", response_model=Runtime, responses={404: {"model": Problem}})(
+            nothing
+        )
         document = valid_openapi(app)
         names = [
             content["schema"]["$ref"].removeprefix(REF)
@@ -143,14 +151,23 @@ class TestComponents:
             for status in (200, 404)
             for content in response_of(document, path, status)["content"].values()
         ]
-        assert names[2:] == ["bctrl_async__fastapi__Runtime", "bctrl_async__fastapi__Problem"]
-        fields = [set(document["components"]["schemas"][name]["properties"]) for name in names]
+        assert names[2:] == [
+            "bctrl_async__fastapi__Runtime",
+            "bctrl_async__fastapi__Problem",
+        ]
+        fields = [
+            set(document["components"]["schemas"][name]["properties"]) for name in names
+        ]
         assert fields[:2] == [{"language"}, {"reason"}]
         assert "mayHaveStopped" in fields[3]
 
-    def test_a_problem_is_documented_under_its_media_type_whatever_the_route_returns(self) -> None:
+    def test_a_problem_is_documented_under_its_media_type_whatever_the_route_returns(
+        self,
+    ) -> None:
         app = app_with_routes()
-        app.get("/", response_class=PlainTextResponse, responses=PROBLEM_RESPONSES)(nothing)
+        app.get("/", response_class=PlainTextResponse, responses=PROBLEM_RESPONSES)(
+            nothing
+        )
         document = valid_openapi(app)
         assert response_of(document, "/")["content"].keys() == {"text/plain"}
         [(media_type, content)] = response_of(document, "/", 404)["content"].items()
@@ -172,13 +189,21 @@ class TestBodies:
     ) -> None:
         emulator.inject(fault)
         with TestClient(app_for(connect)) as client:
-            answer = valid_answer(client, STOP, "/workspaces/{workspace_id}/runtimes/{alias}/stop")
+            answer = valid_answer(
+                client, STOP, "/workspaces/{workspace_id}/runtimes/{alias}/stop"
+            )
         assert answer["workspaceId"] == emulator.runtimes["ws-1", "r0"]["workspaceId"]
         mode = "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
         assert answer["summary"]["launchMode"] == mode
 
-    def test_lone_surrogates_are_replaced(self, emulator: Emulator, connect: Connect) -> None:
-        runtime = {**emulator.runtimes["ws-1", "r0"], "driver": "a\ud800", "createdAt": "b\udfff"}
+    def test_lone_surrogates_are_replaced(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        runtime = {
+            **emulator.runtimes["ws-1", "r0"],
+            "driver": "a\ud800",
+            "createdAt": "b\udfff",
+        }
         emulator.inject(Reply(200, body=json.dumps(runtime)))
         with TestClient(app_for(connect)) as client:
             answer = client.post(STOP).json()
@@ -188,7 +213,9 @@ class TestBodies:
         self, connect: Connect, emulator: Emulator
     ) -> None:
         app = app_for(partial(connect, retry=once))
-        emulator.poison("ws-1", "r1", Reply(500, code="server.error", message=SECRET, hint=SECRET))
+        emulator.poison(
+            "ws-1", "r1", Reply(500, code="server.error", message=SECRET, hint=SECRET)
+        )
         aliases = ["r0", "r1", "gone", "..", "\ud800"]
         targets: list[Any] = [*(("ws-1", alias) for alias in aliases), ("no target",)]
         outcomes: list[bctrl_async.StopOutcome] = []
@@ -196,7 +223,9 @@ class TestBodies:
 
         @app.post("/answer")
         async def answer(session: BctrlDep) -> Answer:
-            report = await session.stop_runtimes(targets, verify=False, on_outcome=outcomes.append)
+            report = await session.stop_runtimes(
+                targets, verify=False, on_outcome=outcomes.append
+            )
             outcomes.sort(key=lambda outcome: outcome.index)
             ended_early = msgspec.structs.replace(report, ended_early=outcomes[1].error)
             foreign_id = msgspec.structs.replace(outcomes[1], request_id=SECRET)
@@ -209,7 +238,9 @@ class TestBodies:
         @app.get("/events", response_class=EventSourceResponse)
         async def events() -> AsyncIterator[ServerSentEvent]:
             for item in sent:
-                yield ServerSentEvent(data=RootModel[StopOutcome | StopReport | Runtime](item))
+                yield ServerSentEvent(
+                    data=RootModel[StopOutcome | StopReport | Runtime](item)
+                )
 
         @app.get("/typed", response_class=EventSourceResponse)
         async def typed() -> AsyncIterator[StopOutcome | StopReport | Runtime]:
@@ -220,11 +251,16 @@ class TestBodies:
         app.openapi_version = "3.2.0"
         document = valid_openapi(app)
         fields = document["components"]["schemas"]["Answer"]["properties"]
-        refs = [{"$ref": REF + name} for name in ("StopOutcome", "StopReport", "Runtime")]
+        refs = [
+            {"$ref": REF + name} for name in ("StopOutcome", "StopReport", "Runtime")
+        ]
         assert [fields["outcomes"]["items"], fields["report"]] == refs[:2]
         assert refs[2] in fields["last"]["anyOf"]
         events_of = response_of(document, "/typed")["content"]["text/event-stream"]
-        assert events_of["itemSchema"]["properties"]["data"]["contentSchema"]["anyOf"] == refs
+        assert (
+            events_of["itemSchema"]["properties"]["data"]["contentSchema"]["anyOf"]
+            == refs
+        )
         with TestClient(app) as client:
             body = valid_answer(client, "/answer", "/answer")
             streams = [client.get(path).text for path in ("/events", "/typed")]
@@ -240,15 +276,32 @@ class TestBodies:
         }
         assert stopped == outcomes[0].to_dict()
         assert unknown == outcomes[1].to_dict() | {"error": error}
-        assert [(each["alias"], each["error"]["message"].partition(".")[0]) for each in others] == [
+        assert [
+            (each["alias"], each["error"]["message"].partition(".")[0])
+            for each in others
+        ] == [
             ("gone", "The workspace or the alias does not exist"),
             ("..", "Alias '"),
-            ("?", "Alias '\\ud800' contains a lone surrogate, which UTF-8 cannot encode"),
-            ("('no target',)", "Invalid target ('no target',): expected (workspace id, alias)"),
+            (
+                "?",
+                "Alias '\\ud800' contains a lone surrogate, which UTF-8 cannot encode",
+            ),
+            (
+                "('no target',)",
+                "Invalid target ('no target',): expected (workspace id, alias)",
+            ),
         ]
         report = body["report"]
-        assert sorted(report["failures"], key=lambda each: each["index"]) == [unknown, *others]
-        assert report["counts"] == {"stopped": 1, "unknown": 1, "not_found": 1, "invalid": 3}
+        assert sorted(report["failures"], key=lambda each: each["index"]) == [
+            unknown,
+            *others,
+        ]
+        assert report["counts"] == {
+            "stopped": 1,
+            "unknown": 1,
+            "not_found": 1,
+            "invalid": 3,
+        }
         assert (report["running"], report["not_running"]) == (0, 1)
         for text in streams:
             lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
@@ -271,7 +324,9 @@ class TestBodies:
         with pytest.raises(ValueError, match="not iterable"):
             jsonable_encoder(outcome)
 
-    def test_a_cancelled_run_and_its_stops_have_the_same_reason(self, connect: Connect) -> None:
+    def test_a_cancelled_run_and_its_stops_have_the_same_reason(
+        self, connect: Connect
+    ) -> None:
         """Fault: a run ended early because "the run ended before this stop"."""
         app = app_for(connect)
 
@@ -283,7 +338,10 @@ class TestBodies:
 
         with TestClient(app) as client:
             report = client.post("/cancelled").json()
-        reasons = [report["ended_early"], *(failure["error"] for failure in report["failures"])]
+        reasons = [
+            report["ended_early"],
+            *(failure["error"] for failure in report["failures"]),
+        ]
         message = "The run was ended before all its stops were settled."
         assert {reason["message"] for reason in reasons} == {message}
 
@@ -319,7 +377,9 @@ class TestProblems:
         fields = document["components"]["schemas"]["Problem"]["properties"]
         assert answer.json().keys() <= fields.keys()
         assert problem["examples"][slug]["value"]["type"] == answer.json()["type"]
-        assert ("Retry-After" in said.get("headers", {})) is ("Retry-After" in answer.headers)
+        assert ("Retry-After" in said.get("headers", {})) is (
+            "Retry-After" in answer.headers
+        )
 
     def test_an_invalid_request_is_documented_beside_them(
         self, problems: tuple[TestClient, Document]
@@ -328,7 +388,9 @@ class TestProblems:
         answer = client.get("/one")
         media_type = answer.headers["Content-Type"]
         assert (answer.status_code, media_type) == (422, "application/json")
-        schema = response_of(document, "/{number}", 422)["content"][media_type]["schema"]
+        schema = response_of(document, "/{number}", 422)["content"][media_type][
+            "schema"
+        ]
         validate(answer.json(), schema, document)
         with pytest.raises(ValidationError):
             validate({"detail": [{"loc": 1}]}, schema, document)
@@ -354,7 +416,10 @@ class TestProblems:
                     client.post("/nowhere"),
                 ]
             )
-        said = [[(one.status_code, one.headers, one.content) for one in each] for each in answers]
+        said = [
+            [(one.status_code, one.headers, one.content) for one in each]
+            for each in answers
+        ]
         assert [status for status, _, _ in said[0]] == [422, 422, 418, 404]
         assert said[0] == said[1]
         assert app.openapi() == plain.openapi()
@@ -363,5 +428,9 @@ class TestProblems:
         page = (DOCS / "reference" / "problems.md").read_text("utf-8")
         sections = re.findall(r"^### ([a-z-]+)\n\nStatus (\d{3}): ", page, re.MULTILINE)
         assert sections == [(kind.slug, str(kind.status)) for kind in ProblemType]
-        members = re.findall(r'^  "(\w+)":', page.partition("## Types")[0], re.MULTILINE)
-        assert members == [field.serialization_alias for field in Problem.model_fields.values()]
+        members = re.findall(
+            r'^  "(\w+)":', page.partition("## Types")[0], re.MULTILINE
+        )
+        assert members == [
+            field.serialization_alias for field in Problem.model_fields.values()
+        ]

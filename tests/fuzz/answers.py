@@ -94,7 +94,9 @@ def draw(seed: int, number: int) -> Case:
         )
         for index, share in enumerate([1.0, 0.4, 0.0])
     ]
-    greeting, interruption = (_noise(rng) if rng.random() < 0.01 else b"" for _ in range(2))
+    greeting, interruption = (
+        _noise(rng) if rng.random() < 0.01 else b"" for _ in range(2)
+    )
     closed = _interruption(rng) if rng.random() < 0.01 else None
     connecting = [_connecting(rng) if rng.random() < 0.02 else 0.0 for _ in stops]
     return Case(connecting, greeting, interruption, stops, rng.random() < 0.2, closed)
@@ -112,13 +114,19 @@ def _interruption(rng: random.Random) -> float:
 
 def plain(alias: str) -> Packet:
     body = runtime(alias)
-    return Packet(_SHORT, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    return Packet(
+        _SHORT, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
 
 
 def _answer(rng: random.Random, alias: str) -> list[Packet]:
     is_typical = rng.random() < 0.3
-    data = bytearray(_typical_answer(rng, alias) if is_typical else _whole_answer(rng, alias))
-    for _ in range(rng.choice([0, 1, 1, 1] if is_typical else [0, 0, 0, 0, 1, 1, 2, 5])):
+    data = bytearray(
+        _typical_answer(rng, alias) if is_typical else _whole_answer(rng, alias)
+    )
+    for _ in range(
+        rng.choice([0, 1, 1, 1] if is_typical else [0, 0, 0, 0, 1, 1, 2, 5])
+    ):
         rng.choice(_MUTATIONS)(rng, data)
     if rng.random() < 0.1:
         data += rng.choice([_noise(rng), _whole_answer(rng, alias), b"\r\n", b"\0"])
@@ -134,7 +142,9 @@ def _answer(rng: random.Random, alias: str) -> list[Packet]:
 
 
 def _packets(rng: random.Random, data: bytes) -> list[Packet]:
-    cuts = {rng.randrange(len(data) + 1) for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 8]))}
+    cuts = {
+        rng.randrange(len(data) + 1) for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 8]))
+    }
     if rng.random() < 0.03 and len(data) < 1000:
         cuts = set(range(len(data)))
     edges = [0, *sorted(cuts - {0, len(data)}), len(data)]
@@ -184,7 +194,9 @@ def runtime(alias: str) -> bytes:
 
 
 def _problem(rng: random.Random) -> bytes:
-    code = rng.choice(["runtime.not_found", "runtime.not_active", "auth.invalid", "rate.limited"])
+    code = rng.choice(
+        ["runtime.not_found", "runtime.not_active", "auth.invalid", "rate.limited"]
+    )
     return json.dumps(
         {"code": code, "error": f"no {KEY}", "hint": "ask", "requestId": "r"}
     ).encode()
@@ -212,7 +224,12 @@ def _body(rng: random.Random, alias: str, *, success: bool) -> bytes:
             runtime(alias)[:-1],
             _problem(rng),
             rng.randbytes(rng.randint(1, 200)),
-            b" " * (rng.choice([70_000, 300_000, _MIB - 1, _MIB + 1]) if rng.random() < 0.1 else 9),
+            b" "
+            * (
+                rng.choice([70_000, 300_000, _MIB - 1, _MIB + 1])
+                if rng.random() < 0.1
+                else 9
+            ),
         ]
     )
 
@@ -254,7 +271,8 @@ def _chunked(rng: random.Random, body: bytes) -> bytes:
     extension = rng.choice([b"", b"", b";a=b", b'; q="x\\"y"', b" "])
     framed = [b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts]
     end = rng.choice(
-        [b"0\r\n\r\n"] * 6 + [b"0\r\nX-Trailer: 1\r\n\r\n", b"00\r\n\r\n", b"", b"0\r\n"]
+        [b"0\r\n\r\n"] * 6
+        + [b"0\r\nX-Trailer: 1\r\n\r\n", b"00\r\n\r\n", b"", b"0\r\n"]
     )
     return b"".join(framed) + end
 
@@ -263,38 +281,129 @@ def _chunked(rng: random.Random, body: bytes) -> bytes:
 
 _STATUSES = (
     *["200 OK"] * 20,
-    *["201 Created", "202 Accepted", "204 No Content", "205 Reset Content", "206 Partial Content"],
+    *[
+        "201 Created",
+        "202 Accepted",
+        "204 No Content",
+        "205 Reset Content",
+        "206 Partial Content",
+    ],
     *["301 Moved", "302 Found", "304 Not Modified", "307 Temporary", "308 Permanent"],
-    *["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "409 Conflict"],
+    *[
+        "400 Bad Request",
+        "401 Unauthorized",
+        "403 Forbidden",
+        "404 Not Found",
+        "409 Conflict",
+    ],
     *["408 Request Time-out", "499 Client Closed Request"],
-    *["422 Unprocessable", "429 Too Many Requests", "500 Oops", "502 Bad Gateway", "503 Later"],
-    *["504 Gateway Timeout", "429 Slow down", "409 Conflict", "404 Not Found", "200 Fine", "200 "],
+    *[
+        "422 Unprocessable",
+        "429 Too Many Requests",
+        "500 Oops",
+        "502 Bad Gateway",
+        "503 Later",
+    ],
+    *[
+        "504 Gateway Timeout",
+        "429 Slow down",
+        "409 Conflict",
+        "404 Not Found",
+        "200 Fine",
+        "200 ",
+    ],
 )
 _ODD_STATUSES = (
-    *["101 Switching Protocols", "100 Continue", "199 Odd", "299 Odd", "600 Beyond", "999 Beyond"],
-    *["000 Nothing", "20 OK", "2000 OK", "200", "200 ", "OK", "", "-200 OK", "200 \xe9\xff"],
+    *[
+        "101 Switching Protocols",
+        "100 Continue",
+        "199 Odd",
+        "299 Odd",
+        "600 Beyond",
+        "999 Beyond",
+    ],
+    *[
+        "000 Nothing",
+        "20 OK",
+        "2000 OK",
+        "200",
+        "200 ",
+        "OK",
+        "",
+        "-200 OK",
+        "200 \xe9\xff",
+    ],
     "200 " + "x" * 9000,
 )
 _VERSIONS = ("HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0")
 _ODD_VERSIONS = (
-    *["HTTP/0.9", "HTTP/2.0", "HTTP/1.2", "http/1.1", "HTTP/1", "HTTPS/1.1", "HTTP /1.1", "ICY"],
+    *[
+        "HTTP/0.9",
+        "HTTP/2.0",
+        "HTTP/1.2",
+        "http/1.1",
+        "HTTP/1",
+        "HTTPS/1.1",
+        "HTTP /1.1",
+        "ICY",
+    ],
     "",
 )
 _HEADERS = (
     *["Content-Type: application/json"] * 6,
-    *["Content-Type: text/html; charset=utf-8", "Content-Type: application/problem+json"],
-    *["Connection: close", "Connection: keep-alive", "connection: Close", "Keep-Alive: timeout=5"],
-    *["Retry-After: 0", "Retry-After: 2", "Retry-After: 1.5", "Retry-After: -1", "Retry-After: x"],
-    *["Retry-After: Fri, 31 Dec 2100 23:59:59 GMT", "Retry-After: Sat, 01 Jan 2000 00:00:00 GMT"],
+    *[
+        "Content-Type: text/html; charset=utf-8",
+        "Content-Type: application/problem+json",
+    ],
+    *[
+        "Connection: close",
+        "Connection: keep-alive",
+        "connection: Close",
+        "Keep-Alive: timeout=5",
+    ],
+    *[
+        "Retry-After: 0",
+        "Retry-After: 2",
+        "Retry-After: 1.5",
+        "Retry-After: -1",
+        "Retry-After: x",
+    ],
+    *[
+        "Retry-After: Fri, 31 Dec 2100 23:59:59 GMT",
+        "Retry-After: Sat, 01 Jan 2000 00:00:00 GMT",
+    ],
     *["Location: https://x.test/login", f"Location: /?key={KEY}", "Location: \xe9"],
-    *["X-Request-Id: req-1", f"X-Request-Id: {KEY}", "Set-Cookie: a=b; Path=/", "Set-Cookie: \t=;"],
+    *[
+        "X-Request-Id: req-1",
+        f"X-Request-Id: {KEY}",
+        "Set-Cookie: a=b; Path=/",
+        "Set-Cookie: \t=;",
+    ],
     *["X: " + "y" * length for length in (100, 8100)],
 )
 _ODD_HEADERS = (
-    *["Connection: upgrade", "Upgrade: websocket", "Upgrade: h2c", "Connection: a, close , b"],
-    *["Content-Length: 0", "Content-Length: 5", "Content-Length: +5", "Content-Length: -1"],
-    *["Content-Length: 99999999999999999999", "Content-Length: 0x10", "Content-Length: 1, 1"],
-    *["Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: x"],
+    *[
+        "Connection: upgrade",
+        "Upgrade: websocket",
+        "Upgrade: h2c",
+        "Connection: a, close , b",
+    ],
+    *[
+        "Content-Length: 0",
+        "Content-Length: 5",
+        "Content-Length: +5",
+        "Content-Length: -1",
+    ],
+    *[
+        "Content-Length: 99999999999999999999",
+        "Content-Length: 0x10",
+        "Content-Length: 1, 1",
+    ],
+    *[
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: x",
+    ],
     *["Transfer-Encoding: chunked, chunked", "Transfer-Encoding: identity"],
     *["Content-Encoding: gzip", "Content-Encoding: br", "Content-Encoding: \xff"],
     *["X: " + "y" * length for length in (8186, 8187, 8190, 8191, 20_000)],
@@ -311,8 +420,17 @@ _ODD_HEADERS = (
 )
 _LENGTHS = (
     *["Content-Length: {}"] * 12,
-    *["content-length:{}", "CONTENT-LENGTH: {}", "Content-Length:\t{} ", "Content-Length: 0{}"],
-    *["Content-Length: {0}\r\nContent-Length: {0}", "Content-Length : {}", " Content-Length: {}"],
+    *[
+        "content-length:{}",
+        "CONTENT-LENGTH: {}",
+        "Content-Length:\t{} ",
+        "Content-Length: 0{}",
+    ],
+    *[
+        "Content-Length: {0}\r\nContent-Length: {0}",
+        "Content-Length : {}",
+        " Content-Length: {}",
+    ],
 )
 _TYPICAL_HEADERS = (
     *[
@@ -320,11 +438,38 @@ _TYPICAL_HEADERS = (
         "Server: cloudflare",
         "Content-Type: application/json",
     ],
-    *["CF-Ray: 8d1f7a52-FRA", "Cache-Control: no-store", "Connection: keep-alive", "Vary: Origin"],
-    *["Set-Cookie: a=b", "X-Request-Id: req-1", "Via: 1.1 google", "Content-Type: text/html"],
-    *["X-Powered-By: Express", 'ETag: W/"1-a"', "Keep-Alive: timeout=5", "Age: 0", "NEL: {}"],
-    *["Strict-Transport-Security: max-age=1", "Access-Control-Allow-Origin: *", "Trailer: X"],
-    *["Server: nginx", "ETag: x", "Expires: 0", "Alt-Svc: h3", "Server-Timing: a, b", "X: \t a "],
+    *[
+        "CF-Ray: 8d1f7a52-FRA",
+        "Cache-Control: no-store",
+        "Connection: keep-alive",
+        "Vary: Origin",
+    ],
+    *[
+        "Set-Cookie: a=b",
+        "X-Request-Id: req-1",
+        "Via: 1.1 google",
+        "Content-Type: text/html",
+    ],
+    *[
+        "X-Powered-By: Express",
+        'ETag: W/"1-a"',
+        "Keep-Alive: timeout=5",
+        "Age: 0",
+        "NEL: {}",
+    ],
+    *[
+        "Strict-Transport-Security: max-age=1",
+        "Access-Control-Allow-Origin: *",
+        "Trailer: X",
+    ],
+    *[
+        "Server: nginx",
+        "ETag: x",
+        "Expires: 0",
+        "Alt-Svc: h3",
+        "Server-Timing: a, b",
+        "X: \t a ",
+    ],
 )
 
 
@@ -343,7 +488,9 @@ def _whole_answer(rng: random.Random, alias: str) -> bytes:
     if rng.random() < 0.15:
         headers += rng.sample(_ODD_HEADERS, rng.choice([1, 1, 2]))
     if rng.random() < 0.01:
-        headers += [f"X-{number}: 1" for number in range(rng.choice([100, 127, 128, 129, 500]))]
+        headers += [
+            f"X-{number}: 1" for number in range(rng.choice([100, 127, 128, 129, 500]))
+        ]
     if rng.random() < 0.25:
         name = rng.choice(list(_ENCODINGS))
         body = _ENCODINGS[name](body)
@@ -387,7 +534,9 @@ def _delete(rng: random.Random, data: bytearray) -> None:
 
 def _insert(rng: random.Random, data: bytearray) -> None:
     at = _place(rng, data)
-    data[at:at] = rng.choice([b"\0", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b":", b"0", b"\xff"])
+    data[at:at] = rng.choice(
+        [b"\0", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b":", b"0", b"\xff"]
+    )
 
 
 def _repeat(rng: random.Random, data: bytearray) -> None:

@@ -26,10 +26,14 @@ async def test_every_stop_of_an_owned_pool_takes_the_fast_path(
     """Fault: the fast path is lost, and only the time of stops shows it."""
     targets = add_runtimes(emulator, 100)
     async with connect() as session:
-        await asyncio.gather(*(session.stop_runtime(*target) for target in targets[:50]))
+        await asyncio.gather(
+            *(session.stop_runtime(*target) for target in targets[:50])
+        )
         assert (await session.stop_runtimes(targets[50:])).ok
     assert len(emulator.requests) == 100
-    assert ways.taken == ((0, 100) if request.config.getoption("long_way") else (100, 0))
+    assert ways.taken == (
+        (0, 100) if request.config.getoption("long_way") else (100, 0)
+    )
 
 
 async def ask_for_key() -> str:
@@ -49,7 +53,10 @@ CASES: dict[str, tuple[Options, Options]] = {
         {},
         {"headers": {"Idempotency-Key": "k", "accept": "text/html"}},
     ),
-    "awaited key, headers": ({"api_key": ask_for_key}, {"headers": {"Idempotency-Key": "k"}}),
+    "awaited key, headers": (
+        {"api_key": ask_for_key},
+        {"headers": {"Idempotency-Key": "k"}},
+    ),
     "session's headers": (
         {"headers": {"X-B": "1", "x-b": "2", "X-A": "", "user-agent": "own/1"}},
         {},
@@ -74,7 +81,11 @@ async def test_both_ways_send_the_same_bytes(
     heads: list[bytes] = []
     targets = [("ws-1", "crm"), ("ws 1/ä", "c%2Fr m"), ("ws-1", "crm")]
     async with raw_server(recording(heads, http_answer("403 Forbidden"))) as url:
-        options = {"api_key": "k", "base_url": f"{url}/a%2Fb/v1", "check_answers": False}
+        options = {
+            "api_key": "k",
+            "base_url": f"{url}/a%2Fb/v1",
+            "check_answers": False,
+        }
         for way in (nullcontext, long_way):
             async with BctrlSession(**{**options, **settings}) as session:
                 with way():
@@ -88,7 +99,10 @@ async def test_both_ways_send_the_same_bytes(
 
 
 BODY = b'{"alias":"crm"}'
-PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n" + BODY
+PLAIN = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+    + BODY
+)
 NGINX = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.26.3\r\nDate: Thu, 26 Nov 2026 10:00:00 "
     b"GMT\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: "

@@ -22,7 +22,13 @@ from support.contract import (
 
 from bctrl_async import _config
 from bctrl_async._http.response import decode_runtime
-from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus, RuntimeSummary
+from bctrl_async.models import (
+    LaunchMode,
+    Runtime,
+    RuntimeKind,
+    RuntimeStatus,
+    RuntimeSummary,
+)
 
 SCHEMAS: Schema = CONTRACT["components"]["schemas"]
 MODELS: dict[str, type] = {
@@ -32,7 +38,10 @@ MODELS: dict[str, type] = {
     "RuntimeStatus": RuntimeStatus,
     "LaunchMode": LaunchMode,
 }
-STRUCTS: dict[str, type[msgspec.Struct]] = {"Runtime": Runtime, "RuntimeSummary": RuntimeSummary}
+STRUCTS: dict[str, type[msgspec.Struct]] = {
+    "Runtime": Runtime,
+    "RuntimeSummary": RuntimeSummary,
+}
 ENUMS: dict[str, type[StrEnum]] = {
     "RuntimeKind": RuntimeKind,
     "RuntimeStatus": RuntimeStatus,
@@ -46,7 +55,11 @@ fields_of = cache(msgspec.structs.fields)
 _text = st.text(st.characters(codec=None), max_size=8)
 _numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 _scalars = st.none() | st.booleans() | _numbers | _text
-_json = _scalars | st.lists(_scalars, max_size=2) | st.dictionaries(_text, _scalars, max_size=2)
+_json = (
+    _scalars
+    | st.lists(_scalars, max_size=2)
+    | st.dictionaries(_text, _scalars, max_size=2)
+)
 
 
 def instances(schema: Schema) -> st.SearchStrategy[Any]:
@@ -80,11 +93,15 @@ def _instances_of(kind: str, schema: Schema) -> st.SearchStrategy[Any]:
 
 
 def _objects(schema: Schema) -> st.SearchStrategy[Schema]:
-    properties = {name: instances(value) for name, value in schema["properties"].items()}
+    properties = {
+        name: instances(value) for name, value in schema["properties"].items()
+    }
     required = {name: properties.pop(name) for name in schema.get("required", [])}
     names = st.text(max_size=8).filter(lambda name: name not in schema["properties"])
     known = st.fixed_dictionaries(required, optional=properties)
-    return st.builds(dict[str, Any].__or__, st.dictionaries(names, _json, max_size=3), known)
+    return st.builds(
+        dict[str, Any].__or__, st.dictionaries(names, _json, max_size=3), known
+    )
 
 
 def variation(wire: Schema, schema: Schema, rng: random.Random) -> Schema:
@@ -139,7 +156,9 @@ def assert_read(body: bytes, schema: Schema) -> None:
     try:
         json.loads(body)["alias"].encode()
     except UnicodeEncodeError:
-        with pytest.raises(msgspec.ValidationError, match="its alias has half of a character"):
+        with pytest.raises(
+            msgspec.ValidationError, match="its alias has half of a character"
+        ):
             parse(body)
     else:
         assert_parsed(parse(body), readable(body), schema)
@@ -147,7 +166,9 @@ def assert_read(body: bytes, schema: Schema) -> None:
 
 class TestResponses:
     SCHEMA = response_schema()
-    VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    VALIDATOR = Draft202012Validator(
+        SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
 
     @settings(max_examples=200, deadline=None)
     @given(instances(SCHEMA))
@@ -183,7 +204,9 @@ class TestResponses:
     @settings(deadline=None)
     @given(instances(SCHEMA), st.sampled_from([None, "utf-8", "utf-8-sig", "utf-16"]))
     def test_unescaped_text_is_parsed(self, wire: Schema, encoding: str | None) -> None:
-        body = json.dumps(wire, ensure_ascii=False).encode(encoding or "utf-8", "surrogatepass")
+        body = json.dumps(wire, ensure_ascii=False).encode(
+            encoding or "utf-8", "surrogatepass"
+        )
 
         assert_read(body, self.SCHEMA)
 
@@ -209,10 +232,14 @@ class TestModels:
         self, name: str, property_name: str
     ) -> None:
         described = SCHEMAS[name]["properties"][property_name]
-        by_wire_name = {field.encode_name: field.name for field in fields_of(STRUCTS[name])}
+        by_wire_name = {
+            field.encode_name: field.name for field in fields_of(STRUCTS[name])
+        }
         hint = get_type_hints(STRUCTS[name])[by_wire_name[property_name]]
         field_types = (
-            set(get_args(hint)) if get_origin(hint) in {Union, types.UnionType} else {hint}
+            set(get_args(hint))
+            if get_origin(hint) in {Union, types.UnionType}
+            else {hint}
         )
 
         if property_name not in SCHEMAS[name].get("required", []):
@@ -224,7 +251,11 @@ class TestModels:
     def type_of(described: Schema) -> type:
         if "$ref" in described:
             return MODELS[described["$ref"].rpartition("/")[2]]
-        kinds = described["type"] if isinstance(described["type"], list) else [described["type"]]
+        kinds = (
+            described["type"]
+            if isinstance(described["type"], list)
+            else [described["type"]]
+        )
         (kind,) = set(kinds) - {"null"}
         by_kind = {
             ("string", None): str,
@@ -234,7 +265,9 @@ class TestModels:
         return by_kind[kind, described.get("format")]
 
     @pytest.mark.parametrize("name", ENUMS)
-    def test_the_members_of_an_enum_are_the_values_of_its_schema(self, name: str) -> None:
+    def test_the_members_of_an_enum_are_the_values_of_its_schema(
+        self, name: str
+    ) -> None:
         assert [member.value for member in ENUMS[name]] == SCHEMAS[name]["enum"]
         assert [member.name for member in ENUMS[name]] == [
             value.upper() for value in SCHEMAS[name]["enum"]

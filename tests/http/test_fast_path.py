@@ -115,7 +115,9 @@ async def connect_with_hint(
     pass
 
 
-def update_reversed(self: aiohttp.ClientRequest, headers: CIMultiDict[str] | None) -> None:
+def update_reversed(
+    self: aiohttp.ClientRequest, headers: CIMultiDict[str] | None
+) -> None:
     _update_headers(self, CIMultiDict(sorted((headers or {}).items(), reverse=True)))
 
 
@@ -143,10 +145,22 @@ async def read_a_turn_later(self: ResponseHandler) -> object:
 
 Change = tuple[Any, str, object]
 CHANGES: dict[str, Change] = {
-    "connecting takes another argument": (aiohttp.TCPConnector, "connect", connect_with_hint),
-    "headers are in another order": (aiohttp.ClientRequest, "update_headers", update_reversed),
+    "connecting takes another argument": (
+        aiohttp.TCPConnector,
+        "connect",
+        connect_with_hint,
+    ),
+    "headers are in another order": (
+        aiohttp.ClientRequest,
+        "update_headers",
+        update_reversed,
+    ),
     "the request line is another": (aiohttp, "ClientRequest", OldRequest),
-    "no connection is kept": (ResponseHandler, "should_close", property(lambda _: True)),
+    "no connection is kept": (
+        ResponseHandler,
+        "should_close",
+        property(lambda _: True),
+    ),
     "messages are others": (ResponseHandler, "read", read_other_message),
     "reading ignores exceptions": (ResponseHandler, "read", read_whatever_is_raised),
     "reading takes a turn of the loop": (ResponseHandler, "read", read_a_turn_later),
@@ -159,12 +173,17 @@ class TestRehearsal:
 
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
     async def test_another_aiohttp_is_found_out(
-        self, change: Change, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        change: Change,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         caplog.set_level(logging.INFO, "bctrl_async")
         with monkeypatch.context() as patch:
             patch.setattr(*change)
-            async with BctrlSession("secret-key", base_url="http://127.0.0.1:9") as session:
+            async with BctrlSession(
+                "secret-key", base_url="http://127.0.0.1:9"
+            ) as session:
                 assert not is_open(session)
         assert "the fast path does not work with this aiohttp" in caplog.text
         assert "secret-key" not in caplog.text
@@ -182,7 +201,9 @@ class TestTimers:
             pass
         assert timers() == []
 
-    async def test_a_dropped_session_leaves_none(self, timers: Timers, connect: Connect) -> None:
+    async def test_a_dropped_session_leaves_none(
+        self, timers: Timers, connect: Connect
+    ) -> None:
         """Fault: only `close` cancelled it, so each dropped session left a timer."""
         session = connect()
         await session.stop_runtime("ws-1", "crm")
@@ -192,7 +213,9 @@ class TestTimers:
         await asyncio.sleep(0)
         assert timers() == []
 
-    async def test_a_session_that_closes_while_calls_wait_leaves_none(self, timers: Timers) -> None:
+    async def test_a_session_that_closes_while_calls_wait_leaves_none(
+        self, timers: Timers
+    ) -> None:
         async with in_flight() as (session, stopping):
             await session.close()
             with pytest.raises(BctrlNetworkError, match="the session was closed"):
@@ -244,13 +267,17 @@ class TestTimeout:
         ],
     )
     @pytest.mark.moves_clock
-    async def test_it_covers_the_body(self, timers: Timers, head: bytes, *, closes: bool) -> None:
+    async def test_it_covers_the_body(
+        self, timers: Timers, head: bytes, *, closes: bool
+    ) -> None:
         """Fault: the stop never ended."""
         async with on_fast_path(head) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             await until(
                 lambda: [
-                    exchange for exchange in exchanges_of(session) if hasattr(exchange, "status")
+                    exchange
+                    for exchange in exchanges_of(session)
+                    if hasattr(exchange, "status")
                 ]
             )
             if closes:
@@ -269,7 +296,9 @@ class TestTimeout:
                 await asyncio.wait_for(stopping, BOUND)
 
     @pytest.mark.moves_clock
-    async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_it_counts_while_connecting(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Fault: an attempt that connected for long had its whole time again."""
 
         async def connect(*args: Any) -> Connection:  # noqa: ANN401 - passed on.
@@ -288,7 +317,9 @@ class TestTimeout:
             assert isinstance(stopping.exception(), BctrlTimeoutError)
 
     @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-    async def test_a_cancellation_in_the_same_turn_prevails(self, order: list[int]) -> None:
+    async def test_a_cancellation_in_the_same_turn_prevails(
+        self, order: list[int]
+    ) -> None:
         """Fault: a timeout can swallow a cancellation by the caller."""
         async with in_flight() as (session, stopping):
             [exchange] = exchanges_of(session)
@@ -299,7 +330,9 @@ class TestTimeout:
                 await stopping
 
 
-async def test_a_connection_may_close_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_may_close_before_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def accept(connection: Connection, _: aiohttp.ClientRequest) -> bool:
         assert connection.transport is not None
         connection.transport.abort()
@@ -307,7 +340,9 @@ async def test_a_connection_may_close_before_the_request(monkeypatch: pytest.Mon
 
     async with on_fast_path(OK) as session:
         monkeypatch.setattr(fast_path_of(session), "_accepts", accept)
-        with pytest.raises(BctrlNetworkError, match="Cannot write to closing transport"):
+        with pytest.raises(
+            BctrlNetworkError, match="Cannot write to closing transport"
+        ):
             await session.stop_runtime("ws-1", "crm")
 
 
@@ -351,7 +386,9 @@ async def test_the_answers_of_common_servers_need_no_parser_with_our_protocol(
             connector = session._sender._pool.get().connector
             assert connector is not None
             loop = asyncio.get_running_loop()
-            monkeypatch.setattr(connector, "_factory", partial(ResponseHandler, loop=loop))
+            monkeypatch.setattr(
+                connector, "_factory", partial(ResponseHandler, loop=loop)
+            )
         assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
     assert taken == [own]
 
@@ -376,5 +413,7 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
             return protocol
 
         connector._create_connection = slowly
-        with pytest.raises(BctrlNetworkError, match="spoke or closed before the request"):
+        with pytest.raises(
+            BctrlNetworkError, match="spoke or closed before the request"
+        ):
             await session.stop_runtime("ws-1", "crm")

@@ -36,9 +36,17 @@ JSON = "application/json"
 BODIES: dict[str, tuple[str, bytes, bool]] = {
     "a page": (JSON, PAGE.encode(), True),
     "a page with a BOM": (JSON, codecs.BOM_UTF8 + PAGE.encode(), True),
-    "a page in UTF-16 with a BOM": (JSON, codecs.BOM_UTF16_BE + PAGE.encode("utf-16-be"), True),
+    "a page in UTF-16 with a BOM": (
+        JSON,
+        codecs.BOM_UTF16_BE + PAGE.encode("utf-16-be"),
+        True,
+    ),
     "a page in UTF-16": (JSON, PAGE.encode("utf-16-be"), True),
-    "a page after blank lines": (JSON, f"\ufeff\r\n \t{PAGE}".encode("utf-16-le"), True),
+    "a page after blank lines": (
+        JSON,
+        f"\ufeff\r\n \t{PAGE}".encode("utf-16-le"),
+        True,
+    ),
     "a page after many blank lines": (JSON, b"\n" * 1_000_000 + PAGE.encode(), True),
     # Fault: only the body is looked at, and only its first byte.
     "JSON that is called HTML": ("TEXT/HTML", b'{"status": "sign in"}', True),
@@ -50,8 +58,12 @@ BODIES: dict[str, tuple[str, bytes, bool]] = {
 }
 
 
-@pytest.mark.parametrize(("content_type", "body", "is_page"), BODIES.values(), ids=BODIES)
-def test_only_a_page_is_not_accepted(content_type: str, body: bytes, *, is_page: bool) -> None:
+@pytest.mark.parametrize(
+    ("content_type", "body", "is_page"), BODIES.values(), ids=BODIES
+)
+def test_only_a_page_is_not_accepted(
+    content_type: str, body: bytes, *, is_page: bool
+) -> None:
     """Fault: a login page with a BOM, in UTF-16, cut, long or slow is accepted."""
     failure = Failure(kind=Kind.UNREADABLE, summary="it is not a runtime", status=200)
 
@@ -106,7 +118,12 @@ Deliver = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 )
 @pytest.mark.parametrize(
     "deliver",
-    [complete, cut_short, pytest.param(held_back, marks=pytest.mark.moves_clock), in_pieces],
+    [
+        complete,
+        cut_short,
+        pytest.param(held_back, marks=pytest.mark.moves_clock),
+        in_pieces,
+    ],
 )
 async def test_a_page_is_known_however_it_is_delivered(
     deliver: Deliver, body: bytes, header: str, result: StopResult, size: int

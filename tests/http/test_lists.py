@@ -14,7 +14,12 @@ from support.servers import answering, http_answer, served
 
 from bctrl_async import BctrlResponseError, Runtime
 from bctrl_async._http.lists import parse_runtimes
-from bctrl_async._http.response import DECODE_ERRORS, decode_runtime, unreadable, with_body
+from bctrl_async._http.response import (
+    DECODE_ERRORS,
+    decode_runtime,
+    unreadable,
+    with_body,
+)
 from bctrl_async._kinds import Failure, Kind
 
 MIB = 1024 * 1024
@@ -73,7 +78,9 @@ def peak_of(parse: Callable[[], object]) -> int:
 
 class TestBounds:
     @pytest.mark.parametrize("parts", HOSTILE.values(), ids=HOSTILE)
-    def test_a_hostile_list_takes_few_turns_and_little_memory(self, parts: Parts) -> None:
+    def test_a_hostile_list_takes_few_turns_and_little_memory(
+        self, parts: Parts
+    ) -> None:
         """Fault: 8 KB of gzip, `{"runtimes":[0,0,…]}`, took 4.1 GB and 27 s."""
         body = hostile_body(*parts)
         parsed, turns = parse_in_turns(body)
@@ -81,7 +88,9 @@ class TestBounds:
         assert turns <= 6
         errors = parsed if isinstance(parsed, list) else [parsed]
         assert len(errors) < 2
-        assert not any(isinstance(item, Runtime) or len(str(item)) > 400 for item in errors)
+        assert not any(
+            isinstance(item, Runtime) or len(str(item)) > 400 for item in errors
+        )
         assert peak_of(lambda: parse_in_turns(body)) < 36 * len(body)
 
     def test_a_list_of_more_items_than_runtimes_fit_in_it_takes_no_memory(self) -> None:
@@ -96,7 +105,9 @@ class TestBounds:
         """Fault: 79 KB of gzip held the event loop for two seconds."""
         odd, halves = wire(driver="\ud800"), b'{"driver":"%b"}' % (b"\\ud800" * 40_000)
         few, _ = parse_in_turns(b'{"runtimes":[%b]}' % b",".join([odd, *[halves] * 2]))
-        many, _ = parse_in_turns(b'{"runtimes":[%b]}' % b",".join([odd, *[halves] * 30]))
+        many, _ = parse_in_turns(
+            b'{"runtimes":[%b]}' % b",".join([odd, *[halves] * 30])
+        )
 
         assert isinstance(few, list)
         assert isinstance(few[0], Runtime)
@@ -106,7 +117,9 @@ class TestBounds:
     def test_a_long_list_in_another_encoding_is_one_error(self) -> None:
         body = json.dumps({"runtimes": [WIRE] * 1_000}).encode("utf-16")
         whole, _ = parse_in_turns(body)
-        error, _ = parse_in_turns(json.dumps({"runtimes": [WIRE] * 4_000}).encode("utf-16"))
+        error, _ = parse_in_turns(
+            json.dumps({"runtimes": [WIRE] * 4_000}).encode("utf-16")
+        )
 
         assert isinstance(whole, list)
         assert isinstance(error, BctrlResponseError)
@@ -152,13 +165,18 @@ class TestBounds:
         )
 
     def test_a_runtime_of_more_than_256_kib_costs_only_itself(self) -> None:
-        parsed = parse([WIRE | {"driver": "d" * size} for size in (200_000, 400_000, 200_000)])
+        parsed = parse(
+            [WIRE | {"driver": "d" * size} for size in (200_000, 400_000, 200_000)]
+        )
 
         assert isinstance(parsed, list)
         first, error, last = parsed
         assert first == last == decode_runtime(wire(driver="d" * 200_000))
         assert isinstance(error, BctrlResponseError)
-        assert "runtimes[1] is not a valid Runtime: it has more than 256 KiB" in error.summary
+        assert (
+            "runtimes[1] is not a valid Runtime: it has more than 256 KiB"
+            in error.summary
+        )
         assert error.alias == "crm"
 
 

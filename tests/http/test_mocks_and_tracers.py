@@ -81,7 +81,8 @@ async def test_a_patch_sees_every_stop_until_it_is_taken_back(
 
 
 @pytest.mark.parametrize(
-    ("error", "closes"), [(ValueError, False), (RuntimeError, True), (asyncio.CancelledError, True)]
+    ("error", "closes"),
+    [(ValueError, False), (RuntimeError, True), (asyncio.CancelledError, True)],
 )
 async def test_after_a_tracer_fails_at_the_end_of_a_request_the_stop_is_unknown(
     connect: Connect, emulator: Emulator, error: type[BaseException], *, closes: bool
@@ -95,7 +96,10 @@ async def test_after_a_tracer_fails_at_the_end_of_a_request_the_stop_is_unknown(
 
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(fail)
-    async with aiohttp.ClientSession(trace_configs=[trace]) as http, connect(http=http) as session:
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as http,
+        connect(http=http) as session,
+    ):
         report = await session.stop_runtimes([CRM], verify=False)
 
     assert report.counts == {StopResult.UNKNOWN: 1}
@@ -112,7 +116,10 @@ async def test_after_its_pool_closes_while_a_trace_waits_nothing_is_sent(
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(close)
-    async with aiohttp.ClientSession(trace_configs=[trace]) as http, connect(http=http) as session:
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as http,
+        connect(http=http) as session,
+    ):
         with pytest.raises(BctrlConfigError, match="session is closed"):
             await session.stop_runtime(*CRM)
     assert emulator.requests == []

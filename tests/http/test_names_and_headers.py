@@ -63,7 +63,9 @@ async def test_a_prefix_of_the_base_url_and_special_characters_are_kept() -> Non
     heads: list[bytes] = []
     async with (
         raw_server(recording(heads, http_answer("200 OK", RUNTIME))) as url,
-        BctrlSession("k", base_url=f"{url}/through%20here/v1/", check_answers=False) as session,
+        BctrlSession(
+            "k", base_url=f"{url}/through%20here/v1/", check_answers=False
+        ) as session,
     ):
         await session.stop_runtime("ws 1/\u00e4", "c%2Fr?m#")
     path = b"/through%20here/v1/workspaces/ws%201%2F%C3%A4/runtimes/c%252Fr%3Fm%23/stop"
@@ -85,7 +87,23 @@ def has_dot_segment(text: str) -> bool:
 # Text with dots, separators and their percent-encodings, nested to any depth.
 tricky_text = st.lists(
     st.sampled_from(
-        [".", "..", "/", "\\", "%", "%2e", "%2E", "%2f", "%5c", "%25", "25", ";", "?", "#", "a"]
+        [
+            ".",
+            "..",
+            "/",
+            "\\",
+            "%",
+            "%2e",
+            "%2E",
+            "%2f",
+            "%5c",
+            "%25",
+            "25",
+            ";",
+            "?",
+            "#",
+            "a",
+        ]
     )
     | st.characters(codec=None),
     max_size=12,
@@ -126,7 +144,16 @@ def test_valid_headers_are_accepted() -> None:
 
 
 INVALID_NAMES = ["", "X Trace", "X\r\nEvil", "X-\u017f", 1, b"X"]
-INVALID_VALUES = ["secret\r\nX: 1", "secret\0", " secret", "secret\t", " ", "secretü", None, 1]
+INVALID_VALUES = [
+    "secret\r\nX: 1",
+    "secret\0",
+    " secret",
+    "secret\t",
+    " ",
+    "secretü",
+    None,
+    1,
+]
 RESERVED = """
     Authorization authorization Accept-Encoding Connection Content-Length Expect Host TE
     Trailer Transfer-Encoding Upgrade
@@ -137,11 +164,19 @@ RESERVED = """
     ("name", "value", "problem"),
     [
         *((name, "secret", "invalid header name") for name in INVALID_NAMES),
-        *(("X-Trace", value, "invalid value of header 'X-Trace'") for value in INVALID_VALUES),
-        *((name, "secret", f"the header '{name}' is set by the session") for name in RESERVED),
+        *(
+            ("X-Trace", value, "invalid value of header 'X-Trace'")
+            for value in INVALID_VALUES
+        ),
+        *(
+            (name, "secret", f"the header '{name}' is set by the session")
+            for name in RESERVED
+        ),
     ],
 )
-def test_an_invalid_header_is_rejected_and_not_shown(name: str, value: str, problem: str) -> None:
+def test_an_invalid_header_is_rejected_and_not_shown(
+    name: str, value: str, problem: str
+) -> None:
     with pytest.raises(BctrlConfigError, match=f"^{problem}") as caught:
         checked_headers({"X-Fine": "1", name: value})
 

@@ -31,7 +31,9 @@ from bctrl_async.emulator import Emulator, Reply
 
 AnyOperation = Operation[Any]
 ALL: dict[str, AnyOperation] = {
-    found.name: found for found in vars(operations).values() if isinstance(found, Operation)
+    found.name: found
+    for found in vars(operations).values()
+    if isinstance(found, Operation)
 }
 
 
@@ -48,7 +50,9 @@ class Facts(NamedTuple):
 
 LIST = "/v1/workspaces/{id}/runtimes"
 FACTS = {
-    "stop": Facts("POST", f"{LIST}/{{alias}}/stop", Repeat.CONVERGES, stops=True, status="stopped"),
+    "stop": Facts(
+        "POST", f"{LIST}/{{alias}}/stop", Repeat.CONVERGES, stops=True, status="stopped"
+    ),
     "get": Facts("GET", f"{LIST}/{{alias}}", Repeat.READ, stops=False),
     "list": Facts("GET", LIST, Repeat.READ, stops=False),
 }
@@ -141,7 +145,9 @@ async def test_a_request_is_sent_again_if_it_did_nothing_or_if_that_does_no_harm
     assert str(error).endswith(advice) is not is_repeated
 
 
-async def test_an_observer_of_an_attempt_reads_the_same_advice(connect: Connect) -> None:
+async def test_an_observer_of_an_attempt_reads_the_same_advice(
+    connect: Connect,
+) -> None:
     """Fault: it read that retrying a start was safe, after its answer was lost."""
     lost = Failure(kind=Kind.LOST, summary="the connection broke")
     async with connect() as session:
@@ -150,7 +156,9 @@ async def test_an_observer_of_an_attempt_reads_the_same_advice(connect: Connect)
 
 
 @every_operation
-async def test_an_unreadable_answer_is_not_asked_for_again(operation: AnyOperation) -> None:
+async def test_an_unreadable_answer_is_not_asked_for_again(
+    operation: AnyOperation,
+) -> None:
     error, requests = await failure(operation, http_answer("200 OK"))
 
     assert (requests, error.status) == (1, 200)
@@ -164,7 +172,9 @@ async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice
     operation: AnyOperation,
 ) -> None:
     """Fault: a pause was sent twice after it (RFC 9110 section 15.5.9)."""
-    error, requests = await failure(operation, http_answer("408 X", b'{"code": "request.timeout"}'))
+    error, requests = await failure(
+        operation, http_answer("408 X", b'{"code": "request.timeout"}')
+    )
 
     is_once = operation.repeat is Repeat.ONCE
     assert requests == 2 - is_once
@@ -173,8 +183,12 @@ async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice
 
 
 @every_operation
-async def test_only_a_stop_has_nothing_to_do(operation: AnyOperation, connect: Connect) -> None:
-    failure = Failure(kind=Kind.NOT_RUNNING, summary="409", status=409, code="runtime.not_active")
+async def test_only_a_stop_has_nothing_to_do(
+    operation: AnyOperation, connect: Connect
+) -> None:
+    failure = Failure(
+        kind=Kind.NOT_RUNNING, summary="409", status=409, code="runtime.not_active"
+    )
     async with connect() as session:
         error = call_of(session, operation).error(failure)
     assert ("Nothing to do: it is not running" in str(error)) is operation.stops
@@ -192,7 +206,9 @@ async def test_the_error_of_an_aborted_call_advises_the_same(
     error = call.error(call.aborted("the run has ended"))
     is_safe = operation.repeat is not Repeat.ONCE or not connected
     assert ("Try again: nothing was sent" in str(error)) is not connected
-    assert (f"a {operation.name} is safe to repeat" in str(error)) is (is_safe and connected)
+    assert (f"a {operation.name} is safe to repeat" in str(error)) is (
+        is_safe and connected
+    )
     assert ("may have worked" in str(error)) is not is_safe
     assert error.may_have_stopped is (operation.stops and connected)
 
@@ -260,16 +276,26 @@ def test_the_contract_says_what_a_request_does_that_arrives_twice(name: str) -> 
     # A read is a GET (RFC 9110 section 9.2.1), and what is no read has an effect in the
     # emulator.
     is_read = facts.repeat is Repeat.READ
-    assert is_read is (facts.method == "GET") is (facts.status == "active"), _ADVICE.format(name)
+    assert is_read is (facts.method == "GET") is (facts.status == "active"), (
+        _ADVICE.format(name)
+    )
     contract = "".join(path.read_text("utf-8") for path in CONTRACT.iterdir())
-    assert facts.template in contract, f"say in docs/contract/ where {name} is documented"
+    assert facts.template in contract, (
+        f"say in docs/contract/ where {name} is documented"
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("status", ["200 OK", "200 Unreadable", "403 No"])
-async def test_a_call_has_the_request_id_of_its_last_answer(name: str, status: str) -> None:
-    body = {"list": b'{"runtimes": []}'}.get(name, RUNTIME) if status == "200 OK" else b"?"
-    async with served(http_answer(status, body, "X-Bctrl-Request-Id: req-7")) as session:
+async def test_a_call_has_the_request_id_of_its_last_answer(
+    name: str, status: str
+) -> None:
+    body = (
+        {"list": b'{"runtimes": []}'}.get(name, RUNTIME) if status == "200 OK" else b"?"
+    )
+    async with served(
+        http_answer(status, body, "X-Bctrl-Request-Id: req-7")
+    ) as session:
         call = call_of(session, ALL[name])
         ended: list[object] = await asyncio.gather(
             session._sender.request(call), return_exceptions=True

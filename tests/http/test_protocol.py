@@ -58,9 +58,14 @@ class TestParseRuntime:
         "cut", [r"\ud83d", r"\udc00", r"\ud83d\ud83d", r"a\ud83db", r"\\ud83d"]
     )
     def test_a_lone_surrogate_in_text_is_replaced(self, cut: str) -> None:
-        runtime = response.decode_runtime(wire(driver="\ud800 CUT").replace(b"CUT", cut.encode()))
+        runtime = response.decode_runtime(
+            wire(driver="\ud800 CUT").replace(b"CUT", cut.encode())
+        )
 
-        assert runtime.driver == "? " + json.loads(f'"{cut}"').encode(errors="replace").decode()
+        assert (
+            runtime.driver
+            == "? " + json.loads(f'"{cut}"').encode(errors="replace").decode()
+        )
         assert runtime.status == "stopped"
 
     @pytest.mark.parametrize(
@@ -77,14 +82,18 @@ class TestParseRuntime:
         ],
         ids=lambda value: repr(value[:20]),
     )
-    def test_any_other_body_is_an_error_with_its_cause(self, body: bytes, problem: str) -> None:
+    def test_any_other_body_is_an_error_with_its_cause(
+        self, body: bytes, problem: str
+    ) -> None:
         error = parse_invalid(body, status=202)
 
         assert error.summary == f"the server answered 202, but the body is {problem}"
         assert error.__cause__ is not None
 
     @pytest.mark.parametrize("field", WIRE)
-    def test_an_invalid_field_is_named_despite_a_lone_surrogate(self, field: str) -> None:
+    def test_an_invalid_field_is_named_despite_a_lone_surrogate(
+        self, field: str
+    ) -> None:
         fields = {**WIRE, "summary": {"currentDriver": "\ud83d"}, field: 5}
         assert f"`$.{field}`" in parse_invalid(json.dumps(fields).encode()).summary
         del fields[field]
@@ -141,8 +150,12 @@ class TestErrorClass:
             assert type(foreign) is error_class
             assert foreign.may_have_stopped is (may_have_stopped != "never")
 
-    def test_the_text_of_a_doubtful_error_does_not_say_that_retrying_will_not_help(self) -> None:
-        assert str(parse_error(422)).endswith("Check the runtime's status; retrying is safe")
+    def test_the_text_of_a_doubtful_error_does_not_say_that_retrying_will_not_help(
+        self,
+    ) -> None:
+        assert str(parse_error(422)).endswith(
+            "Check the runtime's status; retrying is safe"
+        )
 
     @pytest.mark.parametrize(
         ("body", "names_runtime"),
@@ -158,7 +171,9 @@ class TestErrorClass:
             (b"", False),
         ],
     )
-    def test_only_the_api_knows_what_is_missing(self, body: object, *, names_runtime: bool) -> None:
+    def test_only_the_api_knows_what_is_missing(
+        self, body: object, *, names_runtime: bool
+    ) -> None:
         """Fault: any JSON object in a 404 settles a stop, also of a gateway."""
         error = parse_error(404, body)
 
@@ -166,20 +181,27 @@ class TestErrorClass:
         assert error.names_runtime is names_runtime
 
     @pytest.mark.parametrize(
-        ("status", "headers"), [(99, {}), (304, {}), (302, {}), (302, {"Location": " \t "})]
+        ("status", "headers"),
+        [(99, {}), (304, {}), (302, {}), (302, {"Location": " \t "})],
     )
-    def test_after_another_status_it_may_have_stopped(self, status: int, headers: Headers) -> None:
+    def test_after_another_status_it_may_have_stopped(
+        self, status: int, headers: Headers
+    ) -> None:
         error = parse_error(status, b"", headers)
 
         assert type(error) is BctrlResponseError
         assert error.may_have_stopped
-        assert re.match(f"the server answered {status} .*, an unexpected status$", error.summary)
+        assert re.match(
+            f"the server answered {status} .*, an unexpected status$", error.summary
+        )
 
     # Parts of dates and numbers get deeper into the parser than arbitrary text.
     dates = "Wed, 25 Nov 2026 09:31:00 GMT +0100 -0000 - + : ."
     numbers = "99999999999 -5 T e9 inf +99999 \uff11"
     parts = (*dates.split(), *numbers.split())
-    header = st.text() | st.lists(st.sampled_from([*parts, " "]), max_size=9).map(" ".join)
+    header = st.text() | st.lists(st.sampled_from([*parts, " "]), max_size=9).map(
+        " ".join
+    )
     names = ("x-request-id", "Location", "Retry-After", "retry-after-ms", "Date")
 
     @given(
@@ -188,7 +210,12 @@ class TestErrorClass:
         st.fixed_dictionaries({}, optional=dict.fromkeys(names, header)),
         st.text(),
     )
-    @example(429, b"", {"Retry-After": "31 Dec 9999 23:59:59 -2359", "Date": "1 Jan 1 +2359"}, "k")
+    @example(
+        429,
+        b"",
+        {"Retry-After": "31 Dec 9999 23:59:59 -2359", "Date": "1 Jan 1 +2359"},
+        "k",
+    )
     def test_any_response_gives_a_one_line_error_that_can_be_pickled(
         self, status: int, body: bytes, headers: Headers, key: str
     ) -> None:
@@ -202,7 +229,9 @@ class TestErrorClass:
 TEXTS = ("code", "error", "reasonClass", "requestId", "hint")
 # C0, C1, zero-width, bidi, line separators, a lone surrogate, a tag, private use.
 BIDI = "\u200e\u202e\u2066"
-UNPRINTABLE = f"\x07\x1b\x7f\x85\x9b\u00ad\u200b{BIDI}\u2028\ufeff\ud800\U000e0041\ue000"
+UNPRINTABLE = (
+    f"\x07\x1b\x7f\x85\x9b\u00ad\u200b{BIDI}\u2028\ufeff\ud800\U000e0041\ue000"
+)
 
 
 def texts_of(error: BctrlError) -> list[Text]:
@@ -255,7 +284,9 @@ class TestErrorFields:
         ],
         ids=lambda value: repr(value)[:40],
     )
-    def test_a_body_of_any_shape_is_read(self, body: object, code: Text, message: Text) -> None:
+    def test_a_body_of_any_shape_is_read(
+        self, body: object, code: Text, message: Text
+    ) -> None:
         error = parse_error(400, body)
 
         assert (error.code, error.message) == (code, message)
@@ -278,7 +309,9 @@ class TestErrorFields:
         words = f" not\r\n{UNPRINTABLE}ok\t "
 
         fields = parse_error(400, dict.fromkeys(TEXTS, words))
-        text = parse_error(400, words.encode(errors="surrogatepass"), {"X-Request-Id": words})
+        text = parse_error(
+            400, words.encode(errors="surrogatepass"), {"X-Request-Id": words}
+        )
         redirect = parse_error(302, b"", {"Location": words})
 
         assert texts_of(fields) == ["not ok"] * len(TEXTS)
@@ -333,14 +366,28 @@ class TestRetryAfter:
             ({"Retry-After": SOON, "Date": "Wed, 32 Nov 2026 09:31:00 GMT"}, 60.0),
         ],
     )
-    def test_each_form_is_read_up_to_a_year(self, headers: Headers, seconds: float | None) -> None:
+    def test_each_form_is_read_up_to_a_year(
+        self, headers: Headers, seconds: float | None
+    ) -> None:
         """Fault: a date is compared with a clock that differs from the server's."""
         assert retry_after(headers) == seconds
 
     @pytest.mark.parametrize(
         "value",
         [
-            *("-1", "+5", "1.", ".5", "1e9", "0x10", "1_000", "inf", "nan", "30s", "1, 2"),
+            *(
+                "-1",
+                "+5",
+                "1.",
+                ".5",
+                "1e9",
+                "0x10",
+                "1_000",
+                "inf",
+                "nan",
+                "30s",
+                "1, 2",
+            ),
             "\uff11\uff12",  # Unicode digits, which `float` accepts.
             "9" * 5000,
             "2026-11-25T09:31:00Z",

@@ -17,7 +17,13 @@ from support.ways import Ways
 from test_secrets import everything_of
 from test_wire import ONCE
 
-from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, RetryPolicy, StopResult
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlNetworkError,
+    BctrlSession,
+    RetryPolicy,
+    StopResult,
+)
 from bctrl_async._calls.results import result_of
 from bctrl_async.emulator import Emulator
 
@@ -38,7 +44,11 @@ async def test_stops_and_reads_go_through_the_proxy_whatever_the_environment(
         over_tls(emulator, "bctrl.test") as server,
         forward_proxy() as proxy,
         BctrlSession(
-            KEY, base_url=server.url, proxy=proxy.url, ssl=server.trusted, trust_env=True
+            KEY,
+            base_url=server.url,
+            proxy=proxy.url,
+            ssl=server.trusted,
+            trust_env=True,
         ) as session,
     ):
         await session.stop_runtime("ws-1", "crm")
@@ -46,13 +56,17 @@ async def test_stops_and_reads_go_through_the_proxy_whatever_the_environment(
 
     # One tunnel, which both used; the fast path does not know proxies.
     [head] = proxy.heads
-    assert head.startswith(f"CONNECT {server.url.removeprefix('https://')} HTTP/1.1\r\n")
+    assert head.startswith(
+        f"CONNECT {server.url.removeprefix('https://')} HTTP/1.1\r\n"
+    )
     assert KEY not in head
     assert ways.taken == (0, 2)
     assert emulator.status("ws-1", "crm") == "stopped"
 
 
-async def test_a_proxy_gets_requests_to_an_http_api_only_if_plaintext_is_allowed() -> None:
+async def test_a_proxy_gets_requests_to_an_http_api_only_if_plaintext_is_allowed() -> (
+    None
+):
     with pytest.raises(BctrlConfigError, match="could read the API key") as caught:
         BctrlSession(KEY, base_url="http://127.0.0.1:8787", proxy="http://127.0.0.1:9")
     assert caught.value.argument == "proxy"
@@ -120,14 +134,23 @@ CASES = {
     # Fault: connection errors leak as the HTTP library's own exceptions (the vendor's
     # SDK).
     "a closed port": Case("{closed}: Connection refused", CHECK, "https://{closed}"),
-    "a port without TLS": Case("{plain}: it does not speak TLS", CHECK, "https://{plain}"),
+    "a port without TLS": Case(
+        "{plain}: it does not speak TLS", CHECK, "https://{plain}"
+    ),
     "an unknown name": Case("bctrl.invalid:443: ", CHECK, "https://bctrl.invalid"),
     # Fault: it cost four attempts, as if it could be trusted some seconds later.
-    "an untrusted CA": Case(f"localhost:{{tls}}: {ISSUER}", CHECK_HOST, "https://localhost:{tls}"),
-    "a certificate of another host": Case(
-        f"127.0.0.1:{{tls}}: {MISMATCH}", CHECK_HOST, "https://127.0.0.1:{tls}", trusted=True
+    "an untrusted CA": Case(
+        f"localhost:{{tls}}: {ISSUER}", CHECK_HOST, "https://localhost:{tls}"
     ),
-    "a closed proxy": Case("proxy {closed}: Connection refused", CHECK_PROXY, proxy="{closed}"),
+    "a certificate of another host": Case(
+        f"127.0.0.1:{{tls}}: {MISMATCH}",
+        CHECK_HOST,
+        "https://127.0.0.1:{tls}",
+        trusted=True,
+    ),
+    "a closed proxy": Case(
+        "proxy {closed}: Connection refused", CHECK_PROXY, proxy="{closed}"
+    ),
     # Fault: the stop was `unknown`, although its request was never sent.
     "a proxy that closes": Case(NO_TUNNEL, CHECK_PROXY, proxy="{proxy}"),
     "a proxy that talks nonsense": Case(
@@ -135,7 +158,10 @@ CASES = {
     ),
     # Fault: the text was the repr of aiohttp's, and the advice to check the base URL.
     "a proxy with another password": Case(
-        f"the proxy answered {DENIED}", CHECK_LOGIN, proxy="{proxy}", answer=http_answer(DENIED)
+        f"the proxy answered {DENIED}",
+        CHECK_LOGIN,
+        proxy="{proxy}",
+        answer=http_answer(DENIED),
     ),
     "a proxy with rules": Case(
         f"the proxy answered {NO}", CHECK_RULES, proxy="{proxy}", answer=http_answer(NO)
@@ -144,7 +170,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-async def test_the_reason_is_named_and_nothing_was_sent(emulator: Emulator, case: Case) -> None:
+async def test_the_reason_is_named_and_nothing_was_sent(
+    emulator: Emulator, case: Case
+) -> None:
     """Fault: the text was aiohttp's, with the repr of a context or an exception."""
     async with over_tls(emulator) as server, forward_proxy(case.answer) as proxy:
         with unused_url() as closed:
@@ -157,7 +185,9 @@ async def test_the_reason_is_named_and_nothing_was_sent(emulator: Emulator, case
             async with BctrlSession(
                 KEY,
                 base_url=case.url.format(**places),
-                proxy=f"http://{LOGIN}@{case.proxy.format(**places)}" if case.proxy else None,
+                proxy=f"http://{LOGIN}@{case.proxy.format(**places)}"
+                if case.proxy
+                else None,
                 ssl=server.trusted if case.trusted else None,
                 retry=RetryPolicy(attempts=2, base=0.001),
             ) as session:
@@ -174,19 +204,28 @@ async def test_the_reason_is_named_and_nothing_was_sent(emulator: Emulator, case
     assert not [secret for secret in (PASSWORD, BASIC, KEY) if secret in shown]
 
 
-async def test_a_certificate_with_another_fingerprint_is_named(emulator: Emulator) -> None:
+async def test_a_certificate_with_another_fingerprint_is_named(
+    emulator: Emulator,
+) -> None:
     connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
-    async with over_tls(emulator) as server, aiohttp.ClientSession(connector=connector) as http:
+    async with (
+        over_tls(emulator) as server,
+        aiohttp.ClientSession(connector=connector) as http,
+    ):
         # If a name has two addresses, aiohttp would raise the error of the other
         # address.
         url = server.url.replace("localhost", "127.0.0.1")
         session = BctrlSession(KEY, base_url=url, http=http, retry=ONCE)
-        with pytest.raises(BctrlNetworkError, match="the certificate has another fingerprint"):
+        with pytest.raises(
+            BctrlNetworkError, match="the certificate has another fingerprint"
+        ):
             await session.stop_runtime("ws-1", "crm")
 
 
 @pytest.mark.usefixtures("fast_path_only")
-async def test_over_tls_a_stop_takes_the_fast_path(emulator: Emulator, ways: Ways) -> None:
+async def test_over_tls_a_stop_takes_the_fast_path(
+    emulator: Emulator, ways: Ways
+) -> None:
     async with (
         over_tls(emulator) as server,
         BctrlSession(KEY, base_url=server.url, ssl=server.trusted) as session,

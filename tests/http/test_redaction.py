@@ -24,9 +24,12 @@ FORMS: dict[str, Encode] = {
     "as it is": lambda key: key,
     "JSON of PHP": lambda key: json.dumps(key).replace("/", "\\/"),
     "JSON of .NET": lambda key: "".join(
-        character if character.isalnum() else f"\\u{ord(character):04X}" for character in key
+        character if character.isalnum() else f"\\u{ord(character):04X}"
+        for character in key
     ),
-    "JSON, escaped": lambda key: "".join(f"\\u{ord(character):04x}" for character in key),
+    "JSON, escaped": lambda key: "".join(
+        f"\\u{ord(character):04x}" for character in key
+    ),
     "URL": lambda key: quote(key, safe=""),
     "URL, lower case": lambda key: quote(key, safe="").replace("%2F", "%2f"),
     "URL, all": lambda key: "".join(f"%{ord(character):02X}" for character in key),
@@ -62,7 +65,9 @@ def test_an_echoed_key_is_redacted_in_any_form(encode: Encode, key: str) -> None
 
 
 @every_form
-def test_a_form_that_the_server_cuts_leaves_a_few_characters_at_most(encode: Encode) -> None:
+def test_a_form_that_the_server_cuts_leaves_a_few_characters_at_most(
+    encode: Encode,
+) -> None:
     """Fault: a body that was cut within an echoed key left the first half of it."""
     key = "sk-live/" + "".join(map(chr, range(0x30, 0x60)))
     for length in range(len(encode(key))):
@@ -90,7 +95,10 @@ def test_a_key_in_utf_16_or_utf_32_is_redacted(encode: Encode, encoding: str) ->
         assert "\0" not in shown
 
 
-@given(st.text(st.characters(exclude_characters="\0")), st.text("\\%&#;u0aA25/", max_size=30))
+@given(
+    st.text(st.characters(exclude_characters="\0")),
+    st.text("\\%&#;u0aA25/", max_size=30),
+)
 def test_other_text_is_unchanged(text: str, escapes: str) -> None:
     text = text.encode(errors="replace").decode() + escapes
 
@@ -100,7 +108,11 @@ def test_other_text_is_unchanged(text: str, escapes: str) -> None:
 @pytest.mark.parametrize(
     ("key", "text", "shown"),
     [
-        (KEY, f'a\\u002fb\\" %41 &amp; {KEY}{KEY} \\/ z', 'a\\u002fb\\" %41 &amp; ****** \\/ z'),
+        (
+            KEY,
+            f'a\\u002fb\\" %41 &amp; {KEY}{KEY} \\/ z',
+            'a\\u002fb\\" %41 &amp; ****** \\/ z',
+        ),
         ("ab/9", "bad key ab/9, ab\\/9", "bad key ***, ***"),
         # A shorter key is a placeholder, and would match ordinary words.
         ("key", "a key of any kind %6b%65%79", "a key of any kind %6b%65%79"),

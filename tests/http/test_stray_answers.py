@@ -69,10 +69,14 @@ def keeping(writers: list[asyncio.StreamWriter], *answers: bytes) -> Handler:
 
 
 class TestIdleConnections:
-    @pytest.mark.parametrize("arrived", [b"\r\n", b"HTTP/1.1 200 OK\r\n", stopped("crm"), b"\0"])
+    @pytest.mark.parametrize(
+        "arrived", [b"\r\n", b"HTTP/1.1 200 OK\r\n", stopped("crm"), b"\0"]
+    )
     @pytest.mark.parametrize("first", [stopped("crm"), FORBIDDEN])
     @pytest.mark.parametrize("read", [True, False])
-    async def test_any_byte_closes_it(self, arrived: bytes, first: bytes, *, read: bool) -> None:
+    async def test_any_byte_closes_it(
+        self, arrived: bytes, first: bytes, *, read: bool
+    ) -> None:
         """Fault: the start of an answer vanishes in aiohttp, and its end follows.
 
         A busy loop reads its sockets only now and then, and takes connections in
@@ -95,25 +99,33 @@ class TestIdleConnections:
         assert writers[1] is not writers[0]
 
     @pytest.mark.parametrize("first", [stopped("crm"), FORBIDDEN])
-    async def test_another_answer_behind_an_answer_closes_it(self, first: bytes) -> None:
+    async def test_another_answer_behind_an_answer_closes_it(
+        self, first: bytes
+    ) -> None:
         writers: list[asyncio.StreamWriter] = []
         async with served(keeping(writers, first + first)) as session:
             await stop_one(session)
             await session.stop_runtime("ws-1", "crm")
         assert writers[1] is not writers[0]
 
-    async def test_a_silent_tls_connection_is_used_again(self, emulator: Emulator) -> None:
+    async def test_a_silent_tls_connection_is_used_again(
+        self, emulator: Emulator
+    ) -> None:
         """Fault: session tickets of TLS 1.3 count as bytes nobody asked for."""
         async with (
             over_tls(emulator) as server,
-            BctrlSession("emulator-key", base_url=server.url, ssl=server.trusted) as session,
+            BctrlSession(
+                "emulator-key", base_url=server.url, ssl=server.trusted
+            ) as session,
         ):
             for target in add_runtimes(emulator, 5):
                 await session.stop_runtime(*target)
         assert server.trusted.session_stats()["connect"] == 1
 
     @pytest.mark.parametrize("transport", [None, asyncio.Transport()])
-    def test_without_a_socket_nothing_is_unread(self, transport: asyncio.Transport | None) -> None:
+    def test_without_a_socket_nothing_is_unread(
+        self, transport: asyncio.Transport | None
+    ) -> None:
         assert not _readability(transport)()
 
 
@@ -131,33 +143,55 @@ class TestAnswersAboutAnotherRuntime:
             "stopped). Retrying is safe. If a mock server answers with made-up data, "
             "pass check_answers=False to the session"
         )
-        assert (error.status, error.may_have_stopped, error.accepted) == (None, True, False)
+        assert (error.status, error.may_have_stopped, error.accepted) == (
+            None,
+            True,
+            False,
+        )
 
     @pytest.mark.parametrize("place", [[KEY], KEY, KEY * 30_000])
     async def test_it_shows_no_key_that_the_answer_echoes(self, place: object) -> None:
         body = json.dumps({"alias": KEY, "workspaceId": place}).encode()
         async with served(http_answer("200 OK", body), KEY, retry=QUICK) as session:
-            with pytest.raises(BctrlResponseError, match=r"another runtime, '\*\*\*'") as caught:
+            with pytest.raises(
+                BctrlResponseError, match=r"another runtime, '\*\*\*'"
+            ) as caught:
                 await session.stop_runtime("ws-1", "crm")
 
         assert KEY not in f"{caught.value}{caught.value.__notes__}{vars(caught.value)}"
         assert len(str(caught.value)) < 2000
 
     @pytest.mark.parametrize(
-        ("header", "borrowed"), [("X: 1", False), ("X: 1", True), ("Connection: close", False)]
+        ("header", "borrowed"),
+        [("X: 1", False), ("X: 1", True), ("Connection: close", False)],
     )
-    async def test_the_retry_has_another_connection(self, header: str, *, borrowed: bool) -> None:
+    async def test_the_retry_has_another_connection(
+        self, header: str, *, borrowed: bool
+    ) -> None:
         writers: list[asyncio.StreamWriter] = []
         foreign = http_answer("200 OK", wire(alias="mail"), header)
-        async with raw_server(keeping(writers, foreign)) as url, AsyncExitStack() as stack:
-            http = await stack.enter_async_context(aiohttp.ClientSession()) if borrowed else None
-            async with BctrlSession("k", base_url=url, http=http, retry=QUICK) as session:
+        async with (
+            raw_server(keeping(writers, foreign)) as url,
+            AsyncExitStack() as stack,
+        ):
+            http = (
+                await stack.enter_async_context(aiohttp.ClientSession())
+                if borrowed
+                else None
+            )
+            async with BctrlSession(
+                "k", base_url=url, http=http, retry=QUICK
+            ) as session:
                 assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
         assert writers[0] is not writers[1]
 
-    async def test_a_get_of_another_runtime_is_an_error_and_stopped_nothing(self) -> None:
+    async def test_a_get_of_another_runtime_is_an_error_and_stopped_nothing(
+        self,
+    ) -> None:
         async with served(stopped("mail"), retry=QUICK) as session:
-            with pytest.raises(BctrlResponseError, match="another runtime, 'mail'") as caught:
+            with pytest.raises(
+                BctrlResponseError, match="another runtime, 'mail'"
+            ) as caught:
                 await session.get_runtime("ws-1", "crm")
         assert (caught.value.attempts, caught.value.may_have_stopped) == (4, False)
 
@@ -166,12 +200,16 @@ class TestAnswersAboutAnotherRuntime:
         answer = http_answer("200 OK", json.dumps({"runtimes": ["?", listed]}).encode())
         heads: list[bytes] = []
         async with served(recording(heads, answer), retry=QUICK) as session:
-            with pytest.raises(BctrlResponseError, match="the answer describes another runtime"):
+            with pytest.raises(
+                BctrlResponseError, match="the answer describes another runtime"
+            ):
                 await session.stop_workspace(WORKSPACE)
             assert len(await session.list_runtimes("a-name", on_unreadable=repr)) == 1
         assert not any(head.startswith(b"POST") for head in heads)
 
-    async def test_without_the_check_an_answer_about_any_runtime_is_accepted(self) -> None:
+    async def test_without_the_check_an_answer_about_any_runtime_is_accepted(
+        self,
+    ) -> None:
         async with served(stopped("mail"), check_answers=False) as session:
             assert (await session.stop_runtime("ws-1", "crm")).alias == "mail"
             assert (await session.get_runtime(ANOTHER, "crm")).alias == "mail"
@@ -182,7 +220,11 @@ UNREADABLE = Failure(kind=Kind.UNREADABLE, summary="the answer cannot be read")
 
 
 def belongs(
-    parsed: object, workspace_id: str = "ws-1", alias: str | None = "crm", *, body: bytes = b""
+    parsed: object,
+    workspace_id: str = "ws-1",
+    alias: str | None = "crm",
+    *,
+    body: bytes = b"",
 ) -> bool:
     return check_answer(parsed, body, workspace_id, alias, "Bearer k") is None
 
@@ -239,7 +281,9 @@ def test_a_long_alias_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         (ANOTHER.upper(), False),
     ],
 )
-def test_only_a_uuid_of_a_workspace_is_compared(workspace_id: str, *, is_same: bool) -> None:
+def test_only_a_uuid_of_a_workspace_is_compared(
+    workspace_id: str, *, is_same: bool
+) -> None:
     assert belongs(decode_runtime(wire()), workspace_id) is is_same
 
 
@@ -257,7 +301,9 @@ def test_only_a_uuid_of_a_workspace_is_compared(workspace_id: str, *, is_same: b
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_an_invalid_answer_is_compared_by_its_names(body: bytes, *, is_same: bool) -> None:
+def test_an_invalid_answer_is_compared_by_its_names(
+    body: bytes, *, is_same: bool
+) -> None:
     """Fault: an answer about another runtime that lacked one field was `accepted`."""
     assert belongs(UNREADABLE, WORKSPACE, body=body) is is_same
 

@@ -39,13 +39,18 @@ LONG = "é\\" * 4_000
 ENDLESS = {
     **WIRE,
     **dict.fromkeys(("driver", "createdAt", "updatedAt", "kind"), LONG),
-    "summary": dict.fromkeys(("currentDriver", "defaultPageId", "storageWorkspace"), LONG),
+    "summary": dict.fromkeys(
+        ("currentDriver", "defaultPageId", "storageWorkspace"), LONG
+    ),
 }
 
 
 def longest(found: Runtime) -> int:
     """Return the number of characters of the longest text of a runtime."""
-    values = [*msgspec.structs.astuple(found), *msgspec.structs.astuple(found.summary or found)]
+    values = [
+        *msgspec.structs.astuple(found),
+        *msgspec.structs.astuple(found.summary or found),
+    ]
     return max(len(value) for value in values if isinstance(value, str))
 
 
@@ -63,7 +68,9 @@ class TestEndless:
     async def test_a_journal_and_a_report_keep_little(self, tmp_path: Path) -> None:
         """Fault: 100,000 stops with answers of 5 KB would have taken 97 GB."""
         path = tmp_path / "run.jsonl"
-        async with served(answer(ENDLESS | {"status": "x" * 200_000}), retry=ONCE) as session:
+        async with served(
+            answer(ENDLESS | {"status": "x" * 200_000}), retry=ONCE
+        ) as session:
             report = await session.stop_runtimes([CRM], journal=path, verify=False)
 
         assert report.counts == {StopResult.ACCEPTED: 1}
@@ -86,14 +93,21 @@ HALVES = {
     "status": "sl\udc00w",
     "summary": {"launchMode": "\ud800", "currentDriver": "\ud83d"},
 }
-ERROR = {"code": "a.\ud800", "error": "\ud800", "hint": "\udfff", "requestId": "r\ud800"}
+ERROR = {
+    "code": "a.\ud800",
+    "error": "\ud800",
+    "hint": "\udfff",
+    "requestId": "r\ud800",
+}
 ANSWERS = {
     "runtime": answer({**WIRE, **HALVES}),
     "raw": answer({**WIRE, **HALVES}, "utf-8"),
     "not JSON": http_answer("200 OK", b'{"alias":"\\ud800'),
     "error": http_answer("403 No", json.dumps(ERROR).encode()),
     "text": http_answer("500 No", b"\xed\xa0\xbd \\ud800"),
-    "header": http_answer("500 No", b"", "X-Request-Id: ?").replace(b"?", b"\xed\xa0\xbd"),
+    "header": http_answer("500 No", b"", "X-Request-Id: ?").replace(
+        b"?", b"\xed\xa0\xbd"
+    ),
 }
 """Answers that have half of a pair in each text."""
 INVALID = ("ws-\ud800", "\udfff")
@@ -104,11 +118,15 @@ class TestHalves:
     """Half of a pair costs nothing but itself."""
 
     @pytest.mark.parametrize("name", ANSWERS)
-    async def test_outcomes_are_written_and_encoded(self, name: str, tmp_path: Path) -> None:
+    async def test_outcomes_are_written_and_encoded(
+        self, name: str, tmp_path: Path
+    ) -> None:
         """Fault: a report with an invalid target could not be encoded."""
         path = tmp_path / "run.jsonl"
         async with served(ANSWERS[name], retry=ONCE) as session:
-            report = await session.stop_runtimes([CRM, INVALID], journal=path, verify=False)
+            report = await session.stop_runtimes(
+                [CRM, INVALID], journal=path, verify=False
+            )
 
         assert report.total == len(report.failures) == 2
         sent = next(outcome for outcome in report.failures if outcome.attempts)
@@ -122,10 +140,14 @@ class TestHalves:
 
     @pytest.mark.parametrize("encoding", ["escaped", "utf-8", "utf-16"])
     @pytest.mark.parametrize("status", ["active", "stopped"])
-    async def test_an_alias_with_one_is_nobodys(self, encoding: str, status: str) -> None:
+    async def test_an_alias_with_one_is_nobodys(
+        self, encoding: str, status: str
+    ) -> None:
         """Fault: this alias was read as `a?`, so another runtime was stopped."""
         runtime = {**WIRE, **HALVES, "alias": "a\ud800", "status": status}
-        async with served(answer({"runtimes": [runtime]}, encoding), retry=ONCE) as session:
+        async with served(
+            answer({"runtimes": [runtime]}, encoding), retry=ONCE
+        ) as session:
             report = await session.stop_workspace("ws-1", where=lambda _: True)
         assert report.counts == {StopResult.REJECTED: 1}
         assert "its alias has half of a character" in str(report.failures[0].error)
@@ -134,7 +156,9 @@ class TestHalves:
         async with served(answer(runtime, encoding), retry=ONCE) as session:
             report = await session.stop_runtimes(targets, verify=False)
         assert report.counts == {StopResult.UNKNOWN: 3}
-        assert all("another runtime" in str(outcome.error) for outcome in report.failures)
+        assert all(
+            "another runtime" in str(outcome.error) for outcome in report.failures
+        )
 
     @pytest.mark.parametrize("alias", ["a?", "\x7f"])
     async def test_elsewhere_it_leaves_the_alias_as_it_is(self, alias: str) -> None:
@@ -143,7 +167,12 @@ class TestHalves:
         listed = answer({"runtimes": [{**WIRE, **HALVES, "alias": alias}, invalid]})
         async with served(listed) as session:
             [found] = await session.list_runtimes("ws-1", on_unreadable=errors.append)
-        assert (found.alias, found.driver, found.kind, found.status) == (alias, "d?", "?", "sl?w")
+        assert (found.alias, found.driver, found.kind, found.status) == (
+            alias,
+            "d?",
+            "?",
+            "sl?w",
+        )
         assert found.summary is not None
         assert found.summary.launch_mode == "?"
         assert [error.alias for error in errors] == ["odd"]

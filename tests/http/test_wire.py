@@ -31,12 +31,16 @@ async def stop_on(server: bytes | Handler) -> Runtime:
 
 
 @pytest.mark.parametrize("status", [302, 307])
-async def test_a_redirect_is_neither_followed_nor_shown_with_its_tokens(status: int) -> None:
+async def test_a_redirect_is_neither_followed_nor_shown_with_its_tokens(
+    status: int,
+) -> None:
     """Fault: redirects are followed with the key attached (browserbase, steel)."""
     elsewhere: list[bytes] = []
     async with raw_server(recording(elsewhere, GOOD)) as other:
         user = other.replace("//", "//user:secret@")
-        answer = http_answer(f"{status} Moved", b"", f"Location: {user}/x?token=secret#secret")
+        answer = http_answer(
+            f"{status} Moved", b"", f"Location: {user}/x?token=secret#secret"
+        )
         with pytest.raises(BctrlResponseError) as caught:
             await stop_on(answer)
     assert elsewhere == []
@@ -51,7 +55,9 @@ async def test_a_redirect_is_neither_followed_nor_shown_with_its_tokens(status: 
 
 
 async def test_a_proxy_that_wants_a_login_is_named_as_the_cause() -> None:
-    with pytest.raises(BctrlApiError, match=r"Check the user and the password of the proxy$"):
+    with pytest.raises(
+        BctrlApiError, match=r"Check the user and the password of the proxy$"
+    ):
         await stop_on(http_answer("407 No"))
 
 
@@ -73,14 +79,18 @@ async def test_a_proxy_from_the_environment_is_used_except_for_loopback(
     heads: list[bytes] = []
     async with raw_server(recording(heads, GOOD)) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
-        async with BctrlSession("emulator-key", base_url=emulator.url, trust_env=True) as session:
+        async with BctrlSession(
+            "emulator-key", base_url=emulator.url, trust_env=True
+        ) as session:
             await session.stop_runtime("ws-1", "crm")
         assert heads == []
         async with BctrlSession(
             "k", base_url="http://bctrl.invalid", trust_env=True, allow_plaintext=True
         ) as session:
             await session.stop_runtime("ws-1", "crm")
-    assert heads[0].startswith(b"POST http://bctrl.invalid/v1/workspaces/ws-1/runtimes/crm/stop ")
+    assert heads[0].startswith(
+        b"POST http://bctrl.invalid/v1/workspaces/ws-1/runtimes/crm/stop "
+    )
 
 
 BROKE = b'{"code":"server.error","error":"broke"}'
@@ -96,7 +106,9 @@ GZIP = "Content-Encoding: gzip"
     ],
     ids=["compressed", "truncated", "in a false encoding"],
 )
-async def test_an_unreadable_error_body_has_its_status(answer: bytes, body: str | None) -> None:
+async def test_an_unreadable_error_body_has_its_status(
+    answer: bytes, body: str | None
+) -> None:
     with pytest.raises(BctrlServerError) as caught:
         await stop_on(closing(answer))
     assert caught.value.status == 500
@@ -149,7 +161,11 @@ async def test_a_runtime_is_read_however_it_arrives(server: bytes | Handler) -> 
         (closing(GOOD[:-9]), 200, "the body was truncated"),
         (http_answer("200 OK", RUNTIME, GZIP), 200, "or cannot be decompressed"),
         (http_answer("200 OK", b" " * 2**21), 200, "more than 1 MiB"),
-        (http_answer("200 OK", gzip.compress(b" " * 2**21), GZIP), 200, "more than 1 MiB"),
+        (
+            http_answer("200 OK", gzip.compress(b" " * 2**21), GZIP),
+            200,
+            "more than 1 MiB",
+        ),
     ],
 )
 async def test_anything_but_a_runtime_is_an_error(

@@ -57,10 +57,17 @@ async def lines_of(wire: Log, answer: bytes, key: str = KEY) -> list[str]:
 
 @pytest.mark.parametrize(
     ("call", "request_line"),
-    [(CALLS["stop"], f"POST {{}}{STOP}"), (CALLS["list"], "GET {}/v1/workspaces/ws-1/runtimes")],
+    [
+        (CALLS["stop"], f"POST {{}}{STOP}"),
+        (CALLS["list"], "GET {}/v1/workspaces/ws-1/runtimes"),
+    ],
 )
 async def test_an_attempt_is_shown_with_its_request_and_its_answer(
-    wire: Log, session: BctrlSession, emulator: Emulator, call: SessionCall, request_line: str
+    wire: Log,
+    session: BctrlSession,
+    emulator: Emulator,
+    call: SessionCall,
+    request_line: str,
 ) -> None:
     await call(session)
 
@@ -92,7 +99,9 @@ async def test_each_attempt_of_a_call_is_shown(
     assert [message.partition(STOP)[1] for message in messages] == [STOP] * 4
     results = ["< 500", "! connection lost before a response: Server disconnected"]
     results += ["< 200", "< 409"]
-    assert all(f"\n{result}" in text for result, text in zip(results, messages, strict=True))
+    assert all(
+        f"\n{result}" in text for result, text in zip(results, messages, strict=True)
+    )
 
 
 class TestWhenItIsOn:
@@ -110,7 +119,11 @@ class TestWhenItIsOn:
     async def test_its_level_counts_at_once(
         self, caplog: Log, session: BctrlSession, emulator: Emulator
     ) -> None:
-        for level, count in [(logging.WARNING, 0), (logging.DEBUG, 1), (logging.NOTSET, 1)]:
+        for level, count in [
+            (logging.WARNING, 0),
+            (logging.DEBUG, 1),
+            (logging.NOTSET, 1),
+        ]:
             caplog.set_level(level, "bctrl_async.wire")
             emulator.add_runtime("ws-1", "crm")
             await session.stop_runtime("ws-1", "crm")
@@ -124,7 +137,9 @@ class TestBodies:
 
     async def test_a_compressed_body_is_shown_as_it_was_before(self, wire: Log) -> None:
         packed = gzip.compress(RUNTIME)
-        lines = await lines_of(wire, http_answer("200 OK", packed, "Content-Encoding: gzip"))
+        lines = await lines_of(
+            wire, http_answer("200 OK", packed, "Content-Encoding: gzip")
+        )
         assert lines[-1] == f"< {RUNTIME.decode()!r}"
         assert "< Content-Encoding: gzip" in lines
 
@@ -149,13 +164,17 @@ class TestFailures:
                 await stop(session)
         self.check(wire, f"{url}{STOP}", "! no connection: ", "BctrlNetworkError")
 
-    async def test_a_timeout(self, wire: Log, emulator: Emulator, connect: Connect) -> None:
+    async def test_a_timeout(
+        self, wire: Log, emulator: Emulator, connect: Connect
+    ) -> None:
         emulator.inject(Fault.HANG)
         async with connect(timeout=0.05, retry=ONCE) as session:
             await stop(session)
         self.check(wire, STOP, "! no response within 50ms", "BctrlTimeoutError")
 
-    async def test_a_certificate_that_is_not_trusted(self, wire: Log, emulator: Emulator) -> None:
+    async def test_a_certificate_that_is_not_trusted(
+        self, wire: Log, emulator: Emulator
+    ) -> None:
         async with (
             over_tls(emulator) as server,
             BctrlSession(KEY, base_url=server.url, retry=ONCE) as session,
@@ -209,11 +228,15 @@ class TestSecrets:
         assert "< X-Echo: ***\n< Set-Cookie: ***\n" in wire.text
         assert "you sent ***, ***" in wire.text
 
-    async def test_headers_of_the_caller_have_names_but_no_values(self, wire: Log) -> None:
+    async def test_headers_of_the_caller_have_names_but_no_values(
+        self, wire: Log
+    ) -> None:
         async def key() -> str:
             return KEY
 
-        options: dict[str, Any] = {"headers": {"X-Team": "qwer-1", "User-Agent": "qwer-2"}}
+        options: dict[str, Any] = {
+            "headers": {"X-Team": "qwer-1", "User-Agent": "qwer-2"}
+        }
         async with raw_server(answering(http_answer("200 OK", RUNTIME))) as url:
             for api_key in (KEY, key):
                 async with BctrlSession(api_key, base_url=url, **options) as session:
@@ -255,7 +278,12 @@ class TestSecrets:
                 ) as session:
                     await stop(session)
         assert len(wire.records) == 4
-        results = ["< 200", "! no connection: the proxy", "< 401", "! no connection: proxy"]
+        results = [
+            "< 200",
+            "! no connection: the proxy",
+            "< 401",
+            "! no connection: proxy",
+        ]
         for record, result in zip(wire.records, results, strict=True):
             assert f"\n{result}" in record.getMessage()
         for secret in (LOGIN, LOGIN.partition(":")[2], BASIC, "qwer"):

@@ -70,12 +70,18 @@ class Stops:
         return [(entry["alias"], entry["result"]) for entry in entries]
 
     def running(self) -> dict[str, bool | None]:
-        return {outcome.target.alias: outcome.running for outcome in read_journals([self.path])}
+        return {
+            outcome.target.alias: outcome.running
+            for outcome in read_journals([self.path])
+        }
 
 
 @pytest.fixture
 def stops(
-    emulator: Emulator, session: BctrlSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emulator: Emulator,
+    session: BctrlSession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Stops:
     for target in (A, B, C):
         emulator.add_runtime(*target)
@@ -94,22 +100,35 @@ def disk_of(size: int) -> Iterator[None]:
 
 
 class TestFile:
-    async def test_it_is_a_header_and_a_line_of_json_for_each_outcome(self, stops: Stops) -> None:
+    async def test_it_is_a_header_and_a_line_of_json_for_each_outcome(
+        self, stops: Stops
+    ) -> None:
         stops.emulator.inject(Fault.ACCEPTED, alias="b")
 
         await stops.run([A, B, ("ws-1", "x y\u2028é"), ("ws-1", "..")], verify=False)
 
         header, found, _ = read_lines(stops.path.read_bytes())
-        assert (header["version"], header["base_url"]) == (4, f"{stops.emulator.url}/v1")
-        stopped, accepted, missing, invalid = sorted(found, key=lambda entry: entry["index"])
-        assert (stopped["alias"], stopped["ok"], stopped["running"]) == ("a", True, False)
+        assert (header["version"], header["base_url"]) == (
+            4,
+            f"{stops.emulator.url}/v1",
+        )
+        stopped, accepted, missing, invalid = sorted(
+            found, key=lambda entry: entry["index"]
+        )
+        assert (stopped["alias"], stopped["ok"], stopped["running"]) == (
+            "a",
+            True,
+            False,
+        )
         assert "runtime" not in stopped
         assert accepted["runtime"]["status"] == "active"
         assert accepted["error"]["type"] == "BctrlError"
         assert (missing["alias"], missing["result"]) == ("x y\u2028é", "not_found")
         assert (invalid["alias"], invalid["result"]) == ("..", "invalid")
 
-    async def test_an_outcome_is_written_before_it_is_delivered(self, stops: Stops) -> None:
+    async def test_an_outcome_is_written_before_it_is_delivered(
+        self, stops: Stops
+    ) -> None:
         written: list[bool] = []
 
         def check(outcome: StopOutcome) -> None:
@@ -119,7 +138,9 @@ class TestFile:
 
         assert written == [True, True]
 
-    async def test_an_endless_text_leaves_a_short_line_with_the_names(self, stops: Stops) -> None:
+    async def test_an_endless_text_leaves_a_short_line_with_the_names(
+        self, stops: Stops
+    ) -> None:
         # Each character of these texts takes six bytes of a line.
         texts = dict.fromkeys(("driver", "createdAt", "updatedAt"), "\1" * 10_000)
         active = {**stops.emulator.runtimes[A], **texts}
@@ -145,11 +166,16 @@ class TestFile:
 
         outcomes = list(read_journals([stops.path], targets))
 
-        assert [outcome.result for outcome in outcomes] == [STOPPED, *[StopResult.INVALID] * 3]
+        assert [outcome.result for outcome in outcomes] == [
+            STOPPED,
+            *[StopResult.INVALID] * 3,
+        ]
         assert [outcome.target.alias for outcome in outcomes] == ["a", *names]
         assert outcomes[0].target == A
 
-    async def test_leaving_the_block_while_it_is_closed_is_no_early_end(self, stops: Stops) -> None:
+    async def test_leaving_the_block_while_it_is_closed_is_no_early_end(
+        self, stops: Stops
+    ) -> None:
         closing, released = threading.Event(), threading.Event()
         close = JournalFile.close
 
@@ -198,12 +224,18 @@ class TestResume:
             assert outcomes[index] == replace(known[target], **kept, elapsed=elapsed)
 
     @pytest.mark.parametrize("missing_ok", [False, True])
-    async def test_all_else_is_sent_again(self, stops: Stops, *, missing_ok: bool) -> None:
+    async def test_all_else_is_sent_again(
+        self, stops: Stops, *, missing_ok: bool
+    ) -> None:
         active = dict(stops.emulator.runtimes[A])
         stops.emulator.inject(Reply(200, body=active, takes_effect=False), alias="a")
         stops.emulator.inject(Fault.SERVER_ERROR, alias="b")
         stops.emulator.inject(Reply(403), alias="c")
-        options = {"retry": RetryPolicy(attempts=1), "verify": False, "missing_ok": missing_ok}
+        options = {
+            "retry": RetryPolicy(attempts=1),
+            "verify": False,
+            "missing_ok": missing_ok,
+        }
         first = await stops.run([A, B, C, LATE], **options)
         assert set(first.counts) == {"accepted", "unknown", "rejected", "not_found"}
         stops.emulator.add_runtime(*LATE)
@@ -213,7 +245,9 @@ class TestResume:
         assert (second.counts, second.resumed) == ({STOPPED: 4}, 0)
         assert set(stops.running().values()) == {False}
 
-    async def test_what_one_run_did_not_send_another_may_have_sent(self, stops: Stops) -> None:
+    async def test_what_one_run_did_not_send_another_may_have_sent(
+        self, stops: Stops
+    ) -> None:
         """Fault: it was `not_sent`, although the next run had sent the stop."""
         first = stops.run([A])
         first.stop_reading()
@@ -230,7 +264,9 @@ class TestResume:
             "more stops; another run may have sent it (the runtime may have stopped)"
         )
 
-    async def test_an_input_that_raises_leaves_its_outcomes_and_no_lock(self, stops: Stops) -> None:
+    async def test_an_input_that_raises_leaves_its_outcomes_and_no_lock(
+        self, stops: Stops
+    ) -> None:
         def broken() -> Iterator[RuntimeRef]:
             yield A
             raise LookupError("mine")
@@ -266,7 +302,9 @@ class TestList:
             await wait_for_requests(stops.emulator, len(stops.emulator.requests) + 2)
             return list(read_journals([stops.path]))
 
-    async def test_what_is_listed_as_running_is_stopped_again(self, stops: Stops) -> None:
+    async def test_what_is_listed_as_running_is_stopped_again(
+        self, stops: Stops
+    ) -> None:
         assert (await stops.run_workspace()).ok
         stops.emulator.add_runtime(*A)
 
@@ -280,14 +318,18 @@ class TestList:
         for target in (A, B):
             stops.emulator.add_runtime(*target)
 
-        assert (await stops.run_workspace(where=lambda runtime: runtime.alias == "b")).ok
+        assert (
+            await stops.run_workspace(where=lambda runtime: runtime.alias == "b")
+        ).ok
         assert stops.running() == {"a": None, "b": False}
         report = await stops.run([A, B])
 
         assert (report.ok, report.resumed) == (True, 1)
         assert stops.emulator.status(*A) == "stopped"
 
-    async def test_other_tasks_run_while_entries_are_corrected(self, stops: Stops) -> None:
+    async def test_other_tasks_run_while_entries_are_corrected(
+        self, stops: Stops
+    ) -> None:
         """Fault: correcting a hundred thousand entries took one turn of two seconds."""
         targets = add_runtimes(stops.emulator, 1_000)
         assert (await stops.run(targets)).ok
@@ -306,7 +348,9 @@ class TestList:
         assert len(writes) >= 1_000
         assert max(Counter(writes).values()) <= 100
 
-    async def test_a_run_that_is_aborted_meanwhile_corrects_all_of_them(self, stops: Stops) -> None:
+    async def test_a_run_that_is_aborted_meanwhile_corrects_all_of_them(
+        self, stops: Stops
+    ) -> None:
         """Fault: the next run skipped what the list has as running."""
         targets = add_runtimes(stops.emulator, 300)
         assert (await stops.run(targets)).ok
@@ -326,9 +370,13 @@ class TestList:
         assert set(stops.running().values()) == {None}
         assert (await stops.run(targets)).resumed == 0
 
-    async def test_all_of_it_is_on_disk_before_the_first_stop(self, stops: Stops) -> None:
+    async def test_all_of_it_is_on_disk_before_the_first_stop(
+        self, stops: Stops
+    ) -> None:
         assert (await stops.run([A, B], concurrency=1)).ok
-        listed = {"runtimes": [{"alias": "a"}, dict(stops.emulator.runtimes[C], alias="b")]}
+        listed = {
+            "runtimes": [{"alias": "a"}, dict(stops.emulator.runtimes[C], alias="b")]
+        }
         stops.emulator.inject(Reply(200, body=listed), method="GET")
         before, flushed = len(stops.emulator.stops), list[int]()
         stops.patch.setattr(
@@ -342,10 +390,14 @@ class TestList:
         assert (unreadable.target, unreadable.running) == (A, None)
         # It was listed as running, and its stop may be the first.
         assert (listed_again.target, listed_again.running) == (B, None)
-        assert "the workspace was listed, and it runs; another run may" in str(listed_again.error)
+        assert "the workspace was listed, and it runs; another run may" in str(
+            listed_again.error
+        )
 
     @pytest.mark.parametrize("is_missing", [False, True])
-    async def test_what_is_sent_anyway_is_written(self, stops: Stops, *, is_missing: bool) -> None:
+    async def test_what_is_sent_anyway_is_written(
+        self, stops: Stops, *, is_missing: bool
+    ) -> None:
         """Fault: it was done by `report`, and later by the next run."""
         ahead = datetime.now(UTC) + timedelta(hours=1)
         if is_missing:
@@ -363,7 +415,9 @@ class TestList:
 
 
 class TestOpening:
-    async def test_another_file_is_an_error_and_nothing_is_sent(self, stops: Stops) -> None:
+    async def test_another_file_is_an_error_and_nothing_is_sent(
+        self, stops: Stops
+    ) -> None:
         stops.path.write_bytes(b"my notes\n")
         batch = stops.run([A])
         with pytest.raises(BctrlConfigError, match="it is not a journal"):
@@ -378,7 +432,9 @@ class TestOpening:
         stops.emulator.inject(Fault.HANG)
         async with stops.run([A]):
             await wait_for_requests(stops.emulator, 1)
-            with pytest.raises(JournalInUseError, match="link' is in use by another run"):
+            with pytest.raises(
+                JournalInUseError, match="link' is in use by another run"
+            ):
                 await stops.session.stop_runtimes([B], journal=link)
             # Reading is no use of it.
             assert stops.results() == []
@@ -386,13 +442,17 @@ class TestOpening:
         assert (await stops.run([A, B])).ok
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-    async def test_a_descriptor_inherited_by_a_child_does_not_keep_it(self, stops: Stops) -> None:
+    async def test_a_descriptor_inherited_by_a_child_does_not_keep_it(
+        self, stops: Stops
+    ) -> None:
         # A child that was forked meanwhile has the same open file as a duplicate.
         duplicates: list[int] = []
 
         def duplicate(_: StopOutcome) -> None:
             links = list(Path("/proc/self/fd").iterdir())
-            same = [link for link in links if link.exists() and link.samefile(stops.path)]
+            same = [
+                link for link in links if link.exists() and link.samefile(stops.path)
+            ]
             duplicates.extend(os.dup(int(link.name)) for link in same)
 
         await stops.run([A], on_outcome=duplicate)
@@ -479,7 +539,9 @@ class TestOfTheCaller:
         assert (await stops.session.stop_runtimes([A], journal=journal)).ok
         stops.emulator.add_runtime(*A)
 
-        await stops.session.stop_workspace("ws-1", where=lambda _: False, journal=journal)
+        await stops.session.stop_workspace(
+            "ws-1", where=lambda _: False, journal=journal
+        )
 
         assert stops.running() == {"a": None}
 
@@ -487,20 +549,28 @@ class TestOfTheCaller:
         stops.patch.setenv("BCTRL_BASE_URL", "http://127.0.0.1:1/v1/")
         with Journal(stops.path) as journal:
             assert journal.base_url == "http://127.0.0.1:1/v1"
-            with pytest.raises(BctrlConfigError, match=r"another server, http://127\.0\.0\.1:1/v1"):
+            with pytest.raises(
+                BctrlConfigError, match=r"another server, http://127\.0\.0\.1:1/v1"
+            ):
                 await stops.session.stop_runtimes([A], journal=journal)
         assert stops.emulator.requests == []
 
-    async def test_without_a_url_it_is_of_the_default_server(self, stops: Stops) -> None:
+    async def test_without_a_url_it_is_of_the_default_server(
+        self, stops: Stops
+    ) -> None:
         with Journal(stops.path) as journal:
             assert journal.base_url == BctrlSession("k").base_url
 
-    async def test_a_closed_journal_is_refused(self, stops: Stops, journal: Journal) -> None:
+    async def test_a_closed_journal_is_refused(
+        self, stops: Stops, journal: Journal
+    ) -> None:
         outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
         journal.close()
         journal.flush()
 
-        with pytest.raises(BctrlConfigError, match=r"it is closed.*Use it within its `with`"):
+        with pytest.raises(
+            BctrlConfigError, match=r"it is closed.*Use it within its `with`"
+        ):
             await stops.session.stop_runtimes([A], journal=journal)
         with pytest.raises(BctrlConfigError, match="it is closed"):
             journal.write(outcome)
@@ -510,7 +580,10 @@ class TestOfTheCaller:
         self, stops: Stops, journal: Journal
     ) -> None:
         report = await stops.session.stop_runtimes(
-            [A, B, C], journal=journal, concurrency=1, on_outcome=lambda _: journal.close()
+            [A, B, C],
+            journal=journal,
+            concurrency=1,
+            on_outcome=lambda _: journal.close(),
         )
 
         assert "it is closed" in str(report.ended_early)
@@ -529,7 +602,10 @@ class TestOfTheCaller:
     ) -> None:
         """Fault: only the first said so, and later outcomes were lost in silence."""
         outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
-        with disk_of(stops.path.stat().st_size + 10), pytest.raises(BctrlError, match="too large"):
+        with (
+            disk_of(stops.path.stat().st_size + 10),
+            pytest.raises(BctrlError, match="too large"),
+        ):
             journal.write(outcome)
 
         with pytest.raises(BctrlError, match=r"cannot be written.*too large"):
@@ -563,7 +639,9 @@ class TestOfTheCaller:
             raise OSError(errno.EIO, "Input/output error")
 
         stops.patch.setattr(os, "fsync", fail)
-        with Journal(stops.path.with_name("other"), base_url=stops.emulator.url) as other:
+        with Journal(
+            stops.path.with_name("other"), base_url=stops.emulator.url
+        ) as other:
             report = await stops.session.stop_runtimes([A], journal=other)
         assert "Input/output error" in str(report.ended_early)
         with pytest.raises(BctrlError, match="Input/output error"):
@@ -618,7 +696,9 @@ class TestOfTheCaller:
 
         with stops.patch.context() as patch:
             patch.setattr(os, "write", write_half)
-            await asyncio.gather(*(asyncio.to_thread(write_some, thread) for thread in range(4)))
+            await asyncio.gather(
+                *(asyncio.to_thread(write_some, thread) for thread in range(4))
+            )
 
         assert len(stops.running()) == 40
 
@@ -634,17 +714,27 @@ class TestFullDisk:
         targets = list(left) if has_length else (target for target in left)
         delivered: list[StopOutcome] = []
         with disk_of(room):
-            first = await stops.run(targets, concurrency=workers, on_outcome=delivered.append)
+            first = await stops.run(
+                targets, concurrency=workers, on_outcome=delivered.append
+            )
 
         # An input without a length is read no more.
         assert first.total == 40 - len(list(left))
-        assert sorted(outcome.index for outcome in delivered) == list(range(first.total))
+        assert sorted(outcome.index for outcome in delivered) == list(
+            range(first.total)
+        )
         sent, kept = stops.emulator.received.total(), stops.running()
         assert first.counts == Counter({STOPPED: sent, NOT_SENT: first.total - sent})
-        assert [outcome.result for outcome in first.failures] == [NOT_SENT] * (first.total - sent)
-        assert sent == sum(stops.emulator.status(*target) == "stopped" for target in MANY)
+        assert [outcome.result for outcome in first.failures] == [NOT_SENT] * (
+            first.total - sent
+        )
+        assert sent == sum(
+            stops.emulator.status(*target) == "stopped" for target in MANY
+        )
         assert sent <= 6 + workers
-        assert f"the journal {str(stops.path)!r} cannot be written" in str(first.ended_early)
+        assert f"the journal {str(stops.path)!r} cannot be written" in str(
+            first.ended_early
+        )
 
         second = await stops.run(MANY)
 
@@ -660,7 +750,9 @@ class TestFullDisk:
         assert report.counts == {STOPPED: 21, NOT_SENT: 19}
         assert report.resumed == 20
 
-    async def test_it_writes_no_more_though_there_is_room_again(self, stops: Stops) -> None:
+    async def test_it_writes_no_more_though_there_is_room_again(
+        self, stops: Stops
+    ) -> None:
         add_runtimes(stops.emulator, 40)
         with ExitStack() as stack:
             stack.enter_context(disk_of(900))
@@ -675,12 +767,17 @@ class TestFullDisk:
         assert (await stops.run(MANY)).ok
 
     async def test_no_room_for_the_header_is_an_error(self, stops: Stops) -> None:
-        with disk_of(30), pytest.raises(BctrlError, match=r"cannot be written.*Free some space"):
+        with (
+            disk_of(30),
+            pytest.raises(BctrlError, match=r"cannot be written.*Free some space"),
+        ):
             await stops.run([A])
 
         assert stops.emulator.requests == []
 
-    async def test_no_room_for_a_list_ends_the_run_before_a_stop(self, stops: Stops) -> None:
+    async def test_no_room_for_a_list_ends_the_run_before_a_stop(
+        self, stops: Stops
+    ) -> None:
         assert (await stops.run_workspace()).ok
         stops.emulator.add_runtime(*A)
         with disk_of(stops.path.stat().st_size + 10):
@@ -690,7 +787,9 @@ class TestFullDisk:
         assert "cannot be written" in str(report.ended_early)
         assert stops.emulator.status(*A) == "active"
 
-    async def test_no_room_for_the_last_entry_is_in_the_report(self, stops: Stops) -> None:
+    async def test_no_room_for_the_last_entry_is_in_the_report(
+        self, stops: Stops
+    ) -> None:
         assert (await stops.run([A])).ok
         with disk_of(stops.path.stat().st_size + 10):
             report = await stops.run([B])

@@ -60,7 +60,9 @@ def running(outcomes: Iterable[StopOutcome]) -> dict[str, bool | None]:
 
 
 class TestList:
-    def test_each_target_has_an_outcome_in_the_order_of_the_list(self, path: Path) -> None:
+    def test_each_target_has_an_outcome_in_the_order_of_the_list(
+        self, path: Path
+    ) -> None:
         write(path, entry("a"), entry("b", RUNS, attempts=3), entry("other"))
         of_list = replace(runtime(), alias="b", workspace_id=UUID(int=7))
 
@@ -88,7 +90,8 @@ class TestList:
         assert problem == "no journal has it (the runtime may have stopped)"
 
     @pytest.mark.parametrize(
-        ("is_running", "result"), [(DONE, StopResult.NOT_SENT), (RUNS, StopResult.UNKNOWN)]
+        ("is_running", "result"),
+        [(DONE, StopResult.NOT_SENT), (RUNS, StopResult.UNKNOWN)],
     )
     def test_a_target_that_was_not_sent_is_done_only_if_a_list_says_so(
         self, path: Path, *, is_running: bool, result: StopResult
@@ -98,20 +101,28 @@ class TestList:
 
         assert (outcome.result, outcome.ok) == (result, not is_running)
 
-    def test_without_a_list_each_target_of_the_journals_has_one(self, path: Path) -> None:
+    def test_without_a_list_each_target_of_the_journals_has_one(
+        self, path: Path
+    ) -> None:
         write(path, entry("a"), entry("b", workspace_id="ws-2"))
-        second = write(path.with_name("2"), entry("b", RUNS), entry("a", RUNS, minute=1))
+        second = write(
+            path.with_name("2"), entry("b", RUNS), entry("a", RUNS, minute=1)
+        )
 
         outcomes = read_journals([path, second])
 
-        assert [(outcome.index, *outcome.target, outcome.ok) for outcome in outcomes] == [
+        assert [
+            (outcome.index, *outcome.target, outcome.ok) for outcome in outcomes
+        ] == [
             (0, "ws-1", "a", False),
             (1, "ws-2", "b", True),
             (2, "ws-1", "b", False),
         ]
 
     @pytest.mark.parametrize("item", ["a", ("ws-1",), ("ws-1", 1), None, 3])
-    def test_an_item_that_is_not_a_target_is_an_error(self, path: Path, item: object) -> None:
+    def test_an_item_that_is_not_a_target_is_an_error(
+        self, path: Path, item: object
+    ) -> None:
         write(path, entry("a"))
         with pytest.raises(BctrlConfigError, match=r"invalid target .*: expected"):
             list(read_journals([path], [item]))  # type: ignore[list-item]
@@ -139,7 +150,9 @@ class TestLatest:
         assert running(read_journals(paths)) == {"a": latest}
         assert running(read_journals(paths[::-1])) == {"a": latest}
 
-    def test_the_last_of_one_file_counts_whatever_the_clock_says(self, path: Path) -> None:
+    def test_the_last_of_one_file_counts_whatever_the_clock_says(
+        self, path: Path
+    ) -> None:
         write(path, entry("a", minute=5), entry("a", RUNS, minute=1))
         assert running(read_journals([path])) == {"a": RUNS}
         journal = open_journal(path, SERVER)
@@ -147,12 +160,15 @@ class TestLatest:
         journal.close()
 
     @pytest.mark.parametrize("is_running", [DONE, RUNS])
-    def test_an_entry_of_the_future_is_not_believed(self, path: Path, *, is_running: bool) -> None:
+    def test_an_entry_of_the_future_is_not_believed(
+        self, path: Path, *, is_running: bool
+    ) -> None:
         """Fault: `report` said "1 of 1 done" by a clock that was days ahead."""
         write(path, entry("a", is_running, minute=60), entry("b"))
         paths = [path, write(path.with_name("2"), entry("a", RUNS))]
         with pytest.raises(
-            BctrlConfigError, match=r"/1' .* its entry at byte .* is dated in the future"
+            BctrlConfigError,
+            match=r"/1' .* its entry at byte .* is dated in the future",
         ):
             list(read_journals(paths, [("ws-1", "a")]))
         assert running(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
@@ -213,12 +229,18 @@ def test_a_journal_has_only_names_that_are_for_users(path: Path) -> None:
     assert names == {"base_url", "close", "flush", "write"}
 
 
-def test_an_outcome_is_written_without_a_request_id_that_is_not_utf_8(path: Path) -> None:
+def test_an_outcome_is_written_without_a_request_id_that_is_not_utf_8(
+    path: Path,
+) -> None:
     with Journal(path, base_url=SERVER) as journal:
         journal.write(replace(STOPPED, request_id="\udc80"))
 
     [outcome] = read_journals([path])
-    assert (outcome.target, outcome.ok, outcome.request_id) == (STOPPED.target, True, None)
+    assert (outcome.target, outcome.ok, outcome.request_id) == (
+        STOPPED.target,
+        True,
+        None,
+    )
 
 
 STOPPED = StopOutcome(
@@ -273,22 +295,39 @@ UNUSABLE = {
     "a list": (b"ws-1,a\n", "it is not a journal"),
     "other JSON": (b"{}\n", "it is not a journal"),
     "a later version": (header(version=5), "another version wrote it"),
-    "a changed entry": (header() + entry("a").replace(b"a", b"b", 1), "damaged at byte"),
+    "a changed entry": (
+        header() + entry("a").replace(b"a", b"b", 1),
+        "damaged at byte",
+    ),
     "a line between": (header() + b"\n" + entry("a"), "damaged at byte"),
     "a sealed line without a result": (
         header() + sealed({"alias": "a"}) + entry("a"),
         "damaged at byte",
     ),
-    "JSON too deep": (header() + seal(b'{"alias":"a","x":' + NESTED), "damaged at byte"),
+    "JSON too deep": (
+        header() + seal(b'{"alias":"a","x":' + NESTED),
+        "damaged at byte",
+    ),
     "an old one": (header(hours=13), r"it is 13:\d\d:\d\d old; the limit is 12:00:00"),
-    "a header of the future": (header(hours=-13), r"it is 1[23]:\d\d:\d\d old; the limit"),
-    "another server's": (header("https://other.test/v1"), "another server, https://other.test/v1"),
-    "an endless header": (b'{"journal":"bctrl_async"' + b" " * (1 << 20), "damaged at byte 0"),
+    "a header of the future": (
+        header(hours=-13),
+        r"it is 1[23]:\d\d:\d\d old; the limit",
+    ),
+    "another server's": (
+        header("https://other.test/v1"),
+        "another server, https://other.test/v1",
+    ),
+    "an endless header": (
+        b'{"journal":"bctrl_async"' + b" " * (1 << 20),
+        "damaged at byte 0",
+    ),
 }
 
 
 @pytest.mark.parametrize(("data", "reason"), UNUSABLE.values(), ids=UNUSABLE)
-def test_a_damaged_old_or_foreign_file_is_an_error(path: Path, data: bytes, reason: str) -> None:
+def test_a_damaged_old_or_foreign_file_is_an_error(
+    path: Path, data: bytes, reason: str
+) -> None:
     unusable = write(path.with_name("2"), data, first=b"")
 
     with pytest.raises(BctrlConfigError, match=f"'{unusable}' .*{reason}"):
@@ -308,7 +347,9 @@ def test_a_damaged_old_or_foreign_file_is_an_error(path: Path, data: bytes, reas
         ("a\0b", "embedded null byte"),
     ],
 )
-def test_a_path_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
+def test_a_path_that_cannot_be_read_is_an_error(
+    tmp_path: Path, name: str, reason: str
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BctrlConfigError, match=reason):
         list(read_journals([tmp_path / name]))
@@ -335,7 +376,9 @@ class TestCutShort:
 
     @pytest.mark.parametrize("end", [1, 9, 99, -1])
     @pytest.mark.parametrize("nul", [0, 1 << 20])
-    def test_a_last_line_cut_anywhere_is_left_out(self, path: Path, end: int, nul: int) -> None:
+    def test_a_last_line_cut_anywhere_is_left_out(
+        self, path: Path, end: int, nul: int
+    ) -> None:
         """After a power failure, there may be NUL where data was not written."""
         write(path, entry("a"), entry("b")[:end], b"\0" * nul)
         assert running(read_journals([path])) == {"a": DONE}
@@ -343,7 +386,9 @@ class TestCutShort:
         assert path.read_bytes() == header() + entry("a")
 
     @pytest.mark.parametrize("end", range(0, len(header()), 7))
-    def test_a_header_cut_anywhere_is_an_empty_journal(self, path: Path, end: int) -> None:
+    def test_a_header_cut_anywhere_is_an_empty_journal(
+        self, path: Path, end: int
+    ) -> None:
         write(path, first=header()[:end])
         assert list(read_journals([path])) == []
         Journal(path, base_url=SERVER).close()

@@ -19,7 +19,9 @@ def rate_of_workspace() -> AdaptiveRate:
     return AdaptiveRate(evidence=Evidence(is_of_all=False))
 
 
-def refuse(rate: AdaptiveRate, times: int = 8, retry_after: float | None = None) -> None:
+def refuse(
+    rate: AdaptiveRate, times: int = 8, retry_after: float | None = None
+) -> None:
     for _ in range(times):
         rate.on_throttled(0.0, retry_after, 1, FIRST)
 
@@ -51,7 +53,9 @@ class TestStart:
 
 
 @pytest.mark.parametrize(("times", "delay"), [(7, 0.0), (8, 0.5)])
-def test_the_eighth_throttled_response_slows_down_other_calls(times: int, delay: float) -> None:
+def test_the_eighth_throttled_response_slows_down_other_calls(
+    times: int, delay: float
+) -> None:
     rate = rate_of_workspace()
     refuse(rate, times)
     assert rate.is_throttled is (times == 8)
@@ -94,7 +98,9 @@ class TestEvidence:
         assert not rate.is_throttled
         assert rate.pause.retry_after_ends < 0.0
 
-    def test_under_a_limit_the_second_response_of_a_call_makes_the_rate_step_down(self) -> None:
+    def test_under_a_limit_the_second_response_of_a_call_makes_the_rate_step_down(
+        self,
+    ) -> None:
         """Fault: of eight processes on one limit, one had twice what another had."""
         rate = limited()
         rate.on_success(1.0, repeat(0.0))
@@ -125,7 +131,9 @@ class TestEvidence:
         assert evidence.on_throttled("ws-7")
         assert evidence.shows_limit
 
-    def test_once_successes_have_made_up_for_it_a_workspace_may_add_another(self) -> None:
+    def test_once_successes_have_made_up_for_it_a_workspace_may_add_another(
+        self,
+    ) -> None:
         evidence = Evidence(is_of_all=True)
         evidence.on_throttled("ws-1")
         evidence.on_throttled("ws-2")
@@ -134,7 +142,9 @@ class TestEvidence:
             evidence.on_success("ws-1")
         assert evidence.on_throttled("ws-1")
 
-    def test_what_a_limit_of_its_workspace_explains_shows_no_limit_for_all(self) -> None:
+    def test_what_a_limit_of_its_workspace_explains_shows_no_limit_for_all(
+        self,
+    ) -> None:
         """Fault: a handful of workspaces over their quotas held up all others."""
         rate = AdaptiveRate()
         for number in range(100):
@@ -144,7 +154,8 @@ class TestEvidence:
         assert not rate.has_evidence
 
     @pytest.mark.parametrize(
-        ("others", "is_alone"), [([], False), ([FIRST], True), ([FIRST, repeat(9.0)], False)]
+        ("others", "is_alone"),
+        [([], False), ([FIRST], True), ([FIRST, repeat(9.0)], False)],
     )
     def test_what_others_are_answered_tells_whether_a_target_is_throttled_alone(
         self, others: list[History], *, is_alone: bool

@@ -15,14 +15,18 @@ RATE = 100.0
 """The first of them, which is restored for a trial and after a trial that passed."""
 
 
-def record(baseline: ThrottlingBaseline, now: float, successes: int, throttled: int) -> None:
+def record(
+    baseline: ThrottlingBaseline, now: float, successes: int, throttled: int
+) -> None:
     for _ in range(successes):
         baseline.on_success(now)
     for _ in range(throttled):
         baseline.on_throttled(now)
 
 
-def record_at_random(baseline: ThrottlingBaseline, now: float, share: float, seed: int) -> None:
+def record_at_random(
+    baseline: ThrottlingBaseline, now: float, share: float, seed: int
+) -> None:
     """Record responses at random, up to the fourth that is throttled."""
     rng = random.Random(seed)
     throttled = 0
@@ -94,10 +98,20 @@ def tenth(tried: ThrottlingBaseline) -> ThrottlingBaseline:
 
 COMPARISONS: dict[str, tuple[list[float], list[float], dict[str, Any], list[float]]] = {
     "unchanged": (STEADY, FALLING, {}, [RATE]),
-    "rises and stays": ([0.05] * 4 + [0.3] * 6, [*FALLING, 37.0, 32.0, 27.0], {}, [RATE]),
+    "rises and stays": (
+        [0.05] * 4 + [0.3] * 6,
+        [*FALLING, 37.0, 32.0, 27.0],
+        {},
+        [RATE],
+    ),
     "falls": ([0.4] * 4 + [0.05] * 3, FALLING, {}, []),
     "over a half": ([0.8] * 7, FALLING, {}, []),
-    "the rate hardly fell": (STEADY, [100.0, 95.0, 90.0, 85.0, 80.0, 75.0, 70.0], {}, []),
+    "the rate hardly fell": (
+        STEADY,
+        [100.0, 95.0, 90.0, 85.0, 80.0, 75.0, 70.0],
+        {},
+        [],
+    ),
     # Fault: the load of other clients was taken for throttling at any rate.
     "in bursts": (STEADY * 2, FALLING * 2, {"in_bursts": True}, []),
     # Fault: while others adapted to a limit, their load was taken for random
@@ -128,9 +142,15 @@ class TestComparison:
     @pytest.mark.parametrize(
         ("shares", "plateau"),
         [([0.05] * 5, 45.0), ([0.05] * 3, 0.0), ([0.4] * 5, 0.0)],
-        ids=["less than half of the rate", "too few responses", "a limit far below the rate"],
+        ids=[
+            "less than half of the rate",
+            "too few responses",
+            "a limit far below the rate",
+        ],
     )
-    def test_meanwhile_a_rate_is_kept(self, shares: list[float], plateau: float) -> None:
+    def test_meanwhile_a_rate_is_kept(
+        self, shares: list[float], plateau: float
+    ) -> None:
         baseline = ThrottlingBaseline()
         step_down(baseline, shares, FALLING[: len(shares)])
         assert baseline.plateau == plateau
@@ -148,19 +168,25 @@ class TestTrial:
         record(tried, 0.1, 9, 1)
         assert tried.covers(0.1)
 
-    def test_a_share_that_grows_with_the_rate_does_not(self, tried: ThrottlingBaseline) -> None:
+    def test_a_share_that_grows_with_the_rate_does_not(
+        self, tried: ThrottlingBaseline
+    ) -> None:
         """Fault: each of many clients ignored what the others throttled."""
         assert end_trial(tried, 0.0, 0.3) is None
         assert not tried.covers(0.1)
 
-    def test_after_a_minute_the_likelier_result_is_taken(self, tried: ThrottlingBaseline) -> None:
+    def test_after_a_minute_the_likelier_result_is_taken(
+        self, tried: ThrottlingBaseline
+    ) -> None:
         record(tried, 58.0, 20, 1)
         assert tried.covers(58.9)
         tried.on_throttled(59.0)
         assert not tried.covers(59.0)
         assert tried.record_step(59.0, RATE) == RATE
 
-    def test_if_it_fails_the_baseline_before_it_ends(self, tenth: ThrottlingBaseline) -> None:
+    def test_if_it_fails_the_baseline_before_it_ends(
+        self, tenth: ThrottlingBaseline
+    ) -> None:
         """Fault: the share that a trial had found to depend on the rate was covered."""
         assert step_down(tenth, STEADY, now=1.0) == [RATE]
         assert end_trial(tenth, 11.0, 0.3) is None
@@ -169,7 +195,9 @@ class TestTrial:
             record(tenth, now, 9, 1)
             assert not tenth.covers(now)
 
-    def test_the_next_is_later_each_time_up_to_a_minute(self, tried: ThrottlingBaseline) -> None:
+    def test_the_next_is_later_each_time_up_to_a_minute(
+        self, tried: ThrottlingBaseline
+    ) -> None:
         now = 0.0
         for apart in (10.0, 20.0, 40.0, 60.0, 60.0):
             assert end_trial(tried, now, 0.3) is None

@@ -32,7 +32,11 @@ from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import _MAX_LANES, Limiter, RecalledError
 from bctrl_async._limiter.queues import Priority, Waiter
 
-STOPPED, NOT_SENT, REJECTED = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.REJECTED
+STOPPED, NOT_SENT, REJECTED = (
+    StopResult.STOPPED,
+    StopResult.NOT_SENT,
+    StopResult.REJECTED,
+)
 LATENCY = 0.02
 OVER_QUOTA, ALLOWED = "ws-over", "ws-allowed"
 
@@ -42,19 +46,25 @@ def throttling(
 ) -> Callable[[Request], Runtime | BctrlError]:
     """Make a server that throttles a workspace until a time."""
     return lambda request: (
-        throttled(retry_after) if request.workspace == workspace and request.at < until else ANSWER
+        throttled(retry_after)
+        if request.workspace == workspace and request.at < until
+        else ANSWER
     )
 
 
 async def stop_each(
-    session: BctrlSession, targets: list[tuple[str, str]], policy: RetryPolicy | None = None
+    session: BctrlSession,
+    targets: list[tuple[str, str]],
+    policy: RetryPolicy | None = None,
 ) -> list[Runtime | BaseException]:
     """Stop all at once, by single calls."""
     stops = (session.stop_runtime(*target, retry=policy) for target in targets)
     return await asyncio.gather(*stops, return_exceptions=True)
 
 
-async def stop_in_bulk(session: BctrlSession, targets: list[tuple[str, str]]) -> StopReport:
+async def stop_in_bulk(
+    session: BctrlSession, targets: list[tuple[str, str]]
+) -> StopReport:
     return await session.stop_runtimes(targets, verify=False)
 
 
@@ -77,12 +87,16 @@ async def use(limiter: Limiter, workspace: str, answer: object) -> None:
 class TestOthers:
     """Fault: in a service, a tenant over its quota made all others wait for minutes."""
 
-    def test_single_calls_in_other_workspaces_wait_for_nothing(self, simulate: Simulate) -> None:
+    def test_single_calls_in_other_workspaces_wait_for_nothing(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
 
         async def main(session: BctrlSession) -> list[float]:
             over_quota = asyncio.create_task(
-                stop_each(session, targets_in(OVER_QUOTA, 50), RetryPolicy(patience=10.0))
+                stop_each(
+                    session, targets_in(OVER_QUOTA, 50), RetryPolicy(patience=10.0)
+                )
             )
             # The start of a session is paced.
             await asyncio.sleep(1.0)
@@ -93,7 +107,9 @@ class TestOthers:
 
         assert max(simulation.run(main)) == pytest.approx(LATENCY)
 
-    def test_a_bulk_stop_ends_with_the_throttled_workspace_alone(self, simulate: Simulate) -> None:
+    def test_a_bulk_stop_ends_with_the_throttled_workspace_alone(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
         report = simulation.stop(
             targets_in(OVER_QUOTA, 300) + targets_in(ALLOWED, 1000),
@@ -114,7 +130,9 @@ class TestQuotas:
     ) -> None:
         """Faults: all had the slowest rate; a sorted list used them in turn."""
         simulation = simulate(with_quotas(20.0, 10), LATENCY)
-        targets = [target for number in range(6) for target in targets_in(f"ws-{number}", 200)]
+        targets = [
+            target for number in range(6) for target in targets_in(f"ws-{number}", 200)
+        ]
         if not is_sorted:
             random.Random(0).shuffle(targets)
         report = simulation.stop(targets)
@@ -135,7 +153,9 @@ class TestQuotas:
         assert all(isinstance(end, Runtime) for end in ends)
         assert simulation.seconds < 1.1 * 2000 / 50
         assert len(simulation.requests) < 1.05 * 2000
-        firsts = [request.alias for request in simulation.requests if request.number == 1]
+        firsts = [
+            request.alias for request in simulation.requests if request.number == 1
+        ]
         assert firsts == [alias for _, alias in targets]
 
 
@@ -159,7 +179,9 @@ class TestLimitForAll:
         limiter = Limiter(10, past_start())
         show_limit(limiter, 30.0, "ws-1")
         for number in range(2, 9):
-            limiter._on_failure(Failure.of(throttled()), History(workspace=f"ws-{number}"))
+            limiter._on_failure(
+                Failure.of(throttled()), History(workspace=f"ws-{number}")
+            )
         await use(limiter, "ws-1", ANSWER)
         assert now() == pytest.approx(0.5)
 
@@ -173,7 +195,9 @@ class TestLimitForAll:
         single = asyncio.create_task(use(limiter, "ws-1", ANSWER))
         await asyncio.sleep(0)
         for number in range(2, 9):
-            limiter._on_failure(Failure.of(throttled()), History(workspace=f"ws-{number}"))
+            limiter._on_failure(
+                Failure.of(throttled()), History(workspace=f"ws-{number}")
+            )
 
         assert waiter.admitted.done()
         limiter.enter_lane(waiter)
@@ -209,7 +233,9 @@ class TestRetryAfter:
         async def main(session: BctrlSession) -> list[float]:
             held = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)))
             await asyncio.sleep(0.5)
-            later = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)[:1]))
+            later = asyncio.create_task(
+                stop_each(session, targets_in(OVER_QUOTA, 20)[:1])
+            )
             seconds = await seconds_of_calls(session, 100)
             assert now() < 3.0
             for calls in (held, later):
@@ -246,16 +272,26 @@ class TestRetryAfter:
 class TestPatience:
     SCOPE = f"the server throttled all calls in workspace {OVER_QUOTA!r} for "
 
-    def test_a_target_that_waits_in_its_lane_fails_with_it(self, simulate: Simulate) -> None:
+    def test_a_target_that_waits_in_its_lane_fails_with_it(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
         report = simulation.stop(targets_in(OVER_QUOTA, 500) + targets_in(ALLOWED, 100))
         assert report.counts[STOPPED] == 100
         assert report.counts[NOT_SENT] > 100
-        errors = [outcome.error for outcome in simulation.outcomes if outcome.result is NOT_SENT]
-        assert all(error is not None and self.SCOPE + "5m" in str(error) for error in errors)
+        errors = [
+            outcome.error
+            for outcome in simulation.outcomes
+            if outcome.result is NOT_SENT
+        ]
+        assert all(
+            error is not None and self.SCOPE + "5m" in str(error) for error in errors
+        )
         assert 300 < simulation.seconds < 330
 
-    def test_single_calls_that_wait_in_their_lane_fail_with_it(self, simulate: Simulate) -> None:
+    def test_single_calls_that_wait_in_their_lane_fail_with_it(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(throttling(OVER_QUOTA), LATENCY)
 
         async def main(session: BctrlSession) -> list[Runtime | BaseException]:
@@ -275,13 +311,18 @@ class TestClose:
 
         async def main(session: BctrlSession) -> None:
             calls = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)))
-            bulk = asyncio.create_task(stop_in_bulk(session, targets_in(OVER_QUOTA, 20)))
+            bulk = asyncio.create_task(
+                stop_in_bulk(session, targets_in(OVER_QUOTA, 20))
+            )
             await asyncio.sleep(1.0)
             later = asyncio.create_task(stop_each(session, targets_in(OVER_QUOTA, 20)))
             await asyncio.sleep(0.0)
             await session.close()
             assert {type(end) for end in await later} == {BctrlConfigError}
-            assert {type(end) for end in await calls} <= {BctrlConfigError, BctrlRateLimitError}
+            assert {type(end) for end in await calls} <= {
+                BctrlConfigError,
+                BctrlRateLimitError,
+            }
             assert not (await bulk).ok
             assert now() == pytest.approx(1.0)
 
@@ -420,7 +461,9 @@ class TestSlots:
         limiter = Limiter(1, past_start())
         await limiter.acquire(60.0)
         show_limit(limiter, None, "ws-1")
-        call = asyncio.create_task(limiter.acquire(60.0, history=History(workspace="ws-1")))
+        call = asyncio.create_task(
+            limiter.acquire(60.0, history=History(workspace="ws-1"))
+        )
         await asyncio.sleep(1.0)
         assert limiter._lanes["ws-1"].in_use == 1
         if is_admitted:
@@ -430,7 +473,9 @@ class TestSlots:
         assert limiter.in_use == (not is_admitted)
         assert limiter._lanes["ws-1"].in_use == limiter.waiting == 0
 
-    async def test_a_call_behind_its_lane_that_has_to_pass_it_again_leaves_it(self) -> None:
+    async def test_a_call_behind_its_lane_that_has_to_pass_it_again_leaves_it(
+        self,
+    ) -> None:
         limiter = Limiter(1, past_start())
         await use(limiter, "ws-1", throttled())
         await limiter.acquire(60.0)

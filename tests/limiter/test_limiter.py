@@ -23,7 +23,11 @@ from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 
-STOPPED, NOT_SENT, REJECTED = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.REJECTED
+STOPPED, NOT_SENT, REJECTED = (
+    StopResult.STOPPED,
+    StopResult.NOT_SENT,
+    StopResult.REJECTED,
+)
 CLOSED = r"^the session is closed\. Make the call inside `async with`"
 
 
@@ -59,7 +63,9 @@ class TestAdmission:
     async def test_a_waiter_cancelled_after_admission_passes_its_slot_on(self) -> None:
         limiter = Limiter(1, past_start())
         await limiter.acquire(60.0)
-        admitted, waiting = (asyncio.create_task(limiter.acquire(60.0)) for _ in range(2))
+        admitted, waiting = (
+            asyncio.create_task(limiter.acquire(60.0)) for _ in range(2)
+        )
         await run_loop()
         limiter.release(None)
         admitted.cancel()
@@ -86,7 +92,9 @@ class TestAdmission:
 
         assert order == ["SINGLE"] * 5 + ["RETRY", "BULK", "SINGLE"]
 
-    async def test_waiting_single_stops_go_on_when_the_bulk_is_cancelled_at_its_turn(self) -> None:
+    async def test_waiting_single_stops_go_on_when_the_bulk_is_cancelled_at_its_turn(
+        self,
+    ) -> None:
         member = Member(MemoryPace(rate=10), latency=0.0)
         bulk = asyncio.create_task(member.bulk(100))
         await asyncio.sleep(0)
@@ -134,7 +142,9 @@ class TestClose:
 
 @in_virtual_time
 class TestWait:
-    async def test_a_retry_after_beyond_max_wait_fails_current_and_future_waiters(self) -> None:
+    async def test_a_retry_after_beyond_max_wait_fails_current_and_future_waiters(
+        self,
+    ) -> None:
         """Fault: a days-long Retry-After is waited out (openai family)."""
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
@@ -144,7 +154,9 @@ class TestWait:
         show_limit(limiter, 3600.0)
         release(limiter, throttled(3600.0))
         for too_short in (limiter.acquire(60.0), impatient):
-            with pytest.raises(BctrlRateLimitError, match=r"another 3600 s \(Retry-A") as caught:
+            with pytest.raises(
+                BctrlRateLimitError, match=r"another 3600 s \(Retry-A"
+            ) as caught:
                 await too_short
             assert caught.value.retry_after == pytest.approx(3600)
             assert (caught.value.status, caught.value.may_have_stopped) == (None, False)
@@ -202,7 +214,9 @@ class TestPatience:
 
         async def wait(start: float, patience: float) -> float:
             await asyncio.sleep(start)
-            with pytest.raises(BctrlRateLimitError, match="the server throttled all calls"):
+            with pytest.raises(
+                BctrlRateLimitError, match="the server throttled all calls"
+            ):
                 await limiter.acquire(patience)
             return now()
 
@@ -220,7 +234,9 @@ class TestPatience:
 
 def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> None:
     """Fault: one target over its quota, or dead, held up all others."""
-    simulation = simulate(lambda request: throttled(50.0) if request.at == 0.0 else ANSWER)
+    simulation = simulate(
+        lambda request: throttled(50.0) if request.at == 0.0 else ANSWER
+    )
 
     async def scenario(session: BctrlSession) -> None:
         held = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -240,7 +256,10 @@ class TestEverythingIsThrottled:
 
     def test_a_single_call_ends_with_its_patience(self, simulate: Simulate) -> None:
         async def stop_all(session: BctrlSession) -> list[BaseException | Runtime]:
-            stops = (session.stop_runtime(*target, retry=self.POLICY) for target in targets(50))
+            stops = (
+                session.stop_runtime(*target, retry=self.POLICY)
+                for target in targets(50)
+            )
             return await asyncio.gather(*stops, return_exceptions=True)
 
         simulation = simulate(lambda _: throttled())
@@ -264,20 +283,29 @@ class TestEverythingIsThrottled:
         # The next answer after the two seconds shows that nothing has changed.
         assert simulation.seconds < 10
 
-    def test_a_throttled_answer_after_a_silence_ends_no_call(self, simulate: Simulate) -> None:
+    def test_a_throttled_answer_after_a_silence_ends_no_call(
+        self, simulate: Simulate
+    ) -> None:
         """Fault: all others failed as if throttled during the silence."""
         answers = iter([BctrlNetworkError("lost")] * 2 + [throttled()])
         simulation = simulate(lambda _: next(answers, ANSWER), 3.0)
         # The answers come one after the other.
-        simulation.before_response = lambda _: asyncio.sleep(0.01 * len(simulation.requests))
+        simulation.before_response = lambda _: asyncio.sleep(
+            0.01 * len(simulation.requests)
+        )
 
         async def stop_all(session: BctrlSession) -> list[Runtime]:
-            stops = (session.stop_runtime(*target, retry=self.POLICY) for target in targets(300))
+            stops = (
+                session.stop_runtime(*target, retry=self.POLICY)
+                for target in targets(300)
+            )
             return await asyncio.gather(*stops)
 
         assert len(simulation.run(stop_all)) == 300
 
-    def test_while_others_are_answered_a_call_waits_for_its_turn(self, simulate: Simulate) -> None:
+    def test_while_others_are_answered_a_call_waits_for_its_turn(
+        self, simulate: Simulate
+    ) -> None:
         accepted = [-1.0]
 
         def one_in_a_second(request: Request) -> Runtime | BctrlError:

@@ -29,7 +29,11 @@ from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.pause import PROBE_INTERVAL
 from bctrl_async._limiter.rate import AdaptiveRate
 
-STOPPED, NOT_SENT, REJECTED = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.REJECTED
+STOPPED, NOT_SENT, REJECTED = (
+    StopResult.STOPPED,
+    StopResult.NOT_SENT,
+    StopResult.REJECTED,
+)
 YEAR = 365 * 86400.0
 PATIENCE = 60.0
 
@@ -37,7 +41,9 @@ PATIENCE = 60.0
 class Calls:
     """Calls in one workspace, which is limited alone or with another."""
 
-    def __init__(self, *limited: str, slots: int = 10, cap: float | None = None) -> None:
+    def __init__(
+        self, *limited: str, slots: int = 10, cap: float | None = None
+    ) -> None:
         self.limiter = Limiter(slots, AdaptiveRate(cap))
         self.limited = limited
         self._in_flight: list[History] = []
@@ -93,7 +99,9 @@ class TestPause:
         assert caught.value.retry_after == YEAR - 59
         assert now() == PROBE_INTERVAL - 1
 
-    async def test_while_probes_are_throttled_one_a_minute_is_sent(self, calls: Calls) -> None:
+    async def test_while_probes_are_throttled_one_a_minute_is_sent(
+        self, calls: Calls
+    ) -> None:
         """Fault: after a Retry-After with an epoch, calls failed for years."""
         show_limit(calls.limiter, YEAR, *calls.limited)
         admitted = []
@@ -109,9 +117,13 @@ class TestPause:
         assert admitted == [60.0, 120.0, 180.0]
 
     @pytest.mark.parametrize("retry_after", [30.0, 60.0])
-    async def test_up_to_a_minute_is_kept_exactly(self, calls: Calls, retry_after: float) -> None:
+    async def test_up_to_a_minute_is_kept_exactly(
+        self, calls: Calls, retry_after: float
+    ) -> None:
         show_limit(calls.limiter, retry_after, *calls.limited)
-        with pytest.raises(BctrlRateLimitError, match=f"another {retry_after:.0f} s") as caught:
+        with pytest.raises(
+            BctrlRateLimitError, match=f"another {retry_after:.0f} s"
+        ) as caught:
             await calls.acquire(1.0)
         assert "once a minute" not in str(caught.value)
         await calls.acquire()
@@ -121,7 +133,9 @@ class TestPause:
 
 @in_virtual_time
 class TestAnswerOfAProbe:
-    @pytest.mark.parametrize("parsed", ["a runtime", BctrlServerError("500", status=500)])
+    @pytest.mark.parametrize(
+        "parsed", ["a runtime", BctrlServerError("500", status=500)]
+    )
     async def test_an_answer_that_is_not_throttled_ends_the_pause_for_those_behind_it(
         self, calls: Calls, parsed: object
     ) -> None:
@@ -178,7 +192,9 @@ class TestAnswerOfAProbe:
         with pytest.raises(BctrlRateLimitError):
             await calls.acquire()
 
-    async def test_after_the_pause_has_passed_it_changes_nothing(self, calls: Calls) -> None:
+    async def test_after_the_pause_has_passed_it_changes_nothing(
+        self, calls: Calls
+    ) -> None:
         show_limit(calls.limiter, 90.0, *calls.limited)
         await asyncio.sleep(PROBE_INTERVAL)
         await calls.acquire()
@@ -199,7 +215,9 @@ class TestAnswerOfAProbe:
 
 @in_virtual_time
 class TestProbeWithoutAnswer:
-    async def test_after_a_minute_a_call_behind_it_is_the_next(self, calls: Calls) -> None:
+    async def test_after_a_minute_a_call_behind_it_is_the_next(
+        self, calls: Calls
+    ) -> None:
         first, second = await calls.start_behind_a_probe(0.0, 0.0)
         await first
         assert not second.done()
@@ -209,7 +227,9 @@ class TestProbeWithoutAnswer:
 
         assert 2 * PROBE_INTERVAL <= now() < 2 * PROBE_INTERVAL + 5.0
 
-    async def test_calls_behind_it_fail_once_it_is_cancelled_before_it_has_run(self) -> None:
+    async def test_calls_behind_it_fail_once_it_is_cancelled_before_it_has_run(
+        self,
+    ) -> None:
         calls = Calls(*OF_ALL, slots=1)
         await calls.wait_for_probe()
         await calls.acquire()
@@ -226,18 +246,29 @@ class TestProbeWithoutAnswer:
 
 class TestBulk:
     @pytest.mark.parametrize(
-        ("retry_after", "throttles", "patience"), [(250.0, 50, None), (3600.0, 100, 7200.0)]
+        ("retry_after", "throttles", "patience"),
+        [(250.0, 50, None), (3600.0, 100, 7200.0)],
     )
     def test_a_probe_is_sent_although_the_workers_got_the_long_retry_after_themselves(
-        self, simulate: Simulate, retry_after: float, throttles: int, patience: float | None
+        self,
+        simulate: Simulate,
+        retry_after: float,
+        throttles: int,
+        patience: float | None,
     ) -> None:
         """Fault: each throttled worker slept, so none sent a probe."""
         answers = iter([throttled(retry_after)] * throttles)
-        simulation = simulate(lambda request: next(answers, ANSWER) if request.at < 1.0 else ANSWER)
+        simulation = simulate(
+            lambda request: next(answers, ANSWER) if request.at < 1.0 else ANSWER
+        )
         report = simulation.stop(1000, retry=RetryPolicy(patience=patience))
 
         assert report.counts == {STOPPED: 1000}
-        held = {outcome.target.alias for outcome in simulation.outcomes if outcome.attempts > 1}
+        held = {
+            outcome.target.alias
+            for outcome in simulation.outcomes
+            if outcome.attempts > 1
+        }
         others = [at for alias, at in simulation.ended_at.items() if alias not in held]
         assert PROBE_INTERVAL < max(others) < 2 * PROBE_INTERVAL
         # Those that got the Retry-After wait for it.
@@ -249,10 +280,15 @@ class TestBulk:
         ids=["answered", "throttled again"],
     )
     def test_a_bulk_stop_that_starts_with_a_probe_goes_as_the_probe_does(
-        self, simulate: Simulate, probed: Runtime | BctrlError, counts: dict[StopResult, int]
+        self,
+        simulate: Simulate,
+        probed: Runtime | BctrlError,
+        counts: dict[StopResult, int],
     ) -> None:
         """Fault: one target was stopped, and the second call ended the run."""
-        simulation = simulate(lambda request: probed if request.at > 1.0 else throttled(1.7e9))
+        simulation = simulate(
+            lambda request: probed if request.at > 1.0 else throttled(1.7e9)
+        )
 
         async def scenario(session: BctrlSession) -> StopReport:
             for _ in range(8):
@@ -269,7 +305,10 @@ async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after() -> 
     """Fault: one Retry-After with an epoch in it locks a client for years."""
     throttling = http_answer("429 X", b"", "Retry-After: 1795651200")
     answers = *[throttling] * 8, http_answer("200 OK", RUNTIME)
-    async with raw_server(answering(*answers)) as url, BctrlSession("k", base_url=url) as session:
+    async with (
+        raw_server(answering(*answers)) as url,
+        BctrlSession("k", base_url=url) as session,
+    ):
         for _ in range(9):
             with pytest.raises(BctrlRateLimitError):
                 await session.stop_runtime("ws-1", "crm")

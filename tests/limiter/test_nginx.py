@@ -52,7 +52,9 @@ async def test_all_are_stopped_with_little_throttling(
     with nginx(
         emulator.url, rate=RATE, burst=BURST, retry_after=retry_after, status=status
     ) as limited:
-        async with BctrlSession(KEY, base_url=limited.url, max_connections=CONNECTIONS) as session:
+        async with BctrlSession(
+            KEY, base_url=limited.url, max_connections=CONNECTIONS
+        ) as session:
             throttled = await stop(session)
 
     assert {emulator.status(*target) for target in TARGETS} == {"stopped"}

@@ -92,7 +92,9 @@ CASES = {
     "a token bucket": Case(bucket, 2000, 12.2, 0.1, latency=0.1),
     "a token bucket nearby": Case(bucket, 2000, 12.2, 0.1, latency=0.002),
     "a token bucket and single calls": Case(bucket, 2000, 12.2, 0.1, at_once=True),
-    "a token bucket with Retry-After": Case(partial(bucket, retry_after=1), 2000, 20, 0.05),
+    "a token bucket with Retry-After": Case(
+        partial(bucket, retry_after=1), 2000, 20, 0.05
+    ),
     "a server without bursts": Case(no_burst, 2000, 40, 0.1, latency=0.002),
     "a server without bursts that asks to wait": Case(
         partial(no_burst, 1), 2000, 40, 0.1, latency=0.002
@@ -102,7 +104,9 @@ CASES = {
     "a high limit": Case(
         partial(token_bucket, lambda _: 5000.0, burst=50), 20_000, 7, 0.1, latency=0.005
     ),
-    "a bound on concurrency": Case(unlimited, 20_000, 125, 0.05, latency=0.1, server_limit=20),
+    "a bound on concurrency": Case(
+        unlimited, 20_000, 125, 0.05, latency=0.1, server_limit=20
+    ),
     "a bound on the concurrency of slow requests": Case(
         unlimited, 1500, 600, 0.6, latency=1.0, server_limit=10
     ),
@@ -112,9 +116,15 @@ CASES = {
     "an outage of 429s": Case(partial(refusing, 5, 35), 20_000, 65, 0.05, latency=0.1),
     # Throttling at random. Fault: each was taken for a limit, down to a few requests a
     # second.
-    "a hundredth throttled": Case(partial(at_random, 0.01), 3000, 5, 0.03, latency=0.03),
-    "a fiftieth throttled": Case(partial(at_random, 0.02), 10_000, 6, 0.04, latency=0.03),
-    "a sixteenth throttled": Case(partial(at_random, 0.06), 3000, 30, 0.1, latency=0.03),
+    "a hundredth throttled": Case(
+        partial(at_random, 0.01), 3000, 5, 0.03, latency=0.03
+    ),
+    "a fiftieth throttled": Case(
+        partial(at_random, 0.02), 10_000, 6, 0.04, latency=0.03
+    ),
+    "a sixteenth throttled": Case(
+        partial(at_random, 0.06), 3000, 30, 0.1, latency=0.03
+    ),
     "a third throttled": Case(partial(at_random, 0.3), 3000, 120, 0.4, latency=0.03),
     "a tenth throttled with Retry-After": Case(
         partial(at_random, 0.1, retry_after=0.01), 3000, 60, 0.2, latency=0.03
@@ -135,7 +145,11 @@ CASES = {
         partial(at_random, 0.05, 1, ends=10), 20_000, 40, 0.1, latency=0.1, seed=1
     ),
     "an outage of 429s amid throttling at random": Case(
-        partial(at_random, 0.05, otherwise=partial(refusing, 20, 50)), 20_000, 600, 0.1, latency=0.1
+        partial(at_random, 0.05, otherwise=partial(refusing, 20, 50)),
+        20_000,
+        600,
+        0.1,
+        latency=0.1,
     ),
 }
 
@@ -181,7 +195,12 @@ class TestManyLimiters:
     """Several limiters on one limit, as in several processes with one key."""
 
     def run(
-        self, count: int, *, seed: int = 0, retry_after: float | None = None, late: bool = False
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        retry_after: float | None = None,
+        late: bool = False,
     ) -> Fleet:
         rng = random.Random(seed)
         starts = [rng.uniform(0.0, 1.0) for _ in range(count)]
@@ -191,7 +210,12 @@ class TestManyLimiters:
 
     @pytest.mark.parametrize(
         ("count", "retry_after", "share", "used"),
-        [(1, None, 0.005, 0.95), (4, None, 0.01, 0.95), (16, None, 0.06, 0.95), (8, 1, 0.02, 0.85)],
+        [
+            (1, None, 0.005, 0.95),
+            (4, None, 0.01, 0.95),
+            (16, None, 0.06, 0.95),
+            (8, 1, 0.02, 0.85),
+        ],
     )
     def test_hardly_any_request_is_throttled_and_the_limit_is_used(
         self, count: int, retry_after: float | None, share: float, used: float
@@ -213,7 +237,9 @@ class TestManyLimiters:
         assert fleet.throttled_share(30, 60) <= 0.02
         assert fleet.rates(30, 60)[3] >= 200 / 4 / 2
 
-    def test_eight_that_start_together_learn_of_a_limit_by_few_throttled_requests(self) -> None:
+    def test_eight_that_start_together_learn_of_a_limit_by_few_throttled_requests(
+        self,
+    ) -> None:
         """Fault: each sent a hundred at once, and a quarter was throttled."""
         fleet = Fleet(bucket(), [n / 100 for n in range(8)])
         fleet.run(60.0, 250)

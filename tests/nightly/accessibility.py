@@ -44,7 +44,9 @@ _FIND = """axe.run({rules: {"target-size": {enabled: true}}}).then(results => ({
 async def _submit(tab: Tab, runtimes: int, *, token: str = TOKEN) -> None:
     aliases = "\n".join(f"runtime-{number:04}" for number in range(1, runtimes + 1))
     values = {"token": token, "workspace": _WORKSPACE, "aliases": aliases}
-    await tab.run("window.confirm = () => true; document.getElementById('state').textContent = ''")
+    await tab.run(
+        "window.confirm = () => true; document.getElementById('state').textContent = ''"
+    )
     await tab.run(
         f"Object.entries({json.dumps(values)}).forEach(([id, value]) =>"
         " document.getElementById(id).value = value)"
@@ -97,7 +99,10 @@ async def _connection_lost(tab: Tab, emulator: Emulator) -> AsyncIterator[str]:
 @asynccontextmanager
 async def _world() -> AsyncIterator[tuple[Tab, Emulator]]:
     with chromium() as browser:
-        async with Emulator(port=0, api_key=KEY, latency=0.05) as emulator, new_tab(browser) as tab:
+        async with (
+            Emulator(port=0, api_key=KEY, latency=0.05) as emulator,
+            new_tab(browser) as tab,
+        ):
             for number in range(1, _RUNTIMES + 1):
                 emulator.add_runtime(_WORKSPACE, f"runtime-{number:04}")
             yield tab, emulator

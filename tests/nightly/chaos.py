@@ -32,7 +32,13 @@ import anyio
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
 from bctrl_async.emulator import Fault, Reply
 from bctrl_async.journal import read_journals
-from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
+from bctrl_async.observer import (
+    Attempt,
+    AttemptObserver,
+    BulkObserver,
+    Observer,
+    StopObserver,
+)
 
 sys.path.append(str(Path(__file__).parents[1]))
 from chaos_checks import (
@@ -138,7 +144,9 @@ class Verdict(NamedTuple):
     problems: list[str]
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {result}" for result, count in self.report.counts.items())
+        counts = ", ".join(
+            f"{count} {result}" for result, count in self.report.counts.items()
+        )
         problems = "; ".join(self.problems) or "ok"
         cost = f"{self.report.elapsed:.1f} s, {self.requests} requests"
         return f"seed {self.seed:4} {self.ending:18} {cost}: {counts}: {problems}"
@@ -161,7 +169,12 @@ class ChaosRun:
         faults = {fault: rng.uniform(0.0, 0.04) for fault in (*Fault, *WireFault)}
         headers = rng.choice([{"Retry-After": "0"}, {"Retry-After": "0.02"}, {}])
         throttled = [Reply(429, headers=headers), Reply(503, headers=headers)]
-        others = [LOGIN_PAGE, FOREIGN_NOT_FOUND, Reply(307), Reply(200, body={"ok": True})]
+        others = [
+            LOGIN_PAGE,
+            FOREIGN_NOT_FOUND,
+            Reply(307),
+            Reply(200, body={"ok": True}),
+        ]
         others += rng.sample(GATEWAYS, 2)
         # A newer Retry-After would replace the long Retry-After.
         years = self.ending is Ending.RETRY_AFTER_YEARS
@@ -199,7 +212,9 @@ class ChaosRun:
         self._end_after = rng.randrange(targets // 2)
         self._verify = rng.random() < 0.25
         # `verify` polls a runtime that stays active for this long.
-        self._patience = rng.uniform(1.5, 4.0) if self._verify else rng.uniform(0.2, 10.0)
+        self._patience = (
+            rng.uniform(1.5, 4.0) if self._verify else rng.uniform(0.2, 10.0)
+        )
         self._policy = RetryPolicy(
             attempts=rng.randint(1, 4), base=0.001, cap=0.01, patience=self._patience
         )
@@ -215,7 +230,9 @@ class ChaosRun:
         target = RuntimeRef(f"ws-{number % 7}", f"runtime {number}")
         draw = rng.random()
         if draw < 0.97:
-            self.emulator.add_runtime(*target, status="stopped" if draw < 0.02 else "active")
+            self.emulator.add_runtime(
+                *target, status="stopped" if draw < 0.02 else "active"
+            )
             if rng.random() < _ANSWERED_SHARE:
                 workspace_id, alias = target
                 answer = rng.choice(self._answers)
@@ -266,7 +283,9 @@ class ChaosRun:
             leaked = bulk_tasks()
             problems = [f"leaked tasks: {leaked}"] if leaked else []
         problems += self._check(batch.report)
-        return Verdict(self.seed, self.ending, batch.report, len(self.emulator.requests), problems)
+        return Verdict(
+            self.seed, self.ending, batch.report, len(self.emulator.requests), problems
+        )
 
     async def _run_batch(self, batch: StopBatch) -> None:
         with anyio.CancelScope() as self._scope:
@@ -280,7 +299,10 @@ class ChaosRun:
             async for outcome in batch:
                 if outcome.index % 1000 == 0:
                     await asyncio.sleep(0.001)
-                if self.ending is Ending.LEFT_EARLY and batch.counts.total() > self._end_after:
+                if (
+                    self.ending is Ending.LEFT_EARLY
+                    and batch.counts.total() > self._end_after
+                ):
                     break
 
     async def _on_outcome(self, index: int) -> None:
@@ -304,11 +326,15 @@ class ChaosRun:
         # Anyio postpones the cancellation of a task that is about to run, again and
         # again.
         is_scope = self.ending is Ending.SCOPE_CANCELLED
-        has_ended = not is_scope or bool(self._runner.cancelling()) or self._runner.done()
+        has_ended = (
+            not is_scope or bool(self._runner.cancelling()) or self._runner.done()
+        )
         if iterations or not has_ended:
             asyncio.get_running_loop().call_soon(self._mark_end, iterations - has_ended)
         else:
-            self._begun_at_end = set() if self._begun is None else set(self._begun.paths)
+            self._begun_at_end = (
+                set() if self._begun is None else set(self._begun.paths)
+            )
 
     def _end(self, batch: StopBatch, runner: asyncio.Task[None]) -> None:
         match self.ending:
@@ -338,7 +364,9 @@ class ChaosRun:
             return
         entries = journal.entries
         yield from check_journal(journal, self.emulator.url)
-        done = {outcome.target for outcome in read_journals([self.journal]) if outcome.ok}
+        done = {
+            outcome.target for outcome in read_journals([self.journal]) if outcome.ok
+        }
         if done != done_targets(entries):
             yield "a resumed run would read another journal"
         yield from check_account(entries, report, self._delivered)
@@ -370,8 +398,15 @@ def run_seed(seed: int, targets: int) -> Verdict:
 
 def _main() -> int:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for name, default in {"seeds": 50, "first": 0, "targets": 10_000, "jobs": 4}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    for name, default in {
+        "seeds": 50,
+        "first": 0,
+        "targets": 10_000,
+        "jobs": 4,
+    }.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"default {default}"
+        )
     parser.add_argument("--long-way", action="store_true", help=LONG_WAY_HELP)
     args = parser.parse_args()
     if args.long_way:

@@ -11,23 +11,32 @@ from support.journal_lines import JournalLines, Record
 from bctrl_async import RuntimeRef, StopReport, StopResult
 from bctrl_async.emulator import Emulator, ReceivedRequest, Reply
 
-_CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
+_CLAIMS_STOPPED = frozenset(
+    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED}
+)
 _CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 _ANSWERED = _CLAIMS_STOPPED | {StopResult.NOT_FOUND}
 _THROTTLED = frozenset({429, 503})
 _FINAL_NO = frozenset({307, 401, 404, *_THROTTLED})
 
 LOGIN_PAGE = Reply(
-    200, body="<title>Sign in</title>", headers={"Content-Type": "text/html"}, takes_effect=False
+    200,
+    body="<title>Sign in</title>",
+    headers={"Content-Type": "text/html"},
+    takes_effect=False,
 )
 FOREIGN_NOT_FOUND = Reply(404, body={"message": "no Route matched with those values"})
 _GATEWAYS = (
     Reply(503, body="upstream connect error or disconnect/reset before headers"),
-    Reply(503, body="<html><body><h1>Error 503 Backend fetch failed</h1></body></html>"),
+    Reply(
+        503, body="<html><body><h1>Error 503 Backend fetch failed</h1></body></html>"
+    ),
     Reply(503, body="<html><head><title>503 Service Unavailable</title></head></html>"),
     Reply(408, body="<html><body><h1>408 Request Time-out</h1></body></html>"),
     Reply(409, body="Conflict"),
-    Reply(499, body="<html><head><title>499 Client Closed Request</title></head></html>"),
+    Reply(
+        499, body="<html><head><title>499 Client Closed Request</title></head></html>"
+    ),
 )
 GATEWAYS = (*_GATEWAYS, *(replace(reply, takes_effect=True) for reply in _GATEWAYS))
 """Answers of a proxy and of another service, before the effect and after it."""
@@ -88,7 +97,9 @@ def check_targets(
         before: The status of each target before the run.
         poisoned: The targets of which every request met a fault.
     """
-    requests: defaultdict[tuple[object, object], list[ReceivedRequest]] = defaultdict(list)
+    requests: defaultdict[tuple[object, object], list[ReceivedRequest]] = defaultdict(
+        list
+    )
     for request in emulator.requests:
         requests[request.workspace_id, request.alias].append(request)
     by_target: defaultdict[RuntimeRef, list[Record]] = defaultdict(list)
@@ -101,7 +112,9 @@ def check_targets(
         elif entry["result"] != StopResult.INVALID:
             yield f"target {entry['index']} is {entry['result']}, but it is invalid"
     for target, group in by_target.items():
-        rules = _contradictions(group, requests[target], before[target], emulator.status(*target))
+        rules = _contradictions(
+            group, requests[target], before[target], emulator.status(*target)
+        )
         results = [entry["result"] for entry in group]
         claim = f"target {group[0]['index']} is {results}"
         if target in poisoned and not _ANSWERED.isdisjoint(results):
@@ -111,7 +124,10 @@ def check_targets(
 
 
 def _contradictions(
-    group: Sequence[Record], requests: Sequence[ReceivedRequest], before: Status, now: Status
+    group: Sequence[Record],
+    requests: Sequence[ReceivedRequest],
+    before: Status,
+    now: Status,
 ) -> Iterator[str]:
     """Yield what contradicts the outcomes of a target, which may be repeated."""
     results = {StopResult(entry["result"]) for entry in group}
@@ -120,9 +136,12 @@ def _contradictions(
     statuses = {r.status for r in requests if r.fault not in _PROVE_NOTHING}
     own_404 = any(r.status == 404 and r.fault is None for r in requests)
     rules = {
-        f"its status is {now}": (not results & _CLAIMS_STOPPED or now in {"stopped", "failed"})
+        f"its status is {now}": (
+            not results & _CLAIMS_STOPPED or now in {"stopped", "failed"}
+        )
         and (StopResult.NOT_FOUND not in results or now is None),
-        f"its status was {before} and is {now}": not results <= _CLAIMS_NO_EFFECT or now == before,
+        f"its status was {before} and is {now}": not results <= _CLAIMS_NO_EFFECT
+        or now == before,
         f"the server received it {len(stops)} times": len(stops)
         <= sum(entry.get("attempts", 0) for entry in group),
         f"the server answered {[request.status for request in stops]}": (

@@ -62,13 +62,17 @@ Target = tuple[str, str]
 class Crashes:
     """A list, its emulator, and the journal of the runs that are killed."""
 
-    def __init__(self, emulator: Emulator, journal: Path, kills: int, rng: random.Random) -> None:
+    def __init__(
+        self, emulator: Emulator, journal: Path, kills: int, rng: random.Random
+    ) -> None:
         self._emulator = emulator
         self._journal = journal
         self._kills = kills
         self._rng = rng
         # Each run leaves something for the next.
-        self.targets = [("ws-1", f"r{number}") for number in range(kills * (_PER_RUN - 10))]
+        self.targets = [
+            ("ws-1", f"r{number}") for number in range(kills * (_PER_RUN - 10))
+        ]
         for target in self.targets:
             emulator.add_runtime(*target)
 
@@ -78,7 +82,9 @@ class Crashes:
         for _ in range(self._kills):
             before, received = self._done(), Counter(self._emulator.received)
             stopped = {
-                target for target in self.targets if self._emulator.status(*target) == "stopped"
+                target
+                for target in self.targets
+                if self._emulator.status(*target) == "stopped"
             }
             process = await self._start()
             await self._wait(process)
@@ -93,14 +99,22 @@ class Crashes:
             stdout, _ = await process.communicate()
         assert stdout.decode().split() == [str(len(self.targets)), "True"]
         assert self._done() == set(self.targets)
-        assert {self._emulator.status(*target) for target in self.targets} == {"stopped"}
+        assert {self._emulator.status(*target) for target in self.targets} == {
+            "stopped"
+        }
         # A request can have been answered without a line if it was in flight at a kill.
         assert resent <= self._kills * IN_FLIGHT
         assert KEY.encode() not in self._journal.read_bytes()
         return resent
 
     async def _start(self) -> asyncio.subprocess.Process:
-        args = (KEY, self._emulator.url, self._journal, str(len(self.targets)), str(IN_FLIGHT))
+        args = (
+            KEY,
+            self._emulator.url,
+            self._journal,
+            str(len(self.targets)),
+            str(IN_FLIGHT),
+        )
         return await asyncio.create_subprocess_exec(
             sys.executable, "-c", _PROGRAM, *args, stdout=asyncio.subprocess.PIPE
         )
@@ -136,8 +150,12 @@ class Crashes:
         for entry in lines.entries:
             target = (entry["workspace_id"], entry["alias"])
             assert target == self.targets[entry["index"]], entry
-            assert target not in done, f"a line follows the one after which it is done: {entry}"
-            assert self._emulator.received[target] >= (entry["result"] != "not_sent"), entry
+            assert target not in done, (
+                f"a line follows the one after which it is done: {entry}"
+            )
+            assert self._emulator.received[target] >= (entry["result"] != "not_sent"), (
+                entry
+            )
             if entry.get("ok"):
                 assert self._emulator.status(*target) == "stopped", entry
                 done.add(target)
@@ -152,7 +170,9 @@ async def crash(kills: int, seed: int, folder: Path) -> str:
     async with WireEmulator(
         port=0, api_key=KEY, faults=_FAULTS, seed=seed, latency=0.002
     ) as emulator:
-        crashes = Crashes(emulator, folder / "journal.jsonl", kills, random.Random(seed))
+        crashes = Crashes(
+            emulator, folder / "journal.jsonl", kills, random.Random(seed)
+        )
         resent = await crashes.run()
     seconds = time.monotonic() - start
     return (
@@ -167,7 +187,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sys.stdout.write(asyncio.run(crash(given.kills, given.seed, Path(folder))) + "\n")
+        sys.stdout.write(
+            asyncio.run(crash(given.kills, given.seed, Path(folder))) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -107,7 +107,9 @@ def _report(case: Case, long: Seen, short: Seen) -> Iterator[str]:
                 yield f"{name} {index}\n  long way:  {left}\n  fast path: {right}"
 
 
-def _compare(numbers: range, args: Namespace) -> tuple[Counter[str], list[tuple[int, str]]]:
+def _compare(
+    numbers: range, args: Namespace
+) -> tuple[Counter[str], list[tuple[int, str]]]:
     logging.getLogger("bctrl_async").addHandler(logging.NullHandler())
     counts, found = Counter[str](), []
     ways = Ways()
@@ -119,7 +121,9 @@ def _compare(numbers: range, args: Namespace) -> tuple[Counter[str], list[tuple[
                 found.append((number, str(difference)))
             else:
                 counts.update(re.split(r"\W", result)[0] for result in seen.results)
-                counts["connection used again"] += len(seen.requests) - len(dict(seen.requests))
+                counts["connection used again"] += len(seen.requests) - len(
+                    dict(seen.requests)
+                )
     counts[_FAST_PATH] += ways.short
     gc.collect()
     return counts, found
@@ -129,8 +133,12 @@ def _arguments() -> Namespace:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     jobs = os.cpu_count() or 1
     for name, default in {"answers": 5000, "seed": 0, "first": 0, "jobs": jobs}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--show", type=int, default=1, help="differences to print, default 1")
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"default {default}"
+        )
+    parser.add_argument(
+        "--show", type=int, default=1, help="differences to print, default 1"
+    )
     parser.add_argument("--break", dest="fault", choices=list(FAULTS))
     return parser.parse_args()
 
@@ -144,11 +152,15 @@ def _main() -> int:
     args = _arguments()
     began = time.monotonic()
     last = args.first + args.answers
-    chunks = [range(at, min(at + _CHUNK, last)) for at in range(args.first, last, _CHUNK)]
+    chunks = [
+        range(at, min(at + _CHUNK, last)) for at in range(args.first, last, _CHUNK)
+    ]
     counts: Counter[str] = Counter()
     differences: list[tuple[int, str]] = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        for chunk in as_completed([pool.submit(_compare, numbers, args) for numbers in chunks]):
+        for chunk in as_completed(
+            [pool.submit(_compare, numbers, args) for numbers in chunks]
+        ):
             counted, found = chunk.result()
             counts += counted
             differences += found

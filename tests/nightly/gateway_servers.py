@@ -203,7 +203,9 @@ proxy.server = ("" => ((
     ),
 }
 INSTALLED = [
-    name for name, kind in KINDS.items() if shutil.which(kind.command.split()[0], path=_PATH)
+    name
+    for name, kind in KINDS.items()
+    if shutil.which(kind.command.split()[0], path=_PATH)
 ]
 
 
@@ -220,7 +222,9 @@ class Gateway:
         port: The port on which it listens.
     """
 
-    def __init__(self, kind: Kind, upstream: int, folder: Path, pem: Path | None) -> None:
+    def __init__(
+        self, kind: Kind, upstream: int, folder: Path, pem: Path | None
+    ) -> None:
         self.port = free_port()
         self._kind = kind
         self._folder = folder
@@ -239,8 +243,12 @@ class Gateway:
             "pem": pem,
             "s": "s" if pem else "",
         }
-        self._names["tls"] = Template(kind.tls or "").substitute(self._names) if pem else ""
-        (folder / "config").write_text(Template(kind.config).substitute(self._names), "utf-8")
+        self._names["tls"] = (
+            Template(kind.tls or "").substitute(self._names) if pem else ""
+        )
+        (folder / "config").write_text(
+            Template(kind.config).substitute(self._names), "utf-8"
+        )
 
     async def start(self) -> None:
         """Start it, and wait until it listens."""

@@ -51,7 +51,9 @@ _DEADLINE = 45.0
 _LATE = 1.5 * PATIENCE
 _ONCE = RetryPolicy(attempts=1, patience=0)
 _RETRIES = RetryPolicy(base=0.01, cap=0.1, patience=10.0)
-_CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
+_CLAIMS_STOPPED = frozenset(
+    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED}
+)
 _OWN_FAULTS = {Fault.RATE_LIMITED: 0.01, Fault.SERVER_ERROR: 0.01}
 """Errors of the API itself, after which nothing is stopped."""
 
@@ -116,8 +118,12 @@ class Server:
         while self._busy:
             await asyncio.sleep(0.01)
 
-    async def _serve(self, request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
-        trouble = self._random.choice(list(Trouble)) if self._random.random() < 0.1 else None
+    async def _serve(
+        self, request: aiohttp.web.BaseRequest
+    ) -> aiohttp.web.StreamResponse:
+        trouble = (
+            self._random.choice(list(Trouble)) if self._random.random() < 0.1 else None
+        )
         self._busy += 1
         try:
             if trouble is Trouble.LATE_BEFORE:
@@ -135,13 +141,19 @@ class Server:
             case Trouble.RESET_AFTER | Trouble.CLOSED_AFTER:
                 _end(request.transport, reset=trouble is Trouble.RESET_AFTER)
             case Trouble.CUT if request.transport is not None:
-                head = f"HTTP/1.1 {response.status} Cut\r\nContent-Length: 999\r\n\r\n{{"
+                head = (
+                    f"HTTP/1.1 {response.status} Cut\r\nContent-Length: 999\r\n\r\n{{"
+                )
                 request.transport.write(head.encode())
                 _end(request.transport, reset=False)
             case Trouble.CLOSED_IDLE | Trouble.RESET_IDLE:
                 # The next request may be on its way.
-                end = partial(_end, request.transport, reset=trouble is Trouble.RESET_IDLE)
-                asyncio.get_running_loop().call_later(self._random.uniform(0.0, 0.1), end)
+                end = partial(
+                    _end, request.transport, reset=trouble is Trouble.RESET_IDLE
+                )
+                asyncio.get_running_loop().call_later(
+                    self._random.uniform(0.0, 0.1), end
+                )
         return response
 
 
@@ -151,7 +163,9 @@ def _end(transport: asyncio.BaseTransport | None, *, reset: bool) -> None:
         return
     if reset:
         linger = struct.pack("ii", 1, 0)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, linger
+        )
         transport.abort()
     else:
         transport.close()
@@ -203,7 +217,9 @@ class Run:
     async def run(self, *, tls: bool, retries: bool) -> Verdict:
         authority = trustme.CA()
         pem = self._folder / "localhost.pem"
-        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+            pem
+        )
         trusted = ssl.create_default_context()
         authority.configure_trust(trusted)
         gateways: list[Gateway] = []
@@ -233,7 +249,9 @@ class Run:
             self._judge(verdict, outcome, is_repeated=outcome.target in repeated)
         indices = sorted(outcome.index for outcome in self._outcomes)
         if indices != list(range(len(self._targets))):
-            verdict.false.append(f"{len(self._targets)} targets have {len(indices)} outcomes")
+            verdict.false.append(
+                f"{len(self._targets)} targets have {len(indices)} outcomes"
+            )
         return verdict
 
     def _gateways(self, pem: Path | None) -> Iterator[Gateway]:
@@ -244,7 +262,9 @@ class Run:
         yield behind
         yield Gateway(KINDS["haproxy"], behind.port, self._folder / "gateway", pem)
 
-    async def _stop(self, session: BctrlSession, gateways: list[Gateway], *, retries: bool) -> None:
+    async def _stop(
+        self, session: BctrlSession, gateways: list[Gateway], *, retries: bool
+    ) -> None:
         async def disturb() -> None:
             while not stopping.done():
                 await asyncio.sleep(self._random.uniform(0.3, 1.2))
@@ -282,16 +302,26 @@ class Run:
             case Event.SERVER_RESET:
                 self._server.reset()
 
-    def _judge(self, verdict: Verdict, outcome: StopOutcome, *, is_repeated: bool) -> None:
+    def _judge(
+        self, verdict: Verdict, outcome: StopOutcome, *, is_repeated: bool
+    ) -> None:
         """Compare an outcome with the record of the server."""
         has_stopped = self._server.emulator.status(*outcome.target) == "stopped"
         result, error = outcome.result, outcome.error
         claims_stopped = outcome.ok or result in _CLAIMS_STOPPED
-        claims_not = not claims_stopped and not (error is not None and error.may_have_stopped)
+        claims_not = not claims_stopped and not (
+            error is not None and error.may_have_stopped
+        )
         words = str(result)
         if result is StopResult.UNKNOWN and has_stopped:
             words += " (but stopped)"
-        elif claims_not and has_stopped and is_repeated and error is not None and error.code:
+        elif (
+            claims_not
+            and has_stopped
+            and is_repeated
+            and error is not None
+            and error.code
+        ):
             # The API answered the second copy; its answer to the first is lost.
             words += " (but stopped by a copy that the gateway sent)"
         elif claims_stopped > has_stopped or (claims_not and has_stopped):
@@ -308,7 +338,9 @@ async def _main() -> int:
     arguments = parser.parse_args()
     logging.disable()
     everything = Verdict()
-    for name, tls, retries in product(arguments.only or INSTALLED, [False, True], [False, True]):
+    for name, tls, retries in product(
+        arguments.only or INSTALLED, [False, True], [False, True]
+    ):
         with tempfile.TemporaryDirectory() as folder:
             seed = f"{arguments.seed} {name} {tls} {retries}"
             run = Run(name, arguments.targets, seed, Path(folder))

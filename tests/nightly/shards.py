@@ -68,13 +68,19 @@ class ShardsRun:
         self._folder = folder
         self._shards = range(1, shards + 1)
         self._emulator = Emulator(port=0, api_key=_KEY, latency=0.005)
-        self._targets: list[_Target] = [("ws", f"r{number}") for number in range(targets)]
+        self._targets: list[_Target] = [
+            ("ws", f"r{number}") for number in range(targets)
+        ]
         for target in self._targets:
             if self._rng.random() >= _MISSING_SHARE:
                 is_stopped = self._rng.random() < _STOPPED_SHARE
-                self._emulator.add_runtime(*target, status="stopped" if is_stopped else "active")
+                self._emulator.add_runtime(
+                    *target, status="stopped" if is_stopped else "active"
+                )
         self._missing = {t for t in self._targets if self._emulator.status(*t) is None}
-        self._kills_at = sorted(self._rng.choices(range(1, int(targets * 0.95)), k=kills))
+        self._kills_at = sorted(
+            self._rng.choices(range(1, int(targets * 0.95)), k=kills)
+        )
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._kills = 0
         self._problems: list[str] = []
@@ -84,7 +90,9 @@ class ShardsRun:
         self._write_list("all.csv", self._targets)
         began = time.monotonic()
         async with self._emulator:
-            supervisors = [asyncio.create_task(self._supervise(number)) for number in self._shards]
+            supervisors = [
+                asyncio.create_task(self._supervise(number)) for number in self._shards
+            ]
             killer = asyncio.create_task(self._kill())
             await asyncio.gather(*supervisors)
             killer.cancel()
@@ -93,21 +101,35 @@ class ShardsRun:
         received = self._emulator.received
         # A target that was not found is sent again by each start.
         repeated = sum(
-            received[target] - 1 for target in self._targets if target not in self._missing
+            received[target] - 1
+            for target in self._targets
+            if target not in self._missing
         )
         # A request can have been answered without a line if it was in flight at a kill.
         if not 0 <= repeated <= self._kills * _IN_FLIGHT:
-            self._problems.append(f"{repeated} requests were repeated after {self._kills} kills")
+            self._problems.append(
+                f"{repeated} requests were repeated after {self._kills} kills"
+            )
         return Verdict(
-            self._seed, len(self._targets), self._kills, repeated, seconds, self._problems
+            self._seed,
+            len(self._targets),
+            self._kills,
+            repeated,
+            seconds,
+            self._problems,
         )
 
     def _write_list(self, name: str, targets: list[_Target]) -> None:
         text = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets)
         (self._folder / name).write_text(text, "utf-8")
 
-    async def _start(self, *args: str, stdout: int | None = None) -> asyncio.subprocess.Process:
-        environment = os.environ | {"BCTRL_API_KEY": _KEY, "BCTRL_BASE_URL": self._emulator.url}
+    async def _start(
+        self, *args: str, stdout: int | None = None
+    ) -> asyncio.subprocess.Process:
+        environment = os.environ | {
+            "BCTRL_API_KEY": _KEY,
+            "BCTRL_BASE_URL": self._emulator.url,
+        }
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bctrl_async", *args),
             cwd=self._folder,
@@ -130,7 +152,9 @@ class ShardsRun:
             if process.returncode == 0:
                 return
             if process.returncode != -9:
-                self._problems.append(f"shard {number} ended with {process.returncode}: {stderr!r}")
+                self._problems.append(
+                    f"shard {number} ended with {process.returncode}: {stderr!r}"
+                )
                 return
 
     async def _kill(self) -> None:
@@ -142,7 +166,9 @@ class ShardsRun:
             for _ in range(self._rng.randint(0, 30)):
                 await asyncio.sleep(0)
             last = requests[-1]
-            process = self._processes[shard_of((last.workspace_id, last.alias), len(self._shards))]
+            process = self._processes[
+                shard_of((last.workspace_id, last.alias), len(self._shards))
+            ]
             if process.returncode is None:
                 # Its own kill() may take the exit code of a killed process from
                 # asyncio, which then reports 255.
@@ -157,9 +183,16 @@ class ShardsRun:
     def _check_journals(self) -> None:
         """Check the journals while processes write them."""
         if paths := self._journals():
-            known = ((outcome.target, str(outcome.result)) for outcome in read_journals(paths))
-            self._problems += [problem for pair in known for problem in self._check_outcome(*pair)]
-            parts = [{outcome.target for outcome in read_journals([path])} for path in paths]
+            known = (
+                (outcome.target, str(outcome.result))
+                for outcome in read_journals(paths)
+            )
+            self._problems += [
+                problem for pair in known for problem in self._check_outcome(*pair)
+            ]
+            parts = [
+                {outcome.target for outcome in read_journals([path])} for path in paths
+            ]
             if sum(map(len, parts)) > len(set().union(*parts)):
                 self._problems.append("a target is in two journals")
 
@@ -178,7 +211,15 @@ class ShardsRun:
         paths = self._journals()
         names = [path.name for path in paths]
         process = await self._start(
-            *("report", *names, "--from", "all.csv", "--ignore-not-found", "-o", "json"),
+            *(
+                "report",
+                *names,
+                "--from",
+                "all.csv",
+                "--ignore-not-found",
+                "-o",
+                "json",
+            ),
             stdout=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()
@@ -201,7 +242,9 @@ def _main() -> int:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     defaults = {"seeds": 5, "first": 0, "targets": 30_000, "shards": 4, "kills": 12}
     for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"default {default}"
+        )
     args = parser.parse_args()
     failed = 0
     for seed in range(args.first, args.first + args.seeds):

@@ -49,8 +49,12 @@ def _arguments() -> Namespace:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     jobs = os.cpu_count() or 1
     for name, default in {"seeds": 1000, "first": 0, "jobs": jobs, "show": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--trace", action="store_true", help="print every event of every run")
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"default {default}"
+        )
+    parser.add_argument(
+        "--trace", action="store_true", help="print every event of every run"
+    )
     faults = "; ".join(f"{name}: {does}" for name, (does, *_) in FAULTS.items())
     parser.add_argument("--break", dest="fault", choices=list(FAULTS), help=faults)
     parser.add_argument("--long-way", action="store_true", help=LONG_WAY_HELP)
@@ -84,9 +88,13 @@ def _main() -> int:
     failed, requests, seconds = 0, 0, 0.0
     rules, results = Counter[str](), Counter[str]()
     last = args.first + args.seeds
-    chunks = [range(at, min(at + _CHUNK, last)) for at in range(args.first, last, _CHUNK)]
+    chunks = [
+        range(at, min(at + _CHUNK, last)) for at in range(args.first, last, _CHUNK)
+    ]
     with ProcessPoolExecutor(args.jobs) as pool:
-        for chunk in as_completed([pool.submit(_simulate, seeds, args.fault) for seeds in chunks]):
+        for chunk in as_completed(
+            [pool.submit(_simulate, seeds, args.fault) for seeds in chunks]
+        ):
             for verdict in chunk.result():
                 requests += verdict.requests
                 results += verdict.results
@@ -96,11 +104,22 @@ def _main() -> int:
                 failed += 1
                 rules.update({rule for rule, _ in verdict.problems})
                 if failed <= args.show:
-                    _write(f"seed {verdict.seed}: {verdict.plan}", *verdict.trace[-_SHOWN_EVENTS:])
+                    _write(
+                        f"seed {verdict.seed}: {verdict.plan}",
+                        *verdict.trace[-_SHOWN_EVENTS:],
+                    )
                 _write(f"{str(verdict)[:500]}\n  {_command(verdict.seed, args)}")
     took = time.monotonic() - began
-    _write(*(f"{count:6} seeds broke the rule: {rule}" for rule, count in rules.most_common()))
-    _write("Results: " + ", ".join(f"{count:,} {name}" for name, count in results.most_common()))
+    _write(
+        *(
+            f"{count:6} seeds broke the rule: {rule}"
+            for rule, count in rules.most_common()
+        )
+    )
+    _write(
+        "Results: "
+        + ", ".join(f"{count:,} {name}" for name, count in results.most_common())
+    )
     _write(
         f"{args.seeds - failed} of {args.seeds} seeds passed: {requests:,} requests in "
         f"{seconds / 3600:,.1f} h of virtual time, {args.seeds / took:.0f} seeds a "

@@ -25,7 +25,9 @@ _CHECKED = 100
 
 def table(rng: random.Random) -> tuple[set[RuntimeRef], str, bool]:
     """Return a random table's targets, its text, and whether it was damaged."""
-    listed = [RuntimeRef(f"ws{rng.randrange(3)}", f"r{n}") for n in range(rng.randint(1, 8))]
+    listed = [
+        RuntimeRef(f"ws{rng.randrange(3)}", f"r{n}") for n in range(rng.randint(1, 8))
+    ]
     text = _json_lines(rng, listed) if rng.random() < 0.1 else _csv(rng, listed)
     is_damaged = rng.random() < 0.5
     if is_damaged:
@@ -54,8 +56,13 @@ def _csv(rng: random.Random, listed: list[RuntimeRef]) -> str:
     for ref in listed:
         # Spaces around a cell that is not quoted are not a part of a name.
         space = " " * (quoting == csv.QUOTE_MINIMAL and rng.random() < 0.2)
-        values = {"workspace_id": ref.workspace_id + space, "alias": space + ref.alias + space}
-        rows.writerow([values.get(name) or _note(rng, header, delimiter) for name in header])
+        values = {
+            "workspace_id": ref.workspace_id + space,
+            "alias": space + ref.alias + space,
+        }
+        rows.writerow(
+            [values.get(name) or _note(rng, header, delimiter) for name in header]
+        )
         if rng.random() < 0.1:
             file.write(rng.choice(["\n", '# no " more\n', "# ws0,decoy\n"]))
     return file.getvalue()
@@ -63,9 +70,25 @@ def _csv(rng: random.Random, listed: list[RuntimeRef]) -> str:
 
 def _note(rng: random.Random, header: list[str], delimiter: str) -> str:
     """Return a note, some of whose lines are rows of the same table."""
-    values = {"workspace_id": f"ws{rng.randrange(3)}", "alias": f"decoy{rng.randrange(9)}"}
-    decoy = delimiter.join(values.get(name, rng.choice(["", "y", 'a "b"'])) for name in header)
-    parts = [decoy, f'"{decoy}"', "fine", "", '5" wide', '"', '""', delimiter, "ws0", "# see"]
+    values = {
+        "workspace_id": f"ws{rng.randrange(3)}",
+        "alias": f"decoy{rng.randrange(9)}",
+    }
+    decoy = delimiter.join(
+        values.get(name, rng.choice(["", "y", 'a "b"'])) for name in header
+    )
+    parts = [
+        decoy,
+        f'"{decoy}"',
+        "fine",
+        "",
+        '5" wide',
+        '"',
+        '""',
+        delimiter,
+        "ws0",
+        "# see",
+    ]
     breaks = [" ", "\n", "\r\n", "\n\n"] if rng.random() < 0.5 else [" "]
     # A first cell that begins with # makes its line a comment.
     first = rng.choice(["", "see "])
@@ -76,7 +99,10 @@ def _note(rng: random.Random, header: list[str], delimiter: str) -> str:
 def _json_lines(rng: random.Random, listed: list[RuntimeRef]) -> str:
     header = ["workspace_id", "alias"]
     values = [
-        {**ref._asdict(), "note": rng.choice(["", '{"workspace_id": "ws0", "alias": "decoy"}'])}
+        {
+            **ref._asdict(),
+            "note": rng.choice(["", '{"workspace_id": "ws0", "alias": "decoy"}']),
+        }
         for ref in listed
     ]
     if rng.random() < 0.3:
@@ -111,7 +137,10 @@ def check(seed: int) -> tuple[str, str]:
         return "STOPPED WHAT WAS NOT LISTED", text
     if len(stopped) < len(listed) and not says:
         return "LOST SILENTLY", text
-    return f"{'damaged' if is_damaged else 'whole'}, {'refused' if says else 'read'}", text
+    return (
+        f"{'damaged' if is_damaged else 'whole'}, {'refused' if says else 'read'}",
+        text,
+    )
 
 
 def _main() -> int:

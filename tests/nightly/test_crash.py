@@ -10,5 +10,7 @@ from crash import crash
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
-async def test_runs_killed_at_any_moment_and_resumed_stop_every_target(tmp_path: Path) -> None:
+async def test_runs_killed_at_any_moment_and_resumed_stop_every_target(
+    tmp_path: Path,
+) -> None:
     assert "nothing lost or false" in await crash(kills=12, seed=4, folder=tmp_path)

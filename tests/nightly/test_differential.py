@@ -11,7 +11,10 @@ from fuzz.exchange import run
 from support.ways import long_way
 
 CASES = range(0, 400, 20)
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(runtime("r0")), runtime("r0"))
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(runtime("r0")),
+    runtime("r0"),
+)
 
 
 @pytest.mark.parametrize("first", CASES)

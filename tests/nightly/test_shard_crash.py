@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from shards import ShardsRun
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL"
+)
 
 
-async def test_four_shards_killed_at_any_moment_settle_every_target_once(tmp_path: Path) -> None:
+async def test_four_shards_killed_at_any_moment_settle_every_target_once(
+    tmp_path: Path,
+) -> None:
     verdict = await ShardsRun(4, 400, tmp_path, kills=2).run()
 
     assert verdict.problems == []

@@ -60,7 +60,9 @@ def test_every_outcome_is_true_and_nothing_is_left_behind(seed: int) -> None:
 
 
 def test_the_same_seeds_give_the_same_traces() -> None:
-    first, second = (run("--seeds", "10", "--trace", hash_seed=seed) for seed in ("1", "2"))
+    first, second = (
+        run("--seeds", "10", "--trace", hash_seed=seed) for seed in ("1", "2")
+    )
 
     assert first.stdout.count("\n") > 100
     assert first.stdout == second.stdout

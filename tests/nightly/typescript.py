@@ -83,7 +83,9 @@ def main() -> None:
             ["openapi-typescript", "example.json", "--output", "example.ts"],
             ["tsc", "--strict", "--noEmit", "client.ts"],
         ):
-            done = subprocess.run([npx, "--yes", *packages, *command], cwd=folder, check=False)
+            done = subprocess.run(
+                [npx, "--yes", *packages, *command], cwd=folder, check=False
+            )
             if done.returncode:
                 sys.exit(f"{command[0]} failed")
     print("The TypeScript compiles.")  # noqa: T201 - a command.

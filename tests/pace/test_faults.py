@@ -87,7 +87,9 @@ def hung_disk(path: Path) -> Iterator[list[str]]:
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what was logged about the pace."""
-    records = [vars(record) for record in caplog.records if record.name == "bctrl_async.pace"]
+    records = [
+        vars(record) for record in caplog.records if record.name == "bctrl_async.pace"
+    ]
     return [record["bctrl.event"] for record in records]
 
 
@@ -126,7 +128,9 @@ async def test_a_server_that_fails_for_a_while_is_used_again(
 ) -> None:
     with redis_server(program) as server:
         async with Redis.from_url(server.url) as client:
-            await assert_used_again(RedisPace(client, rate=RATE), outage(server), caplog)
+            await assert_used_again(
+                RedisPace(client, rate=RATE), outage(server), caplog
+            )
 
 
 @pytest.mark.parametrize("outage", [locked, without_folder, hung_disk])

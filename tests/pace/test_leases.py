@@ -37,23 +37,32 @@ class TestSharing:
         """Fault: a member that asks without slots loses some in the round trip."""
         pace = MemoryPace(rate=rate, latency=latency)
         members = [Member(pace) for _ in range(count)]
-        await asyncio.gather(*(member.bulk(ideal * rate // count) for member in members))
+        await asyncio.gather(
+            *(member.bulk(ideal * rate // count) for member in members)
+        )
 
         assert now() <= 1.015 * ideal + latency
         assert jain([member.between(1, ideal - 1) for member in members]) > 0.999
-        assert most_in_a_window([t for member in members for t in member.starts], rate) <= 2
+        assert (
+            most_in_a_window([t for member in members for t in member.starts], rate)
+            <= 2
+        )
 
     async def test_a_late_joiner_has_its_share_within_a_second(self) -> None:
         pace = MemoryPace(rate=195)
         first = [Member(pace) for _ in range(3)]
         late = Member(pace)
-        running = [asyncio.create_task(member.bulk(10_000, until=10)) for member in first]
+        running = [
+            asyncio.create_task(member.bulk(10_000, until=10)) for member in first
+        ]
         await asyncio.sleep(5)
         await asyncio.gather(late.bulk(10_000, until=10), *running)
 
         share = 195 / 4
         assert late.between(5, 6) == pytest.approx(share, abs=195 * LEASE)
-        assert [m.between(6, 10) for m in first] == [pytest.approx(4 * share, abs=195 * LEASE)] * 3
+        assert [m.between(6, 10) for m in first] == [
+            pytest.approx(4 * share, abs=195 * LEASE)
+        ] * 3
         assert sum(m.between(4, 5) for m in first) == pytest.approx(195, abs=2)
 
     async def test_a_member_that_dies_costs_two_leases(self) -> None:
@@ -66,7 +75,10 @@ class TestSharing:
         await members[0].close()
         await asyncio.gather(*living)
 
-        assert sum(member.between(5.001, 10) for member in members) >= 195 * (5 - 2 * LEASE) - 1
+        assert (
+            sum(member.between(5.001, 10) for member in members)
+            >= 195 * (5 - 2 * LEASE) - 1
+        )
 
     async def test_it_asks_for_as_many_as_wait_but_for_one_lease_at_most(self) -> None:
         pace = MemoryPace(rate=1000, latency=0.02)
@@ -140,7 +152,10 @@ AWAY: dict[str, tuple[dict[str, object], str]] = {
         {"error": ConnectionError("refused\n  by the\r\nserver")},
         "ConnectionError: refused by the server",
     ),
-    "a full disk": ({"error": OSError(28, "No space left")}, "OSError: [Errno 28] No space left"),
+    "a full disk": (
+        {"error": OSError(28, "No space left")},
+        "OSError: [Errno 28] No space left",
+    ),
     # Fault: a request that ended with CancelledError woke nobody, for ever.
     "a cancelled answer": ({"error": asyncio.CancelledError()}, "CancelledError"),
     "an error with a password": (
@@ -155,7 +170,10 @@ AWAY: dict[str, tuple[dict[str, object], str]] = {
 class TestWithoutStore:
     @pytest.mark.parametrize(("attributes", "reason"), AWAY.values(), ids=AWAY)
     async def test_a_store_that_was_never_of_use_leaves_the_whole_rate(
-        self, attributes: dict[str, object], reason: str, caplog: pytest.LogCaptureFixture
+        self,
+        attributes: dict[str, object],
+        reason: str,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         pace = MemoryPace(rate=100)
         vars(pace).update(attributes)
@@ -188,9 +206,13 @@ class TestWithoutStore:
         assert [m.between(13, 23) for m in members] == [
             pytest.approx(10 * share, rel=0.1, abs=1)
         ] * count
-        assert sum(m.between(26, 36) for m in members) == pytest.approx(10 * rate, rel=0.02)
+        assert sum(m.between(26, 36) for m in members) == pytest.approx(
+            10 * rate, rel=0.02
+        )
         messages = [record.getMessage() for record in caplog.records]
-        away = f"(BctrlConfigError: wrong password): this session goes on with {share:.3g}"
+        away = (
+            f"(BctrlConfigError: wrong password): this session goes on with {share:.3g}"
+        )
         assert sum(away in message for message in messages) == count
         assert messages.count("the shared pace is used again") == count
         assert len(messages) == 2 * count

@@ -156,13 +156,17 @@ class TestContract:
         assert await clock.acquire(second, 10) == 0.0
         assert await clock.acquire(second, 1) == near(10 / RATE)
 
-    async def test_no_slot_is_handed_out_twice(self, store: Store, clock: Clock) -> None:
+    async def test_no_slot_is_handed_out_twice(
+        self, store: Store, clock: Clock
+    ) -> None:
         await asyncio.gather(*(store.pace().acquire(2) for _ in range(40)))
         # A process that finds the file locked tries again after a millisecond.
         waits = sorted(wait for wait in clock.waits if wait != 0.001)
         assert waits == [near(2 * number / RATE) for number in range(40)]
 
-    async def test_a_store_that_was_emptied_starts_anew(self, store: Store, clock: Clock) -> None:
+    async def test_a_store_that_was_emptied_starts_anew(
+        self, store: Store, clock: Clock
+    ) -> None:
         """Fault: a pace whose file was deleted waited for another process."""
         pace = store.pace()
         await clock.acquire(pace, 10)
@@ -174,7 +178,9 @@ class TestContract:
         await clock.acquire(store.pace(), 10)
         assert await clock.acquire(store.pace("other"), 1) == 0.0
 
-    async def test_a_request_that_is_cancelled_leaves_the_store_usable(self, store: Store) -> None:
+    async def test_a_request_that_is_cancelled_leaves_the_store_usable(
+        self, store: Store
+    ) -> None:
         pace = store.pace()
         for _ in range(5):
             request = asyncio.create_task(pace.acquire(1))
@@ -212,14 +218,20 @@ class TestRedis:
         async with Redis.from_url(place, decode_responses=decodes) as client:
             name = f"decodes {decodes}"
             await RedisPace(client, rate=RATE, name=name).acquire(10)
-            assert await clock.acquire(RedisPace(client, rate=RATE, name=name), 1) == near(0.05)
+            assert await clock.acquire(
+                RedisPace(client, rate=RATE, name=name), 1
+            ) == near(0.05)
             pool = client.connection_pool
-            assert [connection.is_connected for connection in pool._available_connections] == [True]
+            assert [
+                connection.is_connected for connection in pool._available_connections
+            ] == [True]
 
     async def test_a_user_needs_the_permissions_of_the_guide(
         self, store: RedisStore, place: str
     ) -> None:
-        (rules,) = re.findall("^ACL SETUSER pace (.*)$", GUIDE.read_text("utf-8"), re.MULTILINE)
+        (rules,) = re.findall(
+            "^ACL SETUSER pace (.*)$", GUIDE.read_text("utf-8"), re.MULTILINE
+        )
         rules = rules.replace("PASSWORD", "s3cret").split()
         await store.client.execute_command("ACL SETUSER", "pace", *rules)
         async with Redis.from_url(place.replace("//", "//pace:s3cret@")) as client:
@@ -272,10 +284,22 @@ class TestRefusals:
         [
             ("redis", b"HTTP/1.1 400 Bad Request\r\n\r\n", True),
             ("rediss", b"HTTP/1.1 400 Bad Request\r\n\r\n", True),
-            ("redis", b"-READONLY You can't write against a read only replica.\r\n", True),
+            (
+                "redis",
+                b"-READONLY You can't write against a read only replica.\r\n",
+                True,
+            ),
             # Redis 6.2 puts the error within a script into another error.
-            ("redis", b"-ERR Error running script: 15: -READONLY You can't write\r\n", True),
-            ("redis", b"-ERR Error running script: 15: The user can't run this command\r\n", True),
+            (
+                "redis",
+                b"-ERR Error running script: 15: -READONLY You can't write\r\n",
+                True,
+            ),
+            (
+                "redis",
+                b"-ERR Error running script: 15: The user can't run this command\r\n",
+                True,
+            ),
             # These are away for a while.
             ("redis", b"-LOADING Redis is loading the dataset in memory\r\n", False),
             ("redis", b"-ERR unknown command 'AUTH', with args: 's3cret'\r\n", False),
@@ -284,7 +308,9 @@ class TestRefusals:
     async def test_another_kind_of_server_is_an_error_without_the_password(
         self, scheme: str, answer: bytes, *, is_error: bool
     ) -> None:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
             with closing(writer), suppress(ConnectionError):
                 while await reader.read(65536):
                     writer.write(answer)
@@ -301,7 +327,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("other", [None, "redis://localhost", redis.Redis()])
     def test_anything_but_a_client_for_asyncio_is_an_error(self, other: Any) -> None:  # noqa: ANN401 - invalid.
-        with pytest.raises(BctrlConfigError, match="invalid client: expected a client of"):
+        with pytest.raises(
+            BctrlConfigError, match="invalid client: expected a client of"
+        ):
             RedisPace(other, rate=RATE)
 
 
@@ -401,7 +429,9 @@ class TestFile:
         path = tmp_path / "folder" / "pace"
         path.parent.mkdir()
         occupy(path)
-        with pytest.raises(BctrlConfigError, match=f"^the pace .* cannot be used: .*{problem}"):
+        with pytest.raises(
+            BctrlConfigError, match=f"^the pace .* cannot be used: .*{problem}"
+        ):
             await FilePace(path, rate=RATE).acquire(1)
         assert not path.is_file() or path.read_text() == "ws-1,crm\n"
         assert not path.with_name("elsewhere").exists()
@@ -414,12 +444,17 @@ class TestFile:
     @pytest.mark.parametrize(
         ("name", "mode"), [("pace", 0o755), ("new", 0o555), ("folder/pace", 0)]
     )
-    def test_a_file_that_may_not_be_written_is_an_error(self, name: str, mode: int) -> None:
+    def test_a_file_that_may_not_be_written_is_an_error(
+        self, name: str, mode: int
+    ) -> None:
         """Fault: each process went on with the whole rate, as if the file were away."""
         # Other users may not enter pytest's folders.
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "pace").touch(0o444)
             Path(folder).chmod(mode)
-            with without_root(), pytest.raises(BctrlConfigError, match="Permission denied"):
+            with (
+                without_root(),
+                pytest.raises(BctrlConfigError, match="Permission denied"),
+            ):
                 asyncio.run(FilePace(f"{folder}/{name}", rate=RATE).acquire(1))
             Path(folder).chmod(0o755)

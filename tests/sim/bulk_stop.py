@@ -93,7 +93,10 @@ class BulkStop(BulkObserver):
             f"outcome {outcome.index} {'/'.join(outcome.target)}: {outcome.result}, "
             f"{outcome.attempts} attempts, {outcome.error!r}",
         )
-        if self._plan.trigger == "outcome" and len(run.recorded) == self._plan.end_count + 1:
+        if (
+            self._plan.trigger == "outcome"
+            and len(run.recorded) == self._plan.end_count + 1
+        ):
             if self._task is None:
                 # An eager task has an outcome before it is known here.
                 self._loop.call_soon(self._end)
@@ -217,7 +220,9 @@ class BulkStop(BulkObserver):
     def _count_in_flight(self) -> None:
         moment = self._run.ended_at
         if moment is not None:
-            self._run.ended_at = moment._replace(in_flight=self._batch.progress.in_flight)
+            self._run.ended_at = moment._replace(
+                in_flight=self._batch.progress.in_flight
+            )
 
     def _revoke_key(self) -> None:
         self._world.key = "revoked"

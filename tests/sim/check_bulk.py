@@ -67,7 +67,9 @@ def check_run(world: World, run: BulkRun) -> Problems:
     if run.tasks_left:
         yield Problem("task left", f"{run.tasks_left} tasks of the run are left")
     if run.connections_left:
-        yield Problem("connection left", f"{run.connections_left} connections are left open")
+        yield Problem(
+            "connection left", f"{run.connections_left} connections are left open"
+        )
     if run.report is None:
         # A batch that was dropped has no report; what it leaves behind is checked
         # elsewhere.
@@ -84,7 +86,9 @@ def check_run(world: World, run: BulkRun) -> Problems:
         if isinstance(item, tuple) and item in world.plan.status:
             results[item].append(outcome)
         elif outcome[0] is not StopResult.INVALID:
-            yield Problem("invalid target", f"item {index} is {outcome[0]}, but it is invalid")
+            yield Problem(
+                "invalid target", f"item {index} is {outcome[0]}, but it is invalid"
+            )
     sent = posts(exchanges)
     for target, group in results.items():
         yield from _check_target(run, target, group, sent[target])
@@ -106,8 +110,14 @@ def _check_raised(plan: Plan, run: BulkRun) -> Problems:
     if run.raised is not None and not isinstance(run.raised, expected):
         yield Problem("raised", f"it raised {run.raised!r}")
     interrupted = run.ended_at is not None
-    if plan.kind is Kind.COMMAND and run.raised is None and run.interrupted != interrupted:
-        yield Problem("interrupted", f"the command says that interrupted is {run.interrupted}")
+    if (
+        plan.kind is Kind.COMMAND
+        and run.raised is None
+        and run.interrupted != interrupted
+    ):
+        yield Problem(
+            "interrupted", f"the command says that interrupted is {run.interrupted}"
+        )
 
 
 # The account: every outcome once
@@ -115,12 +125,18 @@ def _check_raised(plan: Plan, run: BulkRun) -> Problems:
 
 def _check_account(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
     if report.counts.total() != report.total:
-        yield Problem("counts", f"the counts add up to {report.counts.total()} of {report.total}")
-    seen = Counter((record.outcome.index, record.outcome.result) for record in run.recorded)
+        yield Problem(
+            "counts", f"the counts add up to {report.counts.total()} of {report.total}"
+        )
+    seen = Counter(
+        (record.outcome.index, record.outcome.result) for record in run.recorded
+    )
     if plan.observed and not run.resumes:
         yield from _compare("the observer", seen, report)
     if run.lines and not run.resumes:
-        written = Counter((line["index"], StopResult(line["result"])) for line in run.lines)
+        written = Counter(
+            (line["index"], StopResult(line["result"])) for line in run.lines
+        )
         yield from _compare("the journal", written, report)
     if run.damaged:
         yield Problem("journal", f"{run.damaged} lines of the journal are damaged")
@@ -131,7 +147,9 @@ def _check_account(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
         yield Problem("twice", "an outcome was delivered twice")
     delivers_all = run.resumes or plan.ending not in _UNDELIVERED
     if plan.callback and delivers_all and len(delivered) != report.total:
-        yield Problem("delivery", f"{len(delivered)} of {report.total} outcomes were delivered")
+        yield Problem(
+            "delivery", f"{len(delivered)} of {report.total} outcomes were delivered"
+        )
     yield from _check_reading(plan, run, report)
 
 
@@ -144,7 +162,9 @@ def _check_reading(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
         yield Problem("ok, but not all read", f"the report is ok, but {read}")
 
 
-def _compare(source: str, found: Counter[tuple[int, StopResult]], report: StopReport) -> Problems:
+def _compare(
+    source: str, found: Counter[tuple[int, StopResult]], report: StopReport
+) -> Problems:
     """Compare the outcomes that a source has with the report."""
     counts: Counter[StopResult] = Counter()
     for (_, result), number in found.items():
@@ -153,14 +173,18 @@ def _compare(source: str, found: Counter[tuple[int, StopResult]], report: StopRe
     if max(indices.values(), default=1) > 1:
         yield Problem("twice", f"{source} has two outcomes of one item")
     if sorted(indices) != list(range(report.total)):
-        yield Problem("lost outcome", f"{source} has {len(indices)} outcomes of {report.total}")
+        yield Problem(
+            "lost outcome", f"{source} has {len(indices)} outcomes of {report.total}"
+        )
     elif counts != +report.counts:
         yield Problem("counts", f"{source} has {counts}, the report {+report.counts}")
 
 
 def _outcomes(run: BulkRun, report: StopReport) -> dict[int, tuple[StopResult, int]]:
     """Return result and attempts by index, wherever they were told."""
-    everything = [record.outcome for record in run.recorded] + run.delivered + [*report.failures]
+    everything = (
+        [record.outcome for record in run.recorded] + run.delivered + [*report.failures]
+    )
     found = {
         outcome.index: (outcome.result, outcome.attempts)
         for outcome in everything
@@ -195,16 +219,23 @@ def _check_target(
                 yield Problem("had an effect", f"{claim}, but {before} became {now}")
             yield from _check_not_sent(claim, result, sent)
     if len(group) == copies and sum(attempts for _, attempts in group) < len(sent):
-        yield Problem("attempts", f"{name(target)} has {group}, but {len(sent)} stops were sent")
+        yield Problem(
+            "attempts", f"{name(target)} has {group}, but {len(sent)} stops were sent"
+        )
     if target in run.settled_before and sent:
-        yield Problem("settled", f"{name(target)} was settled in the journal, but was sent again")
+        yield Problem(
+            "settled", f"{name(target)} was settled in the journal, but was sent again"
+        )
 
 
 def _check_ok(run: BulkRun) -> Problems:
     for record in run.recorded:
         now = run.after.get((record.outcome.target[0], record.outcome.target[1]))
         if record.outcome.ok and now is not None and now not in NOT_RUNNING:
-            yield Problem("not ok", f"{name(record.outcome.target)} is ok, but its status is {now}")
+            yield Problem(
+                "not ok",
+                f"{name(record.outcome.target)} is ok, but its status is {now}",
+            )
         if record.outcome.ok != (record.outcome.error is None):
             yield Problem("not ok", f"{name(record.outcome.target)}: {record.outcome}")
 
@@ -214,7 +245,9 @@ def _check_not_sent(claim: str, result: StopResult, sent: list[Exchange]) -> Pro
     if result is StopResult.NOT_SENT and sent:
         yield Problem("was sent", f"{claim}, but the server may have received it")
     if result is StopResult.REJECTED and any(map(may_have_stopped, sent)):
-        yield Problem("may have stopped", f"{claim}, but an attempt may have stopped it")
+        yield Problem(
+            "may have stopped", f"{claim}, but an attempt may have stopped it"
+        )
 
 
 def _check_precision(
@@ -222,12 +255,18 @@ def _check_precision(
 ) -> Problems:
     """Check that a result is as exact as the answers."""
     plan = world.plan
-    if not plan.climate.hazards - {"cut"} and plan.ending is Ending.COMPLETED and not run.resumes:
+    if (
+        not plan.climate.hazards - {"cut"}
+        and plan.ending is Ending.COMPLETED
+        and not run.resumes
+    ):
         exact = {"active": "stopped", "stopped": "already_stopped", None: "not_found"}
         for target, group in results.items():
             expected = exact[run.before[target]]
             if run.items.count(target) == 1 and group[0][0] != expected:
-                yield Problem("calm", f"{name(target)} is {group[0][0]}, not {expected}")
+                yield Problem(
+                    "calm", f"{name(target)} is {group[0][0]}, not {expected}"
+                )
     if plan.climate.hazards & {"stray", "server", "starved"}:
         return
     for time, _, outcome in run.recorded:
@@ -243,7 +282,9 @@ def _check_precision(
             and len(answers) == outcome.attempts
             and last + 0.01 < time
         ):
-            yield Problem("needless unknown", f"{claim}, but every attempt was answered")
+            yield Problem(
+                "needless unknown", f"{claim}, but every attempt was answered"
+            )
 
 
 # The end in time
@@ -253,15 +294,23 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     """Check that nothing new is sent after the end, and that it does not take long."""
     moment = run.ended_at
     assert moment is not None
-    begun = {exchange.target for exchange in exchanges if exchange.step <= moment.step + REACTION}
+    begun = {
+        exchange.target
+        for exchange in exchanges
+        if exchange.step <= moment.step + REACTION
+    }
     first = {
-        exchange.target for exchange in exchanges if exchange.stops and exchange.target not in begun
+        exchange.target
+        for exchange in exchanges
+        if exchange.stops and exchange.target not in begun
     }
     # An attempt in flight may still be connecting. A stall delays the moment from which
     # a deadline counts, and attempts that are not written yet.
     is_known = plan.ending is not Ending.KEY_REVOKED and not plan.stalls
     if is_known and len(first) > moment.in_flight:
-        yield Problem("begun after the end", f"{len(first)} targets were first sent after the end")
+        yield Problem(
+            "begun after the end", f"{len(first)} targets were first sent after the end"
+        )
     took = run.ended - moment.time
     slow = plan.reader_delay * (len(run.items) + 100) + plan.thread_delay * 2 + 0.2
     slow += STALL * len(plan.stalls)
@@ -275,7 +324,9 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
         and took > slow + 3.0
         and not plan.is_paced
     ):
-        yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}, without faults")
+        yield Problem(
+            "late end", f"it ended {took:.2f} s after {plan.ending}, without faults"
+        )
 
 
 def _check_duration(plan: Plan, run: BulkRun) -> Problems:
@@ -312,7 +363,9 @@ def _check_dead_targets(
     ):
         return
     # Nothing tells a dead target from a dead server if none is answered.
-    if report.ended_early is not None and any(exchange.target in alive for exchange in exchanges):
+    if report.ended_early is not None and any(
+        exchange.target in alive for exchange in exchanges
+    ):
         yield Problem("dead targets", f"it ended early: {report.ended_early.summary}")
     for record in run.recorded:
         outcome = record.outcome
@@ -325,14 +378,18 @@ def _check_dead_targets(
             yield Problem("dead targets", f"{name(outcome.target)} {took}")
     workers = min(plan.max_connections, plan.concurrency or 100)
     rounds = -(-sum(run.items.count(target) for target in climate.poison) // workers)
-    bound = 14.0 * plan.timeout + rounds * plan.policy.attempts * (plan.timeout + plan.policy.cap)
+    bound = 14.0 * plan.timeout + rounds * plan.policy.attempts * (
+        plan.timeout + plan.policy.cap
+    )
     bound += len(run.items) * (plan.input_delay + plan.latency + 0.2)
     took_all = run.ended - run.began
     if not plan.is_paced and not plan.verify and took_all > bound:
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
 
 
-def _check_outage(plan: Plan, report: StopReport, exchanges: list[Exchange]) -> Problems:
+def _check_outage(
+    plan: Plan, report: StopReport, exchanges: list[Exchange]
+) -> Problems:
     """Check that a run survives a server that dies and comes back."""
     if (
         "outage" not in plan.climate.hazards
@@ -357,4 +414,6 @@ def _check_outage(plan: Plan, report: StopReport, exchanges: list[Exchange]) -> 
         and outcome.target not in plan.climate.poison
     ]
     if lost:
-        yield Problem("outage", f"{len(lost)} stops did not survive an outage: {lost[0].error}")
+        yield Problem(
+            "outage", f"{len(lost)} stops did not survive an outage: {lost[0].error}"
+        )

@@ -32,7 +32,9 @@ _PROBE_INTERVAL = 60.0
 def check_call(world: World, call: SingleCall) -> Problems:
     """Yield what is wrong with a call of `stop_runtime`."""
     took = call.ended - call.began
-    if took > PATIENCE + world.plan.longest(len(world.calls), world.plan.max_connections):
+    if took > PATIENCE + world.plan.longest(
+        len(world.calls), world.plan.max_connections
+    ):
         yield Problem("slow", f"the call of {name(call.target)} took {took:.0f} s")
     yield from check_service(world, call)
     ended, now = call.result, world.statuses()[call.target]
@@ -47,7 +49,9 @@ def check_call(world: World, call: SingleCall) -> Problems:
             yield Problem("runs on", f"{claim} returned, but its status is {now}")
     elif isinstance(ended, BctrlError):
         exchanges = [
-            exchange for exchange in world.network.exchanges if exchange.target == call.target
+            exchange
+            for exchange in world.network.exchanges
+            if exchange.target == call.target
         ]
         found = [
             *_check_error(call, ended, exchanges, now),
@@ -72,10 +76,16 @@ def _check_error(
         yield Problem("had an effect", f"but its status changed to {now}")
     if not (call.reads or error.may_have_stopped) and any(map(may_have_stopped, sent)):
         yield Problem("may have stopped", "but an attempt may have stopped it")
-    if isinstance(error, BctrlNotFoundError) and error.names_runtime and now is not None:
+    if (
+        isinstance(error, BctrlNotFoundError)
+        and error.names_runtime
+        and now is not None
+    ):
         yield Problem("is there", f"but its status is {now}")
     if error.attempts < len(sent):
-        yield Problem("attempts", f"after {error.attempts} attempts, but {len(sent)} were sent")
+        yield Problem(
+            "attempts", f"after {error.attempts} attempts, but {len(sent)} were sent"
+        )
 
 
 def _check_conflict(
@@ -102,10 +112,15 @@ def _check_conflict(
 def _check_throttling(world: World, call: SingleCall, error: BctrlError) -> Problems:
     """Check that a long Retry-After does not lock a session for ever."""
     climate = world.plan.climate
-    if not isinstance(error, BctrlRateLimitError) or climate.hazards - {"long_retry_after", "cut"}:
+    if not isinstance(error, BctrlRateLimitError) or climate.hazards - {
+        "long_retry_after",
+        "cut",
+    }:
         return
     refused = [
-        exchange.written for exchange in world.network.exchanges if exchange.status in REFUSED
+        exchange.written
+        for exchange in world.network.exchanges
+        if exchange.status in REFUSED
     ]
     if not refused:
         return

@@ -39,7 +39,9 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
         is_lost = outcome.result in {StopResult.REJECTED, StopResult.NOT_SENT}
         # A starved process may see no answer in time.
         if is_patient and is_lost and not plan.stalls:
-            yield Problem("throttled others", f"{name(outcome.target)} is {outcome.result}")
+            yield Problem(
+                "throttled others", f"{name(outcome.target)} is {outcome.result}"
+            )
         # A stop that a starved process saw no answer to is polled for as long as
         # `verify` says.
         is_polled = plan.stalls and outcome.result is StopResult.UNKNOWN
@@ -77,7 +79,9 @@ def check_service(world: World, call: SingleCall) -> Problems:
         return
     took = call.ended - call.began
     if took > 2.0 + len(plan.stalls) + len(world.calls) * (plan.latency + 0.05):
-        yield Problem("throttled others", f"the call of {name(call.target)} took {took:.1f} s")
+        yield Problem(
+            "throttled others", f"the call of {name(call.target)} took {took:.1f} s"
+        )
     is_failed = not isinstance(call.result, Runtime | None)
     if isinstance(call.result, BctrlError) and is_failed and not plan.stalls:
         yield Problem("throttled others", f"{name(call.target)}: {call.result!r}")
@@ -87,7 +91,9 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
     """Check that a workspace that is throttled for ever is asked seldom."""
     if "service" not in plan.climate.hazards:
         return
-    own = [exchange for exchange in exchanges if exchange.target[0] == plan.climate.quota]
+    own = [
+        exchange for exchange in exchanges if exchange.target[0] == plan.climate.quota
+    ]
     shown = _limit_shown_at(own)
     if shown is None:
         return
@@ -95,10 +101,14 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
     # Those that are admitted may still be connecting.
     early = bisect_left(since, shown + _PAUSE)
     if early > plan.max_connections:
-        yield Problem("flood", f"{early} requests of a workspace were sent in its pause")
+        yield Problem(
+            "flood", f"{early} requests of a workspace were sent in its pause"
+        )
     most = _FADES + plan.max_connections + _SLOWEST * (exchanges[-1].written - shown)
     if len(since) > most:
-        yield Problem("flood", f"{len(since)} requests of a throttled workspace were sent")
+        yield Problem(
+            "flood", f"{len(since)} requests of a throttled workspace were sent"
+        )
 
 
 def _limit_shown_at(exchanges: list[Exchange]) -> float | None:
@@ -113,7 +123,9 @@ def _limit_shown_at(exchanges: list[Exchange]) -> float | None:
         if exchange.answered is not None
     ]
     for time, exchange in sorted(answers, key=itemgetter(0)):
-        excess = excess + 1.0 if exchange.status in REFUSED else max(excess - _DECAY, 0.0)
+        excess = (
+            excess + 1.0 if exchange.status in REFUSED else max(excess - _DECAY, 0.0)
+        )
         if excess >= _SHOWN:
             return time
     return None

@@ -36,7 +36,9 @@ HAZARDS = (
 )
 """The kinds of faults; a climate has any number of them."""
 
-_SERVER_FAULTS = sorted({*Fault, WireFault.CLOSE_KEPT_ALIVE, WireFault.SLOW_DRIP} - {Fault.LATENCY})
+_SERVER_FAULTS = sorted(
+    {*Fault, WireFault.CLOSE_KEPT_ALIVE, WireFault.SLOW_DRIP} - {Fault.LATENCY}
+)
 """Faults of the emulator, but for the slow and what the network has."""
 
 _FOREIGN: tuple[object, ...] = (
@@ -146,7 +148,9 @@ class Climate:
 
     def is_dead(self, when: float) -> bool:
         """Return True while the server is down, and nothing answers for it."""
-        return not self.outage_is_answered and any(when in span for span in self.outages)
+        return not self.outage_is_answered and any(
+            when in span for span in self.outages
+        )
 
     # The gateway
 
@@ -187,9 +191,13 @@ class Climate:
             status, body = rng.choice(_IN_DOUBT)
             page = _http(status, body, "Content-Type: text/plain")
             is_late = rng.random() < 0.5
-            request, fate = (Fate.PASS, Fate.REPLACED) if is_late else (Fate.ANSWER, Fate.PASS)
+            request, fate = (
+                (Fate.PASS, Fate.REPLACED) if is_late else (Fate.ANSWER, Fate.PASS)
+            )
             return Action(request, fate, page=page, foreign=True)
-        delay = rng.uniform(0.1, 2.0) * self.timeout if rng.random() < self.late else 0.0
+        delay = (
+            rng.uniform(0.1, 2.0) * self.timeout if rng.random() < self.late else 0.0
+        )
         if rng.random() >= self.lost:
             return Action(delay=delay)
         fate = rng.choice([Fate.RESET, Fate.CLOSE, Fate.SILENCE])
@@ -197,7 +205,9 @@ class Climate:
             return Action(fate, delay=delay)
         return Action(answer=fate, delay=delay)
 
-    def _unavailable(self, poison: int | None, rng: random.Random, now: float) -> bytes | None:
+    def _unavailable(
+        self, poison: int | None, rng: random.Random, now: float
+    ) -> bytes | None:
         """Return what a gateway says for a dead or busy node or server, or None."""
         if poison is not None:
             return html(poison, _PAGES[0])
@@ -208,7 +218,9 @@ class Climate:
         return None
 
     def _storms(self, rng: random.Random, now: float) -> bool:
-        return any(now in span for span in self.storms) and rng.random() < self.storm_share
+        return (
+            any(now in span for span in self.storms) and rng.random() < self.storm_share
+        )
 
     def _page(self, rng: random.Random, now: float) -> bytes | None:
         """Draw an answer of the gateway's own, or None."""
@@ -260,7 +272,9 @@ def draw(
     rng: random.Random, hazards: frozenset[str], targets: list[Target], timeout: float
 ) -> Climate:
     """Draw a climate with these hazards for these targets."""
-    climate = Climate(hazards, timeout, base_latency=10 ** rng.uniform(-3.5, -1.3), targets=targets)
+    climate = Climate(
+        hazards, timeout, base_latency=10 ** rng.uniform(-3.5, -1.3), targets=targets
+    )
 
     def share(hazard: str, most: float) -> float:
         return rng.uniform(0.0, most) ** 1.5 if hazard in hazards else 0.0
@@ -268,7 +282,9 @@ def draw(
     def spans(hazard: str, most: float) -> list[Span]:
         if hazard not in hazards:
             return []
-        starts = [rng.choice([0.0, *[10 ** rng.uniform(-3.0, 1.0)] * 3]) for _ in range(2)]
+        starts = [
+            rng.choice([0.0, *[10 ** rng.uniform(-3.0, 1.0)] * 3]) for _ in range(2)
+        ]
         return [
             Span(start, 10 ** rng.uniform(-1.0, math.log10(most)))
             for start in starts[: rng.randint(1, 2)]
@@ -310,7 +326,9 @@ def draw(
 
 def answer(status: int, body: object, *headers: str) -> bytes:
     """Return an answer in JSON."""
-    return _http(status, json.dumps(body).encode(), "Content-Type: application/json", *headers)
+    return _http(
+        status, json.dumps(body).encode(), "Content-Type: application/json", *headers
+    )
 
 
 def html(status: int, body: bytes) -> bytes:

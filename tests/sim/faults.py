@@ -78,8 +78,14 @@ def _wait_with_worker(_: object, stop: Stop) -> None:
     stop.call.retries.may_park = False
 
 
-def _no_lane_for_singles(limiter: Limiter, priority: Priority, history: History) -> Gate | None:
-    return None if priority is Priority.SINGLE else _lane_to_pass(limiter, priority, history)
+def _no_lane_for_singles(
+    limiter: Limiter, priority: Priority, history: History
+) -> Gate | None:
+    return (
+        None
+        if priority is Priority.SINGLE
+        else _lane_to_pass(limiter, priority, history)
+    )
 
 
 def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:

@@ -121,7 +121,9 @@ class SimLoop(VirtualLoop):
         self.call_later(self.thread_delay, _run, future, func, args)
         return future
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: object) -> None:
+    def add_signal_handler(
+        self, sig: int, callback: Callable[..., object], *args: object
+    ) -> None:
         self.signal_handlers[sig] = lambda: callback(*args)
 
     def remove_signal_handler(self, sig: int) -> bool:
@@ -161,7 +163,9 @@ class SimLoop(VirtualLoop):
         return await self.network.open(protocol_factory, sock)
 
 
-def _run(future: asyncio.Future[_T], func: Callable[..., _T], args: tuple[object, ...]) -> None:
+def _run(
+    future: asyncio.Future[_T], func: Callable[..., _T], args: tuple[object, ...]
+) -> None:
     try:
         result = func(*args)
     except Exception as error:  # noqa: BLE001 - raised where the future is awaited.

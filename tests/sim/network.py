@@ -102,13 +102,23 @@ class Connection:
                 exchange.status = exchange.coming
             if exchange.delivered >= exchange.total:
                 exchange.answered = now
-                self.network.log(self.number, f"<- {exchange.status} {'/'.join(exchange.target)}")
+                self.network.log(
+                    self.number, f"<- {exchange.status} {'/'.join(exchange.target)}"
+                )
         elif segment.data is None:
             self.network.log(self.number, "server closes")
-        if exchange is not None and exchange is self.current and exchange.answered is not None:
+        if (
+            exchange is not None
+            and exchange is self.current
+            and exchange.answered is not None
+        ):
             self.current = None
         self.client.receive(segment.data)
-        if self.current is None and self._stray is not None and self._stray.moment == "idle":
+        if (
+            self.current is None
+            and self._stray is not None
+            and self._stray.moment == "idle"
+        ):
             stray, self._stray = self._stray, None
             # Within a few steps of the loop, or after a while.
             delay = 10 ** self.rng.uniform(-6.0, -1.0)
@@ -123,7 +133,9 @@ class Connection:
             not current.delivered and stray.about not in {None, current.target}
         )
         if not self.client.closing and may_come:
-            self.network.log(self.number, f"<- stray {_summary(stray.page)} ({stray.moment})")
+            self.network.log(
+                self.number, f"<- stray {_summary(stray.page)} ({stray.moment})"
+            )
             self.network.strays += 1
             self.client.receive(stray.page)
 
@@ -206,7 +218,9 @@ class Connection:
         if stray is None:
             self._down.send(data, exchange)
         elif stray.moment == "same segment":
-            self.network.log(self.number, f"stray {_summary(stray.page)} ({stray.moment})")
+            self.network.log(
+                self.number, f"stray {_summary(stray.page)} ({stray.moment})"
+            )
             self.network.strays += 1
             self._down.send(data, exchange, stray=stray.page)
         else:
@@ -253,7 +267,9 @@ class Network:
         """Add an event to the trace; connection 0 is none."""
         self.trace.append((self.loop.time(), connection, event))
 
-    def listen(self, make_server: Callable[[], asyncio.Protocol], host: str, port: int) -> Listener:
+    def listen(
+        self, make_server: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> Listener:
         self._make_server = make_server
         return Listener(self, host, port)
 
@@ -269,7 +285,9 @@ class Network:
         await asyncio.sleep(self.conditions.latency(self._rng))
         if self._rng.random() < self.conditions.lookup_fails:
             self.log(0, "the DNS lookup fails")
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+            raise socket.gaierror(
+                socket.EAI_AGAIN, "Temporary failure in name resolution"
+            )
 
     async def connect(self, sock: socket.socket) -> None:
         """Connect a socket to the server, or refuse, or be silent."""
@@ -278,7 +296,9 @@ class Network:
         if connection.rng.random() < conditions.connect_silence:
             self.log(number, "connecting is met with silence")
             await loop.create_future()
-        arrives = conditions.reachable_at(loop.time() + conditions.latency(connection.rng))
+        arrives = conditions.reachable_at(
+            loop.time() + conditions.latency(connection.rng)
+        )
         await asyncio.sleep(arrives - loop.time())
         if (
             self._make_server is None
@@ -351,4 +371,6 @@ def _measure(exchange: Exchange, data: bytes) -> None:
 
 
 def _summary(page: bytes) -> str:
-    return page.partition(b"\r\n")[0].decode() + " " + page[-60:].decode(errors="replace")
+    return (
+        page.partition(b"\r\n")[0].decode() + " " + page[-60:].decode(errors="replace")
+    )

@@ -88,7 +88,9 @@ class Plan:
             for target in self.targets
         }
         self.timeout = rng.choice([0.5, 1.0, 2.0])
-        self.climate = climates.draw(rng, frozenset(hazards), self.targets, self.timeout)
+        self.climate = climates.draw(
+            rng, frozenset(hazards), self.targets, self.timeout
+        )
         self.policy = RetryPolicy(
             attempts=rng.randint(1, 4),
             base=rng.choice([0.05, 0.5]),
@@ -114,8 +116,12 @@ class Plan:
         self.key_function = rng.choice([None, None, "plain", "async"])
         self.latency = rng.choice([0.0, 0.0, 0.01, 0.2])
         self.thread_delay = rng.choice([0.0, 0.001, 0.3])
-        endings = endings or (_COMMAND_ENDINGS if self.kind is Kind.COMMAND else _BULK_ENDINGS)
-        self.ending = Ending.COMPLETED if self.kind is Kind.CALLS else rng.choice(endings)
+        endings = endings or (
+            _COMMAND_ENDINGS if self.kind is Kind.COMMAND else _BULK_ENDINGS
+        )
+        self.ending = (
+            Ending.COMPLETED if self.kind is Kind.CALLS else rng.choice(endings)
+        )
         if self.ending is Ending.KEY_REVOKED:
             self.key_function = self.key_function or "plain"
         self._draw_end(rng, count)
@@ -173,7 +179,9 @@ class Plan:
 
     def _draw_input(self, rng: random.Random) -> None:
         """Draw the input of a bulk stop."""
-        self.input = rng.choice(["list", "list", "list", "generator", "async", "workspace"])
+        self.input = rng.choice(
+            ["list", "list", "list", "generator", "async", "workspace"]
+        )
         self.workspace = self.targets[0][0]
         if self.ending is Ending.INPUT_RAISES and self.input in {"list", "workspace"}:
             self.input = "generator"
@@ -181,7 +189,9 @@ class Plan:
         self.items: list[object] = [RuntimeRef(*target) for target in self.targets]
         if self.input == "workspace":
             # Those that it lists and selects, in the emulator's order.
-            active = [target for target in self.targets if self.status[target] == "active"]
+            active = [
+                target for target in self.targets if self.status[target] == "active"
+            ]
             self.items = [target for target in active if target[0] == self.workspace]
             return
         if rng.random() < 0.3:
@@ -190,7 +200,9 @@ class Plan:
             self.items += [rng.choice(_INVALID) for _ in range(rng.randint(1, 3))]
         rng.shuffle(self.items)
         # A first item of another type is an error of the call.
-        first = next((item for item in self.items if isinstance(item, RuntimeRef)), ("ws", ""))
+        first = next(
+            (item for item in self.items if isinstance(item, RuntimeRef)), ("ws", "")
+        )
         if self.items and not isinstance(self.items[0], RuntimeRef):
             self.items.insert(0, first)
 
@@ -228,7 +240,10 @@ class Plan:
         climate.hazards = frozenset({scene.hazard})
         climate.quota, climate.buckets = scene.quota, scene.buckets
         climate.dead, climate.dead_retry_after = scene.dead, scene.dead_retry_after
-        climate.random_share, climate.retry_after = scene.random_share, scene.retry_after
+        climate.random_share, climate.retry_after = (
+            scene.random_share,
+            scene.retry_after,
+        )
         climate.targets = self.targets = scene.targets
         self.status = dict.fromkeys(scene.targets, "active")
         self.ideal = scene.ideal
@@ -250,7 +265,9 @@ class Plan:
         """Draw when the process is starved of CPU, in one run of twenty."""
         self.stalls: list[float] = []
         if rng.random() < 0.05:
-            self.stalls = sorted(10 ** rng.uniform(-2.0, 1.0) for _ in range(rng.randint(1, 3)))
+            self.stalls = sorted(
+                10 ** rng.uniform(-2.0, 1.0) for _ in range(rng.randint(1, 3))
+            )
             self.climate.hazards |= {"starved"}
 
     @property
@@ -269,7 +286,9 @@ class Plan:
         # A lease has a slot at least, and takes a second at most.
         pace = sum(1.0 / rate for rate in (self.rate, self.pace) if rate)
         pace += 1.0 if self.pace else 0.0
-        return -(-count // workers) * attempts + count * (pace + self.input_delay + self.latency)
+        return -(-count // workers) * attempts + count * (
+            pace + self.input_delay + self.latency
+        )
 
     def __str__(self) -> str:
         shown = {
@@ -278,11 +297,15 @@ class Plan:
             if name not in {"rng", "targets", "status", "items", "climate"}
         }
         policy = {name: getattr(self.policy, name) for name in _POLICY}
-        lines = [f"  {name} = {value}" for name, value in {**shown, "policy": policy}.items()]
+        lines = [
+            f"  {name} = {value}" for name, value in {**shown, "policy": policy}.items()
+        ]
         fields = vars(self.climate).items()
         for name, value in fields:
             if value and name != "targets":
-                shown_value = [vars(span) for span in value] if name in _SPANS else value
+                shown_value = (
+                    [vars(span) for span in value] if name in _SPANS else value
+                )
                 lines.append(f"  climate.{name} = {shown_value}")
         return "\n".join(lines)
 

@@ -93,7 +93,9 @@ def settled_in(path: Path) -> set[Target]:
     lines, _ = read_lines(path)
     last = {(line["workspace_id"], line["alias"]): line for line in lines}
     return {
-        target for target, line in last.items() if line.get("ok") and line["result"] != "not_found"
+        target
+        for target, line in last.items()
+        if line.get("ok") and line["result"] != "not_found"
     }
 
 

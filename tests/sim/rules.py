@@ -11,7 +11,9 @@ from sim.exchange import Exchange, Target
 
 NOT_RUNNING = frozenset({"stopped", "failed"})
 REFUSED = frozenset({429, 503})
-CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
+CLAIMS_STOPPED = frozenset(
+    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED}
+)
 CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 
 
@@ -38,14 +40,19 @@ def may_have_stopped(exchange: Exchange) -> bool:
     status = exchange.status
     if status is None or exchange.foreign:
         return True
-    return status not in REFUSED and not 400 <= status < 500 and status not in {307, 308}
+    return (
+        status not in REFUSED and not 400 <= status < 500 and status not in {307, 308}
+    )
 
 
 def is_decisive(exchange: Exchange) -> bool:
     """Return True if the answer was delivered whole and leaves no doubt."""
     if exchange.answered is None or exchange.status is None or exchange.foreign:
         return False
-    return 400 <= exchange.status < 500 or exchange.status in {503, 200 if not exchange.page else 0}
+    return 400 <= exchange.status < 500 or exchange.status in {
+        503,
+        200 if not exchange.page else 0,
+    }
 
 
 def posts(exchanges: Iterable[Exchange]) -> dict[Target, list[Exchange]]:

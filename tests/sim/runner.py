@@ -57,7 +57,9 @@ class Verdict:
     results: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        return f"seed {self.seed}: " + ("; ".join(text for _, text in self.problems[:5]) or "ok")
+        return f"seed {self.seed}: " + (
+            "; ".join(text for _, text in self.problems[:5]) or "ok"
+        )
 
 
 def simulate(seed: int, fault: str | None = None) -> Verdict:
@@ -76,8 +78,12 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
         loop = SimLoop(_LIMIT)
         found = verdict.problems
         stack.enter_context(_watched(loop, found))
-        stack.enter_context(patch("bctrl_async.bulk._batch._MAX_UNREAD", plan.max_unread))
-        stack.enter_context(patch("bctrl_async.bulk._verify._MAX_POLLERS", plan.max_pollers))
+        stack.enter_context(
+            patch("bctrl_async.bulk._batch._MAX_UNREAD", plan.max_unread)
+        )
+        stack.enter_context(
+            patch("bctrl_async.bulk._verify._MAX_POLLERS", plan.max_pollers)
+        )
         world = World(plan, loop, folder)
         _run(loop, world, found)
         if not found:
@@ -109,7 +115,9 @@ def _results(world: World) -> Counter[str]:
         results.update(run.report.counts if run.report else ())
     ended = Counter(type(call.result) for call in world.calls)
     returned, cancelled = ended.pop(Runtime, 0), ended.pop(NoneType, 0)
-    return results + Counter(returned=returned, cancelled=cancelled, raised=ended.total())
+    return results + Counter(
+        returned=returned, cancelled=cancelled, raised=ended.total()
+    )
 
 
 def _memory() -> str | None:
@@ -126,7 +134,9 @@ def _run(loop: SimLoop, world: World, found: list[Problem]) -> None:
     except Exception as error:  # noqa: BLE001 - a problem as any other.
         found.append(Problem("simulation", "".join(traceback.format_exception(error))))
     else:
-        found += (Problem("task left", _where(task)) for task in asyncio.all_tasks(loop))
+        found += (
+            Problem("task left", _where(task)) for task in asyncio.all_tasks(loop)
+        )
         found += (
             Problem("connection left", f"connection {connection.number} is left open")
             for connection in world.network.connections
@@ -139,7 +149,9 @@ def _run(loop: SimLoop, world: World, found: list[Problem]) -> None:
             if gate.in_use
         )
         found += (
-            Problem("timer left", repr(timer)) for timer in _timers(loop) if not timer.cancelled()
+            Problem("timer left", repr(timer))
+            for timer in _timers(loop)
+            if not timer.cancelled()
         )
     _close(loop)
 
@@ -157,7 +169,9 @@ def _where(task: asyncio.Task[Any]) -> str:
         frame = awaited.cr_frame
         if frame is not None:
             code = frame.f_code
-            places.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}")
+            places.append(
+                f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}"
+            )
         awaited = awaited.cr_await
     return " > ".join(places)
 
@@ -193,7 +207,10 @@ def _watched(loop: SimLoop, found: list[Problem]) -> Iterator[None]:
             patch("aiohttp.connector.monotonic", loop.time),
             # The order of sets of connections must not depend on addresses in memory
             # either.
-            patch("aiohttp.client_proto.ResponseHandler.__hash__", lambda self: self.number),
+            patch(
+                "aiohttp.client_proto.ResponseHandler.__hash__",
+                lambda self: self.number,
+            ),
             patch("aiohttp.connector._TransportPlaceholder.__hash__", lambda _: 0),
         ):
             warnings.simplefilter("always")
@@ -207,7 +224,8 @@ def _watched(loop: SimLoop, found: list[Problem]) -> Iterator[None]:
         gc.enable()
         logging.getLogger().removeHandler(handler)
     found += (
-        Problem("warning", f"{warning.category.__name__}: {warning.message}") for warning in warned
+        Problem("warning", f"{warning.category.__name__}: {warning.message}")
+        for warning in warned
     )
 
 

@@ -47,7 +47,9 @@ def draw_service(rng: random.Random) -> Scene:
 
 def draw_bulk(rng: random.Random) -> Scene:
     """Draw a scene of a bulk stop."""
-    draw = rng.choice([_draw_limit, _draw_limit, _draw_quotas, _draw_gateway, _draw_random])
+    draw = rng.choice(
+        [_draw_limit, _draw_limit, _draw_quotas, _draw_gateway, _draw_random]
+    )
     return draw(rng)
 
 

@@ -69,7 +69,9 @@ class Pipe:
             part = None if data is None else data[start:end]
             own = 0 if exchange is None else end - start
             self._segments.append(
-                Segment(self._last, None if part is None else part + stray, exchange, own)
+                Segment(
+                    self._last, None if part is None else part + stray, exchange, own
+                )
             )
         if self._timer is None:
             self._schedule()
@@ -164,4 +166,6 @@ class Endpoint(asyncio.Transport):
         """Lose the connection because the peer reset it."""
         if not self.closing:
             self.closing = True
-            self._loop.call_soon(self._lost, ConnectionResetError(104, "Connection reset by peer"))
+            self._loop.call_soon(
+                self._lost, ConnectionResetError(104, "Connection reset by peer")
+            )

@@ -145,7 +145,8 @@ class World:
         run.ended = self.loop.time()
         run.tasks_left = len(bulk_tasks())
         run.connections_left = sum(
-            connection.client.protocol is not None for connection in self.network.connections
+            connection.client.protocol is not None
+            for connection in self.network.connections
         )
         if run.journal is not None and run.journal.exists():
             run.lines, run.damaged = read_lines(run.journal)
@@ -163,10 +164,14 @@ class World:
         for target in plan.targets:
             cancel_after = 10 ** rng.uniform(-3.0, 1.0) if rng.random() < 0.15 else None
             reads, stopped_ok = rng.random() < 0.15, rng.random() < 0.3
-            self.calls.append(SingleCall(target, reads, stopped_ok, before[target], cancel_after))
+            self.calls.append(
+                SingleCall(target, reads, stopped_ok, before[target], cancel_after)
+            )
         async with self.make_session(None, None) as session:
             tasks = [
-                asyncio.create_task(self._make_call(session, call, number * plan.spacing))
+                asyncio.create_task(
+                    self._make_call(session, call, number * plan.spacing)
+                )
                 for number, call in enumerate(self.calls)
             ]
             await asyncio.wait(tasks)
@@ -174,7 +179,9 @@ class World:
                 task.result()
         await asyncio.sleep(30.0)
 
-    async def _make_call(self, session: BctrlSession, call: SingleCall, delay: float) -> None:
+    async def _make_call(
+        self, session: BctrlSession, call: SingleCall, delay: float
+    ) -> None:
         await asyncio.sleep(delay)
         call.began = self.loop.time()
         extra: dict[str, Any] = {"stopped_ok": True} if call.stopped_ok else {}
@@ -190,5 +197,9 @@ class World:
         except Exception as error:  # noqa: BLE001 - the checks look at it.
             call.result = error
         call.ended = self.loop.time()
-        result = call.result.status if isinstance(call.result, Runtime) else repr(call.result)
+        result = (
+            call.result.status
+            if isinstance(call.result, Runtime)
+            else repr(call.result)
+        )
         self.network.log(0, f"call {'/'.join(call.target)}: {result}")

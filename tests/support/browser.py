@@ -20,7 +20,15 @@ import aiohttp
 from support.helpers import BOUND
 
 CHROMIUM = shutil.which("chromium")
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowDown": 40, "k": 75, "/": 191}
+_KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    " ": 32,
+    "ArrowDown": 40,
+    "k": 75,
+    "/": 191,
+}
 
 
 class Tab:
@@ -46,7 +54,9 @@ class Tab:
                 self._answers[data["id"]].set_result(data)
             elif data["method"] == "Runtime.exceptionThrown":
                 details = data["params"]["exceptionDetails"]
-                self.errors.append(details.get("exception", {}).get("description", details["text"]))
+                self.errors.append(
+                    details.get("exception", {}).get("description", details["text"])
+                )
             elif data["method"] == "Log.entryAdded":
                 entry = data["params"]["entry"]
                 if entry["level"] == "error" and entry["source"] != "network":
@@ -90,7 +100,9 @@ class Tab:
 
     async def open(self, url: str) -> None:
         await self.call("Page.navigate", url=url)
-        await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        await self.wait_for(
+            "document.readyState === 'complete' && location.href !== 'about:blank'"
+        )
 
     async def reload(self) -> None:
         await self.run("window.isOld = true")
@@ -139,7 +151,11 @@ def chromium() -> Iterator[str]:
         process = subprocess.Popen(
             [
                 *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"),
-                *("--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run"),
+                *(
+                    "--remote-debugging-port=0",
+                    f"--user-data-dir={profile}",
+                    "--no-first-run",
+                ),
                 # With it each memory of WebAssembly takes gigabytes of the address
                 # space, which may be limited (`ulimit -v`).
                 "--disable-features=WebAssemblyTrapHandler",
@@ -170,7 +186,9 @@ async def new_tab(browser: str) -> AsyncIterator[Tab]:
             url = (await answer.json())["webSocketDebuggerUrl"]
         async with _connected(http, url) as window:
             context = await window.call("Target.createBrowserContext")
-            page = await window.call("Target.createTarget", url="about:blank", **context)
+            page = await window.call(
+                "Target.createTarget", url="about:blank", **context
+            )
             async with _connected(http, f"/devtools/page/{page['targetId']}") as tab:
                 for domain in ("Page", "Runtime", "Log"):
                     await tab.call(f"{domain}.enable")

@@ -139,7 +139,9 @@ def _is_bool(node: ast.expr) -> bool:
     match node:
         case ast.BoolOp(values=values):
             return all(_is_bool(value) for value in values)
-        case ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant(value=True | False):
+        case (
+            ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant(value=True | False)
+        ):
             return True
         case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)):
             return name in _PREDICATES or name.startswith(("is", "has"))

@@ -71,7 +71,11 @@ def end_started() -> None:
 
 
 async def start(*args: str | Path, **files: int) -> Process:
-    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **files}
+    pipes = {
+        "stdout": asyncio.subprocess.PIPE,
+        "stderr": asyncio.subprocess.PIPE,
+        **files,
+    }
     stdin = files.get("stdin", asyncio.subprocess.DEVNULL)
     process = await asyncio.create_subprocess_exec(
         *args, stdin=stdin, stdout=pipes["stdout"], stderr=pipes["stderr"]
@@ -88,7 +92,9 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
     return process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
-async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT) -> str:
+async def begin_to_end(
+    process: Process, signal_: signal.Signals = signal.SIGINT
+) -> str:
     """Send a first signal and return the progress line that follows."""
     process.send_signal(signal_)
     return await wait_for_line(process.stderr, NOTICE)
@@ -111,7 +117,9 @@ async def close_stdin(process: Process) -> tuple[int | None, str, str]:
     return await finish(process)
 
 
-async def stop_piped(content: str, *args: str, source: str = "-") -> tuple[int | None, str, str]:
+async def stop_piped(
+    content: str, *args: str, source: str = "-"
+) -> tuple[int | None, str, str]:
     """Run `stop` with targets in a pipe."""
     files = {"stdin": asyncio.subprocess.PIPE}
     process = await start(*program(), "stop", *args, "--from", source, **files)
@@ -136,7 +144,9 @@ class Terminal:
     def screen(self) -> list[str]:
         """The lines on the screen after all redrawing."""
         rows, row, column = [""], 0, 0
-        for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self._written):
+        for token in re.findall(
+            r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self._written
+        ):
             if token == "\n":
                 row += 1
                 rows += [""] * (row == len(rows))
@@ -179,7 +189,9 @@ class Terminal:
         try:
             data = await asyncio.to_thread(os.read, self._master, 65536)
         except OSError as error:
-            if error.errno != errno.EIO:  # Linux says so once all other ends are closed.
+            if (
+                error.errno != errno.EIO
+            ):  # Linux says so once all other ends are closed.
                 raise
             return False
         self._written += self._decoder.decode(data)
@@ -196,7 +208,9 @@ async def start_on_terminal(
 
 
 def save(path: str | Path, content: str | bytes, encoding: str = "utf-8") -> None:
-    Path(path).write_bytes(content.encode(encoding) if isinstance(content, str) else content)
+    Path(path).write_bytes(
+        content.encode(encoding) if isinstance(content, str) else content
+    )
 
 
 def without_times(text: str) -> str:

@@ -79,15 +79,21 @@ def assert_request_fits_contract(
     if "requestBody" not in described:
         assert not body, f"the contract has no request body, but got {body!r}"
         assert "content-type" not in lower, f"Content-Type without a body: {lower}"
-        assert "transfer-encoding" not in lower, f"Transfer-Encoding without a body: {lower}"
-        assert lower.get("content-length", "0") == "0", f"Content-Length without a body: {lower}"
+        assert "transfer-encoding" not in lower, (
+            f"Transfer-Encoding without a body: {lower}"
+        )
+        assert lower.get("content-length", "0") == "0", (
+            f"Content-Length without a body: {lower}"
+        )
     return _path_parameters(raw_path, template, described)
 
 
 def _assert_headers_fit(headers: Mapping[str, str], described: Schema) -> None:
     for parameter in described["parameters"]:
         if parameter["in"] == "header" and parameter["required"]:
-            assert parameter["name"].lower() in headers, f"{parameter['name']} is missing"
+            assert parameter["name"].lower() in headers, (
+                f"{parameter['name']} is missing"
+            )
     for requirement in described["security"]:
         for name in requirement:
             scheme = CONTRACT["components"]["securitySchemes"][name]
@@ -101,7 +107,10 @@ def _assert_headers_fit(headers: Mapping[str, str], described: Schema) -> None:
         for response in described["responses"].values()
         for media_type in response["content"]
     }
-    accepted = {part.partition(";")[0].strip() for part in headers.get("accept", "*/*").split(",")}
+    accepted = {
+        part.partition(";")[0].strip()
+        for part in headers.get("accept", "*/*").split(",")
+    }
     assert accepted & {"*/*", *media_types}, f"Accept excludes {sorted(media_types)}"
 
 

@@ -25,13 +25,17 @@ def read_lines(data: bytes) -> JournalLines:
         ValueError: A line is not what it should be.
     """
     *lines, tail = data.split(b"\n")
-    header, *entries = [_read_line(number, line) for number, line in enumerate(lines, start=1)]
+    header, *entries = [
+        _read_line(number, line) for number, line in enumerate(lines, start=1)
+    ]
     if header["journal"] != "bctrl_async":
         raise ValueError(f"line 1 is not a header: {header}")
     started, now = _time(header["started"]), datetime.now(UTC)
     for number, entry in enumerate(entries, start=2):
         if not started <= _time(entry["at"]) <= now:
-            raise ValueError(f"line {number} was not written between the header and now: {entry}")
+            raise ValueError(
+                f"line {number} was not written between the header and now: {entry}"
+            )
     return JournalLines(header, entries, bool(tail))
 
 
@@ -47,7 +51,11 @@ def header_line(base_url: str, started: datetime, version: int = 4) -> bytes:
 
 
 def entry_line(
-    target: tuple[str, str], at: datetime, *, running: bool | None = False, **fields: object
+    target: tuple[str, str],
+    at: datetime,
+    *,
+    running: bool | None = False,
+    **fields: object,
 ) -> bytes:
     """Return the line of an outcome."""
     workspace_id, alias = target

@@ -13,7 +13,9 @@ _BULK = Path(bctrl_async.bulk.__file__).parent
 
 def bulk_tasks() -> set[asyncio.Task[object]]:
     """Return the tasks that run code of the bulk stop."""
-    return {task for task in asyncio.all_tasks() if _file_of(task).is_relative_to(_BULK)}
+    return {
+        task for task in asyncio.all_tasks() if _file_of(task).is_relative_to(_BULK)
+    }
 
 
 def _file_of(task: asyncio.Task[object]) -> Path:

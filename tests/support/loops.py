@@ -72,5 +72,7 @@ def _create_eager_task(
     name: str | None = None,
     context: Context | None = None,
 ) -> asyncio.Task[_T]:
-    task: asyncio.Task[_T] = eager_task_factory()(loop, coroutine, name=name, context=context)
+    task: asyncio.Task[_T] = eager_task_factory()(
+        loop, coroutine, name=name, context=context
+    )
     return task

@@ -107,7 +107,10 @@ def nginx(
     assert NGINX is not None
     # nginx inherits the listening socket, as in a binary upgrade. Another process could
     # take a free port before nginx listens on it.
-    with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listening:
+    with (
+        TemporaryDirectory() as folder,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+    ):
         listen = f"127.0.0.1:{listening.getsockname()[1]}"
         config = Path(folder, "nginx.conf")
         config.write_text(
@@ -117,7 +120,9 @@ def nginx(
                 burst=f" burst={burst} nodelay" if burst else "",
                 listen=listen,
                 upstream=urlsplit(upstream).netloc,
-                error_page="" if retry_after is None else f"error_page {status} @throttled;",
+                error_page=""
+                if retry_after is None
+                else f"error_page {status} @throttled;",
                 status=status,
                 retry_after=f"add_header Retry-After {retry_after or 0} always;",
             )

@@ -94,7 +94,14 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [
                     self._program,
-                    *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)),
+                    *(
+                        "--bind",
+                        "127.0.0.1",
+                        "--port",
+                        str(self.port),
+                        "--dir",
+                        str(self._folder),
+                    ),
                     *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
                     *self._options,
                 ],
@@ -112,7 +119,9 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+            with socket.create_connection(
+                ("127.0.0.1", self.port), timeout=1
+            ) as client:
                 client.sendall(b"INFO server\r\n")
                 return f"process_id:{self.pid}\r\n".encode() in client.recv(65536)
         except OSError:

@@ -24,7 +24,9 @@ async def listening(
     """Serve connections on loopback, over TLS with a context; yield the port."""
     serving: set[asyncio.Task[None]] = set()
 
-    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         serving.add(task)
@@ -105,7 +107,10 @@ async def served(
 ) -> AsyncIterator[BctrlSession]:
     """Yield a session on a server that sends these bytes, or acts as a handler."""
     handle = answering(server) if isinstance(server, bytes) else server
-    async with raw_server(handle) as url, BctrlSession(key, base_url=url, **options) as session:
+    async with (
+        raw_server(handle) as url,
+        BctrlSession(key, base_url=url, **options) as session,
+    ):
         yield session
 
 

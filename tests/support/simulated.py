@@ -79,7 +79,9 @@ def failing_first(*numbers: int, fail: Fail = disconnected, times: int = 1) -> S
 
 def with_quotas(rate: float, burst: float) -> Server:
     """Make a server with a quota for each workspace."""
-    quotas: defaultdict[str, RateLimit] = defaultdict(lambda: token_bucket(lambda _: rate, burst))
+    quotas: defaultdict[str, RateLimit] = defaultdict(
+        lambda: token_bucket(lambda _: rate, burst)
+    )
     return lambda request: quotas[request.workspace](request.at) or ANSWER
 
 
@@ -120,15 +122,21 @@ class Simulation:
         self.read_answer: BctrlError | Failure | None = None
         """The response to every GET, if the server answers none."""
         self.read_latency = latency
-        self.before_response: Callable[[Request], Awaitable[None] | None] = lambda _: None
+        self.before_response: Callable[[Request], Awaitable[None] | None] = lambda _: (
+            None
+        )
 
-        async def attempt(sender: Sender, call: Call[Runtime], *_: object) -> Runtime | Failure:
+        async def attempt(
+            sender: Sender, call: Call[Runtime], *_: object
+        ) -> Runtime | Failure:
             sender._start_attempt(call)
             call.on_connection()
             alias, stops = call.alias or "", call.operation.stops
             self.received[alias] += 1
             now = asyncio.get_running_loop().time()
-            request = Request(now, call.workspace_id, alias, self.received[alias], stops)
+            request = Request(
+                now, call.workspace_id, alias, self.received[alias], stops
+            )
             self.requests.append(request)
             if not stops and self.read_answer is not None:
                 await asyncio.sleep(self.read_latency)
@@ -159,7 +167,10 @@ class Simulation:
     ) -> _T:
         async def scenario() -> _T:
             async with BctrlSession(
-                "key", base_url="http://127.0.0.1:9", rate=rate, max_connections=max_connections
+                "key",
+                base_url="http://127.0.0.1:9",
+                rate=rate,
+                max_connections=max_connections,
             ) as session:
                 returned = await main(session)
             self.seconds = virtual_time.now()

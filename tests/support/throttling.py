@@ -37,11 +37,15 @@ def throttled(retry_after: float | None = None) -> BctrlError:
     return BctrlRateLimitError("429", status=429, retry_after=retry_after)
 
 
-def show_limit(limiter: Limiter, retry_after: float | None = None, *workspaces: str) -> None:
+def show_limit(
+    limiter: Limiter, retry_after: float | None = None, *workspaces: str
+) -> None:
     """Let so many be throttled that there is a limit, of these workspaces."""
     for number in range(8):
         workspace = workspaces[number % len(workspaces)] if workspaces else ""
-        limiter._on_failure(Failure.of(throttled(retry_after)), History(workspace=workspace))
+        limiter._on_failure(
+            Failure.of(throttled(retry_after)), History(workspace=workspace)
+        )
 
 
 async def answer(limiter: Limiter, parsed: object) -> None:
@@ -122,7 +126,9 @@ class Run:
             if there:
                 await asyncio.sleep(there)
             answer = (
-                self.serve(loop.time()) if self._in_flight <= self.server_limit else throttled()
+                self.serve(loop.time())
+                if self._in_flight <= self.server_limit
+                else throttled()
             )
             await asyncio.sleep(latency - there)
             self._in_flight -= 1
@@ -199,12 +205,16 @@ class Fleet:
                 return answer
 
             await asyncio.sleep(start)
-            run = Run(serve, lambda _: rng.uniform(*self.latencies), halfway=self.halfway)
+            run = Run(
+                serve, lambda _: rng.uniform(*self.latencies), halfway=self.halfway
+            )
             await run.bulk(stops)
             self.ended[number] = asyncio.get_running_loop().time()
 
         async def main() -> None:
-            bulks = [asyncio.create_task(bulk(*member)) for member in enumerate(self.starts)]
+            bulks = [
+                asyncio.create_task(bulk(*member)) for member in enumerate(self.starts)
+            ]
             await asyncio.wait(bulks, timeout=seconds)
             for task in bulks:
                 task.cancel()

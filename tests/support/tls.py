@@ -37,7 +37,9 @@ class TlsServer(NamedTuple):
 
 
 @asynccontextmanager
-async def over_tls(emulator: Emulator, host: str = "localhost") -> AsyncIterator[TlsServer]:
+async def over_tls(
+    emulator: Emulator, host: str = "localhost"
+) -> AsyncIterator[TlsServer]:
     """Serve a running emulator over TLS as well, with a certificate for `host`."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -71,7 +73,9 @@ class Proxy:
         self.heads: list[str] = []
         self._answer = answer
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Open a tunnel, and copy bytes both ways until it is closed."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.heads.append(head)
@@ -80,7 +84,9 @@ class Proxy:
             return
         method, place, _ = head.split(" ", 2)
         assert method == "CONNECT"
-        there, here = await asyncio.open_connection("127.0.0.1", int(place.rpartition(":")[2]))
+        there, here = await asyncio.open_connection(
+            "127.0.0.1", int(place.rpartition(":")[2])
+        )
         try:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             await asyncio.gather(_copy(reader, here), _copy(there, writer))

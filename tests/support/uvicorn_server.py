@@ -67,7 +67,10 @@ class Uvicorn:
         """The logged counts of each bulk stop."""
         lines = self.logged(r"bulk stop: .* s: ([^;]*)")
         counts = [re.findall(r"(\d[\d,]*) ([a-z_]+)", line[1]) for line in lines]
-        return [Counter({name: int(n.replace(",", "")) for n, name in series}) for series in counts]
+        return [
+            Counter({name: int(n.replace(",", "")) for n, name in series})
+            for series in counts
+        ]
 
     async def end(self) -> None:
         """Send SIGTERM to the main process, and wait until it has ended."""

@@ -43,7 +43,9 @@ class Clock(selectors.BaseSelector):
     def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
         return cast("Mapping[FileDescriptorLike, selectors.SelectorKey]", self._keys)
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise StuckError("every task waits, and no timer is set")
         self.now += timeout

@@ -125,12 +125,20 @@ class _Server:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._selector.close()
-        inherited = (client, self._listener, self._wakeup, self._waker, *self._clients.values())
+        inherited = (
+            client,
+            self._listener,
+            self._wakeup,
+            self._waker,
+            *self._clients.values(),
+        )
         for source in inherited:
             source.close()
         for stream in range(3):
             os.close(stream)
-        for stream, descriptor in zip(map(int, streams.decode()), received, strict=True):
+        for stream, descriptor in zip(
+            map(int, streams.decode()), received, strict=True
+        ):
             os.dup2(descriptor, stream)
             os.close(descriptor)
         os.chdir(folder)
@@ -163,7 +171,9 @@ def _open(stream: int, mode: Literal["rb", "wb"], errors: str) -> io.TextIOWrapp
         os.fstat(stream)
     except OSError:
         return cast("io.TextIOWrapper", None)
-    encoding, _, errors_of_others = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    encoding, _, errors_of_others = os.environ.get("PYTHONIOENCODING", "").partition(
+        ":"
+    )
     is_stderr = stream == _STDERR
     return io.TextIOWrapper(
         open(stream, mode, closefd=False),
@@ -184,7 +194,12 @@ def _load_command() -> Main:
 def _load_uvicorn() -> Main:
     # What it and the example import when they start.
     for name in (
-        *("fastapi.responses", "fastapi.security", "fastapi.sse", "bctrl_async.fastapi"),
+        *(
+            "fastapi.responses",
+            "fastapi.security",
+            "fastapi.sse",
+            "bctrl_async.fastapi",
+        ),
         *("uvicorn.lifespan.on", "uvicorn.loops.auto", "uvicorn.protocols.http.auto"),
         "uvicorn.protocols.websockets.auto",
     ):

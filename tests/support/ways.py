@@ -15,7 +15,9 @@ from yarl import URL
 
 from bctrl_async._http.fast import FastPath
 
-LONG_WAY_HELP = "send each request through aiohttp.ClientSession, as if a tracer had wrapped it"
+LONG_WAY_HELP = (
+    "send each request through aiohttp.ClientSession, as if a tracer had wrapped it"
+)
 
 _STARTUP = Path(__file__).parent / "long_way"
 
@@ -26,7 +28,9 @@ def take_long_way() -> None:
     """Make this process and those that it starts send every request the long way."""
     runpy.run_path(str(_STARTUP / "sitecustomize.py"))
     others = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(_STARTUP), *([others] if others else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(_STARTUP), *([others] if others else [])]
+    )
 
 
 @contextmanager
@@ -34,7 +38,10 @@ def long_way() -> Iterator[None]:
     """Send the requests of this block the long way."""
     request = aiohttp.ClientSession._request
 
-    def wrapper(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, aiohttp.ClientResponse]:  # noqa: ANN401
+    def wrapper(
+        *args: Any,  # noqa: ANN401 - aiohttp's own arguments.
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         return request(*args, **kwargs)
 
     with patch.object(aiohttp.ClientSession, "_request", wrapper):

@@ -50,7 +50,9 @@ class Wire:
         self._url = URL(emulator.url)
 
     async def __aenter__(self) -> Self:
-        self.reader, self._writer = await asyncio.open_connection(self._url.host, self._url.port)
+        self.reader, self._writer = await asyncio.open_connection(
+            self._url.host, self._url.port
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -59,7 +61,11 @@ class Wire:
             await self._writer.wait_closed()
 
     async def send(
-        self, path: str = STOP, method: str = "POST", key: str = KEY, packed: bytes = b""
+        self,
+        path: str = STOP,
+        method: str = "POST",
+        key: str = KEY,
+        packed: bytes = b"",
     ) -> None:
         lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: {key}"]
         lines += [f"Content-Encoding: {'gzip' if packed else 'identity'}"]
@@ -86,7 +92,9 @@ class Wire:
             return await self.reader.read()
 
 
-async def ask(emulator: Emulator, path: str = STOP, method: str = "POST", key: str = KEY) -> Answer:
+async def ask(
+    emulator: Emulator, path: str = STOP, method: str = "POST", key: str = KEY
+) -> Answer:
     """Return the answer to a request, by default a stop of `crm` in `ws-1`."""
     async with Wire(emulator) as wire:
         await wire.send(path, method, key)

@@ -41,7 +41,9 @@ def bomb() -> Reply:
     """Return a 200 with the body of a compressed bomb."""
     body = gzip.compress(b'{"padding":"%b"}' % (b"x" * 64 * _MIB))
     return Reply(
-        200, body=body, headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        200,
+        body=body,
+        headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
     )
 
 
@@ -73,18 +75,26 @@ class WireEmulator(Emulator):
         **options: Any,  # noqa: ANN401 - an emulator has them.
     ) -> None:
         shares = {} if faults is None else faults
-        plain = {fault: share for fault, share in shares.items() if isinstance(fault, Fault)}
-        super().__init__(faults=plain, seed=seed, fault_latency=fault_latency, **options)
+        plain = {
+            fault: share for fault, share in shares.items() if isinstance(fault, Fault)
+        }
+        super().__init__(
+            faults=plain, seed=seed, fault_latency=fault_latency, **options
+        )
         self.wire_faults: dict[str, WireFault] = {}
         self._random = random.Random(seed)
         self._wire_shares = [shares.get(fault, 0.0) for fault in WireFault]
 
-    def _decide(self, request: web.BaseRequest, route: Route) -> tuple[Fault | Reply | None, Reply]:
+    def _decide(
+        self, request: web.BaseRequest, route: Route
+    ) -> tuple[Fault | Reply | None, Reply]:
         fault, reply = super()._decide(request, route)
         # Any other answer may be to a stop without an effect.
         if fault is not None or reply.status != 200 or request.method != "POST":
             return fault, reply
-        wire_fault = self.wire_faults.pop(request.path.split("/")[-2], None) or self._draw()
+        wire_fault = (
+            self.wire_faults.pop(request.path.split("/")[-2], None) or self._draw()
+        )
         if wire_fault is WireFault.COMPRESSED_BOMB:
             return None, bomb()
         if wire_fault is WireFault.OVERSIZED:
@@ -143,7 +153,9 @@ def _wire(response: web.Response) -> tuple[bytes, bytes]:
 
 
 _STRAY = b"".join(_wire(response_to(Reply(403), "req_stray")))
-_STRAY_RUNTIME = make_runtime("stray", "stray", "browser", "stopped", "2026-01-01T00:00:00.000Z")
+_STRAY_RUNTIME = make_runtime(
+    "stray", "stray", "browser", "stopped", "2026-01-01T00:00:00.000Z"
+)
 _LATE_STRAY = b"".join(_wire(response_to(Reply(200, body=_STRAY_RUNTIME), "req_stray")))
 _PIECES: dict[WireFault, Callable[[bytes, bytes], list[bytes]]] = {
     WireFault.CLOSE_KEPT_ALIVE: lambda head, body: [head + body],

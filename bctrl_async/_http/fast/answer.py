@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
-on_connection: ContextVar[Callable[[], object]] = ContextVar("on_connection", default=object)
+on_connection: ContextVar[Callable[[], object]] = ContextVar(
+    "on_connection", default=object
+)
 """Called when a request of this context has its connection: from then on it may have
 been sent."""
 
@@ -83,7 +85,11 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
     end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
     lower_head = data[:end].lower()
     length = _find_length(lower_head)
-    if length is None or int(length[1]) != len(data) - end or not data.startswith(b"HTTP/"):
+    if (
+        length is None
+        or int(length[1]) != len(data) - end
+        or not data.startswith(b"HTTP/")
+    ):
         return None
     if lower_head.count(b"\r\ncontent-length:") > 1 or not _is_plain(lower_head):
         return None
@@ -163,7 +169,9 @@ class Connector(aiohttp.TCPConnector):
         connection.close()
         if is_new:
             # The next new connection would end the same way.
-            raise aiohttp.ClientConnectionError("the server spoke or closed before the request")
+            raise aiohttp.ClientConnectionError(
+                "the server spoke or closed before the request"
+            )
         return False
 
     async def _create_proxy_connection(
@@ -182,11 +190,17 @@ class Connector(aiohttp.TCPConnector):
             reason = OSError(0, "it opened no tunnel")
             # aiohttp calls this method only for a proxy.
             proxy = req.proxy or req.url
-            key = req.connection_key._replace(host=proxy.raw_host or "", port=proxy.port)
+            key = req.connection_key._replace(
+                host=proxy.raw_host or "", port=proxy.port
+            )
             raise aiohttp.ClientProxyConnectionError(key, reason) from error
 
     def _release(
-        self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
+        self,
+        key: ConnectionKey,
+        protocol: ResponseHandler,
+        *,
+        should_close: bool = False,
     ) -> None:
         # A protocol without a parser keeps every byte that arrives, so `should_close`
         # becomes true. A parser would swallow the start of an answer; each request gets

@@ -68,7 +68,9 @@ class _Deadlines:
         # uvloop rounds to milliseconds, so a timer may fire early.
         now = max(self._loop.time(), self._when)
         self._when = math.inf
-        late = [exchange for exchange, deadline in self._times.items() if deadline <= now]
+        late = [
+            exchange for exchange, deadline in self._times.items() if deadline <= now
+        ]
         for exchange in late:
             del self._times[exchange]
             exchange.time_out()
@@ -106,7 +108,9 @@ class Exchange:
             protocol.set_response_params(read_until_eof=True)
         transport = protocol.transport
         if transport is None or transport.is_closing():
-            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+            raise aiohttp.ClientConnectionResetError(
+                "Cannot write to closing transport"
+            )
         transport.write(request)
 
     def take_head(
@@ -219,7 +223,9 @@ class FastPath:
                 connection = await self._connect(self._request, [], limit)
         except TimeoutError as error:
             url = self._url.with_path(path, encoded=True)
-            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}") from error
+            raise aiohttp.ConnectionTimeoutError(
+                f"Connection timeout to host {url}"
+            ) from error
         on_connection()
         exchange = Exchange(connection, self._deadlines)
         self._deadlines.add(exchange, started + (limit.total or math.inf))

@@ -95,7 +95,9 @@ async def _rehearse(url: URL) -> None:
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
     connector = _CannedConnector(_PLAIN, _PARSED, _PLAIN)
-    fast_path = FastPath(connector.connect, connector.accepts, url, headers, _example(url, headers))
+    fast_path = FastPath(
+        connector.connect, connector.accepts, url, headers, _example(url, headers)
+    )
     try:
         for path in ("/first", "/second", "/third"):
             exchange = await fast_path.post(path, headers, limit, object)

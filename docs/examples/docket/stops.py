@@ -81,7 +81,9 @@ def count_outcomes(stop_id: UUID) -> tuple[int, Counter[StopResult]]:
         FileNotFoundError: There is no such stop.
     """
     total = targets_file(stop_id).read_bytes().count(b"\n")
-    outcomes = read_journals([journal_file(stop_id)]) if journal_file(stop_id).exists() else ()
+    outcomes = (
+        read_journals([journal_file(stop_id)]) if journal_file(stop_id).exists() else ()
+    )
     return total, Counter(outcome.result for outcome in outcomes)
 
 

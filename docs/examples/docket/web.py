@@ -62,7 +62,9 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(
-    title="Bulk stops in a queue", lifespan=lifespan, dependencies=[Depends(require_token)]
+    title="Bulk stops in a queue",
+    lifespan=lifespan,
+    dependencies=[Depends(require_token)],
 )
 
 
@@ -105,7 +107,9 @@ async def show_stop(stop_id: UUID) -> Stop:
     try:
         total, counts = await asyncio.to_thread(count_outcomes, stop_id)
     except FileNotFoundError:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, "There is no such stop.") from None
+        raise HTTPException(
+            status.HTTP_404_NOT_FOUND, "There is no such stop."
+        ) from None
     report = None
     if execution is not None and state is ExecutionState.COMPLETED:
         report = await execution.get_result()

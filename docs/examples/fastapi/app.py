@@ -59,7 +59,9 @@ class Progress(BaseModel):
 
 MAY_STOP = [Depends(require_token)]  # Replace it by the login of your app.
 # A hundred answers at once would hold up other requests.
-app = FastAPI(lifespan=lifespan(lambda: BctrlSession(max_connections=32), inner=drain_at_shutdown))
+app = FastAPI(
+    lifespan=lifespan(lambda: BctrlSession(max_connections=32), inner=drain_at_shutdown)
+)
 
 
 @app.get("/", include_in_schema=False)
@@ -89,7 +91,9 @@ async def start(targets: list[RuntimeRef], session: BctrlDep) -> str:
 
 async def find(run_id: str) -> tuple[StopBatch, asyncio.Task[StopReport]]:
     if run_id not in RUNS:
-        raise HTTPException(404, "There is no such run: it ended long ago, or the app restarted.")
+        raise HTTPException(
+            404, "There is no such run: it ended long ago, or the app restarted."
+        )
     return RUNS[run_id]
 
 

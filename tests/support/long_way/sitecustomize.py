@@ -33,7 +33,10 @@ class _Finder(MetaPathFinder):
     """A finder that wraps aiohttp's client once it is loaded."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         del path, target
         if fullname != _MODULE:
@@ -55,7 +58,9 @@ class _Finder(MetaPathFinder):
 def _run_next() -> None:
     """Run the `sitecustomize` that this hides, if there is any."""
     here = Path(__file__).parent
-    spec = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry) != here])
+    spec = PathFinder.find_spec(
+        __name__, [entry for entry in sys.path if Path(entry) != here]
+    )
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(module_from_spec(spec))
 
