@@ -75,7 +75,10 @@ def full(error_class: type[BctrlError]) -> BctrlError:
 def test_a_copy_has_all_attributes_of_the_original(
     error_class: type[BctrlError],
 ) -> None:
-    """Fault: errors cannot be unpickled, which kills worker pools (openai)."""
+    """Fault: errors cannot be unpickled, which kills worker pools.
+
+    The vendor's SDK and openai have these errors.
+    """
     error = full(error_class)
     pickled = [
         pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)

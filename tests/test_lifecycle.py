@@ -40,7 +40,7 @@ async def enter(session: BctrlSession) -> None:
 
 
 class TestCopy:
-    """Faults: a copy of a new session was silent, of an open one broken."""
+    """Faults: copies of new sessions were silent, of open sessions ignored errors."""
 
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
     async def test_a_session_cannot_be_copied(
@@ -346,7 +346,10 @@ ENDINGS = {
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_no_way_to_end_a_program_prints_a_warning(name: str) -> None:
-    """Fault: "Event loop is closed" at shutdown (openai-python#1254)."""
+    """Fault: "Event loop is closed" at shutdown.
+
+    openai-python#1254 and elasticsearch-py#2349 have it.
+    """
     program = textwrap.dedent(PROLOGUE) + textwrap.dedent(ENDINGS[name])
     with emulator_in_a_thread() as emulator:
         done = subprocess.run(

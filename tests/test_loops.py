@@ -70,7 +70,7 @@ async def test_a_clock_that_cannot_be_moved_is_not_waited_for() -> None:
 def test_calls_at_once_and_in_bulk_are_all_answered_on_uvloop(
     rate_limit: int | None,
 ) -> None:
-    """Fault: an AttributeError for each start due in half a millisecond."""
+    """Fault: an AttributeError for each start due in less than 0.5 ms."""
 
     async def main() -> None:
         async with (

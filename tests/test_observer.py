@@ -220,7 +220,7 @@ async def test_fetching_the_key_is_not_part_of_an_attempt(emulator: Emulator) ->
     assert (caught.value.attempts, recorder.outcomes[0].attempts) == (0, 1)
 
 
-BEFORE_ITS_NEXT = "before its next attempt"
+BETWEEN = "aborted before its next attempt"
 
 
 class TestCancellation:
@@ -242,7 +242,7 @@ class TestCancellation:
             (Fault.HANG, "unknown: aborted before an answer: CancelledError"),
             (
                 Reply(503, headers={"Retry-After": "30"}),
-                f"rejected: aborted {BEFORE_ITS_NEXT}: CancelledError; before that, the",
+                f"rejected: {BETWEEN}: CancelledError; before that, the",
             ),
         ],
     )

@@ -236,6 +236,20 @@ async def test_attributes_follow_the_semantic_conventions(traced: Traced) -> Non
     assert (point.count, point.explicit_bounds[0]) == (1, 0.005)
 
 
+async def test_what_a_stop_raises_is_the_error_of_its_span(traced: Traced) -> None:
+    """Fault: the span of a stop that raised a 409 had no error, unlike a get's."""
+    traced.emulator.inject(Reply(409, code="runtime.not_active"))
+    with pytest.raises(BctrlError) as caught:
+        await stop(traced.session)
+
+    [call] = traced.spans()
+    assert call.status.description == caught.value.summary
+    assert attributes(call)["error.type"] == "409"
+    assert attributes(call)["bctrl.may_have_stopped"] is False
+    counts = traced.counts("bctrl.stop.outcomes", "bctrl.result")
+    assert counts == {"already_stopped": 1}
+
+
 async def test_the_current_span_is_the_parent_and_its_context_is_sent(
     traced: Traced,
 ) -> None:

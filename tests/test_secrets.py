@@ -192,7 +192,7 @@ async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
 async def test_no_frame_of_what_a_transport_raises_has_the_request(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], *, is_borrowed: bool
 ) -> None:
-    """Fault: frames of asyncio and aiohttp had the bytes of the request."""
+    """Fault: frames of asyncio, aiohttp and the fast path had the request."""
 
     def send(data: bytes) -> None:
         raise OSError(f"cannot send {len(data)} bytes")

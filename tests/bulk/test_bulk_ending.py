@@ -176,7 +176,7 @@ async def test_a_scope_of_anyio_ends_it_as_a_cancelled_task_does(
 async def test_a_scope_of_anyio_takes_no_memory_until_the_callbacks_end(
     bulk: Bulk,
 ) -> None:
-    """Fault: it took 20 MB a second: each turn of the loop asked for the end."""
+    """Fault: it took 20 MB a second: each turn of the loop asked for the end anew."""
     is_called = asyncio.Event()
     grown: list[int] = []
 

@@ -336,7 +336,7 @@ class TestNeverAnswered:
         fail: Fail,
         attempts: int,
     ) -> None:
-        """Fault: the probe ended with the session; all others waited for it."""
+        """Fault: the probe ended with the session; others waited for it for ever."""
         asked, ask = 0, CircuitBreaker._send_canary
 
         async def ask_a_few_times(*args: Any) -> bool:  # noqa: ANN401 - passed on.

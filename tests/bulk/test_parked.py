@@ -66,7 +66,7 @@ async def as_async(items: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str
 
 
 class TestThrottledTargets:
-    """Fault: thirty targets over their quota, first of 3,000, stopped the rest."""
+    """Fault: thirty targets over their quota held up the other 2,970."""
 
     @pytest.mark.parametrize("concurrency", [1, 7, 100])
     @pytest.mark.parametrize("make", [list, iter, as_async])
@@ -124,7 +124,7 @@ class TestThrottledTargets:
     def test_workers_that_wait_in_the_lane_themselves_do_not_wait_for_them(
         self, simulate: Simulate
     ) -> None:
-        """Fault: admitted stops without a worker kept the slots of all workers."""
+        """Fault: stops without a worker kept slots for which all workers waited."""
         chance, quota = random.Random(0), token_bucket(lambda _: 5.0, 10)
 
         def serve(request: Request) -> Runtime | BctrlError:

@@ -375,7 +375,7 @@ class TestFailedInput:
 async def test_a_slow_generator_holds_up_neither_requests_nor_an_end(
     bulk: Bulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a hundred items were read before the first request."""
+    """Fault: a hundred items were read before a request, whatever the deadline."""
     monkeypatch.setattr("bctrl_async.bulk._input._SLOW", -1.0)
 
     def cursor() -> Iterator[Target]:

@@ -277,7 +277,7 @@ class TestListedRuntime:
     async def test_an_alias_that_is_listed_twice_is_what_runs(
         self, bulk: Bulk, order: int
     ) -> None:
-        """Fault: a condition for ended runtimes stopped another of that alias."""
+        """Fault: a condition for ended runtimes stopped what has their alias now."""
         new = dict(bulk.emulator.runtimes["ws-1", "crm"])
         listed = [new, {**new, "status": "stopped"}][::order]
         bulk.emulator.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")

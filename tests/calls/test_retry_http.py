@@ -66,7 +66,7 @@ async def test_retry_after_is_a_minimum_delay(
     pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fault: Retry-After-ms is ignored: a str compared to an int (vendor's SDK)."""
+    """Fault: Retry-After-ms is compared as str to int (vendor's SDK 0.3.0)."""
     clock = Mock(now=lambda _: datetime(2026, 1, 1, tzinfo=UTC))
     monkeypatch.setattr("bctrl_async._http.transport.datetime", clock)
     async with served(

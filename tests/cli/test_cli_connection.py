@@ -62,7 +62,7 @@ async def test_verbose_shows_retries(
 async def test_twice_verbose_shows_what_is_sent_and_received(
     command: Command, option: list[str]
 ) -> None:
-    """Fault: an owner was asked what differs, and `-v` did not show it."""
+    """Fault: a key's owner was asked what differs, and `-v` did not show it."""
     command.api.inject(Fault.SERVER_ERROR)
     code, _, err = await command("stop", *option, "ws", "a")
     wire, retry = err.partition("bctrl-async: info: attempt 1 failed: ")[::2]

@@ -129,7 +129,7 @@ async def test_a_read_says_that_it_waits_for_an_answer(
 async def test_quiet_or_a_pipe_draws_nothing(
     command: Command, args: str, *, has_pipe: bool
 ) -> None:
-    """Fault: what `| jq` printed was erased when progress was drawn anew."""
+    """Fault: progress erased what `| jq` printed on the same terminal."""
     for name in ("_SHOW_AFTER", "_SHOW_WAITING_AFTER"):
         command.patch.setattr(f"bctrl_async.cli._progress.{name}", 0)
     command.setenv(TERM="xterm")

@@ -24,7 +24,10 @@ def content() -> bytes:
 
 
 async def test_a_journal_in_use_exits_with_75(command: Command) -> None:
-    """Fault: it is 2, and a supervisor gives up while a lock is still held."""
+    """Fault: it is 2, and a supervisor gives up.
+
+    For a while, a file server holds the lock of a client that died.
+    """
     journal = Journal(JOURNAL, base_url=command.api.url)
     code, out, err = await command("stop", "--journal", JOURNAL, "ws", "a")
     assert err.startswith(

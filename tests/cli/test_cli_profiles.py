@@ -83,7 +83,7 @@ async def test_its_place_is_that_of_the_platform(command: Command) -> None:
 async def test_without_the_name_of_a_profile_it_is_not_read(
     run: Run, variables: str
 ) -> None:
-    """Fault: a profile `default` counted without its name."""
+    """Fault: a profile `default` counted unnamed, or conflicted with a variable."""
     config = "[profiles.default]\nbase_url = 'https://default.test'\ntimeot = 1\n"
     code, out, _ = await run(config, "doctor", f"BCTRL_API_KEY=k {variables}")
     assert (code, "\nconfig    no profile is in use\n" in out) == (0, True)

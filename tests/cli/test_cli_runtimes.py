@@ -189,7 +189,7 @@ async def test_stops_get_the_time_left(
 async def test_what_cannot_be_read_is_rejected_and_counted(
     command: Command, readable: int
 ) -> None:
-    """Fault: the summary of `stop --all` counted only what was read."""
+    """Fault: summary and journal of `stop --all` counted only what was read."""
     runtime = dict(command.api.runtimes["mixed", NEW])
     odd: list[Mapping[str, object]]
     odd = [{"alias": "odd"}, {**runtime, "alias": "null", "status": None}]

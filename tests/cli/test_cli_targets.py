@@ -169,7 +169,7 @@ CUT = "bctrl-async: warning: stdin ended within {!r}, which may be cut off\n"
 async def test_a_line_that_may_be_cut_off_is_sent_with_a_warning(
     command: Command, text: str, options: tuple[str, ...], line: str | None
 ) -> None:
-    """Fault: a writer killed within runtime-10 had runtime-1 stopped."""
+    """Fault: a writer killed within runtime-10 had runtime-1 stopped in silence."""
     code, _, err = await stop_piped(text, *options)
     assert (code, err) == (0, "" if line is None else CUT.format(line))
     assert command.api.received == {("ws", "a"): 1, ("ws", "b"): 1}

@@ -264,7 +264,7 @@ def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
 
 
 def test_no_text_tells_to_install_the_package_from_an_index() -> None:
-    """Fault: pip installed whatever anybody had registered by the name."""
+    """Fault: the name is on no index: pip installed what anybody registered."""
     paths = [ROOT / "README.md", *PAGES, *(DOCS / "examples").rglob("*")]
     paths += (ROOT / "bctrl_async").rglob("*.py")
     tool = r"\b(pip3? install|pipx|uvx|uv (add|pip|tool))\b"

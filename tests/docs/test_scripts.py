@@ -113,7 +113,7 @@ class TestBulkScript:
 async def test_sigterm_ends_the_command_of_the_nightly_script_and_the_next_goes_on(
     api: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a second run emptied the outcomes of the first."""
+    """Faults: a second run emptied the outcomes; the command outlived its script."""
     (tmp_path / "list.csv").rename("runtimes.csv")
     command = tmp_path / "bin" / "bctrl-async"
     command.parent.mkdir()

@@ -294,7 +294,7 @@ def group_of(*errors: Exception) -> ExceptionGroup[Exception]:
 
 
 class TestGroups:
-    """Fault: a failed `TaskGroup` was a bare 500."""
+    """Fault: a failed `TaskGroup` was a bare 500, though its errors have problems."""
 
     @pytest.mark.parametrize("error", [ROWS[2][0], ROWS[8][0]])
     def test_it_is_the_problem_of_its_first_error_and_all_are_logged(

@@ -300,7 +300,7 @@ class TestShutdown:
 async def test_the_app_of_the_guide_answers_many_stops_at_once(
     slow: Emulator, tmp_path: Path
 ) -> None:
-    """Fault: under uvloop some answers were a bare 500."""
+    """Fault: under uvloop some answers were a bare 500, though all were stopped."""
     (tmp_path / "app.py").write_text(FIRST_APP)
     targets = add_runtimes(slow, 400)
     async with uvicorn(slow, folder=tmp_path) as server, server.client() as client:

@@ -327,7 +327,7 @@ class TestBodies:
     def test_a_cancelled_run_and_its_stops_have_the_same_reason(
         self, connect: Connect
     ) -> None:
-        """Fault: a run ended early because "the run ended before this stop"."""
+        """Fault: the reason was "the run ended before this stop was settled"."""
         app = app_for(connect)
 
         @app.post("/cancelled")

@@ -67,7 +67,7 @@ async def test_a_patch_sees_every_stop_until_it_is_taken_back(
     wrap: Callable[[Function, list[str]], Function],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Fault: a patched function passes for aiohttp's own."""
+    """Fault: a patched function, never seen unpatched, passes for aiohttp's own."""
     seen: list[str] = []
     was_open = maybe_open._sender.was_opened
     wrapper = wrap(getattr(aiohttp.ClientSession, name), seen)

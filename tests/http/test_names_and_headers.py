@@ -46,7 +46,10 @@ CONTROL = "contains a control character"
 async def test_an_invalid_name_is_rejected_before_a_byte_is_sent(
     emulator: Emulator, session: BctrlSession, name: str, problem: str
 ) -> None:
-    """Fault: stop("..") leaves the resource (vendor's SDK, elasticsearch)."""
+    """Fault: stop("..") leaves the resource.
+
+    The vendor's SDK, elasticsearch and aiodocker do so.
+    """
     for target, part in ((("ws-1", name), "alias"), ((name, "crm"), "workspace id")):
         with pytest.raises(BctrlConfigError) as caught:
             await session.stop_runtime(*target)

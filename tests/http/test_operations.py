@@ -171,7 +171,10 @@ async def test_an_unreadable_answer_is_not_asked_for_again(
 async def test_a_408_of_the_api_is_not_sent_again_if_its_effect_may_happen_twice(
     operation: AnyOperation,
 ) -> None:
-    """Fault: a pause was sent twice after it (RFC 9110 section 15.5.9)."""
+    """Fault: a pause was sent twice after it.
+
+    RFC 9110, section 15.5.9, lets a client repeat the request.
+    """
     error, requests = await failure(
         operation, http_answer("408 X", b'{"code": "request.timeout"}')
     )
@@ -269,7 +272,7 @@ async def test_an_observer_and_the_emulator_know_the_operation_of_an_attempt(
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_contract_says_what_a_request_does_that_arrives_twice(name: str) -> None:
-    """Fault: a pause whose answer was lost was sent again, as if it were safe."""
+    """Fault: a pause without an answer was sent again, and called safe."""
     facts = facts_of(name)
 
     assert ALL[name].repeat is facts.repeat, _ADVICE.format(name)

@@ -140,7 +140,7 @@ class TestErrorClass:
     def test_the_status_and_a_code_decide_the_class_and_may_have_stopped(
         self, status: int, error_class: type[BctrlError], may_have_stopped: str
     ) -> None:
-        """Fault: a gateway's 503 was proof that nothing was done."""
+        """Fault: a gateway's 503 for a stop with an effect proved that it had none."""
         error = parse_error(status, {"code": "some.code", "error": "No."})
         assert (type(error), error.status) == (error_class, status)
         assert error.may_have_stopped is (may_have_stopped == "always")
@@ -174,7 +174,7 @@ class TestErrorClass:
     def test_only_the_api_knows_what_is_missing(
         self, body: object, *, names_runtime: bool
     ) -> None:
-        """Fault: any JSON object in a 404 settles a stop, also of a gateway."""
+        """Fault: JSON in a 404 settles a stop, also of a gateway without a route."""
         error = parse_error(404, body)
 
         assert isinstance(error, BctrlNotFoundError)

@@ -77,7 +77,7 @@ class TestIdleConnections:
     async def test_any_byte_closes_it(
         self, arrived: bytes, first: bytes, *, read: bool
     ) -> None:
-        """Fault: the start of an answer vanishes in aiohttp, and its end follows.
+        """Fault: an answer's start vanishes in aiohttp's parser; its end follows.
 
         A busy loop reads its sockets only now and then, and takes connections in
         between.
@@ -257,7 +257,7 @@ def test_an_alias_has_many_forms(asked: str, answered: str, *, is_same: bool) ->
 
 
 def test_a_long_alias_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: an answer of 300 KB stalled the loop: normalizing is quadratic."""
+    """Fault: 300 KB stalled the loop for a minute: normalizing is quadratic."""
     lengths: list[int] = []
 
     def normalized(form: Literal["NFC"], text: str) -> str:

@@ -66,7 +66,7 @@ class TestEndless:
         assert longest(stopped) == MAX_TEXT
 
     async def test_a_journal_and_a_report_keep_little(self, tmp_path: Path) -> None:
-        """Fault: 100,000 stops with answers of 5 KB would have taken 97 GB."""
+        """Fault: 100,000 stops with 5 KB each on the wire would have taken 97 GB."""
         path = tmp_path / "run.jsonl"
         async with served(
             answer(ENDLESS | {"status": "x" * 200_000}), retry=ONCE

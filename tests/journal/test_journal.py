@@ -248,7 +248,7 @@ class TestResume:
     async def test_what_one_run_did_not_send_another_may_have_sent(
         self, stops: Stops
     ) -> None:
-        """Fault: it was `not_sent`, although the next run had sent the stop."""
+        """Fault: it was `not_sent`, though the next run died after it sent the stop."""
         first = stops.run([A])
         first.stop_reading()
         assert (await first).counts == {NOT_SENT: 1}

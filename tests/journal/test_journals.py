@@ -81,7 +81,7 @@ class TestList:
         assert not any(outcome.resumed for outcome in outcomes)
 
     def test_a_target_that_no_file_has_may_have_been_sent(self, path: Path) -> None:
-        """Fault: it was `not_sent`, although its process had sent the stop."""
+        """Fault: it was `not_sent`, though its process died after it sent the stop."""
         [outcome] = read_journals([write(path)], [("ws-1", "a")])
 
         assert outcome.result is StopResult.UNKNOWN
@@ -279,7 +279,7 @@ INVALID = {
 def test_an_outcome_that_could_not_be_read_again_is_not_written(
     path: Path, outcome: StopOutcome, problem: str
 ) -> None:
-    """Fault: a time without a zone damaged the file; a tuple raised."""
+    """Faults: a time without a zone damaged the file; a tuple was an AttributeError."""
     with Journal(write(path, entry("a")), base_url=SERVER) as journal:
         with pytest.raises(BctrlConfigError) as caught:
             journal.write(outcome)

@@ -171,7 +171,7 @@ class TestTrial:
     def test_a_share_that_grows_with_the_rate_does_not(
         self, tried: ThrottlingBaseline
     ) -> None:
-        """Fault: each of many clients ignored what the others throttled."""
+        """Fault: each client on one limit ignored the throttling by the others."""
         assert end_trial(tried, 0.0, 0.3) is None
         assert not tried.covers(0.1)
 

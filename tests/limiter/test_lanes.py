@@ -248,7 +248,7 @@ class TestRetryAfter:
     def test_one_above_the_patience_fails_calls_of_its_workspace_alone(
         self, simulate: Simulate
     ) -> None:
-        """Fault: six dead targets with Retry-After 600 ended a run of a thousand."""
+        """Fault: a gateway's 600 s for six dead targets ended a run of a thousand."""
         simulation = simulate(throttling(OVER_QUOTA, 600.0), LATENCY)
 
         async def main(session: BctrlSession) -> None:

@@ -190,7 +190,7 @@ class TestPatience:
         assert now() == pytest.approx(50.1)
 
     async def test_the_sessions_own_pause_is_waited_for_without_any(self) -> None:
-        """Fault: its own pause was a Retry-After beyond the patience."""
+        """Fault: its own pause was reported as a Retry-After beyond the patience."""
         limiter = Limiter(10, AdaptiveRate())
         show_limit(limiter)
         await limiter.acquire(0.0)
@@ -233,7 +233,7 @@ class TestPatience:
 
 
 def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> None:
-    """Fault: one target over its quota, or dead, held up all others."""
+    """Fault: one target over its quota, or behind a dead gateway, held up all."""
     simulation = simulate(
         lambda request: throttled(50.0) if request.at == 0.0 else ANSWER
     )

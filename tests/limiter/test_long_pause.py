@@ -256,7 +256,7 @@ class TestBulk:
         throttles: int,
         patience: float | None,
     ) -> None:
-        """Fault: each throttled worker slept, so none sent a probe."""
+        """Fault: each worker slept for the whole Retry-After, so none sent a probe."""
         answers = iter([throttled(retry_after)] * throttles)
         simulation = simulate(
             lambda request: next(answers, ANSWER) if request.at < 1.0 else ANSWER

@@ -220,7 +220,7 @@ class TestManyLimiters:
     def test_hardly_any_request_is_throttled_and_the_limit_is_used(
         self, count: int, retry_after: float | None, share: float, used: float
     ) -> None:
-        """Fault: each took the others' load for throttling at any rate."""
+        """Fault: each ignored the others' load, as throttling at any rate."""
         fleet = self.run(count, retry_after=retry_after)
         assert fleet.throttled_share(20, 60) <= share
         assert sum(fleet.rates(20, 60)) >= used * 200

@@ -215,7 +215,7 @@ async def test_a_server_that_is_far_away_is_not_taken_for_dead(
 async def test_a_store_that_refuses_a_session_is_asked_once_and_nothing_is_sent(
     emulator: Emulator, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: each process went on with the whole rate, and a warning."""
+    """Fault: each went on with the whole rate, and a warning that nobody read."""
     pace = MemoryPace(rate=RATE)
     pace.error = BctrlConfigError("wrong password", argument="rate")
     async with connect(rate=pace) as session:

@@ -218,7 +218,7 @@ class TestWithoutStore:
         assert len(messages) == 2 * count
 
     async def test_the_share_is_a_mean_over_the_last_leases(self) -> None:
-        """Fault: after a kill, all went on at 1.5 times the rate."""
+        """Fault: after a kill, all kept the last lease's speed, 1.5 times the rate."""
         pace = MemoryPace(rate=200)
         busy, joining = Member(pace), Member(pace)
         running = asyncio.create_task(busy.bulk(10_000, until=10))
