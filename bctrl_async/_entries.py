@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from bctrl_async import _config, errors
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.outcomes import StopOutcome, StopResult, error_fields
 
 _T = TypeVar("_T")
 
@@ -100,9 +100,25 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @classmethod
     def of(cls, outcome: StopOutcome) -> Self:
-        """Make the entry of an outcome; raise a ValidationError if a type is wrong."""
-        # The names of the target keep the lone surrogates that `to_dict` replaces.
-        return msgspec.convert(outcome.to_dict() | outcome.target._asdict(), cls)
+        """Make the entry of an outcome, without a check of its types."""
+        error = None
+        if outcome.error is not None:
+            error = msgspec.convert(error_fields(outcome.error), ErrorRecord)
+        return cls(
+            index=outcome.index,
+            workspace_id=outcome.target.workspace_id,
+            alias=outcome.target.alias,
+            result=outcome.result,
+            at=outcome.at,
+            ok=outcome.ok,
+            running=outcome.running,
+            attempts=outcome.attempts,
+            elapsed=round(outcome.elapsed, 6),
+            request_id=outcome.request_id,
+            resumed=outcome.resumed,
+            runtime=outcome.runtime,
+            error=error,
+        )
 
     def shortened(self) -> Self:
         """Return the entry as short as its line must be, and as UTF-8 can encode it."""

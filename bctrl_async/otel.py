@@ -228,9 +228,8 @@ class _Stop(_WithSpan, StopObserver):
         span.set_attribute("bctrl.result", outcome.result.value)
         if outcome.running is not None:
             span.set_attribute("bctrl.running", outcome.running)
-        error = self._raised_error
-        if error is None:
-            error = outcome.error
+        # Unlike a cancellation that was raised, the error says what is in doubt.
+        error = outcome.error or self._raised_error
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
         # The stop did not fail if the server processed it, and its call raised nothing.

@@ -126,7 +126,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
             "request_id": self.request_id,
             "resumed": self.resumed,
             "runtime": msgspec.to_builtins(self.runtime),
-            "error": _error_fields(self.error),
+            "error": None if self.error is None else error_fields(self.error),
         }
 
 
@@ -188,12 +188,15 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
         `failures` has each failure as `StopOutcome.to_dict` returns it.
         """
+        ended_early = None
+        if self.ended_early is not None:
+            ended_early = error_fields(self.ended_early)
         return {
             "ok": self.ok,
             **asdict(self),
             "counts": {result.value: self.counts[result] for result in StopResult},
             "elapsed": round(self.elapsed, 6),
-            "ended_early": _error_fields(self.ended_early),
+            "ended_early": ended_early,
             "failures": [outcome.to_dict() for outcome in self.failures],
         }
 
@@ -222,10 +225,8 @@ def accept_missing(outcome: StopOutcome) -> StopOutcome:
     return replace(outcome, running=False, error=None)
 
 
-def _error_fields(error: BctrlError | None) -> dict[str, object] | None:
+def error_fields(error: BctrlError) -> dict[str, object]:
     """Return the type and the facts of an error as JSON values."""
-    if error is None:
-        return None
     return {
         "type": type(error).__name__,
         "message": error.summary,

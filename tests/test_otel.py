@@ -289,6 +289,8 @@ async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(
     assert [point.value for _, point in active] == [1, 0]
     spans = "stop_runtime unknown error CancelledError (POST error CancelledError)"
     assert traced.tree() == spans
+    [span] = traced.spans()
+    assert attributes(span)["bctrl.may_have_stopped"] is True
 
 
 class TestBulk:

@@ -57,11 +57,10 @@ def observe_call(
     call_observer: CallObserver | None = None
     if observer is not None:
         name = None if alias is None else str(alias)
-        call_observer = notify(
-            observer.begin_call, operation.name, str(workspace_id), name
+        call_observer = (
+            notify(observer.begin_call, operation.name, str(workspace_id), name)
+            or CallObserver()
         )
-        if call_observer is None:
-            call_observer = CallObserver()
     try:
         yield call_observer
     except BaseException as error:

@@ -46,7 +46,8 @@ class Gate:
         self._timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
         self._shortest_patience = math.inf
-        self._patience_timer: asyncio.Handle | None = None
+        self._patience_timer: asyncio.TimerHandle | None = None
+        self._patience_timer_at = math.inf
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
 
@@ -105,9 +106,7 @@ class Gate:
         self._admit()
         # A call without patience still waits for its first attempt.
         if waiter.max_wait and not waiter.admitted.done():
-            self._shortest_patience = min(self._shortest_patience, waiter.max_wait)
-            if self._throttles_all:
-                self._schedule_deadline(waiter, now)
+            self._watch_patience(waiter, now)
 
     def take(self, workspace: str) -> list[Waiter]:
         """Remove and return the waiters of a workspace, but no canary, in order."""
@@ -151,39 +150,47 @@ class Gate:
         since = max(waiter.history.waits_since, min(self.rate.throttled_since, now))
         return since + waiter.max_wait
 
-    def _watch_patience(self) -> None:
-        """Set the timer shared by those that waited before all attempts were throttled.
+    def _watch_patience(self, waiter: Waiter, now: float) -> None:
+        """End the patience of a waiter in time, should all be throttled until then.
 
-        A timer for each of them would take most of the time and memory of a waiter.
+        While it is not so, those that wait share a timer: a timer for each would take
+        most of the time and memory of a waiter.
         """
-        deadline = self.rate.throttled_since + self._shortest_patience
-        if self._patience_timer is None and deadline < math.inf:
+        if self._throttles_all:
+            deadline = self._deadline(waiter, now)
             loop = asyncio.get_running_loop()
-            self._patience_timer = loop.call_at(deadline, self._on_patience_timer)
-
-    def _on_patience_timer(self) -> None:
-        self._patience_timer = None
-        now = asyncio.get_running_loop().time()
-        if now < self.rate.throttled_since + self._shortest_patience - _TIMER_TOLERANCE:
-            self._watch_patience()
-            return
-        for waiter in self._queues.waiting:
-            if not waiter.has_timer:
-                self._on_deadline(waiter)
-
-    def _schedule_deadline(self, waiter: Waiter, now: float) -> None:
-        loop = asyncio.get_running_loop()
-        waiter.set_timer(
-            loop.call_at(self._deadline(waiter, now), self._on_deadline, waiter)
-        )
+            waiter.set_timer(loop.call_at(deadline, self._on_deadline, waiter))
+        else:
+            self._shortest_patience = min(self._shortest_patience, waiter.max_wait)
 
     def _on_deadline(self, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
         waiter.cancel_timer()
-        if self._fail_if_in_vain(waiter, now):
+        if not self._fail_if_in_vain(waiter, now) and waiter.max_wait:
+            self._watch_patience(waiter, now)
+
+    def _set_shared_timer(self) -> None:
+        """Set the timer that waiters share for the earliest end of a patience."""
+        deadline = self.rate.throttled_since + self._shortest_patience
+        if deadline >= self._patience_timer_at:
             return
-        if waiter.max_wait and self._throttles_all:
-            self._schedule_deadline(waiter, now)
+        if self._patience_timer is not None:
+            self._patience_timer.cancel()
+        self._patience_timer_at = deadline
+        loop = asyncio.get_running_loop()
+        self._patience_timer = loop.call_at(deadline, self._on_shared_timer)
+
+    def _on_shared_timer(self) -> None:
+        self._patience_timer_at = math.inf
+        now = asyncio.get_running_loop().time()
+        if now < self.rate.throttled_since + self._shortest_patience - _TIMER_TOLERANCE:
+            # Others were answered meanwhile.
+            self._set_shared_timer()
+            return
+        self._shortest_patience = math.inf
+        for waiter in self._queues.waiting:
+            if not waiter.has_timer:
+                self._on_deadline(waiter)
 
     def release(self) -> None:
         """Release a slot."""
@@ -217,7 +224,7 @@ class Gate:
         self.rate.on_throttled(
             now, retry_after, self.in_use, history, is_explained=is_explained
         )
-        self._watch_patience()
+        self._set_shared_timer()
         if self.rate.is_throttled and self._limited_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.

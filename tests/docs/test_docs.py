@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 import aiohttp
@@ -36,6 +37,8 @@ GUIDES = [
     path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"
 ]
 
+# An indented block of a docstring that no heading such as "Args:" introduces.
+EXAMPLE = re.compile(r"\n\n((?:(?:    .*)?\n)*    .*)(?=\n\n|$)")
 # Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for a block that
 # is a file.
 BLOCK = re.compile(
@@ -261,6 +264,22 @@ def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     inside = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in inside if not (ROOT / link).exists()] == []
+
+
+def test_the_examples_of_docstrings_are_code() -> None:
+    """Fault: an example was wrapped as prose."""
+    examples = [
+        dedent(example)
+        for path in sorted((ROOT / "bctrl_async").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for example in EXAMPLE.findall(ast.get_docstring(node) or "")
+    ]
+    assert len(examples) > 10
+    for example in examples:
+        # The tree of the errors is a picture.
+        if "├" not in example:
+            compile(example, "example", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_no_text_tells_to_install_the_package_from_an_index() -> None:

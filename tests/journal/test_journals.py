@@ -264,6 +264,10 @@ INVALID = {
         replace(STOPPED, result="nonsense"),
         "outcome: Invalid enum value 'nonsense' - at `$.result`",
     ),
+    "a number as workspace": (
+        replace(STOPPED, target=RuntimeRef(1, "b")),  # type: ignore[arg-type]
+        "outcome: expected `str`, not `int` - at `$.workspace_id`",
+    ),
     "a text as index": (
         replace(STOPPED, index="1"),
         "outcome: expected `int`, not `str` - at `$.index`",

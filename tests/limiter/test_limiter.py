@@ -231,6 +231,25 @@ class TestPatience:
         assert await asyncio.gather(*waits) == pytest.approx(ends, abs=0.011)
         assert not without_patience.done()
 
+    async def test_a_short_patience_ends_in_time_beside_a_long_one(self) -> None:
+        """Fault: a call with a patience of 0.3 s failed after 2.9 s."""
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        workspaces = [f"ws-{number}" for number in range(8)]
+        patient = asyncio.create_task(limiter.acquire(3.0))
+        await asyncio.sleep(0.0)
+        show_limit(limiter, None, *workspaces)
+        limiter._on_success(History())
+        impatient = asyncio.create_task(limiter.acquire(0.3))
+        await asyncio.sleep(0.1)
+        show_limit(limiter, None, *workspaces)
+        with pytest.raises(BctrlRateLimitError, match="the server throttled all calls"):
+            await impatient
+        assert now() == pytest.approx(0.4)
+        with pytest.raises(BctrlRateLimitError, match="the server throttled all calls"):
+            await patient
+        assert now() == pytest.approx(3.1)
+
 
 def test_one_retry_after_holds_its_own_call_and_no_other(simulate: Simulate) -> None:
     """Fault: one target over its quota, or behind a dead gateway, held up all."""
