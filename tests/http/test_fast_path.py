@@ -320,7 +320,7 @@ class TestTimeout:
     async def test_a_cancellation_in_the_same_turn_prevails(
         self, order: list[int]
     ) -> None:
-        """Fault: a timeout that cancels its task can swallow a caller's cancellation."""
+        """Fault: a timeout that cancels can swallow a cancellation by the caller."""
         async with in_flight() as (session, stopping):
             [exchange] = exchanges_of(session)
             ends: list[Callable[[], object]] = [exchange.time_out, stopping.cancel]
