@@ -454,6 +454,28 @@ class TestSlots:
 
         virtual_time.run(scenario())
 
+    async def test_a_call_that_is_cancelled_as_its_lane_admits_it_leaves_it(
+        self,
+    ) -> None:
+        limiter = Limiter(1, past_start())
+        show_limit(limiter, None, "ws-1")
+        history = History(workspace="ws-1")
+        call = asyncio.create_task(limiter.acquire(60.0, history=history))
+        await asyncio.sleep(0.0)
+        lane = limiter._lanes["ws-1"]
+        in_use: list[int] = []
+
+        def cancel() -> None:
+            in_use.append(lane.in_use)
+            call.cancel()
+
+        # It comes in the same step of the loop as the wakeup, after it.
+        asyncio.get_running_loop().call_at(lane._wakeup_at + 1e-10, cancel)
+        await asyncio.wait([call])
+        assert in_use == [1]
+        assert call.cancelled()
+        assert limiter.in_use == lane.in_use == 0
+
     @pytest.mark.parametrize("is_admitted", [False, True])
     async def test_a_call_that_is_cancelled_after_its_lane_leaves_it(
         self, *, is_admitted: bool
