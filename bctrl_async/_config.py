@@ -147,7 +147,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def seconds(
-    value: object, name: str, kind: str = "a positive number of seconds"
+    value: object, name: str, description: str = "a positive number of seconds"
 ) -> float:
     """Return a finite number above 0."""
     number = math.nan
@@ -157,7 +157,7 @@ def seconds(
             number = float(value)
     if not math.isfinite(number) or number <= 0:
         raise BctrlConfigError(
-            f"invalid {name} {value!r:.50}: expected {kind}", argument=name
+            f"invalid {name} {value!r:.50}: expected {description}", argument=name
         )
     return number
 
@@ -177,17 +177,21 @@ def count(value: object, name: str) -> int:
     return value
 
 
-def check_type(value: object, types: type | UnionType, name: str, kind: str) -> None:
+def check_type(
+    value: object, types: type | UnionType, name: str, description: str
+) -> None:
     """Raise the error of `invalid_type` unless an argument has one of these types."""
     if not isinstance(value, types):
-        raise invalid_type(name, type(value), kind)
+        raise invalid_type(name, type(value), description)
 
 
 def invalid_type(
-    name: str, actual: type, kind: str, argument: str | None = None
+    name: str, actual: type, description: str, argument: str | None = None
 ) -> BctrlConfigError:
     """Return the error of an argument that is not of the expected type."""
-    return invalid(name, f"expected {kind}, not {actual.__name__}", argument=argument)
+    return invalid(
+        name, f"expected {description}, not {actual.__name__}", argument=argument
+    )
 
 
 def invalid(

@@ -303,7 +303,7 @@ class BctrlSession:
             observer = None if observed is None else observed.observer
             result = await self._sender.request(call, http, observer)
             if type(result) is Failure:
-                result = await self._get_stopped(
+                result = await self._get_stopped_or_raise(
                     call, result, observer, stopped_ok=stopped_ok
                 )
         except BaseException as error:
@@ -319,7 +319,7 @@ class BctrlSession:
             observed.end(result, call)
         return result
 
-    async def _get_stopped(
+    async def _get_stopped_or_raise(
         self,
         call: Call[Runtime],
         failure: Failure,

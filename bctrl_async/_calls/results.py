@@ -10,7 +10,7 @@ from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 from bctrl_async.outcomes import StopOutcome, StopResult, now
 
-_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
+_STOPPED_OR_ALREADY = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _SETTLED = frozenset(
     {Kind.NOT_RUNNING.result, Kind.NOT_FOUND.result, Kind.INVALID_TARGET.result}
 )
@@ -23,23 +23,24 @@ def result_of(answer: Runtime | BctrlError) -> StopResult:
         # Any other status means that the stop was accepted, but not confirmed.
         is_stopped = answer.status == RuntimeStatus.STOPPED
         return StopResult.STOPPED if is_stopped else StopResult.ACCEPTED
-    result = kind_of(answer).result
+    error = answer
+    result = kind_of(error).result
     if result in _SETTLED:
         return result
     # The rest depends on all attempts of the call.
-    if answer.accepted:
+    if error.accepted:
         return StopResult.ACCEPTED
-    if answer.may_have_stopped:
+    if error.may_have_stopped:
         return StopResult.UNKNOWN
-    if answer.status is None:
+    if error.status is None:
         return StopResult.NOT_SENT
-    # The status is from the last answer, a refusal, even if later attempts had none.
+    # The server rejected it; later attempts may have had no answer.
     return StopResult.REJECTED
 
 
 def running_of(result: StopResult, runtime: Runtime | None) -> bool | None:
     """Return True if a runtime runs, False if it does not, None if nobody knows."""
-    if result in _STOPPED:
+    if result in _STOPPED_OR_ALREADY:
         return False
     if runtime is None:
         return None

@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
 from bctrl_async._http.request import Operation, Request
-from bctrl_async._http.response import ADVICE, MIB
+from bctrl_async._http.response import ADVICE_BY_STATUS, MIB
 from bctrl_async._kinds import Failure, Kind, Repeat
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async.errors import format_duration, session_closed
@@ -31,7 +31,7 @@ _ConnectError = (
     | aiohttp.ClientHttpProxyError
     | aiohttp.ServerFingerprintMismatch
 )
-_ADVICE: dict[type[BaseException], str] = {
+_ADVICE_BY_CLASS: dict[type[BaseException], str] = {
     aiohttp.ClientProxyConnectionError: (
         "Check the URL of the proxy and the network; retrying is safe"
     ),
@@ -67,9 +67,10 @@ def failed_request(
     if not isinstance(cause, AIOHTTP_ERRORS):
         return None
     kind, summary = _describe(cause, call)
-    advice = _ADVICE.get(type(cause))
+    advice = _ADVICE_BY_CLASS.get(type(cause))
     if isinstance(cause, aiohttp.ClientHttpProxyError):
-        advice = ADVICE.get(cause.status, _PROXY_RULES)
+        advice = ADVICE_BY_STATUS.get(cause.status, _PROXY_RULES)
+    # None stands for what the kind says.
     in_doubt = None
     if kind is Kind.MISCONFIGURED:
         # A tracer or a middleware may raise a ValueError after the answer.
@@ -85,7 +86,7 @@ def partial_response(
     limit: aiohttp.ClientTimeout,
     operation: Operation[_T],
 ) -> Failure:
-    """Return the failure of a 2xx with a part of its body, which may be too long."""
+    """Return the failure of a 2xx whose body was cut short, slow or too long."""
     kind = Kind.UNREADABLE
     problem = "was truncated or cannot be decompressed"
     if cause is None:
@@ -94,6 +95,7 @@ def partial_response(
         kind = Kind.SLOW_BODY
         problem = f"took more than {format_duration(limit.total)}"
     elif operation.repeat is Repeat.READ:
+        # A read is retried, as after a lost connection; a stop was accepted already.
         kind = Kind.CUT_SHORT
     summary = f"the server answered {status}, but the body {problem}"
     return Failure(kind=kind, summary=summary, status=status, cause=cause)

@@ -289,7 +289,7 @@ def _as_uuid(text: str) -> UUID | None:
     return UUID(text)
 
 
-ADVICE = {407: "Check the user and the password of the proxy"}
+ADVICE_BY_STATUS = {407: "Check the user and the password of the proxy"}
 _NOT_FORWARDED = frozenset({400, 405, 407, 411, 413, 414, 421, 425, 431, 451})
 """Statuses with which a gateway rejects a request; after others, the API may have
 received it."""
@@ -309,7 +309,7 @@ def parse_error(
     message = fields.first("error", "message", "detail", "title")
     kind = kind_of_status(status, code)
     in_doubt = _doubt(kind, status, code)
-    advice = ADVICE.get(status)
+    advice = ADVICE_BY_STATUS.get(status)
     if in_doubt:
         # The user must look at the runtime, as after a conflict.
         advice = BctrlConflictError.advice

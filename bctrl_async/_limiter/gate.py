@@ -37,9 +37,9 @@ class Gate:
         self.in_use: int = 0
         """The number of slots in use."""
         self._limit = limit
-        self._affected_calls = "all calls of the session"
+        self._text_of_calls = "all calls of the session"
         if workspace is not None:
-            self._affected_calls = f"all calls in workspace {workspace!r}"
+            self._text_of_calls = f"all calls in workspace {workspace!r}"
         self._leases: Leases | None = None
         self._queues = Queues()
         self._limited_since: float | None = None
@@ -116,7 +116,7 @@ class Gate:
         """Fail a waiter whose patience ends before an attempt may succeed."""
         if waiter.max_wait and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
             span = format_duration(waiter.max_wait)
-            problem = f"the server throttled {self._affected_calls} for {span}"
+            problem = f"the server throttled {self._text_of_calls} for {span}"
             waiter.fail(BctrlRateLimitError(problem))
             return True
         wait = self.retry_after_ends - now
@@ -242,7 +242,7 @@ class Gate:
             "throttled by the server (status %d): %s slow down, and the next attempt "
             "starts in %.3f s",
             status,
-            self._affected_calls,
+            self._text_of_calls,
             delay,
             extra={
                 "bctrl.event": "throttled",
@@ -286,7 +286,7 @@ class Gate:
         _log.info(
             "no longer throttled by the server, after %.3f s: %s start at full speed",
             elapsed,
-            self._affected_calls,
+            self._text_of_calls,
             extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
         )
 

@@ -200,7 +200,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         # An ended run may have left outcomes, which can only be read within the block.
         self._outcomes.discard()
         if exc_type is None:
-            self._raise_error()
+            self._raise_error_if_any()
 
     def __aiter__(self) -> Self:
         return self
@@ -214,11 +214,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
         outcome = await self._outcomes.get()
         if outcome is not None:
             return outcome
-        self._raise_error()
+        self._raise_error_if_any()
         raise StopAsyncIteration
 
-    def _raise_error(self) -> None:
-        """Raise the error of the run, once."""
+    def _raise_error_if_any(self) -> None:
+        """Raise the error of the run, if any, once."""
         error = self._run.error
         self._run.error = None
         if error is not None:

@@ -351,8 +351,8 @@ class Run:
         for deliver in self.receivers:
             if self.state.level is CancelLevel.DELIVERY:
                 return
-            answer = deliver(outcome)
+            return_value = deliver(outcome)
             # Most callbacks return None; `isawaitable` would take ten times as long.
-            if answer is not None and inspect.isawaitable(answer):
+            if return_value is not None and inspect.isawaitable(return_value):
                 with worker.scope(CancelLevel.DELIVERY):
-                    await answer
+                    await return_value

@@ -75,7 +75,7 @@ class Polls:
                 )
                 outcome = outcome_after_poll(outcome, answer, poll)
                 self.outcomes[stop] = outcome
-                if isinstance(answer, Failure) and _is_final(answer, poll):
+                if isinstance(answer, Failure) and _would_fail_again(answer, poll):
                     break
         finally:
             outcome = self._record(stop)
@@ -92,6 +92,6 @@ class Polls:
         return self._sender.ledger.record(outcome, stop.observer)
 
 
-def _is_final(failure: Failure, poll: Call[Runtime]) -> bool:
+def _would_fail_again(failure: Failure, poll: Call[Runtime]) -> bool:
     """Return True if another poll would fail as well."""
     return _quick.hangs(failure) or not poll.retries.may_succeed(failure)

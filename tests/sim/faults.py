@@ -182,7 +182,7 @@ FAULTS = {
     "own-work": KnownFault(
         "stop_runtime raises a conflict although its own attempt stopped the runtime",
         "own work",
-        {"bctrl_async.BctrlSession._get_stopped": _stop_without_a_look},
+        {"bctrl_async.BctrlSession._get_stopped_or_raise": _stop_without_a_look},
     ),
     "locked": KnownFault(
         "an absurd Retry-After locks the session",
