@@ -47,7 +47,7 @@ class Repeat(Enum):
 class Cost(Enum):
     """The cost of a failed attempt, and the operations that may be repeated."""
 
-    RUN = "the run: each call fails until the user corrects something", ()
+    RUN = "the run, or a target that is not sent: the user must correct something", ()
     CALL = "the call, which would fail again", ()
     IF_READ = "an attempt of a read; else the call, as it was taken", (Repeat.READ,)
     IF_SAFE = "an attempt, if repeating is safe", (Repeat.READ, Repeat.CONVERGES)

@@ -34,7 +34,8 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
     def is_in_shard(item: object) -> bool:
         nonlocal is_first
         if is_first:
-            # This check makes each shard reject a wrong input, not shard 1 alone.
+            # Shard 1 has all items that are not targets, so without this check it alone
+            # would reject a wrong input.
             check_first(item)
             is_first = False
         return shard_of(item, count) == number

@@ -138,10 +138,10 @@ class Sender:
                 try:
                     result = await self._attempt(call, http, observer)
                 except BaseException:
-                    # It was cancelled, or a key function has raised before the attempt.
-                    self.tally.cancelled += call.in_flight
+                    self._record_cancellation(call)
                     self.limiter.release(None, call.retries)
                     raise
+                # The limiter knows from other calls if the target alone fails.
                 target_failed = self.limiter.release(result, call.retries)
                 # `isinstance` takes four times as long for a Struct.
                 if type(result) is not Failure:
@@ -166,6 +166,11 @@ class Sender:
         await self.limiter.acquire(
             retries.policy.max_throttle_wait, call.priority, retries
         )
+
+    def _record_cancellation(self, call: Call[_T]) -> None:
+        # If a key function has raised, no attempt has started.
+        if call.in_flight:
+            self.tally.cancelled += 1
 
     def _record_success(self, call: Call[_T]) -> None:
         call.end_attempt()

@@ -167,7 +167,10 @@ class Transport:
 def _parse(
     call: Request[_T], answer: _Answer, authorization: str
 ) -> _T | Failure | CoroutineType[object, object, _T | Failure]:
-    """Return the value or the failure of a 2xx, or raise one of `DECODE_ERRORS`."""
+    """Keep the request id of a 2xx, for `_check`, and return its value or its failure.
+
+    It raises one of `DECODE_ERRORS` if the body cannot be parsed.
+    """
     operation = call.operation
     call.request_id = None
     if answer.may_have_id:

@@ -204,6 +204,7 @@ class Limiter:
             target_failed = self._on_failure(answer, history)
         elif answer is not None:
             self._on_success(history)
+        # Most calls are in no lane, so this check saves the call of `leave_lane`.
         if history.is_in_lane:
             self.leave_lane(history)
         self._all.release()

@@ -48,9 +48,11 @@ class CancelScope:
         self.cancelled_caught: bool = False
 
     def __enter__(self) -> Self:
+        # The task is kept, because it may enter the block again.
+        if self._task is None:
+            self._task = asyncio.current_task()
         task = self._task
-        if task is None:
-            self._task = task = asyncio.current_task()
+        # It remains None in a coroutine that no task runs, which nobody can cancel.
         self._outer_cancels = 0 if task is None else task.cancelling()
         self._is_entered = True
         self._cancel_called = self.cancelled_caught = False

@@ -118,6 +118,7 @@ class BulkSender:
             # Nothing is parked any more, so it waits in the lane with its worker.
             retries.may_park = False
             return None
+        # `enqueue` checks this, too, but costs more, and most workspaces have no lane.
         if not self._limiter.has_lane(retries.workspace):
             return None
         stop.waiter = self._limiter.enqueue(

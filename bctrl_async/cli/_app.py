@@ -167,8 +167,9 @@ def _option_name(token: str) -> str:
 
 
 def _error_text(error: CycloptsError) -> str:
-    """Return the text of an error, which shows no value of an unknown option."""
+    """Return the text of a wrong command line, without values of unknown options."""
     unused = [_option_name(token) for token in error.unused_tokens or ()]
+    # These are the tokens that `str(error)` shows.
     error.unused_tokens = unused
     text = str(error)
     match error:
