@@ -86,9 +86,10 @@ class Sender:
         )
 
     async def close(self) -> None:
-        """Fail waiting calls; close the pace, and the pool if the session owns it."""
+        """Fail waiting calls; close the pace, and the pool unless it was borrowed."""
         if self.is_closed:
             return
+        # With its loop, everything that waits is gone.
         has_loop = self._pool.has_open_loop
         if has_loop:
             self._pool.check_loop()

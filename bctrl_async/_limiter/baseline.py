@@ -209,9 +209,9 @@ class ThrottlingBaseline:
 
     def _pass_trial(self, trial: _Trial, now: float) -> float:
         # The share is measured in the two groups and the trial together.
-        in_groups = len(self._earlier) + len(self._later)
-        responses = in_groups / trial.share + trial.responses
-        share = (in_groups + trial.throttled) / responses
+        throttled = len(self._earlier) + len(self._later)
+        responses = throttled / trial.share
+        share = (throttled + trial.throttled) / (responses + trial.responses)
         rate = self._old_rate
         self._begin_anew(_Hold(share, now + self._hold_seconds))
         self._hold_seconds = min(2 * self._hold_seconds, _HOLD_MAX)

@@ -190,6 +190,7 @@ class Gate:
         self._shortest_patience = math.inf
         for waiter in self._queues.waiting:
             if not waiter.has_timer:
+                # It fails, or gets a timer of its own.
                 self._on_deadline(waiter)
 
     def release(self) -> None:

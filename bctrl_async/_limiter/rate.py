@@ -180,12 +180,15 @@ class AdaptiveRate:
         """Start slowly under a new limit, or step down; pause as the server asks."""
         pause_ends = now + wait
         self.pause.retry_after_ends = max(self.pause.retry_after_ends, pause_ends)
-        # Attempts in flight end within a Retry-After, so throttling right after it is a
-        # new event.
-        last_event = self._curve.stepped_at if wait else self._curve.starts
+        last_event = self._curve.starts
+        if wait:
+            # Attempts in flight end within a Retry-After, so throttling right after it
+            # is a new event. Without it, the pause belongs to the event.
+            last_event = self._curve.stepped_at
         is_new_event = now >= last_event + _RECOVERY
         if is_new_event and self.is_throttled:
-            self._current_rate(now)  # It lifts a limit that is gone.
+            # To compute the rate lifts a limit that is gone.
+            self._current_rate(now)
         if not self.is_throttled:
             self._start_slowly(now)
             pause_ends = max(pause_ends, now + _PAUSE)

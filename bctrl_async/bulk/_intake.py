@@ -97,7 +97,7 @@ class Intake:
         return self._ledger.record(self._source.with_listed(outcome))
 
     def outcome(self, stop: Stop, result: Runtime | BctrlError) -> StopOutcome:
-        """Return the outcome of a stop that has its result."""
+        """Return the outcome of a stop, with its listed runtime if that is still so."""
         return self._source.with_listed(
             outcome_of(
                 stop.target,

@@ -97,7 +97,7 @@ class Exchange:
         self.protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
         self.content: aiohttp.StreamReader = aiohttp.EMPTY_PAYLOAD
         self.answer: Answer | PlainAnswer | None = None
-        self._timeout: TimeoutError | None = None
+        self._timeout_error: TimeoutError | None = None
 
     def write(self, request: bytes) -> None:
         """Send the request."""
@@ -120,6 +120,7 @@ class Exchange:
         self.status = message.code
         if isinstance(message, PlainAnswer):
             self.answer = message
+            # The connection goes back to the pool.
             self.close()
             return
         self.content = content
@@ -128,16 +129,16 @@ class Exchange:
         self.header = message.headers.get
         if content.is_eof():
             self.answer = Answer(self.status, self.header, content.read_nowait())
-        elif self._timeout is not None:
+        elif self._timeout_error is not None:
             # The time ran out in the same turn of the loop in which the head arrived.
-            content.set_exception(self._timeout)
+            content.set_exception(self._timeout_error)
 
     def time_out(self) -> None:
         """End the exchange with a `TimeoutError`."""
         # This cancels no task, so it cannot be taken for a cancellation by the caller.
-        self._timeout = TimeoutError()
-        self.protocol.set_exception(self._timeout)
-        self.content.set_exception(self._timeout)
+        self._timeout_error = TimeoutError()
+        self.protocol.set_exception(self._timeout_error)
+        self.content.set_exception(self._timeout_error)
 
     def abort(self) -> None:
         """Close the connection."""
