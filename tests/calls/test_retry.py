@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from aiohttp import ClientTimeout
 from msgspec.structs import replace
+from support.virtual_time import now, run
 
 from bctrl_async import (
     BctrlApiError,
@@ -29,6 +30,8 @@ from bctrl_async._calls.results import result_of
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http.request import STOP
 from bctrl_async._kinds import Failure, Kind, Repeat, kind_of_status
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.rate import AdaptiveRate
 
 
 def longest(low: float, high: float) -> float:
@@ -77,9 +80,10 @@ def delay_after(
     return retries.delay(now)
 
 
-def call_of(*errors: BctrlError) -> Call[Runtime]:
+def call_of(*errors: BctrlError, patience: float | None = None) -> Call[Runtime]:
     """Return a stop whose attempts have failed with these errors."""
-    call = Call(STOP, "ws-1", "crm", "/", ClientTimeout(), retries=state())
+    retries = state(patience=patience)
+    call = Call(STOP, "ws-1", "crm", "/", ClientTimeout(), retries=retries)
     for error in errors:
         call.attempts += 1
         call.retries.record(failure_of(error))
@@ -333,3 +337,16 @@ class TestQuota:
         assert "quota" not in str(call.error(refused))
         call.retries.record(Failure.of(lost()))
         assert "quota" not in str(call.error(call.retries.last_failures[-1]))
+
+    def test_a_call_that_waits_for_it_gives_up_with_its_patience(self) -> None:
+        call = call_of(lost(), patience=1.0)
+        while call.retries.quota.acquire():
+            pass
+
+        async def back_off() -> tuple[bool, float]:
+            limiter = Limiter(1, AdaptiveRate())
+            return await call.back_off(limiter, waits_for_quota=True), now()
+
+        may_retry, seconds = run(back_off())
+        assert not may_retry
+        assert 1.0 <= seconds < 10.0
