@@ -23,14 +23,14 @@ import importlib
 import threading
 from collections import ChainMap
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
 
-from bctrl_async import BctrlSession, _quick
+from bctrl_async import BctrlSession, _quick_failures
 from bctrl_async._config import check_type
 from bctrl_async.emulator import Emulator
 
@@ -83,8 +83,8 @@ def set_testing(
     """
     check_type(testing, bool, "testing", "a bool")
     restore = ExitStack()
-    restore.callback(setattr, _quick, "is_on", _quick.is_on)
-    _quick.is_on = testing
+    restore.callback(setattr, _quick_failures, "is_on", _quick_failures.is_on)
+    _quick_failures.is_on = testing
     return restore
 
 
@@ -102,12 +102,19 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     # The nearest marker comes first, and the first of a ChainMap wins.
     arguments = ChainMap(*(marker.kwargs for marker in markers), {"port": 0})
     emulator = Emulator(*positional, **arguments)
+    with _running_in_thread(emulator):
+        yield emulator
+
+
+@contextmanager
+def _running_in_thread(emulator: Emulator) -> Iterator[None]:
+    """Run an emulator in a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         asyncio.run_coroutine_threadsafe(emulator.start(), loop).result()
-        yield emulator
+        yield
     finally:
         asyncio.run_coroutine_threadsafe(emulator.close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)

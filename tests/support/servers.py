@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Fault, Reply
+from bctrl_async.testing import _running_in_thread
 from support.wire_faults import WireEmulator
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -121,14 +121,5 @@ def emulator_in_a_thread(*faults: Fault | Reply) -> Iterator[WireEmulator]:
     for number in range(10):
         emulator.add_runtime("ws-1", f"r{number}")
     emulator.inject(*faults)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(emulator.start(), loop).result()
+    with _running_in_thread(emulator):
         yield emulator
-    finally:
-        asyncio.run_coroutine_threadsafe(emulator.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
