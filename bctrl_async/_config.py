@@ -82,14 +82,14 @@ def base_url(text: str | None, *, allow_plaintext: bool) -> URL:
         problem = "expected scheme and host, no spaces"
         advice = f"Pass such as {DEFAULT_BASE_URL}"
         raise invalid(name, problem, advice, argument="base_url")
-    fault = _fault_of(url, allow_plaintext=allow_plaintext)
-    if fault is not None:
-        raise invalid(name, *fault, argument="base_url")
+    rejection = _rejection_of(url, allow_plaintext=allow_plaintext)
+    if rejection is not None:
+        raise invalid(name, *rejection, argument="base_url")
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.with_path(f"{path}/v1", encoded=True)
 
 
-def _fault_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
+def _rejection_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
     """Return why a URL cannot be the base URL, and what to do."""
     if url.user is not None or url.password is not None:
         # The URL is not shown, for it contains a secret.

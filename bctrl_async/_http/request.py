@@ -69,9 +69,9 @@ def path_segment(value: str | UUID | None, name: str) -> str:
             f"{name} must be a str, not {type(value).__name__}",
             f"Pass the {name} as text",
         )
-    fault = _fault_of(value, name)
-    if fault is not None:
-        raise _invalid_name(*fault)
+    rejection = _rejection_of(value, name)
+    if rejection is not None:
+        raise _invalid_name(*rejection)
     try:
         return parse.quote(value, safe="", errors="strict")
     except UnicodeEncodeError:
@@ -82,7 +82,7 @@ def path_segment(value: str | UUID | None, name: str) -> str:
         ) from None
 
 
-def _fault_of(value: str, name: str) -> tuple[str, str] | None:
+def _rejection_of(value: str, name: str) -> tuple[str, str] | None:
     """Return why a text cannot be a path segment, and what to do."""
     if not value:
         return f"{name} is empty", f"Pass the {name} of the runtime"

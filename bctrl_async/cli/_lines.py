@@ -221,13 +221,13 @@ class LineParser:
 
     def _problem(self, text: str, workspace_id: object, alias: object) -> str:
         """Return why two values are not a target; an empty text if they are."""
-        for kind, name in (("workspace id", workspace_id), ("alias", alias)):
+        for field, name in (("workspace id", workspace_id), ("alias", alias)):
             if name is None:
-                return f"the {kind} is missing"
+                return f"the {field} is missing"
             if not name:
-                return f"the {kind} is empty"
+                return f"the {field} is empty"
             if not isinstance(name, str):
-                return f"the {kind} is not text"
+                return f"the {field} is not text"
         names = f"{workspace_id}{alias}"
         # A tab may delimit cells, but a name with a tab is unreadable.
         if "\t" in names or _find_unreadable(text + names):

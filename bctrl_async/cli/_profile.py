@@ -14,8 +14,15 @@ from bctrl_async import BctrlConfigError
 _PATHS = ("ca_file", "pace")
 """The keys whose values may be paths, relative to the folder of the config file."""
 _KEYS = (
-    *("api_key_env", "workspace", "base_url", "timeout", "attempts"),
-    *("patience", "proxy", "rate", *_PATHS),
+    "api_key_env",
+    "workspace",
+    "base_url",
+    "timeout",
+    "attempts",
+    "patience",
+    "proxy",
+    "rate",
+    *_PATHS,
 )
 
 # `Path.expanduser` would fail without a home folder.

@@ -68,11 +68,9 @@ def open_targets(
     name = "stdin" if file is STDIN else str(file)
     try:
         descriptor = _open(file)
+        file_type = stat.S_IFMT(os.fstat(descriptor).st_mode)
         # A folder is opened like a file; reading it fails.
-        if stat.S_IFMT(os.fstat(descriptor).st_mode) not in {
-            stat.S_IFREG,
-            stat.S_IFDIR,
-        }:
+        if file_type not in {stat.S_IFREG, stat.S_IFDIR}:
             return _read_pipe(descriptor, name, parser, shard, allow_empty=allow_empty)
         with os.fdopen(descriptor, "rb", closefd=file is not STDIN) as lines:
             items = _parse_file(lines, name, parser)
@@ -190,9 +188,8 @@ async def _wait_readable(descriptor: int) -> None:
     """Wait until a pipe is readable; return at once for anything else."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with suppress(
-        NotImplementedError, PermissionError
-    ):  # Windows and devices do not support it.
+    # Windows and devices do not support `add_reader`.
+    with suppress(NotImplementedError, PermissionError):
         loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()
