@@ -43,10 +43,10 @@ class StopResult(StrEnum):
     @property
     def needs_poll(self) -> bool:
         """True if the server may have taken the stop, and the runtime may still run."""
-        return self.is_taken or self is StopResult.UNKNOWN
+        return self.is_unconfirmed or self is StopResult.UNKNOWN
 
     @property
-    def is_taken(self) -> bool:
+    def is_unconfirmed(self) -> bool:
         """True if the server took the stop, but has not called the runtime stopped."""
         return self is StopResult.ACCEPTED
 

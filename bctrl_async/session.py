@@ -15,7 +15,7 @@ from uuid import UUID
 import aiohttp
 from multidict import CIMultiDict
 
-from bctrl_async import _config, _quick
+from bctrl_async import _config, _quick_failures
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import ObservedStop, observe_call
 from bctrl_async._calls.retry import RetryPolicy, RetryState
@@ -152,13 +152,13 @@ class BctrlSession:
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         # Plain http is for loopback alone: a proxy elsewhere could read the key.
         is_loopback_only = self._url.scheme == "http" and not allow_plaintext
-        proxy = _config.proxy(hidden_proxy, is_allowed=not is_loopback_only)
+        checked_proxy = _config.proxy(hidden_proxy, is_allowed=not is_loopback_only)
         self._timeout = transport.time_limit(timeout)
         self._retry = retry
         self._observer = observer
         max_connections = _config.count(max_connections, "max_connections")
         if http is not None:
-            pool_options = (trust_env, proxy, ssl)
+            pool_options = (trust_env, checked_proxy, ssl)
             _check_borrowed(http, pool_options, is_loopback_only=is_loopback_only)
             max_connections = _limit_with(http.connector, max_connections)
         if is_loopback_only:
@@ -172,7 +172,7 @@ class BctrlSession:
                     self._url,
                     all_headers,
                     trust_env=trust_env,
-                    proxy=proxy,
+                    proxy=checked_proxy,
                     ssl=ssl,
                 ),
                 http,
@@ -296,6 +296,7 @@ class BctrlSession:
                 policy, self._sender.quota, STOP.repeat, workspace=workspace_id
             )
             if history is not None:
+                # The call keeps its place in the limiter.
                 retries.continue_from(history)
             call = Call(
                 STOP, workspace_id, alias, path, limit, retries=retries, headers=headers
@@ -673,8 +674,8 @@ class BctrlSession:
         limit = self._timeout
         if timeout is not None:
             limit = transport.time_limit(timeout)
-        if _quick.is_on:
-            limit = transport.at_most(limit, _quick.TIME_LIMIT)
+        if _quick_failures.is_on:
+            limit = transport.at_most(limit, _quick_failures.TIME_LIMIT)
         return limit
 
     def _policy(self, retry: RetryPolicy | None) -> RetryPolicy:

@@ -121,11 +121,11 @@ def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
     if runtime.status.is_final:
         result = result_of(runtime)
         error = None
-        if result.is_taken and not outcome.result.is_taken:
+        if result.is_unconfirmed and not outcome.result.is_unconfirmed:
             # Nothing says that the server accepted this stop; another stop would find
             # the runtime not running.
             result = StopResult.ALREADY_STOPPED
-    elif result.is_taken:
+    elif result.is_unconfirmed:
         error = only_accepted(outcome.target, runtime, outcome.attempts)
     running = running_of(result, runtime)
     return replace(
@@ -134,12 +134,12 @@ def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
 
 
 def _outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
-    """Return an outcome whose runtime does not exist.
+    """Return an outcome updated by a poll that found no runtime of this name.
 
-    If the stop's answer described the runtime, it existed under this name, so it no
-    longer runs. Else the name may be wrong.
+    If the stop's answer described the runtime, the name is right, so it no longer runs.
+    Else the name may be wrong.
     """
-    if outcome.result.is_taken and outcome.runtime is not None:
+    if outcome.result.is_unconfirmed and outcome.runtime is not None:
         return replace(outcome, running=False, runtime=None, error=None, at=now())
     # The poll can have done nothing, but the stop before it may have worked.
     error.may_have_worked = error.may_have_stopped = True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bctrl_async import _config, _quick
+from bctrl_async import _config, _quick_failures
 from bctrl_async._kinds import Cost, Failure, Repeat
 from bctrl_async._limiter.evidence import History
 from bctrl_async.errors import BctrlConfigError
@@ -116,7 +116,7 @@ class RetryQuota:
     def acquire(self) -> bool:
         """Take a token for a retry; return False if the quota is exhausted."""
         self._tokens += self._PER_FAILURE
-        if _quick.is_on:
+        if _quick_failures.is_on:
             # Retries come at once, so that no answer could refill the bucket.
             return True
         if self._tokens < 1.0:
@@ -166,9 +166,9 @@ class RetryState(History):
         self.advice = None
         if failure.kind.is_throttling:
             self.count_throttled()
-        if _quick.hangs(failure):
+        if _quick_failures.hangs(failure):
             self.hung += 1
-            self.advice = _quick.ADVICE
+            self.advice = _quick_failures.ADVICE
         if failure.kind.is_refusal:
             self.quota.release()
 
@@ -205,7 +205,7 @@ class RetryState(History):
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
-        if gives_up or self.hung > 1 or _quick.is_enough(self.busy):
+        if gives_up or self.hung > 1 or _quick_failures.is_enough(self.busy):
             return None
         retry_after = failure.retry_after or 0.0
         if retry_after > patience:
@@ -220,7 +220,7 @@ class RetryState(History):
 
     def _wait_for(self, retry_after: float, patience: float) -> float:
         """Return the delay after a throttled response, which costs patience."""
-        if _quick.is_on:
+        if _quick_failures.is_on:
             return 0.0
         backoff = self.policy.backoff(self.busy, self.uniform)
         delay = max(retry_after, min(backoff, patience))

@@ -44,7 +44,7 @@ _ADVICE_BY_CLASS: dict[type[BaseException], str] = {
 }
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
-_is_words = re.compile("[A-Za-z ,.]+").fullmatch
+_has_only_words = re.compile("[A-Za-z ,.]+").fullmatch
 _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 
 
@@ -104,6 +104,7 @@ def partial_response(
 def _scrub(error: BaseException, key: str) -> BaseException:
     """Remove what may contain the key or the credentials of a proxy from an error."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
+        # The message may be an answer that was cut short.
         error.message = "Server disconnected"
         error.args = (error.message,)
     elif isinstance(error, aiohttp.ClientHttpProxyError):
@@ -125,7 +126,7 @@ def _scrub(error: BaseException, key: str) -> BaseException:
     elif isinstance(error, ValueError):
         # The text may quote a part of a proxy's URL, such as the password.
         text = str(error)
-        if not _is_words(text):
+        if not _has_only_words(text):
             text = f"{type(error).__name__} (not shown)"
         return ValueError(text)
     return detached(error)

@@ -32,35 +32,39 @@ _FADING = 2.0
 class Curve:
     """The curve of CUBIC (RFC 9438): slow around the last peak, and fast beyond it.
 
-    Before the first step down it is a slow start: then `peak` is None. `starts` is when
-    the rate starts to grow from `first_rate`.
+    Before the first step down it is a slow start: then `peak` is None. At the time
+    `growth_start` the rate starts to grow from `first_rate`.
     """
 
     def __init__(self) -> None:
         self.peak: float | None = None
         self.first_rate: float = 0.0
-        self.starts: float = -math.inf
+        self.growth_start: float = -math.inf
         self.stepped_at: float = -math.inf
         self._k = _K_MIN
 
-    def start(self, now: float, starts: float, rate: float, peak: float | None) -> None:
+    def start(
+        self, now: float, growth_start: float, rate: float, peak: float | None
+    ) -> None:
         """Grow from a rate, at once or after a pause."""
         self.peak = peak
         self.first_rate = rate
-        self.starts = max(now, starts)
+        self.growth_start = max(now, growth_start)
         self.stepped_at = now
 
-    def step_down(self, now: float, starts: float, peak: float, pause: float) -> None:
+    def step_down(
+        self, now: float, growth_start: float, peak: float, pause: float
+    ) -> None:
         """Grow from below a peak, and be back at it after K seconds."""
         k = max(math.cbrt((1.0 - BETA) * peak / _CUBIC), _K_MIN)
         longest = _K_FIRST if self.peak is None else _K_MAX
         k = min(k, longest)
         self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
-        self.start(now, starts, BETA * peak, peak)
+        self.start(now, growth_start, BETA * peak, peak)
 
     def rate(self, now: float) -> float:
         """Return the rate at this time."""
-        elapsed = max(now - self.starts, 0.0)
+        elapsed = max(now - self.growth_start, 0.0)
         if self.peak is None:
             # `exp2` overflows after a long time without attempts.
             doublings = min(elapsed / _DOUBLING, 60.0)
@@ -72,6 +76,6 @@ class Curve:
     def fade(self, now: float, since: float) -> float:
         """Return the rate while nothing succeeds: it fades, and does not step down."""
         # The growth starts with the first success.
-        self.starts = max(self.starts, now)
+        self.growth_start = max(self.growth_start, now)
         halvings = max(now - since, 0.0) / _FADING
         return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)

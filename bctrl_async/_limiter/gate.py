@@ -66,7 +66,7 @@ class Gate:
     @property
     def is_limiting(self) -> bool:
         """True if throttling by the server limits the rate of its calls."""
-        return self.rate.is_throttled and not self.is_empty
+        return self.rate.has_limit and not self.is_empty
 
     @property
     def waiting(self) -> list[Waiter]:
@@ -105,7 +105,7 @@ class Gate:
         self._queues.add(waiter)
         self._admit()
         # A call without patience still waits for its first attempt.
-        if waiter.max_wait and not waiter.admitted.done():
+        if waiter.patience and not waiter.admitted.done():
             self._watch_patience(waiter, now)
 
     def take(self, workspace: str) -> list[Waiter]:
@@ -114,19 +114,18 @@ class Gate:
 
     def _fail_if_in_vain(self, waiter: Waiter, now: float) -> bool:
         """Fail a waiter whose patience ends before an attempt may succeed."""
-        if waiter.max_wait and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
-            span = format_duration(waiter.max_wait)
+        if waiter.patience and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
+            span = format_duration(waiter.patience)
             problem = f"the server throttled {self._text_of_calls} for {span}"
             waiter.fail(BctrlRateLimitError(problem))
             return True
         wait = self.retry_after_ends - now
-        if wait <= waiter.max_wait:
+        if wait <= waiter.patience:
             return False
-        # The end of a probe looks like the end of an older attempt. So an unanswered
-        # probe counts as in flight until no attempt is, or until the next probe is due.
-        is_probed = self.rate.pause.is_probed and self.in_use > 0
+        # Any attempt in flight may be the probe, whose answer may end the pause.
+        may_be_probed = self.rate.pause.is_probed and self.in_use > 0
         delay = self.rate.delay(now, self.in_use)
-        if is_probed or delay <= 0.0:
+        if may_be_probed or delay <= 0.0:
             return False
         advice = None
         if wait > PROBE_INTERVAL:
@@ -142,13 +141,13 @@ class Gate:
     @property
     def _throttles_all(self) -> bool:
         """True if every attempt was throttled lately."""
-        return self.rate.throttled_since < math.inf
+        return self.rate.all_throttled_since < math.inf
 
     def _deadline(self, waiter: Waiter, now: float) -> float:
         """Return when the patience of a waiter ends if all is throttled until then."""
         # Unless all is throttled already, that may start now.
-        since = max(waiter.history.waits_since, min(self.rate.throttled_since, now))
-        return since + waiter.max_wait
+        since = max(waiter.history.waits_since, min(self.rate.all_throttled_since, now))
+        return since + waiter.patience
 
     def _watch_patience(self, waiter: Waiter, now: float) -> None:
         """End the patience of a waiter in time, should all be throttled until then.
@@ -161,17 +160,17 @@ class Gate:
             loop = asyncio.get_running_loop()
             waiter.set_timer(loop.call_at(deadline, self._on_deadline, waiter))
         else:
-            self._shortest_patience = min(self._shortest_patience, waiter.max_wait)
+            self._shortest_patience = min(self._shortest_patience, waiter.patience)
 
     def _on_deadline(self, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
         waiter.cancel_timer()
-        if not self._fail_if_in_vain(waiter, now) and waiter.max_wait:
+        if not self._fail_if_in_vain(waiter, now) and waiter.patience:
             self._watch_patience(waiter, now)
 
     def _set_shared_timer(self) -> None:
         """Set the timer that waiters share for the earliest end of a patience."""
-        deadline = self.rate.throttled_since + self._shortest_patience
+        deadline = self.rate.all_throttled_since + self._shortest_patience
         if deadline >= self._patience_timer_at:
             return
         if self._patience_timer is not None:
@@ -183,7 +182,10 @@ class Gate:
     def _on_shared_timer(self) -> None:
         self._patience_timer_at = math.inf
         now = asyncio.get_running_loop().time()
-        if now < self.rate.throttled_since + self._shortest_patience - _TIMER_TOLERANCE:
+        if (
+            now
+            < self.rate.all_throttled_since + self._shortest_patience - _TIMER_TOLERANCE
+        ):
             # Others were answered meanwhile.
             self._set_shared_timer()
             return
@@ -226,7 +228,7 @@ class Gate:
             now, retry_after, self.in_use, history, is_explained=is_explained
         )
         self._set_shared_timer()
-        if self.rate.is_throttled and self._limited_since is None:
+        if self.rate.has_limit and self._limited_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
         if was_probed or pause.retry_after_ends > earlier_end + _LATER:
@@ -257,8 +259,8 @@ class Gate:
         self.rate = AdaptiveRate.of_workspace(self.rate.deliveries)
         self._limited_since = None
         for waiter in self._queues.waiting:
-            # They pass the lane again when a worker takes them up: it may have a new
-            # limit then.
+            # The end of its future wakes a parked stop. It passes the lane again when a
+            # worker takes it up, for the lane may have a new limit then.
             if not waiter.has_task:
                 waiter.admitted.cancel()
         self._admit()
@@ -279,7 +281,7 @@ class Gate:
             self.rate.on_start(now)
         if self._leases is not None:
             self._leases.on_start(now)
-        if self._limited_since is not None and not self.rate.is_throttled:
+        if self._limited_since is not None and not self.rate.has_limit:
             self._log_full_speed(now - self._limited_since)
             self._limited_since = None
 
@@ -315,7 +317,7 @@ class Gate:
             waiter.admitted.set_result(None)
 
     def _schedule_wakeup(self, when: float) -> None:
-        # While the window is full, no time is known: `release` admits the next waiter.
+        # The time is inf while the window is full: then `release` admits the next.
         if when >= self._wakeup_at - _TIMER_TOLERANCE:
             return
         if self._timer is not None:

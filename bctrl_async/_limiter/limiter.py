@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bctrl_async import _quick
+from bctrl_async import _quick_failures
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.gate import Gate
@@ -64,7 +64,7 @@ class Limiter:
     def is_throttled(self) -> bool:
         """True while throttling by the server limits the rate of any call."""
         lanes = self._lanes.values()
-        return self._all.rate.is_throttled or any(lane.is_limiting for lane in lanes)
+        return self._all.rate.has_limit or any(lane.is_limiting for lane in lanes)
 
     def _gates(self) -> Iterator[Gate]:
         yield self._all
@@ -94,7 +94,7 @@ class Limiter:
 
     async def acquire(
         self,
-        max_wait: float,
+        patience: float,
         priority: Priority = Priority.SINGLE,
         history: History | None = None,
     ) -> None:
@@ -102,7 +102,7 @@ class Limiter:
 
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
-            BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds, with
+            BctrlRateLimitError: A Retry-After is longer than `patience` seconds, with
                 no probe due or in flight; or the server throttles every attempt for
                 that long.
             RecalledError: A bulk stop is to wait in the lane of its workspace, with
@@ -112,14 +112,14 @@ class Limiter:
         try:
             # After its lane, if any, a call passes the gate for all; while it waits
             # there, it may be moved into a lane.
-            while not await self._pass_next_gate(max_wait, priority, history):
+            while not await self._pass_next_gate(patience, priority, history):
                 history.is_in_lane = True
         except BaseException:
             self.leave_lane(history)
             raise
 
     async def _pass_next_gate(
-        self, max_wait: float, priority: Priority, history: History
+        self, patience: float, priority: Priority, history: History
     ) -> bool:
         """Pass the lane of a call, or the gate for all; return True for the latter."""
         lane = self._lane_to_pass(priority, history)
@@ -129,7 +129,7 @@ class Limiter:
             return lane is None
         if lane is not None and history.may_park:
             raise RecalledError("its workspace is throttled")
-        waiter = _waiter(max_wait, priority, history, is_in_lane=lane is not None)
+        waiter = _waiter(patience, priority, history, is_in_lane=lane is not None)
         gate.add(waiter)
         try:
             await waiter.admitted
@@ -155,7 +155,7 @@ class Limiter:
         return self._lanes.get(history.workspace)
 
     def enqueue(
-        self, max_wait: float, priority: Priority, history: History
+        self, patience: float, priority: Priority, history: History
     ) -> Waiter | None:
         """Let a call wait in its lane without a task; return None if it may go on."""
         lane = self._lane_to_pass(priority, history)
@@ -164,7 +164,7 @@ class Limiter:
         if not history.was_throttled and lane.acquire_nowait():
             history.is_in_lane = True
             return None
-        waiter = _waiter(max_wait, priority, history, is_in_lane=True)
+        waiter = _waiter(patience, priority, history, is_in_lane=True)
         waiter.has_task = False
         lane.add(waiter)
         return waiter
@@ -229,7 +229,7 @@ class Limiter:
             target_failed = rate.successes.throttles_alone(history.throttled_at)
             # A gateway's Retry-After holds its own call only.
             retry_after = None
-        if _quick.is_on:
+        if _quick_failures.is_on:
             # The rate learns nothing from the answer: its limits would make calls wait.
             rate.start.is_over = True
             return target_failed
@@ -241,15 +241,15 @@ class Limiter:
     ) -> None:
         now = asyncio.get_running_loop().time()
         lane = self._lane(history.workspace)
-        lane_had_limit = lane.rate.is_throttled
-        all_had_limit = self._all.rate.is_throttled
+        lane_had_limit = lane.rate.has_limit
+        all_had_limit = self._all.rate.has_limit
         lane.on_throttled(now, status, retry_after, history)
-        if lane.rate.is_throttled and not lane_had_limit:
+        if lane.rate.has_limit and not lane_had_limit:
             self._move_waiters(history.workspace, lane)
         self._all.on_throttled(
             now, status, retry_after, history, is_explained=lane_had_limit
         )
-        if self._all.rate.is_throttled and not all_had_limit:
+        if self._all.rate.has_limit and not all_had_limit:
             self._lift_lanes()
 
     def _lift_lanes(self) -> None:
@@ -294,8 +294,11 @@ class Limiter:
             await self.start_sleep(delay)
 
     def start_sleep(self, delay: float) -> asyncio.Future[None]:
-        """Return a future that is done after some seconds, or with the limiter."""
-        if _quick.is_on or self._error is not None:
+        """Return a future that is done after some seconds, or when the limiter closes.
+
+        With quick failures, it is done at once.
+        """
+        if _quick_failures.is_on or self._error is not None:
             delay = 0.0
         loop = asyncio.get_running_loop()
         sleeper: asyncio.Future[None] = loop.create_future()
@@ -325,12 +328,12 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 
 
 def _waiter(
-    max_wait: float, priority: Priority, history: History, *, is_in_lane: bool
+    patience: float, priority: Priority, history: History, *, is_in_lane: bool
 ) -> Waiter:
     loop = asyncio.get_running_loop()
     history.waits_since = min(history.waits_since, loop.time())
     return Waiter(
-        loop.create_future(), history, priority, max_wait, is_in_lane=is_in_lane
+        loop.create_future(), history, priority, patience, is_in_lane=is_in_lane
     )
 
 

@@ -36,8 +36,8 @@ class Waiter(msgspec.Struct, eq=False):
     """It is done once the call is admitted, or fails."""
     history: History
     priority: Priority
-    max_wait: float
-    """The longest Retry-After in seconds that it waits for."""
+    patience: float
+    """Seconds for which it waits while all is throttled, or as Retry-After asks."""
     is_in_lane: bool = False
     """True if it waits for a slot of its workspace, not of the session."""
     has_task: bool = True

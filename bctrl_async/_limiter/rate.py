@@ -52,9 +52,9 @@ class AdaptiveRate:
         self.pause: Pause = Pause()
         self.successes: Successes = Successes()
         self.deliveries: Deliveries = Deliveries()
-        self.is_throttled: bool = False
-        """True while throttling limits the rate."""
-        self.throttled_since: float = math.inf
+        self.has_limit: bool = False
+        """True from the evidence of a limit of the server until the limit is gone."""
+        self.all_throttled_since: float = math.inf
         """The time since which all responses were throttled, or inf."""
         self._evidence = evidence or Evidence(is_of_all=True)
         self._curve = Curve()
@@ -74,13 +74,13 @@ class AdaptiveRate:
     @property
     def has_evidence(self) -> bool:
         """True if throttling limits the rate, or may soon."""
-        return self.is_throttled or self._evidence.excess > 0.0
+        return self.has_limit or self._evidence.excess > 0.0
 
     @property
     def is_unlimited(self) -> bool:
         """True if attempts may start at any rate."""
         return (
-            not self.is_throttled
+            not self.has_limit
             and self.start.is_over
             and not self.pause.is_on
             and self._cap == math.inf
@@ -109,7 +109,7 @@ class AdaptiveRate:
         if self.pause.is_probed:
             self._end_pause(now)
         self.deliveries.add(now, history.workspace)
-        self.throttled_since = math.inf
+        self.all_throttled_since = math.inf
         if history.was_throttled:
             self.successes.recovered_at = now
         else:
@@ -118,7 +118,7 @@ class AdaptiveRate:
         old_rate = self._baseline.on_success(now)
         if old_rate is not None:
             self._restore(old_rate, now)
-        if self.is_throttled:
+        if self.has_limit:
             self._window.grow()
 
     def on_throttled(
@@ -134,13 +134,13 @@ class AdaptiveRate:
 
         `is_explained` is True if a limit of its workspace is the reason.
         """
-        self.throttled_since = min(self.throttled_since, now)
+        self.all_throttled_since = min(self.all_throttled_since, now)
         was_probed = self.pause.on_throttled(now)
         if is_explained:
             return
         if history.was_throttled and not self._tells_of_limit(history):
             # The response is about its target.
-            if self._is_limit_of_dead(history):
+            if self._was_shown_by_dead_targets(history):
                 self._lift_limit()
             return
         is_evidence = self._evidence.on_throttled(history.workspace)
@@ -158,19 +158,22 @@ class AdaptiveRate:
         if self._evidence.shows_limit and retry_after is not None:
             # A Retry-After holds all once a limit is shown.
             wait = retry_after
-        has_limit = self.is_throttled or self._evidence.shows_limit
-        if has_limit and not self._baseline.covers(now):
+        is_limited = self.has_limit or self._evidence.shows_limit
+        if is_limited and not self._baseline.covers(now):
             self._slow_down(now, wait, in_flight)
 
     def _tells_of_limit(self, history: History) -> bool:
-        """Return True if a retry shows a limit, so that clients share it equally."""
+        """Return True if a throttled retry counts as evidence of the limit.
+
+        Without its retries, a client would see less of a limit that it shares.
+        """
         return (
-            self.is_throttled
+            self.has_limit
             and history.is_fair
             and self.successes.recovered_at >= history.throttled_at
         )
 
-    def _is_limit_of_dead(self, history: History) -> bool:
+    def _was_shown_by_dead_targets(self, history: History) -> bool:
         """Return True if targets that are throttled for ever have shown the limit."""
         has_recovered = self.successes.recovered_at >= self._limited_at
         is_alone = self.successes.throttles_alone(history.throttled_at)
@@ -180,16 +183,15 @@ class AdaptiveRate:
         """Start slowly under a new limit, or step down; pause as the server asks."""
         pause_ends = now + wait
         self.pause.retry_after_ends = max(self.pause.retry_after_ends, pause_ends)
-        last_event = self._curve.starts
+        last_event = self._curve.growth_start
         if wait:
             # Attempts in flight end within a Retry-After, so throttling right after it
             # is a new event. Without it, the pause belongs to the event.
             last_event = self._curve.stepped_at
         is_new_event = now >= last_event + _RECOVERY
-        if is_new_event and self.is_throttled:
-            # To compute the rate lifts a limit that is gone.
-            self._current_rate(now)
-        if not self.is_throttled:
+        if is_new_event:
+            self._lift_limit_if_gone(now)
+        if not self.has_limit:
             self._start_slowly(now)
             pause_ends = max(pause_ends, now + _PAUSE)
             self._fades_from = pause_ends
@@ -198,7 +200,7 @@ class AdaptiveRate:
         if pause_ends > max(now, self.pause.end_time):
             # Until then the rate does not grow, and at the end there is no burst.
             self.pause.start(pause_ends)
-            self._curve.starts = pause_ends
+            self._curve.growth_start = pause_ends
             self._next_start = pause_ends + _BURST
 
     def _end_pause(self, now: float) -> None:
@@ -206,7 +208,7 @@ class AdaptiveRate:
         seconds = self.pause.end(now)
         if seconds:
             # The rate grows that much earlier, too.
-            self._curve.starts -= seconds
+            self._curve.growth_start -= seconds
             # The probe counts towards the cap.
             self._next_start = max(now, self.pause.asked_at + 1.0 / self._cap) + _BURST
 
@@ -215,7 +217,7 @@ class AdaptiveRate:
         return self.successes.any_since(self._limited_at)
 
     def _start_slowly(self, now: float) -> None:
-        self.is_throttled = True
+        self.has_limit = True
         self.start.is_over = True
         self._limited_at = now
         # The first rate is computed after the pause.
@@ -225,9 +227,11 @@ class AdaptiveRate:
         curve = self._curve
         current = self._current_rate(now)
         # In less time than a recovery period, deliveries are too few to measure a rate.
-        peak = self.deliveries.rate(now, min(_SPAN, max(now - curve.starts, _RECOVERY)))
+        peak = self.deliveries.rate(
+            now, min(_SPAN, max(now - curve.growth_start, _RECOVERY))
+        )
         if curve.peak is None:
-            peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.starts))
+            peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.growth_start))
         peak = max(peak, current / 2, self._baseline.plateau, MIN_RATE)
         old_rate = self._baseline.record_step(now, BETA * peak)
         if old_rate is not None:
@@ -235,6 +239,11 @@ class AdaptiveRate:
             return
         curve.step_down(now, self.pause.end_time, peak, pause)
         self._window.shrink(in_flight)
+
+    def _lift_limit_if_gone(self, now: float) -> None:
+        if self.has_limit:
+            # This lifts a limit that the rate has outgrown.
+            self._current_rate(now)
 
     def _restore(self, rate: float, now: float) -> None:
         # A trial needs a constant rate. After it, a slow start finds out what the
@@ -248,7 +257,7 @@ class AdaptiveRate:
         successes = len(self.deliveries.times)
         if not self.start.end_after(successes):
             return self.start.rate(successes)
-        if not self.is_throttled:
+        if not self.has_limit:
             return math.inf
         curve = self._curve
         if curve.peak is None:
@@ -275,6 +284,6 @@ class AdaptiveRate:
         return self._lift_limit()
 
     def _lift_limit(self) -> float:
-        self.is_throttled = False
+        self.has_limit = False
         self._window.open()
         return math.inf

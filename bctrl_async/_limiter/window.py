@@ -6,7 +6,7 @@ import math
 
 _KEPT = 0.85
 """The share of the attempts in flight that a step down keeps."""
-_LIMITED = 5.0
+_BINDING_SECONDS = 5.0
 """Seconds for which a full window counts as the binding limit."""
 
 
@@ -26,7 +26,7 @@ class Window:
 
     def is_binding(self, now: float) -> bool:
         """Return True if the window, not the rate, has held attempts back lately."""
-        return now < self._full_at + _LIMITED
+        return now < self._full_at + _BINDING_SECONDS
 
     def grow(self) -> None:
         """Grow by one attempt for each window of successes."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from bctrl_async import _quick
+from bctrl_async import _quick_failures
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import observe_call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
@@ -269,10 +269,10 @@ class CircuitBreaker:
 
     def _gives_up(self, failure: Failure) -> bool:
         """Return True if the probe gives up after a failure, alone or with the run."""
-        hangs = _quick.hangs(failure)
+        hangs = _quick_failures.hangs(failure)
         if self.has_answered:
             is_too_long = _now() - self._opened_at > self._patience
-            if is_too_long or hangs or _quick.is_enough(self._lost_canaries):
+            if is_too_long or hangs or _quick_failures.is_enough(self._lost_canaries):
                 self.has_given_up = True
             return self.has_given_up
         # Waiting does not change a certificate, unless other calls are answered: then

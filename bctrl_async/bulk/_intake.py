@@ -20,7 +20,7 @@ from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
 
-_RUNS = BctrlError("the workspace was listed, and it runs")
+_LISTED_RUNNING = BctrlError("the workspace was listed, and it runs")
 _SLICE = 100
 """The number of journal entries that are corrected before other tasks get a turn."""
 
@@ -56,7 +56,9 @@ class Intake:
         for number, alias in enumerate(aliases):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
-            outcome = outcome_of(RuntimeRef(selection.workspace_id, alias), _RUNS)
+            target = RuntimeRef(selection.workspace_id, alias)
+            # With an error, the outcome does not count as done.
+            outcome = outcome_of(target, _LISTED_RUNNING)
             is_last = alias == aliases[-1]
             self._ledger.write(self._source.with_listed(outcome), flush=is_last)
 

@@ -164,7 +164,9 @@ class Ledger:
         try:
             self.journal.write(outcome, flush=flush)
         except BctrlError as error:
+            # The journal misses an outcome, even if no target is left to cancel.
             self.state.set_ended_early(error)
+            # All later outcomes fail, too; only the first has something to cancel.
             if self.state.level < CancelLevel.WAITING:
                 self.state.end_early(error, CancelLevel.WAITING)
 

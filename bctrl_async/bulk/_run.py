@@ -77,7 +77,8 @@ class Run:
         if options.on_outcome is not None:
             self.receivers.append(options.on_outcome)
         self._tasks: dict[asyncio.Task[None], Worker] = {}
-        self._has_no_task = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        """Set while there is no task and no parked stop."""
         # A worker that waits for the input has no slot.
         self._slots = asyncio.Semaphore(concurrency)
         self._worker_count = 0
@@ -174,23 +175,27 @@ class Run:
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
         cancellation_args: tuple[object, ...] | None = None
-        while self._tasks or self.parked.count or self._starts_for_rest():
+        while True:
+            if not (self._tasks or self.parked.count):
+                # All workers were cancelled, or the input has ended.
+                self._start_for_rest()
+                if not self._tasks:
+                    break
             try:
                 # In a cancelled scope, anyio cancels this wait again and again.
-                await self._has_no_task.wait()
+                await self._is_idle.wait()
             except asyncio.CancelledError as error:
                 cancellation_args = error.args
                 self.state.cancel()
         if cancellation_args is not None:
             raise asyncio.CancelledError(*cancellation_args)
 
-    def _starts_for_rest(self) -> bool:
-        """Start a worker for the remaining items, if all others were cancelled."""
+    def _start_for_rest(self) -> None:
+        """Cancel the run, and start a worker for the rest of the input, if any."""
         if not self.source.is_closed:
             self.state.cancel()
             if self.source.can_drain:
                 self._start(self._work)
-        return bool(self._tasks)
 
     def _start(self, work: Callable[[Worker], Awaitable[None]]) -> asyncio.Task[None]:
         worker = Worker()
@@ -198,7 +203,7 @@ class Run:
         self.state.workers[worker] = None
         task = asyncio.create_task(self._guard(work, worker))
         self._tasks[task] = worker
-        self._has_no_task.clear()
+        self._is_idle.clear()
         task.add_done_callback(self._on_done)
         return task
 
@@ -210,10 +215,11 @@ class Run:
             self._start(self._work)
         if self._tasks or self.parked.count:
             return
-        self._has_no_task.set()
+        self._is_idle.set()
         journal = self.ledger.journal
         if journal is not None and self.ledger.ended_at is not None:
-            # The task's other callback may record an outcome, and must come first.
+            # The coroutine of `execute` was closed before its tasks ended. `on_end` of
+            # the polls may record an outcome, and must come first.
             task.get_loop().call_soon(self.ledger.release, journal)
 
     async def _guard(
@@ -223,7 +229,7 @@ class Run:
         try:
             await work(worker)
         except BaseException as error:
-            self.state.end_with(error, "on_outcome")
+            self.state.end_with(error, canceller="on_outcome")
             if isinstance(error, asyncio.CancelledError | GeneratorExit):
                 raise
 
@@ -265,7 +271,10 @@ class Run:
                     await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        """Take a parked stop, or the next item; None if another worker will."""
+        """Take a parked stop, or the next item.
+
+        None stands for the end of the input, or for a worker that is surplus.
+        """
         while not self.parked.ready:
             # A worker that was started while others waited for an item is surplus.
             if self.parked.is_full or self._worker_count > self._concurrency:
@@ -280,6 +289,7 @@ class Run:
         """Wait without a slot for an item that a worker may take; False at the end."""
         self._slots.release()
         worker.has_slot = False
+        # The scope ends without an item if it is cancelled.
         item = None
         with worker.scope():
             item = await self.source.next()

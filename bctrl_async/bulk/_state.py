@@ -70,7 +70,7 @@ class Worker:
         if self.call is not None and level < _min_level_of(self.call):
             return False
         self._scope.cancel()
-        # The end of a poll leaves no target without a stop.
+        # The stop of a target that is polled was sent already.
         return self.sends_stop
 
 
@@ -131,13 +131,16 @@ class RunState:
             self.failure = error
         self.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
 
-    def end_with(self, error: BaseException, source: str) -> None:
-        """End the run with the error of a task; `source` names what raised it."""
+    def end_with(self, error: BaseException, canceller: str) -> None:
+        """End the run with the error of a task.
+
+        `canceller` names what may raise a CancelledError that nobody asked for.
+        """
         if isinstance(error, asyncio.CancelledError):
             if is_cancelled():
                 self.cancel()
             else:
-                self.fail(as_error(error, source))
+                self.fail(as_error(error, canceller))
         elif not isinstance(error, GeneratorExit):
             self.fail(error)
 

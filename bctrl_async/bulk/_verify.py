@@ -9,7 +9,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from bctrl_async import _quick
+from bctrl_async import _quick_failures
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.results import outcome_after_poll
 from bctrl_async._calls.retry import probe_delay
@@ -65,7 +65,7 @@ class Polls:
         try:
             while self.needs(outcome):
                 remaining = max(deadline - loop.time(), 0.0)
-                if polls and (not remaining or _quick.is_enough(polls)):
+                if polls and (not remaining or _quick_failures.is_enough(polls)):
                     break
                 polls += 1
                 poll = self._make_poll(*stop.target)
@@ -94,4 +94,4 @@ class Polls:
 
 def _would_fail_again(failure: Failure, poll: Call[Runtime]) -> bool:
     """Return True if another poll would fail as well."""
-    return _quick.hangs(failure) or not poll.retries.may_succeed(failure)
+    return _quick_failures.hangs(failure) or not poll.retries.may_succeed(failure)

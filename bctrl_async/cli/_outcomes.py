@@ -92,7 +92,7 @@ class OutcomePrinter:
         self._output.print_result(line)
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
-        is_stopped = outcome.ok and not outcome.result.is_taken
+        is_stopped = outcome.ok and not outcome.result.is_unconfirmed
         style = "green" if is_stopped else "yellow"
         name = out.pad(self._name(outcome.target), self._width)
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", style)
@@ -117,7 +117,7 @@ def _summary(error: BctrlError) -> str:
 
 def _reported_error(outcome: StopOutcome) -> BctrlError | None:
     """Return the error of an outcome, unless its runtime's status says as much."""
-    if outcome.result.is_taken and outcome.runtime is not None:
+    if outcome.result.is_unconfirmed and outcome.runtime is not None:
         return None
     return outcome.error
 

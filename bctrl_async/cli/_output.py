@@ -155,6 +155,7 @@ def print_error(error: str | BctrlError) -> None:
         return
     line = f"bctrl-async: error: {one_line(name_call(error) + describe(error))}"
     if error.advice and 0 < _columns() < len(line):
+        # The advice moves from the end of the line to a line of its own.
         advice = one_line(error.advice).rstrip(".")
         line = line.removesuffix(f". {advice}") + f"\n{advice}"
     _print_line(line)

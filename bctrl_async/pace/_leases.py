@@ -26,8 +26,8 @@ _INTERVAL = 1.0
 """Seconds between requests to a store that is away."""
 _DECAY = 0.8
 """The weight of the earlier leases in the measured share of the rate."""
-_MAX_TO_MEAN = 2.0
-"""The most times the mean that a lease counts: a process may be held up."""
+_MAX_TO_EXPECTED = 2.0
+"""The most that a lease counts, in its expected times: a process may be held up."""
 _MARGIN = 0.9
 """The part of its share, an estimate, that a session uses while the store is away."""
 _BURST = 0.02
@@ -128,13 +128,7 @@ class Leases:
         await self._pace.acquire(slots)
         now = asyncio.get_running_loop().time()
         if self._is_busy:
-            # A late session waits less, but none has more than the whole rate.
-            elapsed = max(now - self._requested_at, slots / self._pace.rate)
-            mean = slots * self._busy_seconds / self._busy_slots
-            self._busy_seconds *= _DECAY
-            self._busy_seconds += min(elapsed, _MAX_TO_MEAN * mean)
-            self._busy_slots *= _DECAY
-            self._busy_slots += slots
+            self._measure_share(now - self._requested_at, slots)
         self._slots.extend(now + number / self._pace.rate for number in range(slots))
         self._has_leased = True
         if self._is_away:
@@ -142,6 +136,16 @@ class Leases:
             _log.warning(
                 "the shared pace is used again", extra={"bctrl.event": "pace_back"}
             )
+
+    def _measure_share(self, elapsed: float, slots: int) -> None:
+        """Measure this session's share of the rate, by the seconds of a lease."""
+        # A shorter time would show more than the whole rate.
+        elapsed = max(elapsed, slots / self._pace.rate)
+        expected = slots * self._busy_seconds / self._busy_slots
+        self._busy_seconds *= _DECAY
+        self._busy_seconds += min(elapsed, _MAX_TO_EXPECTED * expected)
+        self._busy_slots *= _DECAY
+        self._busy_slots += slots
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
         """Handle the end of a request, even if cancelled: attempts may wait for it."""

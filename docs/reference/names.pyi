@@ -204,7 +204,7 @@ class StopResult(StrEnum):
     def needs_poll(self) -> bool:
         """True if the server may have taken the stop, and the runtime may still run."""
     @property
-    def is_taken(self) -> bool:
+    def is_unconfirmed(self) -> bool:
         """True if the server took the stop, but has not called the runtime stopped."""
     @property
     def has_no_effect(self) -> bool:

@@ -24,7 +24,7 @@ from bctrl_async import (
     RetryPolicy,
     StopOutcome,
     StopReport,
-    _quick,
+    _quick_failures,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.testing import (
@@ -91,7 +91,7 @@ async def result_of(emulator: Emulator, call: Coroutine[Any, Any, object]) -> ob
             if len(emulator.requests) > received:
                 received = len(emulator.requests)
                 if emulator.requests[-1].fault is Fault.HANG:
-                    pass_time(_quick.TIME_LIMIT)
+                    pass_time(_quick_failures.TIME_LIMIT)
     try:
         return running.result()
     except BctrlError as error:
@@ -204,7 +204,7 @@ async def test_a_server_that_answers_no_more_is_given_up(
                 if ending == "hangs":
                     for received in (2, 3):
                         await wait_for_requests(emulator, received)
-                        pass_time(_quick.TIME_LIMIT)
+                        pass_time(_quick_failures.TIME_LIMIT)
                 await running
 
     assert "answers no more" in str(stop.ended_early)
@@ -229,7 +229,7 @@ def attempts_in_a_thread(emulator: Emulator) -> int:
 
 
 def is_quick() -> bool:
-    return _quick.is_on
+    return _quick_failures.is_on
 
 
 def test_the_switch_reaches_other_threads_and_is_set_back(emulator: Emulator) -> None:

@@ -35,7 +35,7 @@ def limited() -> AdaptiveRate:
     """Make a rate whose server has shown at 0 s that it has a limit."""
     rate = rate_of_workspace()
     refuse(rate)
-    assert rate.is_throttled
+    assert rate.has_limit
     return rate
 
 
@@ -58,7 +58,7 @@ def test_the_eighth_throttled_response_slows_down_other_calls(
 ) -> None:
     rate = rate_of_workspace()
     refuse(rate, times)
-    assert rate.is_throttled is (times == 8)
+    assert rate.has_limit is (times == 8)
     assert rate.delay(0.0, 1) == pytest.approx(delay)
 
 
@@ -69,7 +69,7 @@ def test_throttling_when_the_limit_would_be_lifted_starts_anew() -> None:
     rate.on_start(1.0)
     rate.on_throttled(2.0, None, 1, FIRST)
     rate.on_throttled(1000.0, None, 1, FIRST)
-    assert rate.is_throttled
+    assert rate.has_limit
     assert rate.delay(1000.0, 1) == pytest.approx(0.5)
     assert rate.delay(1001.0, 100) < math.inf
 
@@ -95,7 +95,7 @@ class TestEvidence:
         rate = rate_of_workspace()
         for number in range(100):
             rate.on_throttled(1.0 + number, retry_after, 1, repeat(number, 2))
-        assert not rate.is_throttled
+        assert not rate.has_limit
         assert rate.pause.retry_after_ends < 0.0
 
     def test_under_a_limit_the_second_response_of_a_call_makes_the_rate_step_down(
@@ -117,9 +117,9 @@ class TestEvidence:
             rate.on_success(0.0, FIRST)
             rate.on_success(0.0, FIRST)
         refuse(rate, 7)
-        assert not rate.is_throttled
+        assert not rate.has_limit
         refuse(rate, 1)
-        assert rate.is_throttled
+        assert rate.has_limit
 
     def test_a_workspace_adds_one_to_a_limit_for_all(self) -> None:
         """Fault: two workspaces over their quotas held up all others."""
@@ -150,7 +150,7 @@ class TestEvidence:
         for number in range(100):
             history = History(workspace=f"ws-{number}")
             rate.on_throttled(0.0, 30.0, 1, history, is_explained=True)
-        assert not rate.is_throttled
+        assert not rate.has_limit
         assert not rate.has_evidence
 
     @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ class TestGrowthAndPauses:
         rate.on_throttled(1.0, 10.0, 10, FIRST)
         rate.on_success(29.0, FIRST)
         rate.on_start(30.0)
-        assert rate.is_throttled
+        assert rate.has_limit
         assert rate._current_rate(30.0) == pytest.approx(20.0)
         assert rate._current_rate(30.7) == pytest.approx(40.0)
 
@@ -198,6 +198,6 @@ class TestGrowthAndPauses:
 
         assert rate.delay(1.1, 0) == 29.9
         rate.on_start(31.0)
-        assert rate.is_throttled
+        assert rate.has_limit
         assert rate._current_rate(31.0) == 100.0
         assert rate._current_rate(32.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))

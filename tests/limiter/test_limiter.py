@@ -142,7 +142,7 @@ class TestClose:
 
 @in_virtual_time
 class TestWait:
-    async def test_a_retry_after_beyond_max_wait_fails_current_and_future_waiters(
+    async def test_a_retry_after_beyond_the_patience_fails_current_and_future_waiters(
         self,
     ) -> None:
         """Fault: a days-long Retry-After is waited out (openai family)."""

@@ -48,9 +48,9 @@ class Calls:
         self.limited = limited
         self._in_flight: list[History] = []
 
-    async def acquire(self, max_wait: float = PATIENCE) -> None:
+    async def acquire(self, patience: float = PATIENCE) -> None:
         history = History(workspace="ws-1")
-        await self.limiter.acquire(max_wait, history=history)
+        await self.limiter.acquire(patience, history=history)
         self._in_flight.append(history)
 
     def release(self, answer: object) -> None:
@@ -67,11 +67,11 @@ class Calls:
         show_limit(self.limiter, YEAR, *self.limited)
         await asyncio.sleep(PROBE_INTERVAL)
 
-    async def start_behind_a_probe(self, *max_waits: float) -> list[asyncio.Task[None]]:
+    async def start_behind_a_probe(self, *patiences: float) -> list[asyncio.Task[None]]:
         """Send a probe, and start calls while it is in flight."""
         await self.wait_for_probe()
         await self.acquire()
-        calls = [asyncio.create_task(self.acquire(max_wait)) for max_wait in max_waits]
+        calls = [asyncio.create_task(self.acquire(patience)) for patience in patiences]
         await asyncio.sleep(0.0)
         return calls
 

@@ -58,12 +58,14 @@ def open_pool(
     )
     if proxy is not None or trust_env:
         return http, None
+    # What has replaced aiohttp's own functions, such as a mock, must see each request.
     functions = (*request_functions(), aiohttp.ClientSession.__init__)
     if not all(_is_of_aiohttp(function) for function in functions):
         return http, None
     # The rehearsal tries all that the fast path needs of aiohttp; a version number
     # would not tell.
     try:
+        # `bind` raises if `connect` does not take the arguments of the fast path.
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
         run_now(_rehearse(url))
         fast_path = FastPath(
