@@ -108,6 +108,7 @@ def _rejection_of(url: URL, *, allow_plaintext: bool) -> tuple[str, str] | None:
 def proxy(text: Secret | type, *, is_allowed: bool) -> Secret | None:
     """Check a proxy's URL as `hidden` returns it; no error contains the URL."""
     if text is NoneType:
+        # There is no proxy.
         return None
     if isinstance(text, type):
         raise invalid_type("proxy", text, "a str")
@@ -150,6 +151,7 @@ def seconds(
     value: object, name: str, description: str = "a positive number of seconds"
 ) -> float:
     """Return a finite number above 0."""
+    # A value that is not a number stays NaN, which is not finite.
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
         # An int may be too large for a float.

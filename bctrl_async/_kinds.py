@@ -91,7 +91,7 @@ class Kind(Enum):
 
     # fmt: off
     # kind            costs     server   doubt  raises     result       problem
-    # No request was sent, or its call was ended.
+    # No request was sent (NO_KEY: its key came too late), or its call was ended.
     MISCONFIGURED   = RUN,      UNCLEAR, NO,    Config,    "not_sent",  "misconfigured"
     INVALID_TARGET  = RUN,      UNCLEAR, NO,    Config,    "invalid",   "invalid-target"
     NOT_ADMITTED    = CALL,     UNCLEAR, NO,    RateLimit, "not_sent",  "rate-limited"

@@ -95,6 +95,7 @@ class Selection:
         self.workspace_id: str = workspace_id
         self._where = where
         self.at: datetime = datetime.now(UTC)
+        """The time of the list, by which ages are judged."""
         self.running: dict[str, Runtime | None] = {}
         """The listed runtimes that may run, by alias; None if it cannot be parsed."""
         self.items: list[Runtime | BctrlResponseError] = []

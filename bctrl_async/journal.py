@@ -122,6 +122,7 @@ def _open_all(
         journal = JournalReader(path, base_url, max_age)
         stack.enter_context(journal.file)
         journal.warn_if_old()
+        # The next journals must be of the same server.
         base_url = journal.base_url
         journals.append(journal)
     if not journals:
@@ -136,8 +137,9 @@ def _outcome_of(journals: list[JournalReader], target: RuntimeRef) -> StopOutcom
         # A name that cannot be sent may be written in a shorter form.
         workspace_id, alias = target
         latest = _latest(journals, RuntimeRef(shorten(workspace_id), shorten(alias)))
+    # A target that was not sent is ok if the list had its runtime as ended.
     if latest is None or (latest.result is StopResult.NOT_SENT and not latest.ok):
-        return _in_doubt(target, latest)
+        return _unknown_outcome(target, latest)
     return latest
 
 
@@ -152,7 +154,7 @@ def _rank(outcome: StopOutcome) -> tuple[datetime, bool]:
     return outcome.at, not outcome.ok
 
 
-def _in_doubt(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
+def _unknown_outcome(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
     """Return the outcome of a target that no journal has as sent."""
     problem = "no journal has it"
     if latest is not None and latest.error is not None:
@@ -182,7 +184,8 @@ class JournalReader:
         self._age = timedelta()
         self._next_offset = 0
         self._lock = threading.Lock()
-        # The dicts are nested: a single dict of pairs would take twice the memory.
+        # These are offsets of last entries, by workspace and alias. The dicts are
+        # nested: a single dict of pairs would take twice the memory.
         self.offsets: defaultdict[str, dict[str, int]] = defaultdict(dict)
         try:
             # The file stays open unless its entries cannot be read.

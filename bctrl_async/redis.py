@@ -15,9 +15,9 @@ from bctrl_async.pace._leases import PATIENCE, Pace
 __all__ = ["RedisPace"]
 
 # The hash has the time of the last request, and for how many seconds slots were
-# reserved then. ARGV[2] is the time since the process's own last request, on its own
-# clock. If more has passed on the server's, that was set ahead, and no slot has been
-# used since.
+# reserved then. ARGV[1] is the seconds to reserve, ARGV[2] the time since the process's
+# own last request, on its own clock. If more has passed on the server's clock, that
+# clock was set ahead, and no slot has been used since.
 _RESERVE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -30,7 +30,7 @@ redis.call('EXPIRE', KEYS[1], 86400)
 return tostring(ahead)
 """
 
-_misconfigured = re.compile(
+_find_permanent_error = re.compile(
     "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
     "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command|SSL: \\w+"
 ).search
@@ -71,7 +71,7 @@ class RedisPace(Pace):
             )
         self._key = f"bctrl-async:{name}"
         self._reserve = client.register_script(_RESERVE)
-        self._asked_at = -1e9  # Long ago.
+        self._requested_at = -1e9  # Long ago.
 
     async def acquire(self, slots: int) -> None:
         """Wait until this many attempts may start.
@@ -87,10 +87,10 @@ class RedisPace(Pace):
         try:
             async with asyncio.timeout(PATIENCE):
                 ahead = await self._reserve(
-                    [self._key], [slots / self.rate, now - self._asked_at]
+                    [self._key], [slots / self.rate, now - self._requested_at]
                 )
         except Exception as error:
-            reason = _misconfigured(f"{type(error).__name__}: {error}")
+            reason = _find_permanent_error(f"{type(error).__name__}: {error}")
             if reason is None:
                 raise
             raise BctrlConfigError(
@@ -98,6 +98,6 @@ class RedisPace(Pace):
                 advice="Check the scheme, user, password and database of its URL",
                 argument="client",
             ) from None
-        self._asked_at = now
+        self._requested_at = now
         # Redis returns a fraction as text: bytes, or a str if the client decodes it.
         await asyncio.sleep(float(ahead))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-_EVIDENCE = 12
+_GROUP_MIN = 12
 """The fewest throttled responses in each of the two groups that are compared."""
-_SPAN = 3.0
+_SPAN_MIN = 3.0
 """The fewest seconds that the later group spans. While other clients adapt to a limit,
 the throttled share changes within this time."""
 _SLOWDOWN = 0.5
@@ -27,12 +27,12 @@ _PLATEAU_SHARE = 0.125
 """Above this throttled share, the rate is not held at a plateau."""
 _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is not futile."""
-_ODDS = math.log(50.0)
+_LOG_ODDS = math.log(50.0)
 """A trial ends when one result is this much more likely than the other."""
 _TRIAL_MAX = 60.0
 """Seconds after which a trial ends with the likelier result."""
-_TRIALS_APART_MIN = 10.0
-_TRIALS_APART_MAX = 60.0
+_TRIAL_INTERVAL_MIN = 10.0
+_TRIAL_INTERVAL_MAX = 60.0
 """Seconds between a failed trial and the next: at first, and at most after doubling."""
 _HOLD_MIN = 20.0
 _HOLD_MAX = 60.0
@@ -55,6 +55,7 @@ class _Phase(msgspec.Struct):
     """A period in which the throttled share is compared with an earlier share."""
 
     share: float
+    """The earlier share."""
     end_time: float
     responses: int = 0
     throttled: int = 0
@@ -64,31 +65,33 @@ class _Trial(_Phase):
     """Wald's sequential probability ratio test: does the old rate double the share?"""
 
     @property
-    def _odds(self) -> float:
+    def _log_odds(self) -> float:
         """The logarithm of the odds that the share has grown."""
+        # The count of throttled responses is taken to be Poisson distributed.
         growth = (_UNCHANGED - 1.0) * self.share * self.responses
         return self.throttled * math.log(_UNCHANGED) - growth
 
     @property
     def has_grown(self) -> bool:
         """True if the share is more likely to have grown than not."""
-        return self._odds > 0.0
+        return self._log_odds > 0.0
 
     def covers(self, now: float) -> bool:
         """Return True until one result is much more likely, or the time is over."""
-        return abs(self._odds) < _ODDS and now < self.end_time
+        return abs(self._log_odds) < _LOG_ODDS and now < self.end_time
 
 
 class _Hold(_Phase):
     """A period in which throttling up to the share is no reason to slow down."""
 
     def covers(self, now: float) -> bool:
-        """Return True if recent throttling is within the share."""
+        """Return True if recent throttling is within the share; else count anew."""
         if now >= self.end_time:
             return False
         mean = self.share * self.responses
         deviation = math.sqrt(mean * (1.0 - self.share))
-        # More throttling than this points to a rate limit on top of the baseline.
+        # More throttling than this points to a rate limit on top of the baseline. The
+        # 1 is for the first response, which would exceed a mean near 0.
         is_covered = self.throttled <= mean + _DEVIATIONS * deviation + 1.0
         if not is_covered or self.responses >= _WINDOW:
             self.responses = self.throttled = 0
@@ -109,10 +112,12 @@ class ThrottlingBaseline:
         self._successes_at_throttled = 0
         self._earlier: list[_Throttled] = []
         self._later: deque[_Throttled] = deque()
-        self._old_rate = self._rate = 0.0
+        self._old_rate = 0.0
+        """The rate of the earlier group; 0 before the first step down."""
+        self._rate = 0.0
         self._phase: _Trial | _Hold | None = None
         self._next_trial = -math.inf
-        self._trials_apart = _TRIALS_APART_MIN
+        self._trial_interval = _TRIAL_INTERVAL_MIN
         self._hold_seconds = _HOLD_MIN
 
     def on_success(self, now: float) -> float | None:
@@ -138,14 +143,16 @@ class ThrottlingBaseline:
         distance = self._successes - self._successes_at_throttled + 1
         self._successes_at_throttled = self._successes
         if self.is_trying or not self._old_rate:
-            # Throttling before the first step down comes from a burst or a slow start.
+            # A trial has its own counts. Throttling before the first step down comes
+            # from a burst or a slow start.
             return
         throttled = _Throttled(now, distance, self._rate)
-        if len(self._earlier) < _EVIDENCE:
+        if len(self._earlier) < _GROUP_MIN:
             self._earlier.append(throttled)
             return
         self._later.append(throttled)
-        while len(self._later) > _EVIDENCE and self._later[1].time <= now - _SPAN:
+        # The later group is as recent as its least size and its least span allow.
+        while len(self._later) > _GROUP_MIN and self._later[1].time <= now - _SPAN_MIN:
             self._later.popleft()
 
     @property
@@ -160,8 +167,8 @@ class ThrottlingBaseline:
     @property
     def plateau(self) -> float:
         """The lowest peak after a step down, in attempts per second; 0 for no bound."""
-        recent = [*self._earlier, *self._later][-_EVIDENCE:]
-        if len(recent) < _EVIDENCE or _share(recent) > _PLATEAU_SHARE:
+        recent = [*self._earlier, *self._later][-_GROUP_MIN:]
+        if len(recent) < _GROUP_MIN or _share(recent) > _PLATEAU_SHARE:
             return 0.0
         return _PLATEAU * self._old_rate
 
@@ -173,12 +180,12 @@ class ThrottlingBaseline:
         if not self._old_rate:
             self._old_rate = rate
         later = self._later
-        if len(later) < _EVIDENCE or later[-1].time - later[0].time < _SPAN:
+        if len(later) < _GROUP_MIN or later[-1].time - later[0].time < _SPAN_MIN:
             return None
         earlier_share = _share(self._earlier)
         later_share = _share(later)
         if later_share > _UNCHANGED * earlier_share:
-            # The growth has another cause, so the old rate is kept.
+            # A lower rate cannot be the cause of growth, so the old rate is kept.
             self._compare_from(self._old_rate)
         elif earlier_share > _UNCHANGED * later_share:
             # Slowing down helps.
@@ -186,8 +193,10 @@ class ThrottlingBaseline:
         elif rate <= _SLOWDOWN * self._old_rate:
             # Slowing down has changed nothing.
             if not _is_random(self._earlier, later):
+                # Bursts come from a limit, so slowing down goes on.
                 self._compare_from(later[0].rate)
             elif now >= self._next_trial:
+                # It is the share of both groups together, if they are of one size.
                 harmonic_mean = 2.0 / (1.0 / earlier_share + 1.0 / later_share)
                 self._phase = _Trial(harmonic_mean, now + _TRIAL_MAX)
                 return self._old_rate
@@ -202,9 +211,9 @@ class ThrottlingBaseline:
     def _end_trial(self, trial: _Trial, now: float) -> float | None:
         if not trial.has_grown:
             return self._pass_trial(trial, now)
-        self._begin_anew(None)
-        self._next_trial = now + self._trials_apart
-        self._trials_apart = min(2 * self._trials_apart, _TRIALS_APART_MAX)
+        self._restart(None)
+        self._next_trial = now + self._trial_interval
+        self._trial_interval = min(2 * self._trial_interval, _TRIAL_INTERVAL_MAX)
         return None
 
     def _pass_trial(self, trial: _Trial, now: float) -> float:
@@ -213,12 +222,12 @@ class ThrottlingBaseline:
         responses = throttled / trial.share
         share = (throttled + trial.throttled) / (responses + trial.responses)
         rate = self._old_rate
-        self._begin_anew(_Hold(share, now + self._hold_seconds))
+        self._restart(_Hold(share, now + self._hold_seconds))
         self._hold_seconds = min(2 * self._hold_seconds, _HOLD_MAX)
-        self._trials_apart = _TRIALS_APART_MIN
+        self._trial_interval = _TRIAL_INTERVAL_MIN
         return rate
 
-    def _begin_anew(self, phase: _Hold | None) -> None:
+    def _restart(self, phase: _Hold | None) -> None:
         self._phase = phase
         self._old_rate = 0.0
         self._earlier.clear()

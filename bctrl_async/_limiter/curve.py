@@ -57,8 +57,8 @@ class Curve:
     ) -> None:
         """Grow from below a peak, and be back at it after K seconds."""
         k = max(math.cbrt((1.0 - BETA) * peak / _CUBIC), _K_MIN)
-        longest = _K_FIRST if self.peak is None else _K_MAX
-        k = min(k, longest)
+        k_max = _K_FIRST if self.peak is None else _K_MAX
+        k = min(k, k_max)
         self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
         self.start(now, growth_start, BETA * peak, peak)
 
@@ -75,7 +75,7 @@ class Curve:
 
     def fade(self, now: float, since: float) -> float:
         """Return the rate while nothing succeeds: it fades, and does not step down."""
-        # The growth starts with the first success.
+        # The start of the growth moves along, so it will be the first success.
         self.growth_start = max(self.growth_start, now)
         halvings = max(now - since, 0.0) / _FADING
         return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)

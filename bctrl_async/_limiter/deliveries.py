@@ -17,6 +17,7 @@ class Deliveries:
     def __init__(self) -> None:
         self.times: deque[float] = deque(maxlen=_MAX_SAMPLES)
         self.burst: int = 0
+        """The successes just before the first throttled response."""
         self._workspaces: deque[str] = deque(maxlen=_MAX_SAMPLES)
         self._burst_seconds = 0.0
 
@@ -48,10 +49,13 @@ class Deliveries:
         self._burst_seconds = max(until - min(burst, default=math.inf), 0.0)
 
     def rate_beyond_burst(self, now: float, start: float) -> float:
-        """Return the rate that the server can sustain, at the end of a slow start."""
+        """Return the rate that the server can sustain, by the samples of a slow start.
+
+        It is inf if these are too few.
+        """
         # Before the first throttled response, and again after the pause, a token bucket
         # accepts its burst and its refill. Subtracting the earlier count from the later
-        # removes the burst.
+        # removes the burst. The rate is the highest of all spans that end now.
         rate = 0.0
         for count, time in enumerate(reversed(self.times), 1):
             if time < start:
@@ -59,5 +63,7 @@ class Deliveries:
             seconds = now - time - self._burst_seconds
             if seconds >= _SHORTEST:
                 rate = max(rate, (count - self.burst) / seconds)
-        # Without samples, there is no bound.
-        return rate or math.inf
+        if not rate:
+            # Without samples, there is no bound.
+            return math.inf
+        return rate

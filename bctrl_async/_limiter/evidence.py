@@ -24,14 +24,14 @@ class History(msgspec.Struct, kw_only=True):
     """The time of the last throttled response; inf if there is none."""
     waits_since: float = math.inf
     """The time since which it has waited for a slot, or was throttled; or inf."""
-    is_in_lane: bool = False
+    has_lane_slot: bool = False
     """True while it has a slot of the lane of its workspace."""
     may_park: bool = False
     """True if it waits in a lane without a task, as stops of a bulk stop do."""
 
     def continue_from(self, history: History) -> None:
         """Take the place in the limiter of an earlier history, of the same call."""
-        self.is_in_lane = history.is_in_lane
+        self.has_lane_slot = history.has_lane_slot
         self.waits_since = history.waits_since
 
     def count_throttled(self) -> None:
@@ -71,8 +71,9 @@ class Evidence:
         return self.excess >= _ENOUGH
 
     def on_throttled(self, workspace: str) -> bool:
-        """Record a throttled response; return False if it shows its workspace only."""
+        """Count a throttled response; return False if its workspace had one already."""
         if not self.excess:
+            # Successes have made up for all, so each workspace may contribute again.
             self._contributions.clear()
         if self._is_of_all and workspace in self._contributions:
             return False
@@ -107,5 +108,6 @@ class Successes:
 
     def throttles_alone(self, throttled_at: float) -> bool:
         """Return True if only this target has been throttled since `throttled_at`."""
-        # A retry that succeeds shows that load was the reason, and not the target.
+        # Others succeeded at once since then. The success of a retry would show that
+        # load was the reason, and not the target.
         return self.unthrottled_at >= throttled_at >= self.recovered_at

@@ -43,17 +43,21 @@ class Gate:
         self._leases: Leases | None = None
         self._queues = Queues()
         self._limited_since: float | None = None
-        self._timer: asyncio.Handle | None = None
+        self._wakeup_timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
         self._shortest_patience = math.inf
-        self._patience_timer: asyncio.TimerHandle | None = None
-        self._patience_timer_at = math.inf
+        self._shared_timer: asyncio.TimerHandle | None = None
+        self._shared_timer_at = math.inf
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
 
-    def use_pace(self, pace: Pace, on_failure: Callable[[BctrlError], None]) -> Leases:
-        """Let a pace bound the rate; call `on_failure` if its store is of no use."""
-        self._leases = Leases(pace, lambda: self._queues.count, self._admit, on_failure)
+    def use_pace(
+        self, pace: Pace, on_misconfigured: Callable[[BctrlError], None]
+    ) -> Leases:
+        """Let a pace bound the rate; `on_misconfigured` gets an error of its store."""
+        self._leases = Leases(
+            pace, lambda: self._queues.count, self._admit, on_misconfigured
+        )
         # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.start.is_over = True
         return self._leases
@@ -113,7 +117,7 @@ class Gate:
         return self._queues.take(workspace)
 
     def _fail_if_in_vain(self, waiter: Waiter, now: float) -> bool:
-        """Fail a waiter whose patience ends before an attempt may succeed."""
+        """Fail a waiter, and return True, if no attempt may succeed in its patience."""
         if waiter.patience and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
             span = format_duration(waiter.patience)
             problem = f"the server throttled {self._text_of_calls} for {span}"
@@ -124,12 +128,12 @@ class Gate:
             return False
         # Any attempt in flight may be the probe, whose answer may end the pause.
         may_be_probed = self.rate.pause.is_probed and self.in_use > 0
-        delay = self.rate.delay(now, self.in_use)
-        if may_be_probed or delay <= 0.0:
+        probe_delay = self.rate.delay(now, self.in_use)
+        if may_be_probed or probe_delay <= 0.0:
             return False
         advice = None
         if wait > PROBE_INTERVAL:
-            advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
+            advice = f"Probes are sent once a minute; retry in {probe_delay:.0f} s"
         error = BctrlRateLimitError(
             f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
             advice=advice,
@@ -160,32 +164,32 @@ class Gate:
             loop = asyncio.get_running_loop()
             waiter.set_timer(loop.call_at(deadline, self._on_deadline, waiter))
         else:
+            # `on_throttled` sets the shared timer.
             self._shortest_patience = min(self._shortest_patience, waiter.patience)
 
     def _on_deadline(self, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
         waiter.cancel_timer()
         if not self._fail_if_in_vain(waiter, now) and waiter.patience:
+            # Others were answered meanwhile, so it waits for longer.
             self._watch_patience(waiter, now)
 
     def _set_shared_timer(self) -> None:
         """Set the timer that waiters share for the earliest end of a patience."""
         deadline = self.rate.all_throttled_since + self._shortest_patience
-        if deadline >= self._patience_timer_at:
+        if deadline >= self._shared_timer_at:
             return
-        if self._patience_timer is not None:
-            self._patience_timer.cancel()
-        self._patience_timer_at = deadline
+        if self._shared_timer is not None:
+            self._shared_timer.cancel()
+        self._shared_timer_at = deadline
         loop = asyncio.get_running_loop()
-        self._patience_timer = loop.call_at(deadline, self._on_shared_timer)
+        self._shared_timer = loop.call_at(deadline, self._on_shared_timer)
 
     def _on_shared_timer(self) -> None:
-        self._patience_timer_at = math.inf
+        self._shared_timer_at = math.inf
         now = asyncio.get_running_loop().time()
-        if (
-            now
-            < self.rate.all_throttled_since + self._shortest_patience - _TIMER_TOLERANCE
-        ):
+        deadline = self.rate.all_throttled_since + self._shortest_patience
+        if now < deadline - _TIMER_TOLERANCE:
             # Others were answered meanwhile.
             self._set_shared_timer()
             return
@@ -202,7 +206,7 @@ class Gate:
             return
         self._admit()
         if self.rate.pause.is_probed and not self.in_use:
-            # A probe without an answer tells nothing.
+            # The probe ended without an answer, so nothing in flight may end the pause.
             self._fail_waits_in_vain(asyncio.get_running_loop().time())
 
     def on_success(self, now: float, history: History) -> None:
@@ -312,18 +316,20 @@ class Gate:
                 self._on_start(now)
             # A call without a task takes its slot in `enter_lane`: all workers may wait
             # in the lane until then.
-            self.in_use += waiter.has_task
+            if waiter.has_task:
+                self.in_use += 1
             self._queues.remove(waiter)
             waiter.admitted.set_result(None)
 
     def _schedule_wakeup(self, when: float) -> None:
-        # The time is inf while the window is full: then `release` admits the next.
+        # The time is inf while the window is full, or a lease is awaited: then
+        # `release` or the lease admits the next.
         if when >= self._wakeup_at - _TIMER_TOLERANCE:
             return
-        if self._timer is not None:
-            self._timer.cancel()  # A pause has ended before its time.
+        if self._wakeup_timer is not None:
+            self._wakeup_timer.cancel()  # A pause has ended before its time.
         self._wakeup_at = when
-        self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
+        self._wakeup_timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         due = self._wakeup_at
@@ -339,6 +345,6 @@ class Gate:
 
     def cancel_timers(self) -> None:
         """Cancel the timers of a gate that is closed or forgotten."""
-        for timer in (self._timer, self._patience_timer):
+        for timer in (self._wakeup_timer, self._shared_timer):
             if timer is not None:
                 timer.cancel()

@@ -41,7 +41,7 @@ class Limiter:
         self._lanes: dict[str, Gate] = {}
         self._leases: Leases | None = None
         if pace is not None:
-            self._leases = self._all.use_pace(pace, on_failure=self.close)
+            self._leases = self._all.use_pace(pace, on_misconfigured=self.close)
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
         self._sleepers: set[asyncio.Future[None]] = set()
@@ -113,7 +113,7 @@ class Limiter:
             # After its lane, if any, a call passes the gate for all; while it waits
             # there, it may be moved into a lane.
             while not await self._pass_next_gate(patience, priority, history):
-                history.is_in_lane = True
+                history.has_lane_slot = True
         except BaseException:
             self.leave_lane(history)
             raise
@@ -133,13 +133,14 @@ class Limiter:
         gate.add(waiter)
         try:
             await waiter.admitted
-            waiter.check()
+            waiter.raise_if_failed()
             self._check_open()
         except BaseException:
             # A call that was admitted before it was cancelled has a slot to release.
             if waiter.is_admitted:
                 self._gate_of(waiter).release()
             raise
+        # It may have been moved into a lane while it waited.
         return not waiter.is_in_lane
 
     def _check_open(self) -> None:
@@ -150,7 +151,7 @@ class Limiter:
         return self._lanes[waiter.history.workspace] if waiter.is_in_lane else self._all
 
     def _lane_to_pass(self, priority: Priority, history: History) -> Gate | None:
-        if history.is_in_lane or priority is Priority.CANARY:
+        if history.has_lane_slot or priority is Priority.CANARY:
             return None
         return self._lanes.get(history.workspace)
 
@@ -162,7 +163,7 @@ class Limiter:
         if lane is None:
             return None
         if not history.was_throttled and lane.acquire_nowait():
-            history.is_in_lane = True
+            history.has_lane_slot = True
             return None
         waiter = _waiter(patience, priority, history, is_in_lane=True)
         waiter.has_task = False
@@ -173,16 +174,17 @@ class Limiter:
         """Enter the lane after `enqueue`; raise the error of a failed waiter."""
         history = waiter.history
         lane = self._lanes.get(history.workspace)
+        # A lane in which no call has a slot may have been forgotten meanwhile.
         if waiter.is_admitted and lane is not None:
-            history.is_in_lane = True
+            history.has_lane_slot = True
             lane.in_use += 1
-        waiter.check()
+        waiter.raise_if_failed()
 
     def leave_lane(self, history: History) -> None:
         """Release the slot that a call has in the lane of its workspace, if any."""
-        if not history.is_in_lane:
+        if not history.has_lane_slot:
             return
-        history.is_in_lane = False
+        history.has_lane_slot = False
         lane = self._lanes[history.workspace]
         lane.release()
         if lane.is_empty and not lane.rate.has_evidence:
@@ -205,7 +207,7 @@ class Limiter:
         elif answer is not None:
             self._on_success(history)
         # Most calls are in no lane, so this check saves the call of `leave_lane`.
-        if history.is_in_lane:
+        if history.has_lane_slot:
             self.leave_lane(history)
         self._all.release()
         return target_failed
@@ -220,6 +222,7 @@ class Limiter:
         kind = failure.kind
         if not kind.is_throttling:
             if kind.is_answer:
+                # Another error status shows that the server keeps up.
                 self._on_success(history)
             return False
         rate = self._all.rate
@@ -270,6 +273,7 @@ class Limiter:
                 lane.add(waiter)
 
     def _lane(self, workspace: str) -> Gate:
+        """Return the lane of a workspace, which is made if there is none."""
         lane = self._lanes.get(workspace)
         if lane is None:
             self._forget_oldest_lane()
@@ -330,6 +334,7 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 def _waiter(
     patience: float, priority: Priority, history: History, *, is_in_lane: bool
 ) -> Waiter:
+    """Make a waiter, and record since when its call waits."""
     loop = asyncio.get_running_loop()
     history.waits_since = min(history.waits_since, loop.time())
     return Waiter(
@@ -341,4 +346,5 @@ def _seconds_until(time: float) -> float:
     try:
         return max(time - asyncio.get_running_loop().time(), 0.0)
     except RuntimeError:
+        # No loop runs.
         return 0.0

@@ -10,7 +10,7 @@ import msgspec
 
 from bctrl_async._limiter.evidence import History
 
-_MAX_PASSED = 4
+_MAX_SINGLES = 4
 """Attempts of single calls that are admitted in a row while a bulk stop waits."""
 
 
@@ -47,11 +47,11 @@ class Waiter(msgspec.Struct, eq=False):
 
     @property
     def is_admitted(self) -> bool:
-        """True if it has a slot."""
+        """True if it was admitted: it did not fail, and was not cancelled."""
         admitted = self.admitted
         return admitted.done() and not admitted.cancelled() and self.error is None
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise the error of a waiter that has failed."""
         if self.error is not None:
             raise self.error
@@ -81,12 +81,13 @@ class Waiter(msgspec.Struct, eq=False):
 
 
 class Queues:
-    """The waiters of each priority, first come, first served, and their `count`."""
+    """The waiters of each priority, first come, first served."""
 
     def __init__(self) -> None:
         self._queues: list[deque[Waiter]] = [deque() for _ in Priority]
-        self._passed = 0
+        self._singles = 0
         self.count: int = 0
+        """The waiters in the queues, some of which may wait no more."""
 
     @property
     def waiting(self) -> list[Waiter]:
@@ -117,30 +118,30 @@ class Queues:
         heads = self._heads()
         if not heads:
             return None
-        if self._passed >= _MAX_PASSED and heads[0].priority is Priority.SINGLE:
+        if self._singles >= _MAX_SINGLES and heads[0].priority is Priority.SINGLE:
             for waiter in heads:
                 if waiter.priority is Priority.BULK:
                     return waiter
         return heads[0]
 
     def remove(self, waiter: Waiter) -> None:
-        """Remove the next waiter, to be admitted."""
+        """Remove the waiter that `next` returned, to be admitted."""
         self._queues[waiter.priority].popleft()
         self.count -= 1
         if waiter.priority is Priority.SINGLE and self._queues[Priority.BULK]:
-            self._passed += 1
+            self._singles += 1
         elif waiter.priority is Priority.BULK:
-            self._passed = 0
+            self._singles = 0
 
     def take(self, workspace: str) -> list[Waiter]:
         """Remove and return the waiters of a workspace, but no canary, in order."""
         removed: list[Waiter] = []
         for priority in Priority:
             if priority is not Priority.CANARY:
-                removed += self._take(priority, workspace)
+                removed += self._take_from(priority, workspace)
         return removed
 
-    def _take(self, priority: Priority, workspace: str) -> list[Waiter]:
+    def _take_from(self, priority: Priority, workspace: str) -> list[Waiter]:
         queue = self._queues[priority]
         removed = [waiter for waiter in queue if waiter.history.workspace == workspace]
         if removed:

@@ -34,7 +34,7 @@ _BURST = 0.02
 """Seconds' worth of attempts that may start at once, to make up for late timers."""
 _SLOW_START_SHARE = 1.3
 """A slow start's first rate, in proportion to the successes of the last _PAUSE."""
-_GONE = 10.0
+_GONE_RATIO = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 
 
@@ -176,8 +176,8 @@ class AdaptiveRate:
     def _was_shown_by_dead_targets(self, history: History) -> bool:
         """Return True if targets that are throttled for ever have shown the limit."""
         has_recovered = self.successes.recovered_at >= self._limited_at
-        is_alone = self.successes.throttles_alone(history.throttled_at)
-        return is_alone and not has_recovered and self._evidence.excess < 1.0
+        is_dead = self.successes.throttles_alone(history.throttled_at)
+        return is_dead and not has_recovered and self._evidence.excess < 1.0
 
     def _slow_down(self, now: float, wait: float, in_flight: int) -> None:
         """Start slowly under a new limit, or step down; pause as the server asks."""
@@ -232,6 +232,7 @@ class AdaptiveRate:
         )
         if curve.peak is None:
             peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.growth_start))
+        # However few the deliveries were, the rate falls by half at most.
         peak = max(peak, current / 2, self._baseline.plateau, MIN_RATE)
         old_rate = self._baseline.record_step(now, BETA * peak)
         if old_rate is not None:
@@ -262,9 +263,10 @@ class AdaptiveRate:
         curve = self._curve
         if curve.peak is None:
             return self._slow_start_rate(now)
-        rate = min(curve.rate(now), _GONE * curve.peak)
+        max_rate = _GONE_RATIO * curve.peak
+        rate = min(curve.rate(now), max_rate)
         # While the window is the binding limit, a high rate proves nothing.
-        if rate < _GONE * curve.peak or self._window.is_binding(now):
+        if rate < max_rate or self._window.is_binding(now):
             return rate
         return self._lift_limit()
 
@@ -279,11 +281,12 @@ class AdaptiveRate:
         if not self._is_answered():
             return curve.fade(now, self._fades_from)
         rate = curve.rate(now)
-        if rate < _GONE * max(curve.first_rate, self.deliveries.rate(now, _SPAN)):
+        if rate < _GONE_RATIO * max(curve.first_rate, self.deliveries.rate(now, _SPAN)):
             return rate
         return self._lift_limit()
 
     def _lift_limit(self) -> float:
+        """Lift the limit; return the rate without it."""
         self.has_limit = False
         self._window.open()
         return math.inf

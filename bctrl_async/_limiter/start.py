@@ -22,5 +22,6 @@ class Start:
 
     def end_after(self, successes: int) -> bool:
         """End the start if there were enough successes; return True if it is over."""
-        self.is_over = self.is_over or successes >= _SUCCESSES
+        if successes >= _SUCCESSES:
+            self.is_over = True
         return self.is_over

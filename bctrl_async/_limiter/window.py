@@ -18,7 +18,7 @@ class Window:
         self._full_at = -math.inf
 
     def is_full(self, now: float, in_flight: int) -> bool:
-        """Return True if no other attempt may start."""
+        """Return True, and record the time, if no other attempt may start."""
         if in_flight < self._size:
             return False
         self._full_at = now

@@ -31,6 +31,7 @@ _PERMANENT = {EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 """Errors that do not pass: the path cannot be used."""
 _HEADER = b"bctrl-async pace\n"
 _LENGTH = len(_HEADER) + 42
+"""The length of the file: the header, two numbers of 20 characters, two separators."""
 
 
 class FilePace(Pace):
@@ -62,9 +63,9 @@ class FilePace(Pace):
                 lock it for 1 s.
         """
         name = f"bctrl-async {self._path}"
-        ahead = None
+        delay = None
         async with asyncio.timeout(PATIENCE):
-            while ahead is None:
+            while delay is None:
                 # While a thread hangs on the disk, no other is started. The running
                 # threads are asked, because a fork has none of its parent's.
                 if name not in {thread.name for thread in threading.enumerate()}:
@@ -78,11 +79,11 @@ class FilePace(Pace):
                         args=(slots, answer),
                         daemon=True,
                     ).start()
-                    ahead = await asyncio.wrap_future(answer)
+                    delay = await asyncio.wrap_future(answer)
                 # The file is locked, or its disk hangs.
-                if ahead is None:
+                if delay is None:
                     await asyncio.sleep(0.001)
-        await asyncio.sleep(ahead)
+        await asyncio.sleep(delay)
 
     def _reserve(self, slots: int, answer: Future[float | None]) -> None:
         """Reserve slots; answer with the seconds until the first, or None if locked."""
@@ -94,12 +95,12 @@ class FilePace(Pace):
                 except OSError:
                     answer.set_result(None)
                     return
-                last, ahead = _parse(file.read(_LENGTH))
+                requested_at, ahead = _parse(file.read(_LENGTH))
                 # All processes have this clock, which starts again with the machine:
-                # it may then be before `last`.
+                # it may then be before the last request.
                 now = time.monotonic()
-                ahead -= max(now - last, 0.0)
-                ahead = max(ahead, 0.0)
+                elapsed = max(now - requested_at, 0.0)
+                ahead = max(ahead - elapsed, 0.0)
                 file.seek(0)
                 # The new text is as long as the old, so that a full disk takes it.
                 file.write(
@@ -134,7 +135,7 @@ def _parse(content: bytes) -> tuple[float, float]:
     if not _HEADER.startswith(content[: len(_HEADER)]):
         raise ValueError("it is another file")
     try:
-        last, ahead = content.removeprefix(_HEADER).split()
-        return float(last), float(ahead)
+        requested_at, ahead = content.removeprefix(_HEADER).split()
+        return float(requested_at), float(ahead)
     except ValueError:
         return 0.0, 0.0  # The file is new, or a crash has cut it off.

@@ -27,7 +27,8 @@ _INTERVAL = 1.0
 _DECAY = 0.8
 """The weight of the earlier leases in the measured share of the rate."""
 _MAX_TO_EXPECTED = 2.0
-"""The most that a lease counts, in its expected times: a process may be held up."""
+"""A lease counts as at most this many times its expected seconds, because its process
+may have been held up."""
 _MARGIN = 0.9
 """The part of its share, an estimate, that a session uses while the store is away."""
 _BURST = 0.02
@@ -83,20 +84,23 @@ class Leases:
         self._requested_at = 0.0
         self._has_leased = False
         self._is_away = False
-        # While calls wait for each lease, the seconds that leases take and their slots
-        # give the session's share of the rate; until then it is the whole rate.
+        # The session is busy while calls wait for each lease: then the slots per second
+        # of its leases are its share of the rate. Before, its share is the whole rate.
         self._is_busy = False
         self._busy_seconds = 1.0 / pace.rate
         self._busy_slots = 1.0
         self._next_without_store = 0.0
 
     def delay(self, now: float) -> float:
-        """Return the seconds until the next attempt may start; inf without a lease."""
+        """Return the seconds until the next attempt may start; inf without a lease.
+
+        Request the next lease if more calls wait than there are slots.
+        """
         slots = self._slots
         while slots and slots[0] < now - _LEASE:
             slots.popleft()
-        is_due = not self._is_away or now >= self._requested_at + _INTERVAL
-        if self._request is None and is_due and self._count_waiting() > len(slots):
+        may_request = not self._is_away or now >= self._requested_at + _INTERVAL
+        if self._request is None and may_request and self._count_waiting() > len(slots):
             self._requested_at = now
             self._request = asyncio.create_task(self._acquire())
             self._request.add_done_callback(self._on_answer)
@@ -139,11 +143,11 @@ class Leases:
 
     def _measure_share(self, elapsed: float, slots: int) -> None:
         """Measure this session's share of the rate, by the seconds of a lease."""
-        # A shorter time would show more than the whole rate.
+        # A shorter time would show more than the whole rate. Older leases fade out.
         elapsed = max(elapsed, slots / self._pace.rate)
-        expected = slots * self._busy_seconds / self._busy_slots
+        expected_seconds = slots * self._busy_seconds / self._busy_slots
         self._busy_seconds *= _DECAY
-        self._busy_seconds += min(elapsed, _MAX_TO_EXPECTED * expected)
+        self._busy_seconds += min(elapsed, _MAX_TO_EXPECTED * expected_seconds)
         self._busy_slots *= _DECAY
         self._busy_slots += slots
 
@@ -167,10 +171,11 @@ class Leases:
         text = str(error) if isinstance(error, OSError | BctrlConfigError) else ""
         rate = self._rate_without_store()
         # The reason is one line: the name of the error, and its text if it has any.
+        reason = f"{type(error).__name__}: {text}".removesuffix(": ")
         _log.warning(
             "the shared pace cannot be asked (%s): this session goes on with %.3g "
             "attempts a second",
-            " ".join(f"{type(error).__name__}: {text}".removesuffix(": ").split()),
+            " ".join(reason.split()),
             rate,
             extra={"bctrl.event": "pace_away", "bctrl.rate": rate},
         )

@@ -201,7 +201,7 @@ class TestLimitForAll:
 
         assert waiter.admitted.done()
         limiter.enter_lane(waiter)
-        assert not history.is_in_lane
+        assert not history.has_lane_slot
         await single
         assert now() == pytest.approx(0.5)
 
@@ -348,7 +348,7 @@ class Users:
 
     def _start(self, history: History, priority: Priority) -> None:
         task = asyncio.create_task(self._use(history, priority))
-        if history.is_in_lane:
+        if history.has_lane_slot:
             # The task may be cancelled before its first step.
             task.add_done_callback(lambda _: self.limiter.leave_lane(history))
         self.tasks.append(task)
@@ -382,7 +382,7 @@ class Users:
                 self.waiters.remove((waiter, history))
                 with suppress(BctrlRateLimitError):
                     self.limiter.enter_lane(waiter)
-                if history.is_in_lane:
+                if history.has_lane_slot:
                     self._start(history, Priority.BULK)
 
     async def _use(self, history: History, priority: Priority) -> None:
