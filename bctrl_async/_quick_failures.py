@@ -8,13 +8,13 @@ from bctrl_async.errors import BctrlTimeoutError
 is_on: bool = False
 """True while no call waits between its attempts; `testing.set_testing` sets it."""
 TIME_LIMIT = 0.4
-"""The most seconds for one attempt; a runtime that hangs costs a bulk stop three."""
+"""Seconds for one attempt; a bulk stop spends three limits on a runtime that hangs."""
 ADVICE = "It is a limit of tests: set_testing(False) of bctrl_async.testing keeps yours"
 _TRIES = 10
 
 
 def is_enough(tries: int) -> bool:
-    """Return True if this is a test, in which so many tries stand for a patience."""
+    """Return True if this is a test, where so many tries end a patience."""
     return is_on and tries >= _TRIES
 
 

@@ -228,7 +228,8 @@ class _Stop(_WithSpan, StopObserver):
         span.set_attribute("bctrl.result", outcome.result.value)
         if outcome.running is not None:
             span.set_attribute("bctrl.running", outcome.running)
-        # Unlike a cancellation that was raised, the error says what is in doubt.
+        # The outcome's error comes first: a raised cancellation does not say what is in
+        # doubt.
         error = outcome.error or self._raised_error
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)

@@ -53,8 +53,8 @@ from bctrl_async.stats import SessionStats
 __all__ = ["BctrlSession"]
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
-_SHORTEST_POLL = 5.0
-"""Seconds that a poll may take, however short `verify` is."""
+_MIN_POLL_LIMIT = 5.0
+"""The least time limit of a poll in seconds, however short `verify` is."""
 _SLICE = 1_000
 """The number of listed runtimes that are filtered before other tasks get a turn."""
 
@@ -160,7 +160,7 @@ class BctrlSession:
         if http is not None:
             pool_options = (trust_env, checked_proxy, ssl)
             _check_borrowed(http, pool_options, is_loopback_only=is_loopback_only)
-            max_connections = _limit_with(http.connector, max_connections)
+            max_connections = _lowest_limit(http.connector, max_connections)
         if is_loopback_only:
             # A proxy of the environment could read the key, too.
             trust_env = False
@@ -332,6 +332,7 @@ class BctrlSession:
         # If in doubt, an earlier attempt of this call may have stopped it.
         if failure.kind is Kind.NOT_RUNNING and (stopped_ok or call.retries.in_doubt):
             headers = CIMultiDict(call.headers)
+            # The idempotency key belongs to the stop, and this is another request.
             headers.popall(_IDEMPOTENCY_KEY, None)
             get = self._make_call(
                 GET,
@@ -610,20 +611,20 @@ class BctrlSession:
         poll_limit = limit
         verify_seconds = verify_for(options.verify)
         if verify_seconds:
-            poll_limit = transport.at_most(limit, max(verify_seconds, _SHORTEST_POLL))
+            poll_limit = transport.at_most(limit, max(verify_seconds, _MIN_POLL_LIMIT))
         policy = self._policy(options.retry).for_bulk(options.deadline)
-        workers = self._limiter.limit
+        concurrency = self._limiter.limit
         if options.concurrency is not None:
-            workers = options.concurrency
-        if workers > self._limiter.limit:
+            concurrency = options.concurrency
+        if concurrency > self._limiter.limit:
             raise BctrlConfigError(
-                f"invalid concurrency {workers}: expected at most the session's "
+                f"invalid concurrency {concurrency}: expected at most the session's "
                 f"max_connections, {self._limiter.limit}",
                 advice="Raise max_connections",
                 argument="concurrency",
             )
         if source.length is not None:
-            workers = min(workers, source.length)
+            concurrency = min(concurrency, source.length)
         return Run(
             source,
             options,
@@ -634,7 +635,8 @@ class BctrlSession:
             make_canary=partial(self._make_call, GET, limit, priority=Priority.CANARY),
             make_poll=partial(self._make_call, GET, poll_limit, priority=Priority.POLL),
             policy=policy,
-            concurrency=max(workers, 1),
+            # Even an empty input needs a worker, which reads its end.
+            concurrency=max(concurrency, 1),
             base_url=self.base_url,
             observer=self._observer,
         )
@@ -741,12 +743,12 @@ def _check_borrowed(
         )
 
 
-def _limit_with(connector: aiohttp.BaseConnector | None, limit: int) -> int:
+def _lowest_limit(connector: aiohttp.BaseConnector | None, limit: int) -> int:
     """Return a limit of attempts in flight, or the limit of a connector if lower."""
     if connector is None:
         return limit
     # Beyond its limits, a request would wait in the connector while its timeout runs.
-    # A limit of 0 is none.
+    # A limit of 0 means that there is no limit.
     limits = (limit, connector.limit, connector.limit_per_host)
     return min(number for number in limits if number)
 

@@ -28,14 +28,14 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     """Headers of this call alone."""
     first_priority: Priority = Priority.SINGLE
     attempts: int = 0
-    number: int = 0
+    attempt_number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
 
     def start_attempt(self, number: int) -> None:
         """Record the start of an attempt."""
         self.attempts += 1
-        self.number = number
+        self.attempt_number = number
         self.in_flight = True
         self.is_connected = False
 
@@ -48,7 +48,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         """The priority of the next attempt at the limiter.
 
         What may have taken effect goes first. A throttled call has done nothing, so it
-        queues again behind those that wait already.
+        queues again behind those that wait already. A poll has no effect, and stays
+        last.
         """
         if self.retries.in_doubt and self.first_priority is not Priority.POLL:
             return Priority.RETRY
@@ -74,7 +75,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         )
         # The first failures are dropped if there are many, so these attempts have no
         # notes.
-        first_number = retries.attempts - len(retries.last_failures) + 1
+        first_number = retries.failed_attempts - len(retries.last_failures) + 1
         for number, past_failure in enumerate(retries.last_failures, first_number):
             if past_failure is not failure:
                 error.add_note(f"attempt {number}: {past_failure.summary}")
@@ -149,15 +150,15 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         retries = self.retries
         loop = asyncio.get_running_loop()
         deadline = loop.time() + retries.policy.max_throttle_wait
-        probes = 0
+        token_asks = 0
         delay = retries.delay(loop.time())
         while delay is None:
             if not waits_for_quota or not retries.lacks_quota:
                 return False
             if limiter.is_closed() or loop.time() >= deadline:
                 return False
-            probes += 1
-            await limiter.sleep(probe_delay(retries.policy, probes))
+            token_asks += 1
+            await limiter.sleep(probe_delay(retries.policy, token_asks))
             delay = retries.ask_quota()
         self.log_retry(delay)
         await limiter.sleep(delay)

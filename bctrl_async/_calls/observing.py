@@ -38,6 +38,7 @@ def notify(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T 
     """Call a method of an observer; return None if it raised."""
     try:
         return method(*args, **kwargs)
+    # A task is cancelled at an `await`, so this CancelledError is the observer's own.
     except (Exception, CancelledError):  # noqa: BLE001 - logged, and the call goes on.
         _log.exception(
             "an observer raised an exception, which is ignored",
@@ -94,6 +95,7 @@ def observe_attempt(
 
 
 def _add_headers(headers: CIMultiDict[str], observer: AttemptObserver) -> None:
+    # The headers of the session and of the call take precedence.
     for name, value in checked_headers(observer.headers()).items():
         headers.setdefault(name, value)
 

@@ -76,7 +76,7 @@ def outcome_of(
     if running is False:
         error = None
     elif runtime is not None:
-        error = only_accepted(target, runtime, attempts)
+        error = unconfirmed_error(target, runtime, attempts)
     return StopOutcome(
         index=index,
         target=target,
@@ -90,7 +90,9 @@ def outcome_of(
     )
 
 
-def only_accepted(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlError:
+def unconfirmed_error(
+    target: RuntimeRef, runtime: Runtime, attempts: int
+) -> BctrlError:
     """Return the error of a stop that was accepted, whose runtime may still run."""
     status = f"{runtime.status.value!r:.50}"
     return BctrlError(
@@ -122,11 +124,11 @@ def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
         result = result_of(runtime)
         error = None
         if result.is_unconfirmed and not outcome.result.is_unconfirmed:
-            # Nothing says that the server accepted this stop; another stop would find
-            # the runtime not running.
+            # The runtime has failed, and nothing says that the server accepted this
+            # stop: another stop would find the runtime not running.
             result = StopResult.ALREADY_STOPPED
     elif result.is_unconfirmed:
-        error = only_accepted(outcome.target, runtime, outcome.attempts)
+        error = unconfirmed_error(outcome.target, runtime, outcome.attempts)
     running = running_of(result, runtime)
     return replace(
         outcome, result=result, running=running, runtime=runtime, error=error, at=now()

@@ -17,8 +17,9 @@ _CALL_PATIENCE = 60.0
 BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline waits for a busy server."""
 _MAX_PROBE_DELAY = 5.0
-"""The most seconds between two probes or polls, after which a change is seen."""
+"""The most seconds between two probes or polls: a change is seen no later."""
 _LARGEST_EXPONENT = 60
+"""The largest of a backoff: `2.0 ** 1024` would raise OverflowError."""
 _MAX_NOTES = 10
 """The most attempts that an error lists in its notes; a call may make a hundred."""
 
@@ -97,13 +98,13 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 class RetryQuota:
     """A retry quota, a token bucket like botocore's: it bounds retries in an outage.
 
-    A success or a permanent error status adds 1. Asking for a retry adds 0.1, then
-    takes 1.
+    A success or a permanent error status adds 1, because the server works. Asking for a
+    retry adds 0.1, then takes 1: even in an outage, a tenth of the retries are made.
     """
 
     _INITIAL = 10.0
     _MAX = 100.0
-    _PER_FAILURE = 0.1
+    _PER_ASK = 0.1
 
     def __init__(self) -> None:
         self._tokens = self._INITIAL
@@ -115,7 +116,7 @@ class RetryQuota:
 
     def acquire(self) -> bool:
         """Take a token for a retry; return False if the quota is exhausted."""
-        self._tokens += self._PER_FAILURE
+        self._tokens += self._PER_ASK
         if _quick_failures.is_on:
             # Retries come at once, so that no answer could refill the bucket.
             return True
@@ -132,7 +133,7 @@ class RetryState(History):
     quota: RetryQuota
     repeat: Repeat
     uniform: Callable[[float, float], float] = random.uniform
-    attempts: int = 0
+    failed_attempts: int = 0
     failures: int = 0
     """Failed attempts that cost an attempt of the policy."""
     hung: int = 0
@@ -142,7 +143,7 @@ class RetryState(History):
     target_failed: bool = False
     """True if a gateway answered 503 for this target alone; it costs an attempt."""
     waited: float = 0.0
-    """Seconds of the patience that are over."""
+    """Seconds of the patience that were spent."""
     resumes_at: float | None = None
     """The time of the next attempt of a bulk stop's call that has no worker."""
     last_failures: tuple[Failure, ...] = ()
@@ -156,8 +157,8 @@ class RetryState(History):
     """True if only the quota keeps the call from its next attempt."""
 
     def record(self, failure: Failure, *, target_failed: bool = False) -> None:
-        """Record a failed attempt, and if a gateway's 503 is its target's failure."""
-        self.attempts += 1
+        """Record a failed attempt, and whether a gateway's 503 is about its target."""
+        self.failed_attempts += 1
         if failure.status is not None:
             self.status = failure.status
         self.in_doubt |= self.leaves_doubt(failure)
@@ -189,7 +190,7 @@ class RetryState(History):
         return failure.status in self.policy.statuses
 
     def delay(self, now: float) -> float | None:
-        """Return the seconds to sleep before the next attempt, or None to give up."""
+        """Charge the last failure; return the seconds to wait, or None to give up."""
         failure = self.last_failures[-1]
         if not self.may_succeed(failure):
             return None
@@ -205,6 +206,7 @@ class RetryState(History):
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
+        # In a test, a target that hangs is retried once.
         if gives_up or self.hung > 1 or _quick_failures.is_enough(self.busy):
             return None
         retry_after = failure.retry_after or 0.0
@@ -216,9 +218,9 @@ class RetryState(History):
             return None
         if not is_busy:
             return self.ask_quota()
-        return self._wait_for(retry_after, patience)
+        return self._throttled_delay(retry_after, patience)
 
-    def _wait_for(self, retry_after: float, patience: float) -> float:
+    def _throttled_delay(self, retry_after: float, patience: float) -> float:
         """Return the delay after a throttled response, which costs patience."""
         if _quick_failures.is_on:
             return 0.0
@@ -236,7 +238,7 @@ class RetryState(History):
         return delay
 
     def ask_quota(self) -> float | None:
-        """Take a token of the quota; return the delay, or None if there is none."""
+        """Take a token of the quota; return the delay, or None if there is no token."""
         self.lacks_quota = not self.quota.acquire()
         if self.lacks_quota:
             self.advice = "Not retried: the retry quota is exhausted. Call again later"
@@ -252,7 +254,7 @@ class RetryState(History):
     @property
     def uncounted(self) -> int:
         """The number of failed attempts that cost neither attempts nor patience."""
-        return self.attempts - self.failures - self.busy
+        return self.failed_attempts - self.failures - self.busy
 
 
 def probe_delay(policy: RetryPolicy, probes: int) -> float:

@@ -89,7 +89,7 @@ class Sender:
         """Fail waiting calls; close the pace, and the pool unless it was borrowed."""
         if self.is_closed:
             return
-        # With its loop, everything that waits is gone.
+        # Nothing waits any more if the loop was closed.
         has_loop = self._pool.has_open_loop
         if has_loop:
             self._pool.check_loop()
@@ -127,8 +127,8 @@ class Sender:
     ) -> _T | Failure:
         """Make the attempts of a call; return its answer or its last failure.
 
-        `http` is the open pool of a call that has its slot already. A call waits as its
-        policy says, unless there is a function for that.
+        `http` is the open pool of a call that has its slot already. `wait_to_retry`
+        takes the place of the wait that the call's policy asks for.
         """
         try:
             if http is None:
@@ -158,8 +158,9 @@ class Sender:
                 http = self.open_pool()
                 await self._acquire(call)
         except BctrlError as error:
-            # A key function's error stays the cause. Its frames refer to the call, but
-            # the call does not keep this failure: there is no reference cycle.
+            # The pool, the limiter or a key function raised it. A key function's error
+            # stays the cause. Its frames refer to the call, but the call does not keep
+            # this failure: there is no reference cycle.
             return Failure.of(error)
 
     async def _acquire(self, call: Call[_T]) -> None:
@@ -175,8 +176,8 @@ class Sender:
 
     def _record_success(self, call: Call[_T]) -> None:
         call.end_attempt()
-        if call.number > self.last_answered:  # noqa: PLR1730 - `max` is slower.
-            self.last_answered = call.number
+        if call.attempt_number > self.last_answered:  # noqa: PLR1730 - `max` is slower.
+            self.last_answered = call.attempt_number
         self.quota.release()
         self.tally.succeeded += 1
 
@@ -195,14 +196,14 @@ class Sender:
             call.end_attempt()
             self.tally.failed[failure.type] += 1
             if not kind.is_unanswered:
-                self.last_answered = max(self.last_answered, call.number)
+                self.last_answered = max(self.last_answered, call.attempt_number)
         call.keep_request_id(failure.request_id)
         call.retries.record(failure, target_failed=target_failed)
         return failure
 
     async def _wait_to_retry(self, call: Call[_T], failure: Failure) -> bool:
-        # A single call cannot know that a retry may meet another certificate, so it
-        # gives up.
+        # A single call cannot tell whether other machines have another certificate, so
+        # it gives up.
         return failure.kind is not Kind.UNTRUSTED and await call.back_off(self.limiter)
 
     def _attempt(
@@ -269,13 +270,13 @@ async def _fetch_key(
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         if timeout.expired():
-            # The traceback's frames refer to the call, which keeps the failure: a
-            # reference cycle.
             seconds = format_duration(limit.total)
             return Failure(
                 kind=Kind.NO_KEY,
                 summary=f"the api_key function returned no key within {seconds}",
                 argument="api_key",
+                # The traceback's frames refer to the call, which keeps the failure: a
+                # reference cycle.
                 cause=detached(error),
             )
         # The function's error may hold secrets, so only the cause shows its text.

@@ -244,7 +244,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
 def _end(run: Run, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
     """End the buffer of a run that is over."""
     if runner.cancelled():
-        # A task that is cancelled before its first step cannot cancel the run.
+        # A task that is cancelled before its first step cannot cancel the run. No more
+        # outcomes are delivered.
         run.state.cancel()
         outcomes.discard()
     outcomes.end()

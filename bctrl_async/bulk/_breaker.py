@@ -74,19 +74,24 @@ class CircuitBreaker:
         """True while the server answers no call."""
         self._opened_at = 0.0
         # The numbers of the attempt that showed an outage, and of the last in it.
-        self._outage_start = 0
-        self._outage_end = 0
+        self._outage_first_attempt = 0
+        self._outage_last_attempt = 0
         self._held_since = 0.0
+        """The time at which the breaker opened, or last gave up a target."""
         self._probe: Call[Runtime] | None = None
-        # The scopes of the canaries in flight, with the attempts that they explain.
+        # The scopes of the canaries in flight, each with the newest attempt before it:
+        # an answer to a later attempt makes the canary needless.
         self._canaries: dict[CancelScope, int] = {}
         self._probers = 0
-        self._failures = 0
+        """The number of calls that became the probe, in this outage."""
+        self._probe_failures = 0
+        """The number of failed attempts of these calls."""
         self._lost_canaries = 0
-        """The canaries that were not answered, in this outage."""
+        """The number of canaries that were not answered, in this outage."""
         self._has_no_probe = asyncio.Event()
         self._compare_lock = asyncio.Lock()
         self._unanswered_at = -math.inf
+        """The time at which the last unanswered canary of `compare` was sent."""
         self.has_given_up: bool = False
 
     @property
@@ -104,16 +109,16 @@ class CircuitBreaker:
                 scope.cancel()
 
     def _close_if_up(self) -> None:
-        if self.is_open and self._answers_after(self._outage_start):
+        if self.is_open and self._answers_after(self._outage_first_attempt):
             self.is_open = False
-            self._outage_end = self._sender.tally.attempts
+            self._outage_last_attempt = self._sender.tally.attempts
             self.leave(self._probe)
 
     def _open(self, newest_attempt: int) -> None:
         self.is_open = True
         self._opened_at = self._held_since = _now()
-        self._outage_start = newest_attempt
-        self._probers = self._failures = self._lost_canaries = 1
+        self._outage_first_attempt = newest_attempt
+        self._probers = self._probe_failures = self._lost_canaries = 1
 
     def _answers_after(self, attempt: int) -> bool:
         """Return True if the server has answered a later attempt than this."""
@@ -155,7 +160,7 @@ class CircuitBreaker:
         while not self._answers_after(newest_attempt):
             if self.has_given_up or self._limiter.is_closed():
                 return False
-            if not self._becomes_probe(call):
+            if not self._claim_probe(call):
                 await self._has_no_probe.wait()
                 continue
             if await self._shows_server_up(call, newest_attempt):
@@ -170,13 +175,14 @@ class CircuitBreaker:
         self.leave(call)
         return await self._retry(call, newest_attempt)
 
-    def _becomes_probe(self, call: Call[Runtime]) -> bool:
+    def _claim_probe(self, call: Call[Runtime]) -> bool:
         """Make a call the probe; return False if another call is the probe."""
         if self._probe is None:
             self._probe = call
             self._has_no_probe.clear()
             self._probers += 1
-            self._failures += 1
+            # A call becomes the probe after a failed attempt.
+            self._probe_failures += 1
         return self._probe is call
 
     async def _shows_server_up(self, call: Call[Runtime], newest_attempt: int) -> bool:
@@ -235,13 +241,13 @@ class CircuitBreaker:
         await self.compare(call)
         return True
 
-    def delay_of_throttled(self, call: Call[Runtime]) -> float | None:
-        """Return the seconds until a throttled call is retried; None to give up."""
+    def on_throttled(self, call: Call[Runtime]) -> float | None:
+        """Record a throttled answer; return the retry's delay, or None to give up."""
         self.on_answer(call, call.retries.last_failure)
         self.leave(call)
         delay = call.retries.delay(_now())
         if delay is None and call.retries.lacks_quota:
-            # It holds no worker, so it may wait for a token.
+            # A parked stop holds no worker, so it may wait for a token.
             return probe_delay(self._policy, 1)
         if delay is not None:
             call.log_retry(delay)
@@ -255,6 +261,7 @@ class CircuitBreaker:
             return
         if retries.throttled < _MANY_THROTTLED:
             return
+        # The calls that wait here use the canaries of the call that is compared.
         async with self._compare_lock:
             for _ in range(_MAX_CANARIES):
                 since = retries.throttled_at
@@ -268,7 +275,7 @@ class CircuitBreaker:
                     return
 
     def _gives_up(self, failure: Failure) -> bool:
-        """Return True if the probe gives up after a failure, alone or with the run."""
+        """Return True if the probe gives up; set `has_given_up` if the run does too."""
         hangs = _quick_failures.hangs(failure)
         if self.has_answered:
             is_too_long = _now() - self._opened_at > self._patience
@@ -278,7 +285,7 @@ class CircuitBreaker:
         # Waiting does not change a certificate, unless other calls are answered: then
         # it belongs to one of several machines, or to a proxy that reloads.
         is_untrusted = failure.kind is Kind.UNTRUSTED
-        if self._failures < self._policy.attempts and not (is_untrusted or hangs):
+        if self._probe_failures < self._policy.attempts and not (is_untrusted or hangs):
             return False
         # While requests are in flight, the server may be slow rather than dead.
         if self._state.in_flight:
@@ -293,7 +300,7 @@ class CircuitBreaker:
         Dead targets may hold all workers of a live server. In an outage, at most two
         are given up.
         """
-        self._failures += 1
+        self._probe_failures += 1
         if not self.has_answered:
             return False
         self.leave(self._probe)
@@ -311,16 +318,17 @@ class CircuitBreaker:
         if self._probe is not call or self._answers_after(newest_attempt):
             return False
         if not self.has_answered:
-            return self._failures < self._policy.attempts
+            return self._probe_failures < self._policy.attempts
         return self._lost_canaries % _CANARIES_PER_RETRY == 0
 
     async def _retry(self, call: Call[Runtime], newest_attempt: int) -> bool:
         """Wait before a retry, now that the server is up; return False to give up."""
         retries = call.retries
-        is_in_outage = (
-            newest_attempt >= self._outage_start and call.number <= self._outage_end
+        failed_in_outage = (
+            newest_attempt >= self._outage_first_attempt
+            and call.attempt_number <= self._outage_last_attempt
         )
-        if not is_in_outage or retries.uncounted > _MAX_UNCOUNTED:
+        if not failed_in_outage or retries.uncounted > _MAX_UNCOUNTED:
             # A later retry waits for no quota, so dead targets do not hold up the run.
             is_first_retry = call.attempts == 1
             return await call.back_off(self._limiter, waits_for_quota=is_first_retry)

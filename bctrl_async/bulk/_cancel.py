@@ -52,7 +52,7 @@ class CancelScope:
         if self._task is None:
             self._task = asyncio.current_task()
         task = self._task
-        # It remains None in a coroutine that no task runs, which nobody can cancel.
+        # The task is None in a coroutine that no task runs, which nobody can cancel.
         self._outer_cancels = 0 if task is None else task.cancelling()
         self._is_entered = True
         self._cancel_called = self.cancelled_caught = False
@@ -72,8 +72,8 @@ class CancelScope:
         self._is_entered = False
         if self._cancel_called and self._task is not None:
             # A cancellation from outside remains in the count, and propagates.
-            only_ours = self._task.uncancel() <= self._outer_cancels
-            self.cancelled_caught = only_ours and exc_type is asyncio.CancelledError
+            is_only_ours = self._task.uncancel() <= self._outer_cancels
+            self.cancelled_caught = is_only_ours and exc_type is asyncio.CancelledError
         return self.cancelled_caught
 
 

@@ -31,8 +31,8 @@ from bctrl_async.outcomes import StopOutcome
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
-_SLOW = 0.005
-"""Seconds in which a generator may yield an item while the event loop waits."""
+_MAX_BLOCKING = 0.005
+"""Seconds for which a generator may block the loop; a slower generator is awaited."""
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
@@ -102,20 +102,20 @@ class Input:
         # `at` is the time of the list: another run may have stopped it since.
         return replace(outcome, runtime=runtime, running=running, at=self.selection.at)
 
-    async def prepare(self, check: Callable[[Selection], Awaitable[None]]) -> None:
-        """Fetch the list of a workspace, if the input is a list, and check it, once.
+    async def prepare(self, on_list: Callable[[Selection], Awaitable[None]]) -> None:
+        """Fetch a workspace's list, if that is the input; pass it to `on_list`, once.
 
-        No item is read before. If the caller is cancelled, the next one starts again.
+        No item is read before. If a worker is cancelled here, the next starts again.
         """
         async with self._lock:
             if not self._is_prepared:
                 await self._fetch_selection()
                 if self.selection is not None:
-                    await check(self.selection)
+                    await on_list(self.selection)
                 self._is_prepared = True
 
     async def _fetch_selection(self) -> None:
-        """Set `selection`, unless it was given."""
+        """Set `selection`, in a subclass that fetches it."""
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
@@ -142,7 +142,9 @@ class Input:
         started = time.monotonic()
         try:
             item = next(self._items)
-            self.is_awaited = self.length is None and time.monotonic() - started > _SLOW
+            self.is_awaited = (
+                self.length is None and time.monotonic() - started > _MAX_BLOCKING
+            )
         except StopIteration:
             self._close()
         except BaseException as error:  # noqa: BLE001 - the run raises it.
@@ -212,6 +214,7 @@ def check_targets(targets: object) -> None:
 
 def check_first(item: object) -> None:
     """Raise BctrlConfigError if the first item, so probably each, has a wrong type."""
+    # An exception stands for an unreadable item, which `target_of` raises.
     if not isinstance(item, Exception) and len(_refs.parts(item)) != _refs.PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",

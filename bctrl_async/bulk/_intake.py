@@ -51,8 +51,11 @@ class Intake:
             entries = self._ledger.journal.offsets.get(selection.workspace_id, {})
             await wait_shielded(asyncio.create_task(self._correct(selection, entries)))
 
-    async def _correct(self, selection: Selection, entries: Collection[str]) -> None:
-        aliases = [alias for alias in selection.running if alias in entries]
+    async def _correct(
+        self, selection: Selection, recorded_aliases: Collection[str]
+    ) -> None:
+        """Write new entries of the recorded aliases whose runtimes run."""
+        aliases = [alias for alias in selection.running if alias in recorded_aliases]
         for number, alias in enumerate(aliases):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
@@ -64,6 +67,7 @@ class Intake:
 
     def stop(self, index: int, item: object) -> Stop | StopOutcome:
         """Return the stop of an item, or its outcome if it is not to be sent."""
+        # A stop that was parked is taken again like an item.
         if isinstance(item, Stop):
             return item
         started = time.monotonic()
@@ -94,12 +98,13 @@ class Intake:
             # A listed runtime that cannot be read is a target, but it is not known
             # what to do.
             result = StopResult.REJECTED
+        # The ledger keeps the error, and the traceback's frames refer to the ledger.
         error.with_traceback(None)
         outcome = outcome_of(target, error, index=index, result=result)
         return self._ledger.record(self._source.with_listed(outcome))
 
     def outcome(self, stop: Stop, result: Runtime | BctrlError) -> StopOutcome:
-        """Return the outcome of a stop, with its listed runtime if that is still so."""
+        """Return the outcome of a stop, as `with_listed` completes it."""
         return self._source.with_listed(
             outcome_of(
                 stop.target,

@@ -54,7 +54,7 @@ class Ledger:
     def __init__(self, state: RunState, *, missing_ok: bool) -> None:
         self.state: RunState = state
         self._missing_ok = missing_ok
-        self._is_borrowed = False
+        self._has_borrowed_journal = False
         self.journal: JournalFile | None = None
         self.observer: BulkObserver | None = None
         self.started_at: float | None = None
@@ -66,7 +66,7 @@ class Ledger:
         self, journal: Journal | str | os.PathLike[str], base_url: str
     ) -> None:
         """Open a journal of the server at `base_url`, and read its entries."""
-        self._is_borrowed = isinstance(journal, Journal)
+        self._has_borrowed_journal = isinstance(journal, Journal)
         # Reading a long journal takes time, so a thread does it.
         task = asyncio.create_task(asyncio.to_thread(open_journal, journal, base_url))
         try:
@@ -78,6 +78,7 @@ class Ledger:
         except asyncio.CancelledError:
             # No target was read, so no outcome would show the cancellation.
             self.state.cancel()
+            # The thread opened the journal nevertheless, so `close` must release it.
             if task.exception() is None:
                 self.journal = task.result()
             raise
@@ -99,7 +100,7 @@ class Ledger:
 
     def release(self, journal: JournalFile) -> None:
         """Flush the journal to disk, and close it unless it is the caller's."""
-        if self._is_borrowed:
+        if self._has_borrowed_journal:
             journal.flush()
         else:
             journal.close()

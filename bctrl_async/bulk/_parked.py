@@ -33,14 +33,14 @@ class Stop(msgspec.Struct, eq=False):
     @property
     def is_new(self) -> bool:
         """True if it has neither waited in a lane nor been sent."""
-        return self.waiter is None and not self.call.retries.attempts
+        return self.waiter is None and not self.call.retries.failed_attempts
 
 
 class Parked:
     """The stops of a run that wait for their next attempt or in a lane."""
 
     def __init__(self) -> None:
-        self.count: int = 0
+        self.unsettled: int = 0
         """The number of stops that were parked, and have no outcome yet."""
         self.ready: deque[tuple[int, object]] = deque()
         """The items that a worker is to take next."""
@@ -48,8 +48,8 @@ class Parked:
 
     @property
     def is_full(self) -> bool:
-        """True if nothing is read until a stop has ended, which bounds the memory."""
-        return self.count >= _MAX_STOPS
+        """True if nothing is read until a stop is settled, which bounds the memory."""
+        return self.unsettled >= _MAX_STOPS
 
     @property
     def calls(self) -> list[Call[Runtime]]:
@@ -61,7 +61,7 @@ class Parked:
         self._futures[stop] = future
         if not stop.was_parked:
             stop.was_parked = True
-            self.count += 1
+            self.unsettled += 1
 
     def make_ready(self, stop: Stop) -> None:
         """Let a worker take a stop that waits no more."""
@@ -71,7 +71,7 @@ class Parked:
     def settle(self, stop: Stop) -> None:
         """Forget a stop that has its outcome."""
         if stop.was_parked:
-            self.count -= 1
+            self.unsettled -= 1
 
     def wake_all(self) -> None:
         """Let no stop wait any more."""

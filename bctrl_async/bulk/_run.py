@@ -176,7 +176,7 @@ class Run:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
         cancellation_args: tuple[object, ...] | None = None
         while True:
-            if not (self._tasks or self.parked.count):
+            if not (self._tasks or self.parked.unsettled):
                 # All workers were cancelled, or the input has ended.
                 self._start_for_rest()
                 if not self._tasks:
@@ -213,7 +213,7 @@ class Run:
             # All workers were cancelled from outside.
             self.state.cancel()
             self._start(self._work)
-        if self._tasks or self.parked.count:
+        if self._tasks or self.parked.unsettled:
             return
         self._is_idle.set()
         journal = self.ledger.journal
@@ -256,7 +256,7 @@ class Run:
         parked = self.parked
         while True:
             # Most items need no coroutine.
-            if parked.ready or parked.count or source.is_awaited:
+            if parked.ready or parked.unsettled or source.is_awaited:
                 item = await self._next(worker)
             else:
                 item = source.next_nowait()
@@ -276,6 +276,7 @@ class Run:
         None stands for the end of the input, or for a worker that is surplus.
         """
         while not self.parked.ready:
+            # Nothing is read while `parked` is full; `_settle` starts a worker later.
             # A worker that was started while others waited for an item is surplus.
             if self.parked.is_full or self._worker_count > self._concurrency:
                 return None
@@ -349,7 +350,8 @@ class Run:
         if self._polls.is_full:
             return await self._polls.poll(stop, worker)
         poller = self._start(partial(self._poll, stop))
-        # If the poller is cancelled before its first step, this callback records it.
+        # If the poller is cancelled before its first step, this callback records the
+        # outcome.
         poller.add_done_callback(partial(self._polls.on_end, stop))
         return None
 

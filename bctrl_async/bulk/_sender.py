@@ -68,10 +68,12 @@ class BulkSender:
         try:
             result = await self.send(worker, call, delay, observer=stop.observer)
         except RecalledError:
+            # When it is sent again, it waits in its lane.
             return None
         if call.retries.resumes_at is None:
             return result if isinstance(result, Runtime) else call.error(result)
         if not self.state.goes_on():
+            # Nothing is parked any more: `_take_up` decides whether it is retried.
             return None
         return self._limiter.start_sleep(call.retries.resumes_at - _now())
 
@@ -160,6 +162,7 @@ class BulkSender:
             self._breaker.leave(call)
             self.ledger.throttled += call.retries.throttled - throttled_before
         if result is None:
+            # The scope was cancelled, or the run ended before a retry.
             return call.aborted(self.state.reason.summary)
         if isinstance(result, Runtime):
             self._breaker.on_answer(call)
@@ -180,7 +183,7 @@ class BulkSender:
             self.state.set_ended_early(self.state.reason)
             raise _RunEndedError
         if failure.kind.is_throttling and call.operation.stops:
-            delay = self._breaker.delay_of_throttled(call)
+            delay = self._breaker.on_throttled(call)
             if delay is not None:
                 call.retries.resumes_at = _now() + delay
             return False

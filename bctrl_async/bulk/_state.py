@@ -173,7 +173,8 @@ class RunState:
         if not self._source.is_exhausted:
             return True
         if level is CancelLevel.READING:
+            # At this level, `BulkSender` sets `ended_early` when it gives up a stop.
             return False
-        if self._parked.count:
+        if self._parked.unsettled:
             return True
         return any(worker.sends_stop for worker in self.workers)

@@ -46,7 +46,7 @@ class Polls:
 
     @property
     def is_full(self) -> bool:
-        """True if a worker is to poll the next runtime itself."""
+        """True if so many are polled that a worker is to poll its target itself."""
         return len(self.outcomes) > _MAX_POLLERS
 
     def needs(self, outcome: StopOutcome) -> bool:
@@ -65,6 +65,7 @@ class Polls:
         try:
             while self.needs(outcome):
                 remaining = max(deadline - loop.time(), 0.0)
+                # Each target is polled at least once.
                 if polls and (not remaining or _quick_failures.is_enough(polls)):
                     break
                 polls += 1

@@ -376,7 +376,7 @@ async def test_a_slow_generator_holds_up_neither_requests_nor_an_end(
     bulk: Bulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a hundred items were read before a request, whatever the deadline."""
-    monkeypatch.setattr("bctrl_async.bulk._input._SLOW", -1.0)
+    monkeypatch.setattr("bctrl_async.bulk._input._MAX_BLOCKING", -1.0)
 
     def cursor() -> Iterator[Target]:
         while not bulk.emulator.requests:
