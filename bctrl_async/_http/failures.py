@@ -51,13 +51,14 @@ _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 def failed_request(
     error: BaseException, call: Request[_T], authorization: str, *, is_closed: bool
 ) -> Failure | None:
-    """Return the failure of a request without a response; None for another exception.
+    """Return the failure of a request without a response; None to raise the exception.
 
     `is_closed` is True if the pool is closed.
     """
     cause = _scrub(error, bearer_key(authorization))
     if is_closed and isinstance(cause, RuntimeError | AssertionError):
         # The pool may be closed while the key is fetched, or a tracer waits.
+        # Then a check or an assertion of aiohttp fails.
         return replace(Failure.of(session_closed()), in_doubt=call.is_connected)
     if is_closed and isinstance(cause, asyncio.CancelledError) and not is_cancelled():
         # Closing the pool cancels a DNS lookup, and aiohttp raises CancelledError in
@@ -90,6 +91,7 @@ def partial_response(
     kind = Kind.UNREADABLE
     problem = "was truncated or cannot be decompressed"
     if cause is None:
+        # Reading ended at the limit, not at an error.
         problem = f"has more than {operation.max_body // MIB} MiB"
     elif isinstance(cause, TimeoutError):
         kind = Kind.SLOW_BODY
@@ -151,9 +153,9 @@ def _describe(  # noqa: PLR0911 - a table.
             aiohttp.ServerFingerprintMismatch()
             | aiohttp.ClientConnectorCertificateError()
         ):
-            return Kind.UNTRUSTED, f"no connection: {_place(error)}"
+            return Kind.UNTRUSTED, f"no connection: {_connection_problem(error)}"
         case aiohttp.ClientHttpProxyError() | aiohttp.ClientConnectorError():
-            return Kind.NO_CONNECTION, f"no connection: {_place(error)}"
+            return Kind.NO_CONNECTION, f"no connection: {_connection_problem(error)}"
         case ValueError():
             return Kind.MISCONFIGURED, f"aiohttp rejected the request: {error}"
         case HttpProcessingError():
@@ -164,7 +166,7 @@ def _describe(  # noqa: PLR0911 - a table.
     )
 
 
-def _place(error: _ConnectError) -> str:
+def _connection_problem(error: _ConnectError) -> str:
     """Return where a connection failed, and why."""
     match error:
         case aiohttp.ClientHttpProxyError():

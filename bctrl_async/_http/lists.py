@@ -47,7 +47,7 @@ _split = msgspec.json.Decoder(_RawList).decode
 async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
     """Parse a list, with an error for each invalid runtime, or raise an error."""
     runtimes: list[Runtime | BctrlResponseError] = []
-    problems = bytes_in_slice = 0
+    invalid_count = bytes_in_slice = 0
     for item in await _items(body):
         bytes_in_slice += len(item)
         if bytes_in_slice > _SLICE:
@@ -60,8 +60,8 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
                 )
             runtimes.append(decode_runtime(item))
         except DECODE_ERRORS as error:
-            problems += 1
-            if problems > _MAX_INVALID:
+            invalid_count += 1
+            if invalid_count > _MAX_INVALID:
                 problem = f"more than {_MAX_INVALID} runtimes in it are invalid"
                 raise msgspec.ValidationError(f"{problem}; the last: {error}") from None
             runtimes.append(_error_of_item(f"runtimes[{len(runtimes)}]", item, error))
@@ -98,8 +98,8 @@ async def _items(body: bytes) -> Iterable[bytes]:
         commas += body.count(b",", start, start + MIB)
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
-    # A lone surrogate stays in its item as these bytes, which `decode_runtime`
-    # replaces.
+    # A raw item is not decoded here, so a lone surrogate can stay in it as these bytes,
+    # which `decode_runtime` replaces.
     raw_list = decode(_split, body, b"\xed\xa0\x80")
     if raw_list.next_cursor:
         raise msgspec.ValidationError(f"its nextCursor says that {_IS_A_PAGE}")

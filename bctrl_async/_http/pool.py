@@ -42,7 +42,7 @@ class Pool:
         self._http: aiohttp.ClientSession | None = None
         self._lifetime: AsyncGenerator[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = _forks
+        self._forks_at_open = _forks
 
     @property
     def was_opened(self) -> bool:
@@ -63,7 +63,7 @@ class Pool:
         return http
 
     def _open(self) -> aiohttp.ClientSession:
-        self._forks = _forks
+        self._forks_at_open = _forks
         if self._borrowed is not None:
             self._http = self._borrowed
             self._loop = loop_of(self._borrowed)
@@ -77,7 +77,7 @@ class Pool:
 
     def check_loop(self) -> None:
         """Raise a BctrlConfigError if used from another event loop or after a fork."""
-        if self._forks != _forks:
+        if self._forks_at_open != _forks:
             raise BctrlConfigError(
                 "the session was opened before a fork",
                 advice="Make one session per process",
@@ -98,7 +98,7 @@ class Pool:
         return (
             self._loop is not None
             and not self._loop.is_closed()
-            and self._forks == _forks
+            and self._forks_at_open == _forks
         )
 
     async def close(self) -> None:

@@ -13,11 +13,11 @@ _MAX_EXCERPT = 2048
 _MAX_TEXT = 500
 _MIN_KEY_LENGTH = 4
 """A shorter key is a placeholder in tests, and would match ordinary words."""
-_MAX_PART = 8
-"""A prefix of a key this long is redacted too, since the text may cut off the rest."""
+_MAX_REQUIRED = 8
+"""The most characters of a key that must match: a text may cut off the others."""
 _MAX_EXACT = 64
-"""Text with this many characters of a key is redacted to its next space: a pattern
-costs time."""
+"""The most characters of a key that its pattern spells out, as each costs time; after
+them, all text up to the next space is redacted."""
 _MAX_ESCAPE = 6
 """The most characters that escape a character of a key, such as `\\u0041`."""
 _MAX_UTF = 4
@@ -69,6 +69,7 @@ def _redact_beginning(text: str, key: str, length: int) -> str:
     window = length + _MAX_ESCAPE * len(key)
     # ASCII in UTF-16 or UTF-32 can be read as UTF-8 once its NULs are dropped.
     text = text[: _MAX_UTF * window].replace("\0", "")[:window]
+    # Few texts can match, and the search for the pattern is slow.
     if len(key) >= _MIN_KEY_LENGTH and (
         key[:_MIN_KEY_LENGTH] in text or _may_be_escaped(text)
     ):
@@ -87,6 +88,6 @@ def _pattern(key: str) -> re.Pattern[str]:
     ]
     if len(key) > _MAX_EXACT:
         characters[-1] += "[!-~]*"
-    required = max(_MIN_KEY_LENGTH, min(_MAX_PART, len(key) // 2))
+    required = max(_MIN_KEY_LENGTH, min(_MAX_REQUIRED, len(key) // 2))
     optional = "".join(f"(?:{character})?" for character in characters[required:])
     return re.compile("".join(characters[:required]) + optional)

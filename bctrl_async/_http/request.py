@@ -48,7 +48,7 @@ def plain_text(name: str | UUID) -> str:
 
 def plain_texts(workspace_id: str | UUID, alias: str) -> tuple[str, str]:
     """Return the names of a runtime, each as `plain_text` returns it."""
-    # This check costs a third of the calls.
+    # This check costs a third of the two calls below, and nearly always succeeds.
     if type(workspace_id) is str and type(alias) is str:
         return workspace_id, alias
     return plain_text(workspace_id), plain_text(alias)
@@ -153,7 +153,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     suffix: str | None
     """The end of the path, after the alias; None without an alias."""
     repeat: Repeat
-    """The effect of a request that arrives twice; retries and errors follow."""
+    """The effect of a request that arrives twice; it decides retries and errors."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
     """Parses the body of a 2xx response, or raises `DECODE_ERRORS`; a list is async."""
     schema: str = "Runtime"

@@ -64,10 +64,12 @@ _lone_surrogates = re.compile(
     rb"|\xed[\xa0-\xbf].",
     re.DOTALL,
 )
-_NO_UTF_8 = b"\xff"
-_MAX_HALVES = 1_000_000
-"""The most lone surrogates that are replaced in a body, in a quarter of a second."""
-_NO_NAME = b"\x7f"
+_UNUSED_BYTE = b"\xff"
+"""UTF-8 never contains this byte."""
+_MAX_REPLACED = 1_000_000
+"""The most lone surrogates that are replaced in a body; this takes a quarter of a
+second."""
+_NAME_MARK = b"\x7f"
 """The replacement for a lone surrogate in a name; no name in a request contains it."""
 
 # The errors of msgspec 0.19 are not ValueErrors.
@@ -86,6 +88,8 @@ class Answer(msgspec.Struct):
     problem: BaseException | None = None
     """The error that truncated the body."""
     links: Sequence[str] = ()
+    """The values of the Link headers."""
+    # Only a `PlainAnswer` looks whether a header can be an id.
     may_have_id: ClassVar[bool] = True
 
     @property
@@ -115,11 +119,11 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def decode_runtime(body: bytes) -> Runtime:
     """Decode a Runtime; shorten its texts, because journals and reports keep them."""
     runtime = decode(_decode_runtime, body)
-    # A lone surrogate that became a "?" could make the alias another runtime's, so it
-    # is compared with the alias for which it became something else.
+    # If this "?" replaced a lone surrogate, the alias may be another runtime's. Then it
+    # differs from the alias that is decoded with another mark.
     if (
         "?" in runtime.alias
-        and runtime.alias != decode(_decode_names, body, _NO_NAME).alias
+        and runtime.alias != decode(_decode_names, body, _NAME_MARK).alias
     ):
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
@@ -146,11 +150,11 @@ def _mended(body: bytes, mark: bytes) -> bytes:
     Raise ValueError if that would hold up the event loop for long.
     """
     body = _in_utf8(body)
-    if _NO_UTF_8 in body:
+    if _UNUSED_BYTE in body:
         raise ValueError("it is not UTF-8")
-    # An escaped backslash starts no escape, so a byte that is free hides it meanwhile.
-    body = body.replace(rb"\\", _NO_UTF_8)
-    return _lone_surrogates.sub(mark, body, _MAX_HALVES).replace(_NO_UTF_8, rb"\\")
+    # An escaped backslash starts no escape, so the unused byte hides it meanwhile.
+    body = body.replace(rb"\\", _UNUSED_BYTE)
+    return _lone_surrogates.sub(mark, body, _MAX_REPLACED).replace(_UNUSED_BYTE, rb"\\")
 
 
 def _in_utf8(body: bytes) -> bytes:
@@ -202,7 +206,7 @@ _decode_names = msgspec.json.Decoder(_Names).decode
 def names_in(body: bytes) -> _Names | None:
     """Return the alias and the ids in a body that is not a valid Runtime, if any."""
     with suppress(*DECODE_ERRORS):
-        return decode(_decode_names, body, _NO_NAME)
+        return decode(_decode_names, body, _NAME_MARK)
     return None
 
 
@@ -219,6 +223,7 @@ def check_answer(
     workspace only if it is a UUID. The alias may be the runtime's id, or differ in case
     or normalization form.
     """
+    # Nearly all answers match exactly, and this comparison is the cheapest.
     if (
         type(parsed) is Runtime
         and parsed.alias == alias
@@ -274,11 +279,11 @@ def _fold(text: str) -> str:
 def _is_in(runtime: Runtime | _Names, workspace_id: str) -> bool:
     # The name of a workspace is not compared: an answer has only the id.
     uuid = _as_uuid(workspace_id)
-    its_id = runtime.workspace_id
-    if uuid is None or its_id == uuid:
+    actual = runtime.workspace_id
+    if uuid is None or actual == uuid:
         return True
     # An invalid Runtime has text, which is empty if the workspace is missing.
-    return isinstance(its_id, str) and its_id.lower() in {"", workspace_id.lower()}
+    return isinstance(actual, str) and actual.lower() in {"", workspace_id.lower()}
 
 
 @lru_cache(maxsize=64)
@@ -331,10 +336,11 @@ def parse_error(
 
 
 def _doubt(kind: Kind, status: int, code: str | None) -> bool | None:
-    """Return True if a gateway may have forwarded it; None for what the kind says."""
+    """Return True if a gateway may have forwarded a request; None to ask the kind."""
     if kind.doubt is not Doubt.MAYBE:
         return None
     if code is not None and is_code(code):
+        # The API itself has answered, not a gateway.
         return None
     return status not in _NOT_FORWARDED
 
@@ -385,7 +391,7 @@ def _fields_of(body: bytes) -> dict[str, object]:
     inner = fields.get("error")
     if isinstance(inner, dict):
         # The API puts its code at the top level; a gateway may nest its own code.
-        return {**fields, "error": None, **inner, "code": fields.get("code")}
+        return {**fields, **inner, "code": fields.get("code")}
     return fields
 
 

@@ -177,6 +177,7 @@ def _parse(
         call.request_id = request_id_in(answer.header, authorization)
     if answer.problem is not None or len(answer.body) > operation.max_body:
         return partial_response(answer.status, answer.problem, call.limit, operation)
+    # A request without an alias is for a list.
     if call.alias is None:
         check_whole(answer.status, answer.links)
     # An `async def` gives a coroutine, and mypy cannot know that no `_T` is one.

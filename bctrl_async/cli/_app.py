@@ -42,7 +42,7 @@ _FUNCTIONS = {
     "get": "list:get_runtimes",
     "demo": "emulator:demo",
 }
-"""The functions that have not the name of their command and module."""
+"""The modules and functions of commands, where a name differs from the command's."""
 
 _TYPO_SIMILARITY = 0.85
 """The least similarity of an unknown option to the option that an error suggests."""

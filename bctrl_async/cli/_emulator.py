@@ -221,7 +221,7 @@ def demo(
     wrong = [
         outcome
         for outcome in outcomes
-        if not _is_true(outcome, statuses[outcome.target])
+        if not _is_correct(outcome, statuses[outcome.target])
     ]
     _print_comparison(output, wrong, statuses)
     if is_interrupted:
@@ -254,7 +254,7 @@ def _print_comparison(
         )
 
 
-def _is_true(outcome: StopOutcome, status: str | None) -> bool:
+def _is_correct(outcome: StopOutcome, status: str | None) -> bool:
     if outcome.result is StopResult.NOT_FOUND:
         return status is None
     if outcome.result.needs_poll and not outcome.ok:

@@ -18,6 +18,7 @@ MAX_DOCUMENT = 2**26
 _log = logging.getLogger("bctrl_async.cli")
 
 _MAX_SHOWN = 60
+# `_find_table` puts columns in lower case, without underscores: `workspaceid`.
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
 _KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
 _BAD_QUOTES = (
@@ -80,6 +81,7 @@ class LineParser:
         self._document += line
         if line and len(self._document) <= MAX_DOCUMENT:
             return []
+        # The document has ended, or is rejected because it is too long.
         return self._read_document(self._document)
 
     def _parse_line(self, line: bytes) -> Item | None:
@@ -268,15 +270,16 @@ def _first_value(fields: Mapping[str, object], keys: Iterable[str]) -> object:
 
 
 def _cells(text: str, delimiter: str) -> list[str]:
-    """Return the cells of a row.
+    """Return the cells of a row, or none of them if a quote is misplaced.
 
-    There are none unless each quote encloses a cell or is doubled within it.
+    A quote encloses a cell, or is doubled within it.
     """
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
     # The csv module keeps spaces after a cell, and accepts a quote inside a cell.
     pattern = r'((?:\A|{0}) *(?:"((?:[^"]|"")*+)"|([^"{0}]*+)) *(?={0}|\Z))'
     matches = re.findall(pattern.replace("{0}", delimiter), text)
+    # Nothing matches at a misplaced quote, so the matches leave out some text.
     if sum(len(whole) for whole, _, _ in matches) < len(text):
         return []
     # A cell is quoted or plain: its other text is empty.

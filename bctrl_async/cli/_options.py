@@ -54,6 +54,7 @@ def duration(value: str) -> float:
     """
     if value == "0":
         return 0.0
+    # An empty text matches, because no unit is required by the pattern.
     match = _match_duration(value)
     if not value or match is None:
         raise ValueError(

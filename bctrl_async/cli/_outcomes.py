@@ -9,8 +9,10 @@ from rich.text import Text
 from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _output as out
 
-_MAX_NAME = 100
-_MAX_NAMED = 3
+_MAX_ALIAS = 100
+"""The most characters of an alias that are shown."""
+_MAX_EXAMPLES = 3
+"""The most targets that are named for a reason, after the first."""
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 _RUNNING = {True: "still running", False: "not running", None: "unconfirmed"}
 _replace_numbers = re.compile(r"\d+").sub
@@ -52,11 +54,11 @@ class OutcomePrinter:
         """Print a target that may run; only the first of a group get advice."""
         reason = _reason(outcome)
         # Each invalid target, which has no reason here, has advice of its own.
-        most = 1 if reason else out.MAX_SHOWN
+        max_advised = 1 if reason else out.MAX_SHOWN
         key = outcome.result, _replace_numbers("0", reason)
         group = self._groups.setdefault(key, _Group(outcome.result, reason, []))
         group.targets.append(outcome.target)
-        is_among_first = len(group.targets) <= most
+        is_among_first = len(group.targets) <= max_advised
         if is_among_first or self._prints_all:
             self._print_line(outcome, _describe(outcome, with_advice=is_among_first))
 
@@ -84,9 +86,9 @@ class OutcomePrinter:
         targets = group.targets[1:]
         if not targets:
             return
-        names = ", ".join(self._name(target) for target in targets[:_MAX_NAMED])
-        if len(targets) > _MAX_NAMED:
-            names += f" and {len(targets) - _MAX_NAMED:,} more"
+        names = ", ".join(self._name(target) for target in targets[:_MAX_EXAMPLES])
+        if len(targets) > _MAX_EXAMPLES:
+            names += f" and {len(targets) - _MAX_EXAMPLES:,} more"
         reason = out.one_line(group.reason)
         line = f"{len(targets):,} more {group.result} ({reason}): {names}"
         self._output.print_result(line)
@@ -101,8 +103,8 @@ class OutcomePrinter:
 
     def _name(self, target: RuntimeRef) -> str:
         alias = out.escape(target.alias)
-        if len(alias) > _MAX_NAME:
-            alias = f"{alias[:_MAX_NAME]}..."
+        if len(alias) > _MAX_ALIAS:
+            alias = f"{alias[:_MAX_ALIAS]}..."
         if self._prints_all or not target.workspace_id:
             return alias
         return f"{out.escape(target.workspace_id)} {alias}"
@@ -156,6 +158,7 @@ def _describe(outcome: StopOutcome, *, with_advice: bool = True) -> str:
 
 
 def _advice_applies(outcome: StopOutcome, error: BctrlError) -> bool:
-    """Return True unless the advice assumes that the stop failed, and it did not."""
+    """Return False if the advice assumes a failure of a stop that did not fail."""
+    # The advice of a class is for a failed call.
     is_default = error.advice == type(error).advice
     return not (outcome.result.is_processed and is_default)

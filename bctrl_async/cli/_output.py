@@ -100,6 +100,7 @@ def describe(error: BctrlError) -> str:
     """Return an error's text without its target, with at most one piece of advice."""
     shown = copy(error)
     if error.advice:
+        # The hint is the API's own advice.
         shown.hint = None
     return str(shown).removeprefix(subject_of(error))
 
@@ -218,6 +219,7 @@ class Output(Console):
         try:
             if isinstance(result, Text) or is_terminal:
                 self.print(result, soft_wrap=is_exact or not is_terminal)
+            # `fail` sets `quiet`, a switch of rich, and --quiet sets `is_quiet`.
             elif not self.quiet:
                 # A million lines of JSON would cost rich half a minute.
                 self.file.write(f"{result}\n")
@@ -262,12 +264,12 @@ class Output(Console):
 
     def progress_console(self) -> tuple[Console, bool]:
         """Return the console for progress, and whether to draw on it."""
-        errors = Console(stderr=True)
-        is_terminal = errors.file.isatty() and not errors.is_dumb_terminal
+        stderr = Console(stderr=True)
+        is_terminal = stderr.file.isatty() and not stderr.is_dumb_terminal
         # Drawing progress would erase what the reader of a pipe prints on the terminal.
         if is_quiet.get() or self.in_pipe or not is_terminal:
-            return errors, False
+            return stderr, False
         if self.on_terminal:
             # Two consoles on one terminal would draw over each other.
             return self, True
-        return errors, True
+        return stderr, True

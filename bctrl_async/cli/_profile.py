@@ -11,7 +11,7 @@ from cyclopts.argument import ArgumentCollection
 
 from bctrl_async import BctrlConfigError
 
-_PATHS = ("ca_file", "pace")
+_PATH_KEYS = ("ca_file", "pace")
 """The keys whose values may be paths, relative to the folder of the config file."""
 _KEYS = (
     "api_key_env",
@@ -22,7 +22,7 @@ _KEYS = (
     "patience",
     "proxy",
     "rate",
-    *_PATHS,
+    *_PATH_KEYS,
 )
 
 # `Path.expanduser` would fail without a home folder.
@@ -37,7 +37,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Profile:
-    """The profile in use; else it has no title, and what variables say."""
+    """The profile in use. An empty title stands for the variables alone."""
 
     title: str = ""
     key_variable: str = "BCTRL_API_KEY"
@@ -92,7 +92,8 @@ def _read_profile(name: str) -> Profile:
         # The value is not shown, for it may be the key itself.
         problem = "api_key_env must name a variable in capitals, such as STAGING_KEY"
         raise BctrlConfigError(f"{title}: {problem}")
-    for key in values.keys() & set(_PATHS):
+    for key in values.keys() & set(_PATH_KEYS):
+        # A value with a colon is a URL, an address, or a whole path of Windows.
         if ":" not in values[key]:
             values[key] = str(file.parent / _expand(values[key]))
     return Profile(title, variable, values.pop("workspace", ""), values)

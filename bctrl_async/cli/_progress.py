@@ -30,7 +30,8 @@ _REFRESH_EVERY = 0.2
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _SILENT_AFTER = 6.0
-"""Seconds without an answer that are shown: more than between two lines."""
+"""Seconds without an answer from which they are shown. They are measured once a line,
+so a value below `_LINE_EVERY` would show the time between two lines."""
 _RATE_PERIOD = 10.0
 """Seconds over which the rate is measured; it is hidden if they bring no outcome."""
 _DECIMALS_BELOW = 10
@@ -95,11 +96,11 @@ class Display:
     def line(self) -> str:
         """Return the progress as one line."""
         task = self._update()
-        done = task.description
+        text = task.description
         if not self.is_interrupted:
-            done += " done"
+            text += " done"
         counts = format_counts(self._batch.counts)
-        parts = [done, task.fields["rate"], self._state_text(), counts]
+        parts = [text, task.fields["rate"], self._state_text(), counts]
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
@@ -129,7 +130,7 @@ class Display:
             return rate
         return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 
-    def _silence(self) -> float:
+    def _measure_silence(self) -> float:
         """Return for how many seconds requests were in flight and none was answered."""
         stats = self._session.stats
         now = self._console.get_time()
@@ -148,7 +149,7 @@ class Display:
         progress = self._batch.progress
         retries = self._batch.retries
         parts = [self._calls_text(progress)]
-        silence = self._silence()
+        silence = self._measure_silence()
         if silence >= _SILENT_AFTER and not progress.is_unanswered:
             parts.append(f"no answer for {format_duration(int(silence))}")
         if progress.polling:

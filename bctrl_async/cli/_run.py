@@ -176,6 +176,7 @@ class Job:
     def print_targets(self, targets: Targets, journal: Path | None) -> int:
         """Print targets as JSON Lines, except targets that a journal has as stopped."""
         session = self.connect(needs_key=False)
+        # Only a valid target comes as far as `not_sent`.
         failures = asyncio.run(_send_nothing(session, targets)).failures
         valid = [
             outcome.target

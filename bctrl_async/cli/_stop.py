@@ -171,10 +171,10 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
     deadline = _remaining(job.options.deadline, started)
     matches.keep(choice.shard.keeps)
     if not matches:
-        where = out.escape(workspace)
+        scope = out.escape(workspace)
         if choice.shard != WHOLE:
-            where += f" in shard {choice.shard.number}/{choice.shard.total}"
-        out.print_info(f"Nothing to stop: no runtime of {where} matches")
+            scope += f" in shard {choice.shard.number}/{choice.shard.total}"
+        out.print_info(f"Nothing to stop: no runtime of {scope} matches")
         # A journal is written even by an empty run, so that `report` can read it.
         if job.options.journal is None:
             return 0

@@ -170,6 +170,7 @@ def _warn_of_part(line: bytes, name: str) -> None:
 
 
 def _refusal(name: str, line: BadLine | None = None) -> BctrlConfigError:
+    """Return the error of an input with a bad line, or else without targets."""
     if line is None:
         advice = "Add --allow-empty if that may be so"
         return BctrlConfigError(f"there are no targets in {name}", advice=advice)

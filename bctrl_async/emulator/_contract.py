@@ -124,7 +124,7 @@ def check(*types: type, **values: object) -> None:
     for name, value in values.items():
         is_wrong_bool = isinstance(value, bool) and bool not in types
         if is_wrong_bool or not isinstance(value, types):
-            names = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
+            names = " or ".join(cls.__name__ for cls in types if cls is not NoneType)
             actual = type(value).__name__
             raise ValueError(f"{name} is {value!r:.50}: give {names}, not {actual}")
 

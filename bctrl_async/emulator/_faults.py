@@ -56,9 +56,11 @@ class Fault(StrEnum):
 
 
 UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
-_CUT = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.TRUNCATED_JSON})
+_CONNECTION_CUTS = frozenset(
+    {Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.TRUNCATED_JSON}
+)
 
-_JSON = {"Content-Type": "application/json"}
+_JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 def reply_of(  # noqa: PLR0911 - each fault has its reply.
@@ -75,7 +77,9 @@ def reply_of(  # noqa: PLR0911 - each fault has its reply.
         case Fault.BAD_GATEWAY:
             return replies.BAD_GATEWAY
         case Fault.MALFORMED_JSON:
-            return Reply(200, body=dump(payload).replace(b":", b"="), headers=_JSON)
+            return Reply(
+                200, body=dump(payload).replace(b":", b"="), headers=_JSON_HEADERS
+            )
         case Fault.UNKNOWN_VALUES:
             return Reply(200, body=_with_unknown_values(payload))
         case Fault.FAILED:
@@ -90,7 +94,7 @@ def reply_of(  # noqa: PLR0911 - each fault has its reply.
 
 def _with_payload(reply: Reply, payload: Payload) -> Reply:
     """Return the reply of a test, with the usual body of its status if it has none."""
-    if reply.body is None and reply.status in replies.WITH_PAYLOAD:
+    if reply.body is None and reply.status in replies.PAYLOAD_STATUSES:
         return replace(reply, body=payload)
     return reply
 
@@ -116,7 +120,7 @@ async def send(
     if fault is Fault.HANG:
         # This handler is cancelled when the connection closes.
         await asyncio.Future[None]()
-    if fault in _CUT:
+    if fault in _CONNECTION_CUTS:
         if fault is Fault.TRUNCATED_JSON:
             cast("asyncio.Transport", request.transport).write(_first_half(response))
         # aiohttp ignores a response whose connection is closed.
@@ -140,11 +144,11 @@ class FaultPlan:
 
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
         check(Mapping, faults=probabilities)
-        for fault, share in probabilities.items():
+        for fault, probability in probabilities.items():
             # In Python 3.11, `in Fault` raises a TypeError for any other value.
             if fault not in set(Fault):
                 raise ValueError(f"faults has {fault!r}: give members of Fault")
-            check_range(0, 1, **{f"faults[{fault}]": share})
+            check_range(0, 1, **{f"faults[{fault}]": probability})
         total = sum(probabilities.values())
         if total > 1 + 1e-9:
             raise ValueError(
@@ -154,8 +158,10 @@ class FaultPlan:
         faults = [fault for fault in Fault if probabilities.get(fault)]
         shares = [probabilities[fault] for fault in faults]
         self._bounds = list(itertools.accumulate(shares))
+        # A number from the last bound on draws None, a normal stop.
         self._choices = [*faults, None]
         self._seed = seed
+        # A key is a method, a workspace id and an alias; None stands for any of them.
         self.queues: defaultdict[tuple[str | None, ...], deque[Fault | Reply | None]]
         self.queues = defaultdict(deque)
         self.poison: dict[tuple[str, str | None], Fault | Reply | None] = {}

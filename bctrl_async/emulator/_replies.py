@@ -19,7 +19,7 @@ _is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _JSON_TYPE = "application/json"
 _TEXT_TYPE = "text/plain; charset=utf-8"
 # HTTP forbids a body in a 204 and in a 205.
-WITH_PAYLOAD = frozenset(range(200, 300)) - {204, 205}
+PAYLOAD_STATUSES = frozenset(range(200, 300)) - {204, 205}
 # These are from contract errors.md: "code seen" and `reasonClass`.
 _DOCUMENTED = {
     400: ("request.invalid", "invalid_input"),

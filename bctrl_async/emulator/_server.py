@@ -78,6 +78,7 @@ class Emulator:
         contract.check(int, port=port, seed=seed)
         contract.check_range(0, 65535, port=port)
         contract.check_range(0, 86_400, latency=latency, fault_latency=fault_latency)
+        # An interval of 0 means no limit: the bucket of `_admit` stays empty.
         self._interval = 0.0
         if rate_limit is not None:
             contract.check_range(0.0001, 1_000_000, rate_limit=rate_limit)
@@ -404,13 +405,15 @@ class Emulator:
         is_stop = route.operation == "stop"
         if is_stop:
             self.received[route.target] += 1
-        if self._is_throttled():
+        if not self._admit():
             return None, replies.TOO_MANY
         payload = self._payload(route)
         if payload is None:
             return None, replies.NO_RUNTIME
         fault = self._faults.next(route, self.received[route.target])
-        is_conflict = is_stop and not self._stop(route.target, fault)
+        is_conflict = False
+        if is_stop:
+            is_conflict = not self._stop(route.target, fault)
         return fault, reply_of(fault, payload, is_conflict=is_conflict)
 
     def _payload(self, route: contract.Route) -> Payload | None:
@@ -426,15 +429,15 @@ class Emulator:
             return None
         return {"runtimes": runtimes}
 
-    def _is_throttled(self) -> bool:
-        """Count a request as the GCRA does; return True if it is over the limit."""
+    def _admit(self) -> bool:
+        """Count a request as the GCRA does; return False if it is over the limit."""
         now = asyncio.get_running_loop().time()
         # The bucket of the requests, which drains at the rate, is empty at this time.
         self._empty_at = max(self._empty_at, now)
         if self._empty_at - now > _BURST_SECONDS:
-            return True
+            return False
         self._empty_at += self._interval
-        return False
+        return True
 
     def _stop(self, target: Target, fault: Fault | Reply | None) -> bool:
         """Stop a runtime, if its fault lets it; return True if it was active."""

@@ -38,7 +38,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _log = logging.getLogger("bctrl_async.fastapi")  # The docs name this logger.
-_KEY = "bctrl_session"
+_STATE_KEY = "bctrl_session"
 _MAX_RETRY_AFTER = 60
 """The most seconds of our Retry-After: the session probes this often in a pause."""
 
@@ -96,7 +96,7 @@ def lifespan(
             if inner is not None:
                 state = await stack.enter_async_context(inner(app))
             # The server passes the state to every request, mounted apps included.
-            yield {**(state or {}), _KEY: session}
+            yield {**(state or {}), _STATE_KEY: session}
 
     return run
 
@@ -115,8 +115,8 @@ async def get_session(connection: HTTPConnection) -> BctrlSession:
         BctrlConfigError: The app runs without its lifespan.
     """
     # Some servers and test clients do not pass the lifespan state to requests.
-    fallback = getattr(connection.app.state, _KEY, None)
-    session: BctrlSession | None = getattr(connection.state, _KEY, fallback)
+    fallback = getattr(connection.app.state, _STATE_KEY, None)
+    session: BctrlSession | None = getattr(connection.state, _STATE_KEY, fallback)
     if session is None:
         raise BctrlConfigError(
             "the app has no bctrl session",
@@ -176,6 +176,7 @@ async def _respond(connection: HTTPConnection, exception: Exception) -> Response
     problem_type = classify(error)
     is_group = isinstance(exception, ExceptionGroup)
     if is_group or problem_type.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        # The line has one error; `exc_info` adds the group that is being handled.
         _log.warning(
             "%s",
             error,

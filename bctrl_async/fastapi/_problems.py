@@ -208,7 +208,7 @@ def classify(error: BctrlError) -> ProblemType:
 class _Content(dict[str, Any]):
     """The content of a response with a problem.
 
-    FastAPI would add its schema under the media type of the route.
+    FastAPI would add the schema of `Problem` under the media type of the route.
     """
 
     def setdefault(self, _: str, default: Any = None) -> Any:  # noqa: ANN401 - as dict.

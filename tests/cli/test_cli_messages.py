@@ -32,9 +32,7 @@ ENVIRONMENTS = {
     "Without a key": {"BCTRL_API_KEY": ""},
     "A malformed key": {"BCTRL_API_KEY": "two words"},
     "A malformed URL": {"BCTRL_BASE_URL": "nosuch"},
-    "An invalid proxy": {
-        "HTTPS_PROXY": "socks5://user:SECRET@127.0.0.1:9"
-    },
+    "An invalid proxy": {"HTTPS_PROXY": "socks5://user:SECRET@127.0.0.1:9"},
     "A server that is down": {
         "BCTRL_API_KEY": KEY,
         "BCTRL_BASE_URL": "http://127.0.0.1:9",

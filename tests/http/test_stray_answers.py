@@ -26,7 +26,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._calls.results import result_of
-from bctrl_async._http.fast.answer import _readability
+from bctrl_async._http.fast.answer import _readable_check
 from bctrl_async._http.response import check_answer, decode_runtime
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async.emulator import Emulator
@@ -126,7 +126,7 @@ class TestIdleConnections:
     def test_without_a_socket_nothing_is_unread(
         self, transport: asyncio.Transport | None
     ) -> None:
-        assert not _readability(transport)()
+        assert not _readable_check(transport)()
 
 
 class TestAnswersAboutAnotherRuntime:

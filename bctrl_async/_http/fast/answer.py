@@ -24,7 +24,7 @@ on_connection: ContextVar[Callable[[], object]] = ContextVar(
     "on_connection", default=object
 )
 """Called when a request of this context has its connection: from then on it may have
-been sent."""
+been sent. By default, `object()` does nothing."""
 
 _MAX_HEAD = 4096
 _BLANK_LINE = b"\r\n\r\n"
@@ -46,7 +46,7 @@ _find_length = re.compile(rb"\r\ncontent-length: ([1-9][0-9]{0,6})\r\n").search
 
 
 @lru_cache(maxsize=16)
-def _line_of(name: str) -> bytes:
+def _line_start(name: str) -> bytes:
     return b"\r\n%b: " % name.lower().encode()
 
 
@@ -72,10 +72,10 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
     def header(self, name: str) -> str | None:
         """Return the value of the first header with this name, or None."""
-        start = self.lower_head.find(_line_of(name))
+        start = self.lower_head.find(_line_start(name))
         if start < 0:
             return None
-        start += len(_line_of(name))
+        start += len(_line_start(name))
         return self.head[start : self.head.index(b"\r\n", start)].decode()
 
 
@@ -85,6 +85,7 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
     end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
     lower_head = data[:end].lower()
     length = _find_length(lower_head)
+    # The version is in capitals, which the head in lower case does not show.
     if (
         length is None
         or int(length[1]) != len(data) - end
@@ -97,22 +98,23 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
 
 
 class AnswerHandler(ResponseHandler):
-    """A protocol that reads plain answers itself: a parser is a quarter of a stop."""
+    """A protocol that reads plain answers itself: parsing is a quarter of a stop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self.is_expecting: bool = False
+        self.expects_answer: bool = False
 
     def data_received(self, data: bytes) -> None:
         """Read a plain answer, or leave it to aiohttp."""
-        if self.is_expecting:
-            self.is_expecting = False
+        if self.expects_answer:
+            self.expects_answer = False
             answer = plain_answer(data)
             if answer is not None:
                 # aiohttp's queue does not look at what it passes on.
                 item = (answer, aiohttp.EMPTY_PAYLOAD)
                 self.feed_data(item)  # type: ignore[arg-type]
                 return
+            # This makes a parser, which gets the bytes below.
             self.set_response_params(read_until_eof=True)
         super().data_received(data)
 
@@ -131,9 +133,9 @@ class Connector(aiohttp.TCPConnector):
         # aiohttp's. With aiohttp's protocol, the fast path would parse every answer.
         factory = partial(AnswerHandler, loop=asyncio.get_running_loop())
         self._factory = factory  # type: ignore[assignment]
-        self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], object]] = (
-            WeakKeyDictionary()
-        )
+        self._readable_checks: WeakKeyDictionary[
+            ResponseHandler, Callable[[], object]
+        ] = WeakKeyDictionary()
 
     async def connect(
         self,
@@ -157,11 +159,11 @@ class Connector(aiohttp.TCPConnector):
         """
         # `protocol` is None only after the release.
         protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
-        is_readable = self._is_readable.get(protocol)
+        is_readable = self._readable_checks.get(protocol)
         is_new = is_readable is None
         if is_readable is None:
-            is_readable = _readability(connection.transport)
-            self._is_readable[protocol] = is_readable
+            is_readable = _readable_check(connection.transport)
+            self._readable_checks[protocol] = is_readable
         # Over TLS, unread bytes on a new connection belong to the handshake.
         is_in_handshake = is_new and req.is_ssl()
         if not protocol.should_close and (is_in_handshake or not is_readable()):
@@ -209,8 +211,8 @@ class Connector(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close)
 
 
-def _readability(transport: asyncio.BaseTransport | None) -> Callable[[], object]:
-    """Return a function that is true if a socket has unread bytes, or its end."""
+def _readable_check(transport: asyncio.BaseTransport | None) -> Callable[[], object]:
+    """Return a function that returns true if a socket has unread bytes, or its end."""
     # A transport without a socket, such as a transport in memory, has nothing unread.
     sock = None
     if transport is not None:

@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
 
 _BODY = b"{}"
+# The first answer is plain; only aiohttp's parser can read the second.
 _PLAIN = b"HTTP/1.1 200 OK\r\nX-Rehearsal: yes\r\nContent-Length: 2\r\n\r\n" + _BODY
 _PARSED = b"HTTP/1.1 100 Continue\r\n\r\n" + _PLAIN
 
@@ -56,6 +57,7 @@ def open_pool(
         trust_env=trust_env,
         proxy=proxy,
     )
+    # The environment may name a proxy, too, and the fast path cannot use proxies.
     if proxy is not None or trust_env:
         return http, None
     # What has replaced aiohttp's own functions, such as a mock, must see each request.
@@ -109,7 +111,7 @@ async def _rehearse(url: URL) -> None:
             if not connector.received.startswith(line):
                 raise ValueError("it wrote another request")
             connector.received = b""
-        if connector.connections != 1:
+        if connector.connection_count != 1:
             raise ValueError("it did not keep the connection alive")
         unanswered = fast_path.post("/fourth", headers, limit, object)
         unanswered.send(None)
@@ -157,7 +159,7 @@ class _CannedConnector(aiohttp.BaseConnector):
     def __init__(self, *answers: bytes) -> None:
         super().__init__()
         self._answers = list(answers)
-        self.connections: int = 0
+        self.connection_count: int = 0
         self.received: bytes = b""
 
     async def _create_connection(
@@ -169,7 +171,7 @@ class _CannedConnector(aiohttp.BaseConnector):
     ) -> ResponseHandler:
         self.protocol = AnswerHandler(asyncio.get_running_loop())
         self.protocol.connection_made(_CannedTransport(self, self.protocol))
-        self.connections += 1
+        self.connection_count += 1
         return self.protocol
 
     def accepts(self, connection: Connection, _: aiohttp.ClientRequest) -> bool:
