@@ -160,6 +160,8 @@ class BulkSender:
         finally:
             worker.call = None
             self._breaker.leave(call)
+            # No attempt has left the lane if the pool was closed before.
+            self._limiter.leave_lane(call.retries)
             self.ledger.throttled += call.retries.throttled - throttled_before
         if result is None:
             # The scope was cancelled, or the run ended before a retry.
