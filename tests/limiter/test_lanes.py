@@ -182,6 +182,8 @@ class TestLimitForAll:
             limiter._on_failure(
                 Failure.of(throttled()), History(workspace=f"ws-{number}")
             )
+        # Lanes in which no call waits are forgotten.
+        assert not limiter.has_lane("ws-1")
         await use(limiter, "ws-1", ANSWER)
         assert now() == pytest.approx(0.5)
 
@@ -510,6 +512,19 @@ class TestSlots:
         limiter.release(None)
         await call
         assert limiter.in_use == lane.in_use == 0
+
+    async def test_a_target_that_waits_before_its_lane_is_recalled_to_free_its_worker(
+        self,
+    ) -> None:
+        limiter = Limiter(1, past_start())
+        await limiter.acquire(60.0)
+        history = History(workspace="ws-1", may_park=True)
+        call = asyncio.create_task(limiter.acquire(60.0, Priority.BULK, history))
+        await asyncio.sleep(0)
+        show_limit(limiter, None, "ws-1")
+        with pytest.raises(RecalledError):
+            await call
+        assert limiter.waiting == 0
 
     @pytest.mark.parametrize("end", ["stop_reading", "abort"])
     def test_a_target_that_its_lane_admits_before_an_end_leaves_it(
