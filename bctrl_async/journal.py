@@ -137,7 +137,7 @@ def _outcome_of(journals: list[JournalReader], target: RuntimeRef) -> StopOutcom
         # A name that cannot be sent may be written in a shorter form.
         workspace_id, alias = target
         latest = _latest(journals, RuntimeRef(shorten(workspace_id), shorten(alias)))
-    # A target that was not sent is ok if the list had its runtime as ended.
+    # A program may write an entry that is not sent, and ok.
     if latest is None or (latest.result is StopResult.NOT_SENT and not latest.ok):
         return _unknown_outcome(target, latest)
     return latest

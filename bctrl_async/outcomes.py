@@ -43,11 +43,11 @@ class StopResult(StrEnum):
     @property
     def needs_poll(self) -> bool:
         """True if the server may have taken the stop, and the runtime may still run."""
-        return self.is_unconfirmed or self is StopResult.UNKNOWN
+        return self.is_accepted or self is StopResult.UNKNOWN
 
     @property
-    def is_unconfirmed(self) -> bool:
-        """True if the server took the stop, but has not called the runtime stopped."""
+    def is_accepted(self) -> bool:
+        """True if the server accepted the stop, but has not confirmed it."""
         return self is StopResult.ACCEPTED
 
     @property

@@ -302,6 +302,7 @@ class BctrlSession:
                 STOP, workspace_id, alias, path, limit, retries=retries, headers=headers
             )
             observer = None if observed is None else observed.observer
+            # `request` gives back the slot.
             result = await self._sender.request(call, http, observer)
             if type(result) is Failure:
                 result = await self._get_stopped_or_raise(

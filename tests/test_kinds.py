@@ -242,7 +242,7 @@ def test_each_result_is_of_one_sort() -> None:
         result: (
             result.is_processed,
             result.needs_poll,
-            result.is_unconfirmed,
+            result.is_accepted,
             result.has_no_effect,
         )
         for result in StopResult

@@ -76,7 +76,7 @@ def outcome_of(
     if running is False:
         error = None
     elif runtime is not None:
-        error = unconfirmed_error(target, runtime, attempts)
+        error = accepted_error(target, runtime, attempts)
     return StopOutcome(
         index=index,
         target=target,
@@ -90,9 +90,7 @@ def outcome_of(
     )
 
 
-def unconfirmed_error(
-    target: RuntimeRef, runtime: Runtime, attempts: int
-) -> BctrlError:
+def accepted_error(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlError:
     """Return the error of a stop that was accepted, whose runtime may still run."""
     status = f"{runtime.status.value!r:.50}"
     return BctrlError(
@@ -123,12 +121,12 @@ def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
     if runtime.status.is_final:
         result = result_of(runtime)
         error = None
-        if result.is_unconfirmed and not outcome.result.is_unconfirmed:
+        if result.is_accepted and not outcome.result.is_accepted:
             # The runtime has failed, and nothing says that the server accepted this
             # stop: another stop would find the runtime not running.
             result = StopResult.ALREADY_STOPPED
-    elif result.is_unconfirmed:
-        error = unconfirmed_error(outcome.target, runtime, outcome.attempts)
+    elif result.is_accepted:
+        error = accepted_error(outcome.target, runtime, outcome.attempts)
     running = running_of(result, runtime)
     return replace(
         outcome, result=result, running=running, runtime=runtime, error=error, at=now()
@@ -141,7 +139,7 @@ def _outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOut
     If the stop's answer described the runtime, the name is right, so it no longer runs.
     Else the name may be wrong.
     """
-    if outcome.result.is_unconfirmed and outcome.runtime is not None:
+    if outcome.result.is_accepted and outcome.runtime is not None:
         return replace(outcome, running=False, runtime=None, error=None, at=now())
     # The poll can have done nothing, but the stop before it may have worked.
     error.may_have_worked = error.may_have_stopped = True

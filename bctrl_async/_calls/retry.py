@@ -206,7 +206,7 @@ class RetryState(History):
         else:
             self.failures += 1
             gives_up = self.failures >= self.policy.attempts
-        # In a test, a target that hangs is retried once.
+        # A target that hangs is retried once in a test.
         if gives_up or self.hung > 1 or _quick_failures.is_enough(self.busy):
             return None
         retry_after = failure.retry_after or 0.0

@@ -139,10 +139,11 @@ class Sender:
                 try:
                     result = await self._attempt(call, http, observer)
                 except BaseException:
-                    self._record_cancellation(call)
+                    self._count_if_cancelled(call)
                     self.limiter.release(None, call.retries)
                     raise
-                # The limiter knows from other calls if the target alone fails.
+                # The limiter learns from the answer, and knows from other calls if a
+                # gateway's 503 is about this target alone.
                 target_failed = self.limiter.release(result, call.retries)
                 # `isinstance` takes four times as long for a Struct.
                 if type(result) is not Failure:
@@ -169,7 +170,7 @@ class Sender:
             retries.policy.max_throttle_wait, call.priority, retries
         )
 
-    def _record_cancellation(self, call: Call[_T]) -> None:
+    def _count_if_cancelled(self, call: Call[_T]) -> None:
         # If a key function has raised, no attempt has started.
         if call.in_flight:
             self.tally.cancelled += 1

@@ -85,7 +85,7 @@ class _Hold(_Phase):
     """A period in which throttling up to the share is no reason to slow down."""
 
     def covers(self, now: float) -> bool:
-        """Return True if recent throttling is within the share; else count anew."""
+        """Return True if recent throttling is within the share."""
         if now >= self.end_time:
             return False
         mean = self.share * self.responses
@@ -113,7 +113,7 @@ class ThrottlingBaseline:
         self._earlier: list[_Throttled] = []
         self._later: deque[_Throttled] = deque()
         self._old_rate = 0.0
-        """The rate of the earlier group; 0 before the first step down."""
+        """The rate that a trial restores; 0 before the first step down."""
         self._rate = 0.0
         self._phase: _Trial | _Hold | None = None
         self._next_trial = -math.inf
@@ -193,10 +193,10 @@ class ThrottlingBaseline:
         elif rate <= _SLOWDOWN * self._old_rate:
             # Slowing down has changed nothing.
             if not _is_random(self._earlier, later):
-                # Bursts come from a limit, so slowing down goes on.
+                # Bursts, or a large share, come from a limit: slowing down goes on.
                 self._compare_from(later[0].rate)
             elif now >= self._next_trial:
-                # It is the share of both groups together, if they are of one size.
+                # The mean is the share of groups of one size, taken together.
                 harmonic_mean = 2.0 / (1.0 / earlier_share + 1.0 / later_share)
                 self._phase = _Trial(harmonic_mean, now + _TRIAL_MAX)
                 return self._old_rate

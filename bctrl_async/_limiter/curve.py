@@ -75,7 +75,7 @@ class Curve:
 
     def fade(self, now: float, since: float) -> float:
         """Return the rate while nothing succeeds: it fades, and does not step down."""
-        # The start of the growth moves along, so it will be the first success.
+        # The start moves along, so that the growth starts with the first success.
         self.growth_start = max(self.growth_start, now)
         halvings = max(now - since, 0.0) / _FADING
         return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)

@@ -17,7 +17,7 @@ class Deliveries:
     def __init__(self) -> None:
         self.times: deque[float] = deque(maxlen=_MAX_SAMPLES)
         self.burst: int = 0
-        """The successes just before the first throttled response."""
+        """The successes since shortly before the limit was shown, as measured."""
         self._workspaces: deque[str] = deque(maxlen=_MAX_SAMPLES)
         self._burst_seconds = 0.0
 
@@ -64,6 +64,6 @@ class Deliveries:
             if seconds >= _SHORTEST:
                 rate = max(rate, (count - self.burst) / seconds)
         if not rate:
-            # Without samples, there is no bound.
+            # There is no bound without samples.
             return math.inf
         return rate

@@ -71,7 +71,7 @@ class Evidence:
         return self.excess >= _ENOUGH
 
     def on_throttled(self, workspace: str) -> bool:
-        """Count a throttled response; return False if its workspace had one already."""
+        """Count a throttled response; return False if it shows its workspace only."""
         if not self.excess:
             # Successes have made up for all, so each workspace may contribute again.
             self._contributions.clear()

@@ -54,7 +54,7 @@ class Gate:
     def use_pace(
         self, pace: Pace, on_misconfigured: Callable[[BctrlError], None]
     ) -> Leases:
-        """Let a pace bound the rate; `on_misconfigured` gets an error of its store."""
+        """Let a pace bound the rate; `on_misconfigured` gets a bad store's error."""
         self._leases = Leases(
             pace, lambda: self._queues.count, self._admit, on_misconfigured
         )
@@ -171,7 +171,7 @@ class Gate:
         now = asyncio.get_running_loop().time()
         waiter.cancel_timer()
         if not self._fail_if_in_vain(waiter, now) and waiter.patience:
-            # Others were answered meanwhile, so it waits for longer.
+            # Others were answered meanwhile, or it has more patience than others.
             self._watch_patience(waiter, now)
 
     def _set_shared_timer(self) -> None:
@@ -263,8 +263,8 @@ class Gate:
         self.rate = AdaptiveRate.of_workspace(self.rate.deliveries)
         self._limited_since = None
         for waiter in self._queues.waiting:
-            # The end of its future wakes a parked stop. It passes the lane again when a
-            # worker takes it up, for the lane may have a new limit then.
+            # This wakes a parked stop. When a worker takes the stop up, it passes the
+            # lane again, which may have a new limit then.
             if not waiter.has_task:
                 waiter.admitted.cancel()
         self._admit()
@@ -342,6 +342,8 @@ class Gate:
         for waiter in self._queues.waiting:
             waiter.fail(replace(error))
         self.cancel_timers()
+        # No call waits any more, so a late answer sets no timer.
+        self._shortest_patience = math.inf
 
     def cancel_timers(self) -> None:
         """Cancel the timers of a gate that is closed or forgotten."""

@@ -87,7 +87,7 @@ class Queues:
         self._queues: list[deque[Waiter]] = [deque() for _ in Priority]
         self._singles = 0
         self.count: int = 0
-        """The waiters in the queues, some of which may wait no more."""
+        """The number of waiters in the queues; some of them may wait no more."""
 
     @property
     def waiting(self) -> list[Waiter]:

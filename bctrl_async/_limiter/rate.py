@@ -165,7 +165,7 @@ class AdaptiveRate:
     def _tells_of_limit(self, history: History) -> bool:
         """Return True if a throttled retry counts as evidence of the limit.
 
-        Without its retries, a client would see less of a limit that it shares.
+        Without retries, a limit of few attempts a second would throttle many of them.
         """
         return (
             self.has_limit
@@ -232,7 +232,7 @@ class AdaptiveRate:
         )
         if curve.peak is None:
             peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.growth_start))
-        # However few the deliveries were, the rate falls by half at most.
+        # However few the deliveries were, the peak is at least half of the rate.
         peak = max(peak, current / 2, self._baseline.plateau, MIN_RATE)
         old_rate = self._baseline.record_step(now, BETA * peak)
         if old_rate is not None:

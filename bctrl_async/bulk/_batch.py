@@ -104,8 +104,14 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def total(self) -> int | None:
-        """The number of targets, or None if the input has no length."""
-        return self._run.source.length
+        """The number of targets; None while it is unknown.
+
+        The number of an input without a length is known at its end.
+        """
+        source = self._run.source
+        if source.length is None and source.is_exhausted:
+            return source.count
+        return source.length
 
     @property
     def progress(self) -> Progress:

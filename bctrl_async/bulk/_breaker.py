@@ -83,7 +83,7 @@ class CircuitBreaker:
         # an answer to a later attempt makes the canary needless.
         self._canaries: dict[CancelScope, int] = {}
         self._probers = 0
-        """The number of calls that became the probe, in this outage."""
+        """The number of times that a call became the probe, in this outage."""
         self._probe_failures = 0
         """The number of failed attempts of these calls."""
         self._lost_canaries = 0

@@ -60,7 +60,7 @@ class Intake:
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
             target = RuntimeRef(selection.workspace_id, alias)
-            # With an error, the outcome does not count as done.
+            # The error keeps the outcome from counting as done.
             outcome = outcome_of(target, _LISTED_RUNNING)
             is_last = alias == aliases[-1]
             self._ledger.write(self._source.with_listed(outcome), flush=is_last)

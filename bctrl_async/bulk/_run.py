@@ -177,7 +177,7 @@ class Run:
         cancellation_args: tuple[object, ...] | None = None
         while True:
             if not (self._tasks or self.parked.unsettled):
-                # All workers were cancelled, or the input has ended.
+                # The input has ended, or all workers were cancelled or have failed.
                 self._start_for_rest()
                 if not self._tasks:
                     break
@@ -191,7 +191,7 @@ class Run:
             raise asyncio.CancelledError(*cancellation_args)
 
     def _start_for_rest(self) -> None:
-        """Cancel the run, and start a worker for the rest of the input, if any."""
+        """Cancel a run whose input is open, and start a worker for the rest of it."""
         if not self.source.is_closed:
             self.state.cancel()
             if self.source.can_drain:
@@ -273,7 +273,7 @@ class Run:
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         """Take a parked stop, or the next item.
 
-        None stands for the end of the input, or for a worker that is surplus.
+        None stands for the end of the input, or for a worker that is not needed now.
         """
         while not self.parked.ready:
             # Nothing is read while `parked` is full; `_settle` starts a worker later.

@@ -112,12 +112,13 @@ class BulkSender:
     def _turn(self, stop: Stop) -> asyncio.Future[None] | None:
         """Return the turn of a stop that waits for the quota or in a lane, or None."""
         retries = stop.call.retries
+        # A stop that gets its token is sent at once, since it has waited for that.
         if retries.lacks_quota and retries.ask_quota() is None:
             stop.token_asks += 1
             delay = probe_delay(self.policy, min(stop.token_asks, _MAX_TOKEN_ASKS))
             return self._limiter.start_sleep(delay)
         if not self.state.goes_on():
-            # Nothing is parked any more, so it waits in the lane with its worker.
+            # No stop waits in a lane without its worker any more.
             retries.may_park = False
             return None
         # `enqueue` checks this, too, but costs more, and most workspaces have no lane.
@@ -160,7 +161,7 @@ class BulkSender:
         finally:
             worker.call = None
             self._breaker.leave(call)
-            # No attempt has left the lane if the pool was closed before.
+            # A closed session makes no attempt, whose end would leave the lane.
             self._limiter.leave_lane(call.retries)
             self.ledger.throttled += call.retries.throttled - throttled_before
         if result is None:

@@ -94,7 +94,7 @@ class OutcomePrinter:
         self._output.print_result(line)
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
-        is_stopped = outcome.ok and not outcome.result.is_unconfirmed
+        is_stopped = outcome.ok and not outcome.result.is_accepted
         style = "green" if is_stopped else "yellow"
         name = out.pad(self._name(outcome.target), self._width)
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", style)
@@ -119,7 +119,7 @@ def _summary(error: BctrlError) -> str:
 
 def _reported_error(outcome: StopOutcome) -> BctrlError | None:
     """Return the error of an outcome, unless its runtime's status says as much."""
-    if outcome.result.is_unconfirmed and outcome.runtime is not None:
+    if outcome.result.is_accepted and outcome.runtime is not None:
         return None
     return outcome.error
 
@@ -158,7 +158,7 @@ def _describe(outcome: StopOutcome, *, with_advice: bool = True) -> str:
 
 
 def _advice_applies(outcome: StopOutcome, error: BctrlError) -> bool:
-    """Return False if the advice assumes a failure of a stop that did not fail."""
+    """Return True unless the advice is about a failure, and the stop did not fail."""
     # The advice of a class is for a failed call.
     is_default = error.advice == type(error).advice
     return not (outcome.result.is_processed and is_default)

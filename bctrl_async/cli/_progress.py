@@ -30,8 +30,8 @@ _REFRESH_EVERY = 0.2
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _SILENT_AFTER = 6.0
-"""Seconds without an answer from which they are shown. They are measured once a line,
-so a value below `_LINE_EVERY` would show the time between two lines."""
+"""Seconds without an answer after which they are shown. Where there is no terminal,
+each line measures them, so they must exceed `_LINE_EVERY`."""
 _RATE_PERIOD = 10.0
 """Seconds over which the rate is measured; it is hidden if they bring no outcome."""
 _DECIMALS_BELOW = 10

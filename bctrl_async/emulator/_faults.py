@@ -161,7 +161,7 @@ class FaultPlan:
         # A number from the last bound on draws None, a normal stop.
         self._choices = [*faults, None]
         self._seed = seed
-        # A key is a method, a workspace id and an alias; None stands for any of them.
+        # A key has a method, an id of a workspace and an alias: None stands for all.
         self.queues: defaultdict[tuple[str | None, ...], deque[Fault | Reply | None]]
         self.queues = defaultdict(deque)
         self.poison: dict[tuple[str, str | None], Fault | Reply | None] = {}

@@ -393,7 +393,10 @@ class Emulator:
     def _decide(
         self, request: web.BaseRequest, route: contract.Route
     ) -> tuple[Fault | Reply | None, Reply]:
-        """Choose the reply and update the runtime at once: this must not await."""
+        """Choose the reply and update the runtime at once: this must not await.
+
+        Return the fault, which may change how the reply is sent, and the reply.
+        """
         if not route.allowed_method:
             return None, replies.NO_ROUTE
         if route.operation is None:

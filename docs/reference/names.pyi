@@ -137,7 +137,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """The number of targets read so far."""
     @property
     def total(self) -> int | None:
-        """The number of targets, or None if the input has no length."""
+        """The number of targets; None while it is unknown."""
     @property
     def progress(self) -> Progress:
         """The activity of the run at this moment."""
@@ -204,8 +204,8 @@ class StopResult(StrEnum):
     def needs_poll(self) -> bool:
         """True if the server may have taken the stop, and the runtime may still run."""
     @property
-    def is_unconfirmed(self) -> bool:
-        """True if the server took the stop, but has not called the runtime stopped."""
+    def is_accepted(self) -> bool:
+        """True if the server accepted the stop, but has not confirmed it."""
     @property
     def has_no_effect(self) -> bool:
         """True if the stop cannot have stopped the runtime."""

@@ -45,7 +45,7 @@ class _Deadlines:
         self._loop = loop
         self._times: dict[Exchange, float] = {}
         self._timer: asyncio.Handle | None = None
-        # It is infinite without a timer, so that any deadline sets a timer.
+        # The timer's time is infinite without a timer, so that any deadline sets it.
         self._when = math.inf
         self.is_closed = False
 
@@ -149,7 +149,11 @@ class Exchange:
         self._connection.close()
 
     def close(self) -> None:
-        """Return the connection to the pool; close it unless the body is complete."""
+        """Return the connection to the pool; close it unless the body is complete.
+
+        The head has been read, and with a plain answer its body: then `content` is
+        still empty, and at its end.
+        """
         if self.content.is_eof():
             self._deadlines.discard(self)
             self._connection.release()
