@@ -20,7 +20,7 @@ _PAUSE = 0.5
 """Seconds of the pause after a limit is shown."""
 _FADES = 80
 """Attempts that a workspace gets at most while nothing succeeds and its rate fades."""
-_SLOWEST = 0.5
+SLOWEST = 0.5
 """The attempts per second to which it fades."""
 
 
@@ -61,8 +61,9 @@ def _longest(plan: Plan, count: int) -> float:
     seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency)
     if not plan.ideal and "gateway_retry_after" not in plan.climate.hazards:
         return 20.0 + seconds + count * 0.2
-    # The last targets of a quota may sleep for some back-offs after it has room.
-    slack = 20.0 if "quotas" in plan.climate.hazards else 10.0
+    # The last targets of a quota may sleep for some back-offs after it has room. Dead
+    # targets may show a limit of their workspace, whose curve takes some ten seconds.
+    slack = 20.0 if "quotas" in plan.climate.hazards else 12.0
     return slack + seconds + 1.5 * plan.ideal
 
 
@@ -104,7 +105,7 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
         yield Problem(
             "flood", f"{early} requests of a workspace were sent in its pause"
         )
-    most = _FADES + plan.max_connections + _SLOWEST * (exchanges[-1].written - shown)
+    most = _FADES + plan.max_connections + SLOWEST * (exchanges[-1].written - shown)
     if len(since) > most:
         yield Problem(
             "flood", f"{len(since)} requests of a throttled workspace were sent"
