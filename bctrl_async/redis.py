@@ -77,12 +77,13 @@ class RedisPace(Pace):
         """Wait until this many attempts may start.
 
         Raises:
-            BctrlConfigError: The server refuses the user, the password, the database, a
-                command or writes; it is another server, or its certificate is not
-                trusted.
+            BctrlConfigError: `slots` is no whole number from 1; the server refuses the
+                user, the password, the database, a command or writes; it is another
+                server, or its certificate is not trusted.
             Exception: The client's own, or `TimeoutError` after 1 s: the server is
                 away.
         """
+        _config.count(slots, "slots")
         now = time.monotonic()
         try:
             async with asyncio.timeout(PATIENCE):

@@ -85,7 +85,7 @@ class _Hold(_Phase):
     """A period in which throttling up to the share is no reason to slow down."""
 
     def covers(self, now: float) -> bool:
-        """Return True if recent throttling is within the share."""
+        """Return True if throttling since the last count anew is within the share."""
         if now >= self.end_time:
             return False
         mean = self.share * self.responses

@@ -165,7 +165,7 @@ class AdaptiveRate:
     def _tells_of_limit(self, history: History) -> bool:
         """Return True if a throttled retry counts as evidence of the limit.
 
-        Without retries, a limit of few attempts a second would throttle many of them.
+        If no retry counted, a limit of few attempts a second would throttle many.
         """
         return (
             self.has_limit

@@ -60,9 +60,9 @@ class Intake:
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
             target = RuntimeRef(selection.workspace_id, alias)
-            # The error keeps the outcome from counting as done.
             outcome = outcome_of(target, _LISTED_RUNNING)
             is_last = alias == aliases[-1]
+            # `with_listed` says that it runs, so it does not count as done.
             self._ledger.write(self._source.with_listed(outcome), flush=is_last)
 
     def stop(self, index: int, item: object) -> Stop | StopOutcome:

@@ -112,7 +112,7 @@ class BulkSender:
     def _turn(self, stop: Stop) -> asyncio.Future[None] | None:
         """Return the turn of a stop that waits for the quota or in a lane, or None."""
         retries = stop.call.retries
-        # A stop that gets its token is sent at once, since it has waited for that.
+        # The delay is dropped, since the stop has waited for its token.
         if retries.lacks_quota and retries.ask_quota() is None:
             stop.token_asks += 1
             delay = probe_delay(self.policy, min(stop.token_asks, _MAX_TOKEN_ASKS))

@@ -99,7 +99,7 @@ class RunState:
         # A dict keeps the order: a set would be cancelled in another order each time.
         self.workers: dict[Worker, None] = {}
         self.level: CancelLevel = CancelLevel.NONE
-        # They stand if a worker ends although nothing has cancelled the run.
+        # Both stand if a worker ends although nothing has cancelled the run.
         self.reason: BctrlError = _ENDED
         self.not_sent: BctrlError = _ENDED
         self.ended_early: BctrlError | None = None

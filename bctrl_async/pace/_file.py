@@ -57,11 +57,12 @@ class FilePace(Pace):
         """Wait until this many attempts may start.
 
         Raises:
-            BctrlConfigError: The path cannot be written, or is a folder, a link, or
-                another file.
+            BctrlConfigError: `slots` is no whole number from 1; the path cannot be
+                written, or is a folder, a link, or another file.
             OSError: The file cannot be used now: the disk is full or hangs, or others
                 lock it for 1 s.
         """
+        _config.count(slots, "slots")
         name = f"bctrl-async {self._path}"
         delay = None
         async with asyncio.timeout(PATIENCE):

@@ -240,6 +240,16 @@ class TestRedis:
                 await client.keys()
 
 
+@pytest.mark.parametrize("slots", [0, -1, 1.5, "2"])
+async def test_slots_that_are_no_whole_number_from_1_are_an_error(
+    store: Store,
+    slots: Any,  # noqa: ANN401 - also wrong types.
+) -> None:
+    """Fault: a text ended the thread of a file's pace; its call gave TimeoutError."""
+    with pytest.raises(BctrlConfigError, match="invalid slots"):
+        await store.pace().acquire(slots)
+
+
 async def test_a_cluster_keeps_a_pace(clock: Clock) -> None:
     with redis_server(SERVER, "--cluster-enabled", "yes") as server:
         async with Redis.from_url(server.url) as admin:

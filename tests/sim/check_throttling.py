@@ -61,9 +61,13 @@ def _longest(plan: Plan, count: int) -> float:
     seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency)
     if not plan.ideal and "gateway_retry_after" not in plan.climate.hazards:
         return 20.0 + seconds + count * 0.2
-    # The last targets of a quota may sleep for some back-offs after it has room. Dead
-    # targets may show a limit of their workspace, whose curve takes some ten seconds.
-    slack = 20.0 if "quotas" in plan.climate.hazards else 12.0
+    slack = 10.0
+    if "quotas" in plan.climate.hazards:
+        # The last targets of a quota may sleep for some back-offs after it has room.
+        slack = 20.0
+    elif "gateway_retry_after" in plan.climate.hazards:
+        # Dead targets may show a limit, whose curve takes some ten seconds.
+        slack = 12.0
     return slack + seconds + 1.5 * plan.ideal
 
 
