@@ -89,7 +89,7 @@ class Answer(msgspec.Struct):
     """The error that truncated the body."""
     links: Sequence[str] = ()
     """The values of the Link headers."""
-    # Only a `PlainAnswer` looks whether a header can be an id.
+    # A `PlainAnswer` alone looks whether a header can be an id.
     may_have_id: ClassVar[bool] = True
 
     @property
@@ -223,7 +223,7 @@ def check_answer(
     workspace only if it is a UUID. The alias may be the runtime's id, or differ in case
     or normalization form.
     """
-    # Nearly all answers match exactly, and this comparison is the cheapest.
+    # This comparison is the cheapest, and nearly all answers match exactly.
     if (
         type(parsed) is Runtime
         and parsed.alias == alias

@@ -176,8 +176,8 @@ class Job:
     def print_targets(self, targets: Targets, journal: Path | None) -> int:
         """Print targets as JSON Lines, except targets that a journal has as stopped."""
         session = self.connect(needs_key=False)
-        # Only a valid target comes as far as `not_sent`.
         failures = asyncio.run(_send_nothing(session, targets)).failures
+        # An invalid target is `invalid`, not `not_sent`.
         valid = [
             outcome.target
             for outcome in failures

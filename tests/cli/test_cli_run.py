@@ -178,6 +178,25 @@ async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
     assert [command.api.received["ws", alias] for alias in "abc"] == [1, 1 + twice, 1]
 
 
+async def test_a_pipe_that_was_read_to_its_end_is_not_called_unread(
+    command: Command,
+) -> None:
+    command.api.hold("ws", "a")
+    # The second worker reads the end at once: of a hundred, each takes a turn first.
+    args = ("--concurrency", "2", "--from", "-")
+    process = await start(*program(), "stop", *args, stdin=asyncio.subprocess.PIPE)
+    # A line without its newline is sent after the end alone.
+    write(process, "ws,a")
+    assert process.stdin is not None
+    process.stdin.close()
+    await until(lambda: len(command.api.requests) == 1)
+    await begin_to_end(process)
+    process.send_signal(signal.SIGINT)
+    _, out, _ = await finish(process)
+    summary = "Interrupted: 0 of 1 no longer running, 1 unconfirmed after 0.0 s"
+    assert without_times(out).endswith(f"{summary}: 1 unknown\n")
+
+
 async def test_ctrl_c_ends_the_wait_for_an_open_pipe(command: Command) -> None:
     process = await start(
         *program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE

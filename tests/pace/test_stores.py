@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -242,12 +242,11 @@ class TestRedis:
 
 @pytest.mark.parametrize("slots", [0, -1, 1.5, "2"])
 async def test_slots_that_are_no_whole_number_from_1_are_an_error(
-    store: Store,
-    slots: Any,  # noqa: ANN401 - also wrong types.
+    store: Store, slots: object
 ) -> None:
     """Fault: a text ended the thread of a file's pace; its call gave TimeoutError."""
     with pytest.raises(BctrlConfigError, match="invalid slots"):
-        await store.pace().acquire(slots)
+        await store.pace().acquire(cast("int", slots))
 
 
 async def test_a_cluster_keeps_a_pace(clock: Clock) -> None:

@@ -7,12 +7,7 @@ from collections import Counter, defaultdict
 
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._calls.retry import BULK_PATIENCE
-from sim.check_throttling import (
-    SLOWEST,
-    THROTTLING,
-    check_throttling,
-    waits_itself,
-)
+from sim.check_throttling import SLOWEST, THROTTLING, check_throttling, waits_itself
 from sim.exchange import Exchange, Target
 from sim.loop import STALL
 from sim.plan import Ending, Kind, Plan
@@ -373,10 +368,11 @@ def _check_dead_targets(
         exchange.target in alive for exchange in exchanges
     ):
         yield Problem("dead targets", f"it ended early: {report.ended_early.summary}")
+    workspaces = {workspace for workspace, _ in climate.poison}
     for record in run.recorded:
         outcome = record.outcome
         longest = 4.0 * plan.timeout + plan.latency
-        if outcome.target[0] in {workspace for workspace, _ in climate.poison}:
+        if outcome.target[0] in workspaces:
             # The lane of a workspace with dead targets may have its slowest rate.
             longest += 1.0 / SLOWEST
         if outcome.target in alive and not plan.is_paced and outcome.elapsed > longest:

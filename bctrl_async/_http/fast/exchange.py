@@ -107,7 +107,7 @@ class Exchange:
         if isinstance(protocol, AnswerHandler):
             protocol.expects_answer = True
         else:
-            # Without our own protocol, aiohttp parses every answer.
+            # A protocol of aiohttp's own parses every answer.
             protocol.set_response_params(read_until_eof=True)
         transport = protocol.transport
         if transport is None or transport.is_closing():
