@@ -16,6 +16,7 @@ import aiohttp
 from multidict import CIMultiDict
 
 from bctrl_async import _config, _quick_failures
+from bctrl_async._calls.bulk_calls import BulkCalls
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import ObservedStop, observe_call
 from bctrl_async._calls.retry import RetryPolicy, RetryState
@@ -477,14 +478,18 @@ class BctrlSession:
                 runtime no longer runs. Use another file for runtimes that were started
                 anew, and `Journal(path, max_age=…)` to reject an old one; if a file is
                 older than a day, skipping is logged as a warning.
-            verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or
-                `accepted` with a status that is not final, until it no longer runs or
-                is `not_found`: at least once, and for 30 s after its stop was answered
-                or given up, also in an outage. A number, above 0, replaces the 30 s,
-                and bounds each poll (if above 5); False polls none.
-                `StopOutcome.running` is True or None if the polls settled nothing.
-                Polls have the lowest priority; up to a thousand runtimes are polled
-                beside the stops.
+            verify: Poll each runtime whose stop is `unknown`, or `accepted` with a
+                status that is not final, until it no longer runs or is `not_found`: at
+                least once, and for two minutes after its stop was answered or given up,
+                also in an outage. A number of seconds, above 0, replaces the two
+                minutes, and bounds each request (if above 5); False polls none. Ten or
+                more runtimes of a workspace are polled with its list
+                (`list_runtimes`), others one by one (`get_runtime`), at first after
+                0.5 s and later every 5 s. A throttled poll waits as long as the
+                `patience`. `StopOutcome.running` is True if the last answer said so,
+                and None if no poll was answered. Polls have the lowest priority, and
+                get a twentieth of the rate while stops wait. Once 100,000 runtimes are
+                polled, no target is read until some have ended.
             missing_ok: Count a runtime that is `not_found` as no longer running. By
                 default it is a failure, because every target of a mistyped workspace is
                 `not_found`.
@@ -630,12 +635,7 @@ class BctrlSession:
             source,
             options,
             self._sender,
-            make_call=partial(
-                self._make_call, STOP, limit, policy=policy, priority=Priority.BULK
-            ),
-            make_canary=partial(self._make_call, GET, limit, priority=Priority.CANARY),
-            make_poll=partial(self._make_call, GET, poll_limit, priority=Priority.POLL),
-            policy=policy,
+            BulkCalls(self._make_call, policy, limit, poll_limit),
             # Even an empty input needs a worker, which reads its end.
             concurrency=max(concurrency, 1),
             base_url=self.base_url,

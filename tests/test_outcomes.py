@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from support.runtimes import runtime
 
-from bctrl_async._calls.results import outcome_of, result_of, running_of
+from bctrl_async._calls.results import explain, outcome_of, result_of, running_of
 from bctrl_async._entries import Entry
 from bctrl_async.errors import (
     BctrlApiError,
@@ -104,7 +104,8 @@ def test_a_result_and_a_status_decide_whether_the_runtime_is_running(
 
 @pytest.mark.parametrize("status", ["stopped", "failed", "active", "paused"])
 def test_an_answer_is_ok_without_an_error_or_has_one_that_says_why(status: str) -> None:
-    outcome = outcome_of(RuntimeRef("ws-1", "crm"), runtime(status), attempts=1)
+    target = RuntimeRef("ws-1", "crm")
+    outcome = explain(outcome_of(target, runtime(status), attempts=1))
 
     assert outcome.ok is (outcome.error is None) is (status in {"stopped", "failed"})
     if outcome.error is not None:

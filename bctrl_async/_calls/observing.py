@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async._calls.call import Call, annotate
-from bctrl_async._calls.results import outcome_of
+from bctrl_async._calls.results import explain, outcome_of
 from bctrl_async._http.request import Operation, checked_headers
 from bctrl_async._kinds import Kind
 from bctrl_async.errors import BctrlError
@@ -138,7 +138,7 @@ class ObservedStop:
             and result.status.is_final
         ):
             outcome = msgspec.structs.replace(outcome, runtime=result)
-        notify(self.observer.end, outcome)
+        notify(self.observer.end, explain(outcome))
 
 
 def _answer_of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bctrl_async._calls.call import Call
 from bctrl_async._kinds import Failure, Kind, kind_of
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
@@ -75,8 +74,6 @@ def outcome_of(
     running = running_of(result, runtime)
     if running is False:
         error = None
-    elif runtime is not None:
-        error = accepted_error(target, runtime, attempts)
     return StopOutcome(
         index=index,
         target=target,
@@ -90,31 +87,40 @@ def outcome_of(
     )
 
 
-def accepted_error(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlError:
-    """Return the error of a stop that was accepted, whose runtime may still run."""
+def explain(outcome: StopOutcome) -> StopOutcome:
+    """Return an outcome with the error of a stop that was accepted, if that is all."""
+    runtime = outcome.runtime
+    if outcome.ok or outcome.error is not None or runtime is None:
+        return outcome
     status = f"{runtime.status.value!r:.50}"
+    problem = f"and the runtime was still {status} after it"
+    return replace(outcome, error=_accepted_error(outcome, problem))
+
+
+def _accepted_error(outcome: StopOutcome, problem: str) -> BctrlError:
     return BctrlError(
-        f"the stop was accepted, and the runtime was still {status} after it",
+        f"the stop was accepted, {problem}",
         advice="Look at it again, or stop it again: a stop is safe to repeat",
-        workspace_id=target.workspace_id,
-        alias=target.alias,
-        attempts=attempts,
+        workspace_id=outcome.target.workspace_id,
+        alias=outcome.target.alias,
+        attempts=outcome.attempts,
         may_have_stopped=True,
     )
 
 
-def outcome_after_poll(
-    outcome: StopOutcome, answer: Runtime | Failure, poll: Call[Runtime]
+def outcome_without_answer(
+    outcome: StopOutcome, failure: Failure | None
 ) -> StopOutcome:
-    """Return an outcome updated by a poll."""
-    if isinstance(answer, Runtime):
-        return _outcome_with_runtime(outcome, answer)
-    if answer.kind is Kind.NOT_FOUND:
-        return _outcome_without_runtime(outcome, poll.error(answer))
-    return outcome
+    """Return the outcome of a stop if no poll was answered; the last had a failure."""
+    if outcome.error is not None:
+        return outcome
+    problem = "and no poll was answered, so the runtime may still run"
+    if failure is not None:
+        problem += f": {failure.summary}"
+    return replace(outcome, running=None, error=_accepted_error(outcome, problem))
 
 
-def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
+def outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
     """Return an outcome updated by a polled status, which counts like the stop's."""
     result = outcome.result
     error = outcome.error
@@ -126,14 +132,15 @@ def _outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome
             # stop: another stop would find the runtime not running.
             result = StopResult.ALREADY_STOPPED
     elif result.is_accepted:
-        error = accepted_error(outcome.target, runtime, outcome.attempts)
+        # `explain` gives the reason once it is final.
+        error = None
     running = running_of(result, runtime)
     return replace(
         outcome, result=result, running=running, runtime=runtime, error=error, at=now()
     )
 
 
-def _outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
+def outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
     """Return an outcome updated by a poll that found no runtime of this name.
 
     If the stop's answer described the runtime, the name is right, so it no longer runs.

@@ -43,10 +43,13 @@ class _RawList(msgspec.Struct, frozen=True, rename="camel"):
 
 _split = msgspec.json.Decoder(_RawList).decode
 
+RuntimeList = list[Runtime | BctrlResponseError]
+"""A list as it is parsed, with an error for each invalid runtime."""
 
-async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
+
+async def parse_runtimes(body: bytes) -> RuntimeList:
     """Parse a list, with an error for each invalid runtime, or raise an error."""
-    runtimes: list[Runtime | BctrlResponseError] = []
+    runtimes: RuntimeList = []
     invalid_count = bytes_in_slice = 0
     for item in await _items(body):
         bytes_in_slice += len(item)

@@ -14,11 +14,10 @@ from aiohttp import ClientTimeout
 from multidict import CIMultiDict
 
 from bctrl_async._config import Secret, check_type
-from bctrl_async._http.lists import parse_runtimes
+from bctrl_async._http.lists import RuntimeList, parse_runtimes
 from bctrl_async._http.response import MIB, decode_runtime
 from bctrl_async._kinds import Repeat
-from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
-from bctrl_async.models import Runtime
+from bctrl_async.errors import BctrlConfigError, quote
 
 _T = TypeVar("_T")
 
@@ -223,7 +222,7 @@ GET = Operation(
     name="get", method="GET", suffix="", repeat=Repeat.READ, parse=decode_runtime
 )
 """Contract errors.md: `runtimes-get`."""
-LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
+LIST: Operation[RuntimeList] = Operation(
     name="list",
     method="GET",
     suffix=None,

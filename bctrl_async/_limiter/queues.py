@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from enum import IntEnum
 
 import msgspec
 
 from bctrl_async._limiter.evidence import History
-
-_MAX_SINGLES = 4
-"""Attempts of single calls that are admitted in a row while a bulk stop waits."""
 
 
 class Priority(IntEnum):
@@ -26,7 +24,12 @@ class Priority(IntEnum):
     BULK = 3
     """A target of a bulk stop; it gets every fifth slot beside single calls."""
     POLL = 4
-    """A poll; it comes last, because runtimes that are not stopped yet cost money."""
+    """A poll; it comes last, because runtimes that are not stopped yet cost money. It
+    gets every twentieth slot beside others, as a list answers for many runtimes."""
+
+
+_MAX_PASSES = {Priority.BULK: 4, Priority.POLL: 19}
+"""Single calls and stops that are admitted in a row while one of these waits."""
 
 
 class Waiter(msgspec.Struct, eq=False):
@@ -85,7 +88,7 @@ class Queues:
 
     def __init__(self) -> None:
         self._queues: list[deque[Waiter]] = [deque() for _ in Priority]
-        self._singles = 0
+        self._passes = dict.fromkeys(_MAX_PASSES, 0)
         self.count: int = 0
         """The number of waiters in the queues; some of them may wait no more."""
 
@@ -118,9 +121,10 @@ class Queues:
         heads = self._heads()
         if not heads:
             return None
-        if self._singles >= _MAX_SINGLES and heads[0].priority is Priority.SINGLE:
-            for waiter in heads:
-                if waiter.priority is Priority.BULK:
+        if heads[0].priority >= Priority.SINGLE:
+            for waiter in reversed(heads):
+                priority = waiter.priority
+                if self._passes.get(priority, 0) >= _MAX_PASSES.get(priority, math.inf):
                     return waiter
         return heads[0]
 
@@ -128,10 +132,11 @@ class Queues:
         """Remove the waiter that `next` returned, to be admitted."""
         self._queues[waiter.priority].popleft()
         self.count -= 1
-        if waiter.priority is Priority.SINGLE and self._queues[Priority.BULK]:
-            self._singles += 1
-        elif waiter.priority is Priority.BULK:
-            self._singles = 0
+        for priority in self._passes:
+            if priority is waiter.priority or not self._queues[priority]:
+                self._passes[priority] = 0
+            elif Priority.SINGLE <= waiter.priority < priority:
+                self._passes[priority] += 1
 
     def take(self, workspace: str) -> list[Waiter]:
         """Remove and return the waiters of a workspace, but no canary, in order."""

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from functools import partial
-
-from msgspec.structs import replace
 
 from bctrl_async import _quick_failures
-from bctrl_async._calls.call import Call
+from bctrl_async._calls.bulk_calls import BulkCall, BulkCalls
 from bctrl_async._calls.observing import observe_call
-from bctrl_async._calls.retry import RetryPolicy, probe_delay
+from bctrl_async._calls.retry import probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._cancel import CancelScope
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNetworkError
-from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.models import RuntimeRef
 
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
 """The alias in a canary until a target was answered; a live server answers 404."""
@@ -48,28 +44,25 @@ class CircuitBreaker:
     Attempts are compared by their numbers: an answer proves that the server was up
     after a failure only if its attempt started later.
 
-    `patience` is how many seconds to wait for a server that has answered before;
-    `make_canary` makes a GET of a target, with a `policy`.
+    `patience` is how many seconds to wait for a server that has answered before.
     """
 
     def __init__(
         self,
         sender: Sender,
-        policy: RetryPolicy,
+        calls: BulkCalls,
         patience: float,
-        make_canary: Callable[..., Call[Runtime]],
         ledger: Ledger,
     ) -> None:
         self._sender = sender
         self._limiter = sender.limiter
-        self._policy = policy
+        self._calls = calls
+        self._policy = calls.policy
         self._patience = patience
-        canary_policy = replace(policy, attempts=1, statuses=frozenset())
-        self._make_canary = partial(make_canary, policy=canary_policy)
         self._state = ledger.state
         self._ledger = ledger
         self._attempts_before = sender.tally.attempts
-        self._answered_call: Call[Runtime] | None = None
+        self._answered_call: BulkCall | None = None
         self.is_open: bool = False
         """True while the server answers no call."""
         self._opened_at = 0.0
@@ -78,7 +71,7 @@ class CircuitBreaker:
         self._outage_last_attempt = 0
         self._held_since = 0.0
         """The time at which the breaker opened, or last gave up a target."""
-        self._probe: Call[Runtime] | None = None
+        self._probe: BulkCall | None = None
         # The scopes of the canaries in flight, each with the newest attempt before it:
         # an answer to a later attempt makes the canary needless.
         self._canaries: dict[CancelScope, int] = {}
@@ -99,9 +92,11 @@ class CircuitBreaker:
         """True once the server has answered an attempt since the run was made."""
         return self._answers_after(self._attempts_before)
 
-    def on_answer(self, call: Call[Runtime], failure: Failure | None = None) -> None:
+    def on_answer(self, call: BulkCall, failure: Failure | None = None) -> None:
         """Record that the server answered a call, perhaps with a failure."""
-        if failure is None or not failure.kind.is_throttling:
+        is_throttled = failure is not None and failure.kind.is_throttling
+        # A canary gets a runtime, and a list names none.
+        if not is_throttled and call.alias is not None:
             self._answered_call = call
         self._close_if_up()
         for scope, newest_attempt in self._canaries.items():
@@ -124,7 +119,7 @@ class CircuitBreaker:
         """Return True if the server has answered a later attempt than this."""
         return self._sender.last_answered > attempt
 
-    def leave(self, call: Call[Runtime] | None) -> None:
+    def leave(self, call: BulkCall | None) -> None:
         """Let another call become the probe, if this call was the probe."""
         if self._probe is call:
             self._probe = None
@@ -142,7 +137,7 @@ class CircuitBreaker:
         summary = f"the server answers no more: {failure.summary}"
         return BctrlNetworkError(summary, advice=advice)
 
-    async def wait_to_retry(self, call: Call[Runtime], failure: Failure) -> bool:
+    async def wait_to_retry(self, call: BulkCall, failure: Failure) -> bool:
         """Wait before retrying a call that failed; return False to give up.
 
         The caller must `leave` when the call has ended.
@@ -151,7 +146,7 @@ class CircuitBreaker:
             return await self._wait_for_server(call, failure)
         return await self._back_off(call, failure)
 
-    async def _wait_for_server(self, call: Call[Runtime], failure: Failure) -> bool:
+    async def _wait_for_server(self, call: BulkCall, failure: Failure) -> bool:
         """Wait until the server is up or a call may probe it; False to give up."""
         # Only an answer to a newer attempt shows that the server is up.
         newest_attempt = self._sender.tally.attempts
@@ -175,7 +170,7 @@ class CircuitBreaker:
         self.leave(call)
         return await self._retry(call, newest_attempt)
 
-    def _claim_probe(self, call: Call[Runtime]) -> bool:
+    def _claim_probe(self, call: BulkCall) -> bool:
         """Make a call the probe; return False if another call is the probe."""
         if self._probe is None:
             self._probe = call
@@ -185,7 +180,7 @@ class CircuitBreaker:
             self._probe_failures += 1
         return self._probe is call
 
-    async def _shows_server_up(self, call: Call[Runtime], newest_attempt: int) -> bool:
+    async def _shows_server_up(self, call: BulkCall, newest_attempt: int) -> bool:
         """Send a canary; open the breaker and return False if no answer comes.
 
         The canary is abandoned if another call of the run is answered first.
@@ -205,7 +200,7 @@ class CircuitBreaker:
             self._open(newest_attempt)
         return False
 
-    async def _ask_server(self, call: Call[Runtime]) -> bool:
+    async def _ask_server(self, call: BulkCall) -> bool:
         """Send a canary, to an answered target if any; return True if answered."""
         answered_call = self._answered_call
         target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
@@ -219,7 +214,7 @@ class CircuitBreaker:
 
     async def _send_canary(self, target: RuntimeRef) -> bool:
         """Send a GET once, before all new calls; return True if it is answered."""
-        canary = self._make_canary(*target)
+        canary = self._calls.canary(target)
         try:
             with observe_call(
                 self._ledger.observer, canary.operation, *target
@@ -230,7 +225,7 @@ class CircuitBreaker:
             return failure is not None and failure.kind.is_answer
         return True
 
-    async def _back_off(self, call: Call[Runtime], failure: Failure) -> bool:
+    async def _back_off(self, call: BulkCall, failure: Failure) -> bool:
         """Wait as the policy says after an answer; return False to give up."""
         if failure.status is not None:
             self.on_answer(call, failure)
@@ -241,7 +236,7 @@ class CircuitBreaker:
         await self.compare(call)
         return True
 
-    def on_throttled(self, call: Call[Runtime]) -> float | None:
+    def on_throttled(self, call: BulkCall) -> float | None:
         """Record a throttled answer; return the retry's delay, or None to give up."""
         self.on_answer(call, call.retries.last_failure)
         self.leave(call)
@@ -253,7 +248,7 @@ class CircuitBreaker:
             call.log_retry(delay)
         return delay
 
-    async def compare(self, call: Call[Runtime]) -> None:
+    async def compare(self, call: BulkCall) -> None:
         """Let canaries show whether a gateway answers 503 for all or some targets."""
         retries = call.retries
         failure = retries.last_failure
@@ -313,7 +308,7 @@ class CircuitBreaker:
         self._held_since = _now()
         return True
 
-    def _is_to_probe(self, call: Call[Runtime], newest_attempt: int) -> bool:
+    def _is_to_probe(self, call: BulkCall, newest_attempt: int) -> bool:
         """Return True if a call is to probe the server: some answer no GETs."""
         if self._probe is not call or self._answers_after(newest_attempt):
             return False
@@ -321,7 +316,7 @@ class CircuitBreaker:
             return self._probe_failures < self._policy.attempts
         return self._lost_canaries % _CANARIES_PER_RETRY == 0
 
-    async def _retry(self, call: Call[Runtime], newest_attempt: int) -> bool:
+    async def _retry(self, call: BulkCall, newest_attempt: int) -> bool:
         """Wait before a retry, now that the server is up; return False to give up."""
         retries = call.retries
         failed_in_outage = (

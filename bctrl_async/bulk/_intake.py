@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from bctrl_async._calls.call import Call, annotate
+from bctrl_async._calls.bulk_calls import BulkCalls
+from bctrl_async._calls.call import annotate
 from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import wait_shielded
@@ -26,20 +27,12 @@ _SLICE = 100
 
 
 class Intake:
-    """The items of an input as stops, or as outcomes if they are not to be sent.
+    """The items of an input as stops, or as outcomes if they are not to be sent."""
 
-    `make_call` makes the call of a target; it raises BctrlConfigError for a bad name.
-    """
-
-    def __init__(
-        self,
-        source: Input,
-        ledger: Ledger,
-        make_call: Callable[[str, str], Call[Runtime]],
-    ) -> None:
+    def __init__(self, source: Input, ledger: Ledger, calls: BulkCalls) -> None:
         self._source = source
         self._ledger = ledger
-        self._make_call = make_call
+        self._calls = calls
 
     async def write_running(self, selection: Selection) -> None:
         """Correct the journal's entries of listed runtimes that run, and flush it.
@@ -86,7 +79,7 @@ class Intake:
             if outcome is not None:
                 return self._ledger.record(replace(outcome, index=index))
         try:
-            call = self._make_call(*target)
+            call = self._calls.stop(target)
         except BctrlConfigError as error:
             annotate(error, STOP.name, *target)
             return self._reject(index, target, error)

@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 
 from bctrl_async._calls.observing import notify
+from bctrl_async._calls.results import explain
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._state import RunState
 from bctrl_async.errors import BctrlError, log_fields
@@ -148,6 +149,8 @@ class Ledger:
         """Record the outcome of a target, once, and return it as it is recorded."""
         if self._missing_ok:
             outcome = accept_missing(outcome)
+        if outcome.error is None and not outcome.ok:
+            outcome = explain(outcome)
         self.tally.add(outcome)
         if not outcome.resumed:
             if self.observer is not None:

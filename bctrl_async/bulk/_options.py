@@ -15,7 +15,7 @@ from bctrl_async.outcomes import StopOutcome
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
 """Takes an outcome; may return an awaitable, for which the worker waits."""
-_VERIFY_FOR = 30.0
+_VERIFY_FOR = 120.0
 """Seconds of polling by default; a stop without effect would be polled for ever."""
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from bctrl_async._calls.call import Call
+from bctrl_async._calls.bulk_calls import BulkCalls
 from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy
+from bctrl_async._calls.retry import BULK_PATIENCE
 from bctrl_async._calls.sender import Sender
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel
@@ -23,21 +24,22 @@ from bctrl_async.bulk._intake import Intake
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._options import OnOutcome, Options, verify_for
 from bctrl_async.bulk._parked import Parked, Stop
+from bctrl_async.bulk._poller import Poller
+from bctrl_async.bulk._polls import Polls
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Progress, RunState, Worker
-from bctrl_async.bulk._verify import Polls
 from bctrl_async.errors import BctrlError, format_duration
-from bctrl_async.models import Runtime
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome
 
+_JOBS_IN_A_ROW = 10
+"""The number of outcomes that a poller records before other tasks get a turn."""
+
 
 class Run:
-    """A bulk stop, with its workers, and the pollers beside them.
+    """A bulk stop, with its workers, and a few pollers beside them.
 
-    `make_call` makes the call of a target, and raises BctrlConfigError if its name is
-    invalid; `make_canary` and `make_poll` make a GET of it, with a `policy`. The
-    journal belongs to the server at `base_url`.
+    The journal belongs to the server at `base_url`.
 
     Its parts hold neither it nor its methods: a reference cycle would keep failures.
     """
@@ -47,41 +49,46 @@ class Run:
         source: Input,
         options: Options,
         sender: Sender,
+        calls: BulkCalls,
         *,
-        make_call: Callable[[str, str], Call[Runtime]],
-        make_canary: Callable[..., Call[Runtime]],
-        make_poll: Callable[..., Call[Runtime]],
-        policy: RetryPolicy,
         concurrency: int,
         base_url: str,
         observer: Observer | None,
     ) -> None:
         self.source: Input = source
         self.parked: Parked = Parked()
-        self.state: RunState = RunState(source, self.parked)
+        self.polls: Polls = Polls(calls.policy, verify_for(options.verify))
+        self.state: RunState = RunState(source, self.parked, self.polls)
         self.ledger: Ledger = Ledger(self.state, missing_ok=options.missing_ok)
         self.error: BaseException | None = None
         self._options = options
         self._base_url = base_url
         self._observer = observer
         self._concurrency = concurrency
-        self._intake = Intake(source, self.ledger, make_call)
+        self._intake = Intake(source, self.ledger, calls)
         self._sender = sender
         patience = options.deadline or BULK_PATIENCE
-        self._breaker = CircuitBreaker(
-            sender, policy, patience, make_canary, self.ledger
-        )
-        self._calls = BulkSender(sender, policy, self._breaker, self.ledger)
-        self._polls = Polls(self._calls, make_poll, verify_for(options.verify))
+        self._breaker = CircuitBreaker(sender, calls, patience, self.ledger)
+        self._calls = BulkSender(sender, calls, self._breaker, self.ledger)
+        self._poller = Poller(self.polls, self._calls, calls)
+        self._poller_count = 0
+        self._is_poller_starting = False
         self.receivers: list[OnOutcome] = []
         if options.on_outcome is not None:
             self.receivers.append(options.on_outcome)
         self._tasks: dict[asyncio.Task[None], Worker] = {}
         self._is_idle = asyncio.Event()
-        """Set while there is no task and no parked stop."""
+        """Set while nothing `is_busy`."""
         # A worker that waits for the input has no slot.
         self._slots = asyncio.Semaphore(concurrency)
         self._worker_count = 0
+        self._paused_workers = 0
+        """The number of workers that ended because too many targets wait."""
+
+    @property
+    def is_busy(self) -> bool:
+        """True while there are tasks, or targets that wait without a task."""
+        return bool(self._tasks or self.parked.unsettled or self.polls.count)
 
     @property
     def progress(self) -> Progress:
@@ -93,7 +100,9 @@ class Run:
         )
         return Progress(
             in_flight=self.state.in_flight,
-            polling=len(self._polls.outcomes),
+            polling=self.polls.count,
+            polling_for=self.polls.seconds_left(),
+            is_full=self.polls.is_full,
             is_throttled=self._sender.limiter.is_throttled,
             retry_after=self._sender.limiter.retry_after,
             is_unanswered=self._breaker.is_open,
@@ -176,10 +185,10 @@ class Run:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
         cancellation_args: tuple[object, ...] | None = None
         while True:
-            if not (self._tasks or self.parked.unsettled):
+            if not self.is_busy:
                 # The input has ended, or all workers were cancelled or have failed.
                 self._start_for_rest()
-                if not self._tasks:
+                if not self.is_busy:
                     break
             try:
                 # In a cancelled scope, anyio cancels this wait again and again.
@@ -209,18 +218,19 @@ class Run:
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self.state.workers[self._tasks.pop(task)]
-        if self.parked.ready and not self._tasks:
-            # All workers were cancelled from outside.
+        if task.cancelled():
+            # It was cancelled from outside, perhaps before its first step.
             self.state.cancel()
+        if self.parked.ready and not self._tasks:
             self._start(self._work)
-        if self._tasks or self.parked.unsettled:
+        self._start_poller()
+        if self.is_busy:
             return
         self._is_idle.set()
         journal = self.ledger.journal
         if journal is not None and self.ledger.ended_at is not None:
-            # The coroutine of `execute` was closed before its tasks ended. `on_end` of
-            # the polls may record an outcome, and must come first.
-            task.get_loop().call_soon(self.ledger.release, journal)
+            # The coroutine of `execute` was closed before its tasks ended.
+            self.ledger.release(journal)
 
     async def _guard(
         self, work: Callable[[Worker], Awaitable[None]], worker: Worker
@@ -253,13 +263,12 @@ class Run:
 
     async def _process_all(self, worker: Worker) -> None:
         source = self.source
-        parked = self.parked
         while True:
             # Most items need no coroutine.
-            if parked.ready or parked.unsettled or source.is_awaited:
-                item = await self._next(worker)
-            else:
+            if self._reads_freely:
                 item = source.next_nowait()
+            else:
+                item = await self._next(worker)
             if item is None:
                 return
             outcome = await self._process(worker, *item)
@@ -270,15 +279,25 @@ class Run:
                     # The worker has not waited, so other tasks get a turn here.
                     await asyncio.sleep(0)
 
+    @property
+    def _reads_freely(self) -> bool:
+        """True if nothing comes before the next item, which needs no wait."""
+        parked = self.parked
+        if parked.unsettled or parked.ready or self.polls.is_full:
+            return False
+        return not self.source.is_awaited
+
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         """Take a parked stop, or the next item.
 
         None stands for the end of the input, or for a worker that is not needed now.
         """
         while not self.parked.ready:
-            # Nothing is read while `parked` is full; `_settle` starts a worker later.
             # A worker that was started while others waited for an item is surplus.
-            if self.parked.is_full or self._worker_count > self._concurrency:
+            if self._worker_count > self._concurrency:
+                return None
+            if self._is_full:
+                self._paused_workers += 1
                 return None
             if not self.source.is_awaited:
                 return self.source.next_nowait()
@@ -324,39 +343,89 @@ class Run:
             return None
         self._settle(stop)
         outcome = self._intake.outcome(stop, result)
-        if not self._polls.needs(outcome):
+        if not (self.state.goes_on() and self.polls.needs(outcome)):
             return self.ledger.record(outcome, stop.observer)
-        return await self._verify(worker, stop, outcome)
+        self.polls.add(outcome, stop.started, stop.observer, _now())
+        self._start_poller()
+        return None
 
     def _on_ready(self, stop: Stop, _: asyncio.Future[None]) -> None:
         self.parked.make_ready(stop)
         self._start_worker()
 
     def _settle(self, stop: Stop) -> None:
-        was_full = self.parked.is_full
         self.parked.settle(stop)
-        if was_full:
+        self._resume_worker()
+
+    @property
+    def _is_full(self) -> bool:
+        """True while nothing is read, because too many targets wait."""
+        return self.parked.is_full or self.polls.is_full
+
+    def _resume_worker(self) -> None:
+        """Start a worker in place of a paused worker, unless too many targets wait."""
+        if self._paused_workers and not self._is_full:
+            self._paused_workers -= 1
             self._start_worker()
 
-    async def _verify(
-        self, worker: Worker, stop: Stop, outcome: StopOutcome
-    ) -> StopOutcome | None:
-        """Start a poller; if too many poll, poll here and return the outcome.
+    def _start_poller(self) -> None:
+        """Start a poller if a poll is due, or else wait for the next.
 
-        With a poller, the worker goes on: a runtime may take long to end, while targets
-        that are not sent yet keep running.
+        A new poller takes its job at its first step, and then asks for another poller.
         """
-        self._polls.outcomes[stop] = outcome
-        if self._polls.is_full:
-            return await self._polls.poll(stop, worker)
-        poller = self._start(partial(self._poll, stop))
-        # If the poller is cancelled before its first step, this callback records the
-        # outcome.
-        poller.add_done_callback(partial(self._polls.on_end, stop))
-        return None
+        polls = self.polls
+        next_at = polls.next_at
+        # If the session is closed, the next is due now, but there may be none.
+        if next_at == math.inf:
+            return
+        if next_at > self._poll_time():
+            if next_at < polls.timer_at:
+                timer = self._sender.limiter.start_sleep(next_at - _now())
+                polls.set_timer(timer, next_at)
+                timer.add_done_callback(self._on_poll_timer)
+            return
+        if self._is_poller_starting or self._poller_count >= self._max_pollers:
+            return
+        self._is_poller_starting = True
+        self._poller_count += 1
+        self._start(self._poll).add_done_callback(self._on_poller_done)
 
-    async def _poll(self, stop: Stop, worker: Worker) -> None:
-        await self._deliver(worker, await self._polls.poll(stop, worker))
+    @property
+    def _max_pollers(self) -> int:
+        """The slots that the workers leave, and at least a tenth of all."""
+        in_use = sum(worker.has_slot for worker in self.state.workers)
+        return max(self._concurrency - in_use, self._concurrency // 10, 1)
+
+    def _poll_time(self) -> float:
+        """Return the time until which polls are due; all are if the session closed."""
+        return math.inf if self._sender.limiter.is_closed() else _now()
+
+    def _on_poll_timer(self, timer: asyncio.Future[None]) -> None:
+        self.polls.forget_timer(timer)
+        self._start_poller()
+
+    def _on_poller_done(self, _: asyncio.Task[None]) -> None:
+        self._is_poller_starting = False
+        self._poller_count -= 1
+        self._start_poller()
+
+    async def _poll(self, worker: Worker) -> None:
+        """Make polls that are due, and record what is settled, until nothing is due."""
+        self._is_poller_starting = False
+        jobs = 0
+        while True:
+            job = self.polls.take(self._poll_time())
+            if job is None:
+                return
+            asyncio.get_running_loop().call_soon(self._start_poller)
+            outcome = await self._poller.work(worker, job)
+            if outcome is not None:
+                self._resume_worker()
+                if self.receivers:
+                    await self._deliver(worker, outcome)
+            jobs += 1
+            if jobs % _JOBS_IN_A_ROW == 0:
+                await asyncio.sleep(0)
 
     async def _deliver(self, worker: Worker, outcome: StopOutcome) -> None:
         """Deliver an outcome to all receivers, and wait until the worker may go on."""
@@ -368,3 +437,7 @@ class Run:
             if return_value is not None and inspect.isawaitable(return_value):
                 with worker.scope(CancelLevel.DELIVERY):
                     await return_value
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from bctrl_async._calls.bulk_calls import BulkAnswer, BulkCall, BulkCalls
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import RetryPolicy, probe_delay
+from bctrl_async._calls.retry import probe_delay
 from bctrl_async._calls.sender import Sender, WaitToRetry
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.limiter import RecalledError
@@ -18,7 +19,7 @@ from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
-from bctrl_async.observer import BulkObserver, StopObserver
+from bctrl_async.observer import BulkObserver, CallObserver, StopObserver
 
 _MAX_TOKEN_ASKS = 3
 """The number of asks after which a parked stop asks for a token no more seldom."""
@@ -34,12 +35,12 @@ class BulkSender:
     def __init__(
         self,
         sender: Sender,
-        policy: RetryPolicy,
+        calls: BulkCalls,
         breaker: CircuitBreaker,
         ledger: Ledger,
     ) -> None:
         self._sender = sender
-        self.policy: RetryPolicy = policy
+        self._policy = calls.policy
         self._breaker = breaker
         self.state: RunState = ledger.state
         self.ledger: Ledger = ledger
@@ -115,7 +116,7 @@ class BulkSender:
         # The delay is dropped, since the stop has waited for its token.
         if retries.lacks_quota and retries.ask_quota() is None:
             stop.token_asks += 1
-            delay = probe_delay(self.policy, min(stop.token_asks, _MAX_TOKEN_ASKS))
+            delay = probe_delay(self._policy, min(stop.token_asks, _MAX_TOKEN_ASKS))
             return self._limiter.start_sleep(delay)
         if not self.state.goes_on():
             # No stop waits in a lane without its worker any more.
@@ -134,16 +135,16 @@ class BulkSender:
     async def send(
         self,
         worker: Worker,
-        call: Call[Runtime],
+        call: Call[BulkAnswer],
         delay: float = 0.0,
         deadline: float | None = None,
-        observer: StopObserver | None = None,
-    ) -> Runtime | Failure:
+        observer: CallObserver | StopObserver | None = None,
+    ) -> BulkAnswer | Failure:
         """Make a call in a cancel scope, after a delay; retry it until a deadline."""
-        wait_to_retry: WaitToRetry[Runtime] = self._wait_to_retry
+        wait_to_retry: WaitToRetry[BulkAnswer] = self._wait_to_retry
         if deadline is not None:
             wait_to_retry = partial(self._wait_to_retry, deadline=deadline)
-        result: Runtime | Failure | None = None
+        result: BulkAnswer | Failure | None = None
         throttled_before = call.retries.throttled
         worker.call = call
         try:
@@ -167,18 +168,23 @@ class BulkSender:
         if result is None:
             # The scope was cancelled, or the run ended before a retry.
             return call.aborted(self.state.reason.summary)
-        if isinstance(result, Runtime):
-            self._breaker.on_answer(call)
-        else:
+        if isinstance(result, Failure):
             self._end_if_all_will_fail(call, result)
+        else:
+            self._breaker.on_answer(call)
         return result
 
+    def has_answered_since(self, call: BulkCall) -> bool:
+        """Return True if the server answered an attempt later than the call's last."""
+        return self._sender.last_answered > call.attempt_number
+
     async def _wait_to_retry(
-        self, call: Call[Runtime], failure: Failure, *, deadline: float | None = None
+        self, call: BulkCall, failure: Failure, *, deadline: float | None = None
     ) -> bool:
         """Wait before retrying a call; return False to give up, as at the deadline.
 
-        A stop that was throttled does not wait here: it is parked.
+        A stop that was throttled does not wait here: it is parked. A throttled poll
+        waits for as long as its patience, as it has not been answered.
         """
         if not self._may_retry(call):
             if not call.retries.may_succeed(failure):
@@ -190,13 +196,15 @@ class BulkSender:
             if delay is not None:
                 call.retries.resumes_at = _now() + delay
             return False
+        if failure.kind.is_throttling:
+            deadline = None
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._breaker.wait_to_retry(call, failure)
         except TimeoutError:
             return False
 
-    def _may_retry(self, call: Call[Runtime]) -> bool:
+    def _may_retry(self, call: BulkCall) -> bool:
         """Return True unless the run is over for this call; a stop in doubt goes on."""
         if self.state.goes_on():
             return True
@@ -204,9 +212,9 @@ class BulkSender:
             return False
         return call.operation.stops and call.retries.in_doubt
 
-    def _end_if_all_will_fail(self, call: Call[Runtime], failure: Failure) -> None:
+    def _end_if_all_will_fail(self, call: BulkCall, failure: Failure) -> None:
         # The Retry-After of a target ends the run only if it holds all.
-        is_held = self._limiter.retry_after_of_all > self.policy.max_throttle_wait
+        is_held = self._limiter.retry_after_of_all > self._policy.max_throttle_wait
         if is_held or failure.kind.ends_run:
             self.state.end_early(call.error(failure), CancelLevel.WAITING)
         elif self._breaker.has_given_up:

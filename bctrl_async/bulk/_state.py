@@ -7,13 +7,14 @@ from collections import Counter
 
 import msgspec
 
-from bctrl_async._calls.call import Call, as_error
+from bctrl_async._calls.bulk_calls import BulkCall
+from bctrl_async._calls.call import as_error
 from bctrl_async._lifetime import is_cancelled
 from bctrl_async.bulk._cancel import CancelLevel, CancelScope
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._parked import Parked
+from bctrl_async.bulk._polls import Polls
 from bctrl_async.errors import BctrlError
-from bctrl_async.models import Runtime
 
 _ENDED = BctrlError("the run has ended")
 
@@ -23,7 +24,11 @@ class Progress(msgspec.Struct, frozen=True):
 
     Args:
         in_flight: The number of requests in flight.
-        polling: The number of runtimes that are polled until they stop (`verify=`).
+        polling: The number of runtimes that were asked to stop, and are polled until
+            they end (`verify=`).
+        polling_for: The seconds after which the time of all that are polled is up.
+        is_full: True while a hundred thousand are polled, so that no target is read
+            until some have ended.
         is_throttled: True while the session slows down because of a 429 or 503.
         retry_after: The seconds for which the server has asked to wait (Retry-After); 0
             if it has not. In a pause of more than a minute, one attempt a minute is
@@ -36,6 +41,8 @@ class Progress(msgspec.Struct, frozen=True):
 
     in_flight: int
     polling: int = 0
+    polling_for: float = 0.0
+    is_full: bool = False
     is_throttled: bool = False
     retry_after: float = 0.0
     is_unanswered: bool = False
@@ -43,13 +50,13 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """A worker of a bulk stop, or a poller beside the workers, and its current call."""
+    """A task of a bulk stop, for stops or for polls, and its current call."""
 
     __slots__ = ("_min_level", "_scope", "call", "has_slot")
 
     def __init__(self) -> None:
         self.has_slot: bool = False
-        self.call: Call[Runtime] | None = None
+        self.call: BulkCall | None = None
         self._min_level = CancelLevel.READING
         self._scope = CancelScope()
 
@@ -74,7 +81,7 @@ class Worker:
         return self.sends_stop
 
 
-def _min_level_of(call: Call[Runtime]) -> CancelLevel:
+def _min_level_of(call: BulkCall) -> CancelLevel:
     """Return the lowest level that cancels a call."""
     if not call.operation.stops:
         return CancelLevel.READING
@@ -93,9 +100,10 @@ class RunState:
     caller gave `caller_reasons`. `failure` is an exception that the run is to raise.
     """
 
-    def __init__(self, source: Input, parked: Parked) -> None:
+    def __init__(self, source: Input, parked: Parked, polls: Polls) -> None:
         self._source = source
         self._parked = parked
+        self._polls = polls
         # A dict keeps the order: a set would be cancelled in another order each time.
         self.workers: dict[Worker, None] = {}
         self.level: CancelLevel = CancelLevel.NONE
@@ -168,6 +176,7 @@ class RunState:
             if worker.cancel(level):
                 self.set_ended_early(reason)
         self._parked.wake_all()
+        self._polls.end()
 
     def _leaves_targets(self, level: CancelLevel) -> bool:
         """Return True if this level leaves targets unread or stops without a retry."""

@@ -85,7 +85,7 @@ class BctrlSession:
         timeout: float | None = None,  # Seconds for one attempt, above 0; None is the session's.
         retry: RetryPolicy | None = None,  # The retry policy; None is the session's.
         journal: Journal | str | os.PathLike[str] | None = None,  # A file to which each outcome is appended as a line of JSON, or a `Journal`, which its maker closes.
-        verify: bool | float = True,  # Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for 30 s after its stop was answered or given up, also in an outage.
+        verify: bool | float = True,  # Poll each runtime whose stop is `unknown`, or `accepted` with a status that is not final, until it no longer runs or is `not_found`: at least once, and for two minutes after its stop was answered or given up, also in an outage.
         missing_ok: bool = False,  # Count a runtime that is `not_found` as no longer running.
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exceptions."""
@@ -171,7 +171,11 @@ class Progress(msgspec.Struct):
     in_flight: int
     """The number of requests in flight."""
     polling: int = 0
-    """The number of runtimes that are polled until they stop (`verify=`)."""
+    """The number of runtimes that were asked to stop, and are polled until they end (`verify=`)."""
+    polling_for: float = 0.0
+    """The seconds after which the time of all that are polled is up."""
+    is_full: bool = False
+    """True while a hundred thousand are polled, so that no target is read until some have ended."""
     is_throttled: bool = False
     """True while the session slows down because of a 429 or 503."""
     retry_after: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from support.helpers import (
     add_runtimes,
     assert_conserved,
     await_batch,
+    new_poller,
     pass_time,
     read_all,
     run_of,
@@ -303,16 +304,13 @@ class TestCoroutine:
         bulk.emulator.inject(Fault.ACCEPTED)
         journal = tmp_path / "closed.jsonl"
 
-        def targets() -> Iterator[tuple[str, str]]:
-            yield from add_runtimes(bulk.emulator, 1)
-            batch.close()
-            _, poller = run_of(batch)._tasks
-            poller.cancel()
-
-        batch = bulk.session.stop_runtimes(targets(), journal=journal, concurrency=1)
+        targets = add_runtimes(bulk.emulator, 1)
+        batch = bulk.session.stop_runtimes(targets, journal=journal, concurrency=1)
         await self.start(batch)
+        poller = await new_poller(batch)
+        batch.close()
+        poller.cancel()
         await until(lambda: not run_of(batch)._tasks)
-        await asyncio.sleep(0)
 
         assert '"accepted"' in journal.read_text("utf-8")
 

@@ -11,9 +11,11 @@ from support.helpers import Bulk, add_runtimes, until
 from support.journal_lines import entry_line, header_line
 
 from bctrl_async import RuntimeRef, StopOutcome, StopResult
+from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Parked
+from bctrl_async.bulk._polls import Polls
 from bctrl_async.bulk._state import RunState
 from bctrl_async.journal import open_journal
 
@@ -28,7 +30,9 @@ OK = StopOutcome(
 @pytest.fixture
 def ledger() -> Ledger:
     """The ledger of a run that took a second."""
-    ledger = Ledger(RunState(Input([]), Parked()), missing_ok=False)
+    ledger = Ledger(
+        RunState(Input([]), Parked(), Polls(RetryPolicy(), 0.0)), missing_ok=False
+    )
     ledger.started_at, ledger.ended_at = 1.0, 2.0
     return ledger
 

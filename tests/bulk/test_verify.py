@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
 
 import pytest
-from support.helpers import BOUND, Bulk, Connect, pass_time, run_of, wait_for_requests
+from support.helpers import (
+    BOUND,
+    Bulk,
+    Connect,
+    new_poller,
+    pass_time,
+    wait_for_requests,
+)
 from support.runtimes import runtime
 from support.simulated import (
     Answer,
@@ -29,7 +36,6 @@ from support.wire_faults import OVERSIZED
 from bctrl_async import (
     BctrlAuthenticationError,
     BctrlError,
-    BctrlNetworkError,
     BctrlNotFoundError,
     BctrlPermissionError,
     BctrlResponseError,
@@ -40,7 +46,8 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.bulk import Progress
+from bctrl_async._kinds import Failure, Kind
+from bctrl_async.bulk import Progress, StopBatch
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
@@ -56,7 +63,7 @@ def active_until(until: float, ended: str = "stopped") -> Server:
     return lambda request: runtime("active" if request.at < until else ended)
 
 
-def polled(answer: Runtime | BctrlError, stop: Runtime | BctrlError = ACTIVE) -> Server:
+def polled(answer: Answer, stop: Answer = ACTIVE) -> Server:
     """Answer every poll, and every stop, alike."""
     return lambda request: stop if request.stops else answer
 
@@ -100,12 +107,12 @@ class Case:
 
 
 # Each with whether the runtime is running.
-DONE, RUNS_ON = (STOPPED, False), (ACCEPTED, True)
+DONE, RUNS_ON, UNSEEN = (STOPPED, False), (ACCEPTED, True), (ACCEPTED, None)
 ENDED, IS_GONE, IN_DOUBT = (ACCEPTED, False), (NOT_FOUND, None), (UNKNOWN, None)
 FORBIDDEN = BctrlPermissionError("403", status=403)
 FOREIGN = BctrlNotFoundError("a proxy's 404", status=404)
 UNREADABLE = BctrlResponseError("not JSON", status=200)
-TRUNCATED = BctrlNetworkError("half", status=200)
+TRUNCATED = Failure(kind=Kind.CUT_SHORT, summary="half", status=200)
 GONE = BctrlNotFoundError("404", status=404, code="runtime.not_found")
 UNREAD = BctrlResponseError(
     "not JSON", status=200, accepted=True, may_have_stopped=True
@@ -116,27 +123,33 @@ CASES = {
     "it fails in time": Case(active_until(20, "failed"), ENDED, (20, 26)),
     "a hundred stop in time": Case(active_until(20), DONE, (20, 26), 20, 100),
     "it stops at once": Case(polled(ACTIVE, runtime()), DONE, (0, 1), 0),
-    "it runs on": Case(polled(ACTIVE), RUNS_ON, (30, 31)),
+    "it runs on": Case(polled(ACTIVE), RUNS_ON, (120, 121), 40),
     "it runs on for a minute": Case(polled(ACTIVE), RUNS_ON, (60, 61), verify=60.0),
     "it runs on for a moment": Case(polled(ACTIVE), RUNS_ON, (0, 1), 1, verify=0.001),
-    "polls are truncated": Case(polled(TRUNCATED), RUNS_ON, (30, 31)),
+    "polls are truncated": Case(polled(TRUNCATED), UNSEEN, (120, 121), 40),
     # These errors will not pass.
-    "polls are forbidden": Case(polled(FORBIDDEN), RUNS_ON, (0, 1), 1),
-    "a proxy knows no such path": Case(polled(FOREIGN), RUNS_ON, (0, 1), 1),
-    "polls are not JSON": Case(polled(UNREADABLE), RUNS_ON, (0, 1), 1),
+    "polls are forbidden": Case(polled(FORBIDDEN), UNSEEN, (0, 1), 1),
+    "a proxy knows no such path": Case(polled(FOREIGN), UNSEEN, (0, 1), 1),
+    "polls are not JSON": Case(polled(UNREADABLE), UNSEEN, (0, 1), 1),
     # No answer confirms the stop.
     "it is unknown, and runs": Case(
-        polled(ACTIVE, disconnected()), (UNKNOWN, True), (30, 40), options=TWICE
+        polled(ACTIVE, disconnected()), (UNKNOWN, True), (120, 130), 40, options=TWICE
     ),
     "it is unknown, and fails in time": Case(
         active_or_disconnected_until(20), (ALREADY, False), (20, 40), options=TWICE
     ),
     "it is unknown, and polls fail": Case(
-        polled(server_error(), disconnected()), IN_DOUBT, (30, 40), options=TWICE
+        polled(server_error(), disconnected()), IN_DOUBT, (120, 130), 40, options=TWICE
     ),
+    # A poll that is throttled waits for five minutes, or until the deadline.
     "it is unknown, and polls are throttled": Case(
-        polled(unavailable(code=OWN), disconnected()), IN_DOUBT, (30, 40), options=TWICE
+        polled(unavailable(code=OWN), disconnected()),
+        IN_DOUBT,
+        (300, 320),
+        60,
+        options=TWICE,
     ),
+    "polls are throttled": Case(polled(unavailable(code=OWN)), UNSEEN, (300, 310), 60),
     "time is up before an answer": Case(
         polled(ACTIVE), IN_DOUBT, (0, 1), 0, options=NO_TIME
     ),
@@ -207,18 +220,30 @@ class TestPolling:
         )
 
         assert report.counts == {ACCEPTED: 800}
-        assert simulation.stops[-1].at <= 81
-        assert len(simulation.reads) > 300
+        assert simulation.stops[-1].at <= 1.06 * 80
+        # Polls get every twentieth slot meanwhile.
+        assert simulation.reads[0].at < 10
 
-    def test_no_target_is_sent_while_all_pollers_are_busy(
+    def test_no_target_is_read_while_the_most_are_polled(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", 5)
+        monkeypatch.setattr("bctrl_async.bulk._polls._MAX_POLLS", 5)
         simulation = simulate(active_until(20))
-        report = simulation.stop(50, verify=True, concurrency=3)
+
+        async def main(session: BctrlSession) -> StopReport:
+            batch = session.stop_runtimes(targets(50), concurrency=3)
+            asyncio.get_running_loop().call_later(15, note_progress, batch)
+            return await batch
+
+        def note_progress(batch: StopBatch) -> None:
+            noted.append(batch.progress)
+
+        noted: list[Progress] = []
+        report = simulation.run(main)
 
         assert report.counts == {STOPPED: 50}
-        assert sum(request.at < 15 for request in simulation.stops) == 5 + 3
+        assert 5 <= sum(request.at < 15 for request in simulation.stops) < 5 + 3
+        assert [progress.is_full for progress in noted] == [True]
 
     def test_a_slow_input_does_not_delay_outcomes(self, simulate: Simulate) -> None:
         async def slowly() -> AsyncIterator[tuple[str, str]]:
@@ -237,7 +262,7 @@ class TestPolling:
 class TestEnding:
     """Each target has one outcome, no better than the last poll showed."""
 
-    @pytest.mark.parametrize(("max_pollers", "count"), [(0, 3), (1000, 150)])
+    @pytest.mark.parametrize(("max_pollers", "count"), [(1, 1), (1000, 150)])
     @pytest.mark.parametrize("ending", ["abort", "stop_reading", "cancel", "deadline"])
     def test_an_end_of_polls_alone_is_not_early(
         self,
@@ -247,7 +272,7 @@ class TestEnding:
         max_pollers: int,
         count: int,
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", max_pollers)
+        monkeypatch.setattr("bctrl_async.bulk._polls._MAX_POLLS", max_pollers)
         simulation = simulate(polled(ACTIVE))
 
         async def main(session: BctrlSession) -> StopReport:
@@ -298,17 +323,15 @@ class TestEnding:
 async def test_a_poller_cancelled_before_it_starts_leaves_the_outcome(
     bulk: Bulk,
 ) -> None:
-    def targets_that_cancel_the_poller() -> Iterator[tuple[str, str]]:
-        yield "ws-1", "crm"
-        _, poller = run_of(batch)._tasks
-        poller.cancel()
-
     bulk.emulator.inject(Fault.ACCEPTED)
-    batch = bulk.session.stop_runtimes(targets_that_cancel_the_poller(), concurrency=1)
-    report = await batch
+    batch = bulk.session.stop_runtimes([("ws-1", "crm")], concurrency=1)
+    running = asyncio.create_task(batch)
+    (await new_poller(batch)).cancel()
+    report = await running
 
     assert report.counts == {ACCEPTED: 1}
     assert not report.ok
+    assert bulk.emulator.received == {("ws-1", "crm"): 1}
 
 
 async def test_over_sockets_each_outcome_is_settled_by_the_polled_status(
@@ -381,7 +404,9 @@ async def test_polls_are_counted_and_time_the_outcome(
         stopped_at, began = datetime.now(UTC), time.monotonic()
         await wait_for_requests(emulator, 3)
         polled_at, took = datetime.now(UTC), time.monotonic() - began
-        assert batch.progress == Progress(1, polling=1)
+        progress = batch.progress
+        assert progress == Progress(1, polling=1, polling_for=progress.polling_for)
+        assert 100 < progress.polling_for <= 120
         batch.abort()
         [outcome] = [outcome async for outcome in batch]
     assert outcome.result is ACCEPTED

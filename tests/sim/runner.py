@@ -82,7 +82,7 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
             patch("bctrl_async.bulk._batch._MAX_UNREAD", plan.max_unread)
         )
         stack.enter_context(
-            patch("bctrl_async.bulk._verify._MAX_POLLERS", plan.max_pollers)
+            patch("bctrl_async.bulk._polls._MAX_POLLS", plan.max_pollers)
         )
         world = World(plan, loop, folder)
         _run(loop, world, found)

@@ -160,3 +160,11 @@ def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
             assert emulator.received[outcome.target] == 0
     assert bulk_tasks() == set()
     assert batch.progress.in_flight == 0
+
+
+async def new_poller(batch: StopBatch) -> asyncio.Task[None]:
+    """Return the first poller of a run, which has not taken its first step."""
+    run = run_of(batch)
+    while not run._is_poller_starting:
+        await asyncio.sleep(0)
+    return list(run._tasks)[-1]

@@ -24,6 +24,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
+from bctrl_async._http.lists import RuntimeList
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._input import Targets
 from support import virtual_time
@@ -41,6 +42,7 @@ class Request(NamedTuple):
     at: float
     workspace: str
     alias: str
+    """It is empty in a request for a list."""
     number: int
     stops: bool
 
@@ -122,13 +124,19 @@ class Simulation:
         self.read_answer: BctrlError | Failure | None = None
         """The response to every GET, if the server answers none."""
         self.read_latency = latency
+        self.list_answer: Callable[[Request], Answer | RuntimeList | None] = lambda _: (
+            None
+        )
+        """The response to a list; None lists the runtimes that were asked to stop."""
+        self.asked: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """The aliases in each workspace that were asked to stop."""
         self.before_response: Callable[[Request], Awaitable[None] | None] = lambda _: (
             None
         )
 
         async def attempt(
             sender: Sender, call: Call[Runtime], *_: object
-        ) -> Runtime | Failure:
+        ) -> Runtime | RuntimeList | Failure:
             sender._start_attempt(call)
             call.on_connection()
             alias, stops = call.alias or "", call.operation.stops
@@ -138,17 +146,36 @@ class Simulation:
                 now, call.workspace_id, alias, self.received[alias], stops
             )
             self.requests.append(request)
+            if stops:
+                self.asked[call.workspace_id][alias] = None
             if not stops and self.read_answer is not None:
                 await asyncio.sleep(self.read_latency)
                 return _as_result(self.read_answer)
-            answer = server(request)
+            answer = server(request) if alias else self._list(server, request)
             if (pause := self.before_response(request)) is not None:
                 await pause
             await asyncio.sleep(latency)
-            return _as_result(answer)
+            return answer if isinstance(answer, list) else _as_result(answer)
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
         random.seed(0)  # It decides the jitter of the retries.
+
+    def _list(self, server: Server, request: Request) -> Answer | RuntimeList:
+        """Answer a list: each runtime as a GET of it would be answered."""
+        answer = self.list_answer(request)
+        if answer is not None:
+            return answer
+        runtimes: RuntimeList = []
+        for alias in self.asked[request.workspace]:
+            got = server(request._replace(alias=alias))
+            if not isinstance(got, Runtime):
+                return got
+            runtimes.append(replace(got, alias=alias))
+        return runtimes
+
+    @property
+    def lists(self) -> list[Request]:
+        return [request for request in self.reads if not request.alias]
 
     @property
     def stops(self) -> list[Request]:

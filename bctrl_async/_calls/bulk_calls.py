@@ -1,0 +1,92 @@
+"""The calls that a bulk stop makes, each with its policy, time limit and priority."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from aiohttp import ClientTimeout
+from msgspec.structs import replace
+
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.retry import RetryPolicy
+from bctrl_async._http.lists import RuntimeList
+from bctrl_async._http.request import GET, LIST, STOP, Operation
+from bctrl_async._limiter.queues import Priority
+from bctrl_async.models import Runtime, RuntimeRef
+
+_T = TypeVar("_T")
+BulkAnswer = TypeVar("BulkAnswer", Runtime, RuntimeList)
+BulkCall = Call[Runtime] | Call[RuntimeList]
+
+
+class MakeCall(Protocol):
+    """Makes a call of an operation; raises BctrlConfigError if a name is invalid."""
+
+    def __call__(
+        self,
+        operation: Operation[_T],
+        limit: ClientTimeout,
+        workspace_id: str,
+        alias: str | None,
+        *,
+        policy: RetryPolicy,
+        priority: Priority,
+    ) -> Call[_T]: ...
+
+
+class BulkCalls:
+    """Makes the calls of a bulk stop.
+
+    `policy` is for stops, and `limit` for all but polls, which have `poll_limit`.
+    """
+
+    def __init__(
+        self,
+        make_call: MakeCall,
+        policy: RetryPolicy,
+        limit: ClientTimeout,
+        poll_limit: ClientTimeout,
+    ) -> None:
+        self._make_call = make_call
+        self.policy: RetryPolicy = policy
+        self._poll_policy = replace(policy, attempts=1)
+        self._canary_policy = replace(policy, attempts=1, statuses=frozenset())
+        self._limit = limit
+        self._poll_limit = poll_limit
+
+    def stop(self, target: RuntimeRef) -> Call[Runtime]:
+        """Make the stop of a target."""
+        return self._make_call(
+            STOP, self._limit, *target, policy=self.policy, priority=Priority.BULK
+        )
+
+    def canary(self, target: RuntimeRef) -> Call[Runtime]:
+        """Make a canary: a GET that goes first, and shows if the server answers."""
+        return self._make_call(
+            GET,
+            self._limit,
+            *target,
+            policy=self._canary_policy,
+            priority=Priority.CANARY,
+        )
+
+    def poll(self, target: RuntimeRef) -> Call[Runtime]:
+        """Make a poll of a runtime."""
+        return self._make_call(
+            GET,
+            self._poll_limit,
+            *target,
+            policy=self._poll_policy,
+            priority=Priority.POLL,
+        )
+
+    def list_of(self, workspace_id: str) -> Call[RuntimeList]:
+        """Make a list of a workspace, which is a poll of all its runtimes."""
+        return self._make_call(
+            LIST,
+            self._poll_limit,
+            workspace_id,
+            None,
+            policy=self._poll_policy,
+            priority=Priority.POLL,
+        )

@@ -1,0 +1,173 @@
+"""Poll the runtimes of a bulk stop: get one of them, or list a workspace for many."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from msgspec.structs import replace
+
+from bctrl_async import _quick_failures
+from bctrl_async._calls.bulk_calls import BulkCall, BulkCalls
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import observe_call
+from bctrl_async._calls.results import (
+    outcome_with_runtime,
+    outcome_without_answer,
+    outcome_without_runtime,
+)
+from bctrl_async._http.lists import RuntimeList
+from bctrl_async._kinds import Failure, Kind
+from bctrl_async.bulk._polls import Poll, Polls, Workspace
+from bctrl_async.bulk._sender import BulkSender
+from bctrl_async.bulk._state import Worker
+from bctrl_async.errors import BctrlError
+from bctrl_async.models import Runtime
+from bctrl_async.outcomes import StopOutcome
+
+_SLICE = 1_000
+"""The number of listed runtimes that are handled before other tasks get a turn."""
+
+
+class Poller:
+    """The requests of polls, and what their answers say."""
+
+    def __init__(self, polls: Polls, sender: BulkSender, calls: BulkCalls) -> None:
+        self._polls = polls
+        self._sender = sender
+        self._ledger = sender.ledger
+        self._calls = calls
+
+    async def work(self, worker: Worker, job: Poll | Workspace) -> StopOutcome | None:
+        """List a workspace or get a runtime; return the outcome of a poll if over."""
+        if isinstance(job, Workspace):
+            await self._list(worker, job)
+        elif job.is_over:
+            return self._record(job)
+        else:
+            await self._get(worker, job)
+        return None
+
+    def _record(self, poll: Poll) -> StopOutcome:
+        outcome = replace(poll.outcome, elapsed=time.monotonic() - poll.started)
+        if not poll.is_answered:
+            outcome = outcome_without_answer(outcome, poll.failure)
+        self._polls.remove()
+        return self._ledger.record(outcome, poll.observer)
+
+    async def _get(self, worker: Worker, poll: Poll) -> None:
+        call = self._calls.poll(poll.outcome.target)
+        answer = await self._sender.send(
+            worker, call, deadline=poll.deadline, observer=poll.observer
+        )
+        if isinstance(answer, Runtime):
+            outcome = outcome_with_runtime(poll.outcome, answer)
+            self._polls.on_answer(poll, outcome, _now())
+        elif answer.kind is Kind.NOT_FOUND:
+            outcome = outcome_without_runtime(poll.outcome, call.error(answer))
+            self._polls.on_answer(poll, outcome, _now())
+        else:
+            self._fail(poll, answer, call)
+
+    def _fail(self, poll: Poll, failure: Failure, call: BulkCall) -> None:
+        is_last = _would_fail_again(failure, call)
+        self._polls.on_failure(poll, failure, _now(), is_last=is_last)
+
+    async def _list(self, worker: Worker, workspace: Workspace) -> None:
+        """List a workspace for all its polls but those whose runtimes are being got."""
+        # A list may be older than the answer to a stop that arrives meanwhile.
+        polls = [poll for poll in workspace.polls if not poll.is_got]
+        if polls:
+            call = self._calls.list_of(workspace.name)
+            answer = await self._send_list(worker, call, polls[0].deadline)
+            if isinstance(answer, Failure):
+                self._on_list_failure(workspace, polls, answer, call)
+            else:
+                workspace.list_size = len(answer)
+                await self._on_list(polls, answer)
+        self._polls.end_list(workspace, _now())
+
+    async def _send_list(
+        self, worker: Worker, call: Call[RuntimeList], deadline: float
+    ) -> RuntimeList | Failure:
+        observer = self._ledger.observer
+        with (
+            suppress(BctrlError),
+            observe_call(observer, call.operation, call.workspace_id, None) as observed,
+        ):
+            answer = await self._sender.send(
+                worker, call, deadline=deadline, observer=observed
+            )
+            if isinstance(answer, Failure):
+                # The observer gets an exception.
+                raise call.error(answer)
+        return answer
+
+    async def _on_list(self, polls: list[Poll], items: RuntimeList) -> None:
+        """Update each poll whose runtime a list shows; get the others."""
+        runtimes = await _by_alias(items)
+        for number, poll in enumerate(polls, 1):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+            if poll.is_over:
+                # The run has ended meanwhile.
+                continue
+            runtime = runtimes.get(poll.outcome.target.alias)
+            if runtime is None:
+                self._polls.get(poll)
+            else:
+                outcome = outcome_with_runtime(poll.outcome, runtime)
+                self._polls.on_answer(poll, outcome, _now())
+
+    def _on_list_failure(
+        self,
+        workspace: Workspace,
+        polls: list[Poll],
+        failure: Failure,
+        call: Call[RuntimeList],
+    ) -> None:
+        """Get each runtime, unless a GET would have failed as well.
+
+        There are three cases. The server throttles or is down: that counts as a request
+        of each poll. Only this list failed: each is got, and a list comes later. Every
+        list would fail: each is got from now on.
+        """
+        is_down = failure.kind.is_unanswered or failure.kind.is_throttling
+        if is_down and not self._sender.has_answered_since(call):
+            for poll in polls:
+                self._fail(poll, failure, call)
+            return
+        if is_down or _would_fail_again(failure, call):
+            workspace.can_list = False
+        for poll in polls:
+            if not poll.is_over:
+                self._polls.get(poll)
+
+
+async def _by_alias(items: RuntimeList) -> dict[str | None, Runtime | None]:
+    """Return the runtimes of a list; None if an alias is in it twice or unreadable."""
+    runtimes: dict[str | None, Runtime | None] = {}
+    for number, item in enumerate(items, 1):
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
+        if isinstance(item, Runtime) and item.alias not in runtimes:
+            runtimes[item.alias] = item
+        else:
+            runtimes[item.alias] = None
+    return runtimes
+
+
+def _would_fail_again(failure: Failure, call: BulkCall) -> bool:
+    """Return True if another poll would fail as well."""
+    # The call has spent its patience on an API that throttles.
+    is_busy = failure.kind.is_throttling and failure.kind.is_answer
+    return (
+        is_busy
+        or _quick_failures.hangs(failure)
+        or not call.retries.may_succeed(failure)
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,231 @@
+"""Polls of many runtimes: one list of a workspace answers for all, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from msgspec.structs import replace
+from support.runtimes import runtime
+from support.simulated import (
+    Answer,
+    Request,
+    Server,
+    Simulate,
+    bad_gateway,
+    disconnected,
+    server_error,
+    targets,
+    unanswered,
+)
+from support.throttling import throttled, token_bucket
+
+from bctrl_async import (
+    BctrlPermissionError,
+    BctrlResponseError,
+    BctrlSession,
+    Runtime,
+    StopReport,
+    StopResult,
+)
+from bctrl_async._http.lists import RuntimeList
+from bctrl_async.observer import BulkObserver, CallObserver, Observer
+
+STOPPED, ACCEPTED = StopResult.STOPPED, StopResult.ACCEPTED
+ACTIVE, ENDED = runtime("active"), runtime("stopped")
+
+
+def active_until(until: float) -> Server:
+    """Report every runtime as active until this time, and as stopped from then on."""
+    return lambda request: ACTIVE if request.at < until else ENDED
+
+
+def listed(*items: Runtime | BctrlResponseError) -> Callable[[Request], RuntimeList]:
+    return lambda _: list(items)
+
+
+class TestOneListForMany:
+    @pytest.mark.parametrize("takes", [0.2, 20.0, 100.0])
+    def test_it_takes_a_few_lists_however_many_runtimes_end(
+        self, simulate: Simulate, takes: float
+    ) -> None:
+        simulation = simulate(active_until(takes))
+        report = simulation.stop(3000, verify=True)
+
+        assert report.counts == {STOPPED: 3000}
+        assert simulation.stops[-1].at < 1.06 * 3
+        assert len(simulation.reads) == len(simulation.lists) <= 6 + takes / 4
+        assert simulation.seconds < 3 + takes + 5.5
+
+    def test_fewer_than_ten_runtimes_are_got_one_by_one(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(active_until(20))
+        simulation.stop(9, verify=True)
+        assert simulation.lists == []
+
+    def test_each_workspace_has_a_list_of_its_own(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(20))
+        report = simulation.stop(
+            [(f"ws-{number % 40}", f"r{number}") for number in range(800)], verify=True
+        )
+
+        assert report.counts == {STOPPED: 800}
+        assert Counter(request.workspace for request in simulation.lists).total() < 400
+        assert len(simulation.requests) < 1.5 * 800
+
+    def test_observers_see_a_list_in_place_of_the_polls(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: Counter[str] = Counter()
+
+        class Counting(BulkObserver):
+            def begin_call(self, operation: str, *_: object) -> CallObserver:
+                calls[operation] += 1
+                return CallObserver()
+
+        monkeypatch.setattr(Observer, "begin_bulk", lambda _: Counting())
+        simulation = simulate(active_until(4))
+
+        async def main(session: BctrlSession) -> StopReport:
+            session._observer = Observer()
+            return await session.stop_runtimes(targets(100))
+
+        assert simulation.run(main).ok
+        assert calls == {"list": len(simulation.lists)}
+
+    def test_a_list_says_nothing_of_a_stop_that_was_answered_after_it_was_sent(
+        self, simulate: Simulate
+    ) -> None:
+        async def items() -> AsyncIterator[tuple[str, str]]:
+            for target in targets(12):
+                yield target
+            await asyncio.sleep(5)
+            yield "ws-1", "r12"
+
+        simulation = simulate(lambda _: ACTIVE)
+        simulation.list_answer = listed(
+            *[replace(ENDED, alias=f"r{number}") for number in range(13)]
+        )
+        simulation.before_response = lambda request: (
+            None if request.alias else asyncio.sleep(30)
+        )
+        report = simulation.stop(items(), verify=60.0)
+
+        assert report.counts == {STOPPED: 12, ACCEPTED: 1}
+        assert len(simulation.lists) == 1
+
+
+class TestWithoutAList:
+    """A GET of each answers where no list does."""
+
+    @pytest.mark.parametrize(
+        ("failure", "most_lists"),
+        [
+            (server_error(), 12),
+            (BctrlPermissionError("403", status=403), 1),
+            (BctrlResponseError("a page of a longer list", status=200), 1),
+            # A list that is too much for the gateway or for its time limit.
+            (bad_gateway(), 1),
+            (unanswered(), 1),
+        ],
+        ids=["500", "403", "page", "502", "timeout"],
+    )
+    def test_each_is_got_if_the_list_fails(
+        self, simulate: Simulate, failure: Answer, most_lists: int
+    ) -> None:
+        simulation = simulate(active_until(20))
+        simulation.list_answer = lambda _: failure
+        report = simulation.stop(30, verify=True)
+
+        assert report.counts == {STOPPED: 30}
+        assert 1 <= len(simulation.lists) <= most_lists
+        assert simulation.seconds < 30
+
+    @pytest.mark.parametrize(
+        "item",
+        [
+            [],
+            [replace(ENDED, alias="r0"), replace(ACTIVE, alias="r0")],
+            [BctrlResponseError("unreadable", status=200, alias="r0")],
+        ],
+        ids=["missing", "twice", "unreadable"],
+    )
+    def test_a_runtime_is_got_if_the_list_does_not_tell_of_it(
+        self, simulate: Simulate, item: RuntimeList
+    ) -> None:
+        simulation = simulate(active_until(8))
+        others = [replace(ENDED, alias=f"r{number}") for number in range(1, 30)]
+        simulation.list_answer = listed(*item, *others)
+        report = simulation.stop(30, verify=True)
+
+        assert report.counts == {STOPPED: 30}
+        got = {request.alias for request in simulation.reads if request.alias}
+        assert got == {"r0"}
+
+    def test_each_is_got_if_the_list_has_mostly_others(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(active_until(20))
+        simulation.list_answer = listed(
+            *[replace(ENDED, alias=f"other-{number}") for number in range(401)],
+            *[replace(ACTIVE, alias=f"r{number}") for number in range(20)],
+        )
+        report = simulation.stop(20, verify=True)
+
+        assert report.counts == {STOPPED: 20}
+        assert len(simulation.lists) == 1
+
+    def test_an_outage_costs_no_get_for_each(self, simulate: Simulate) -> None:
+        def server(request: Request) -> Answer:
+            return disconnected() if 2 <= request.at < 60 else active_until(30)(request)
+
+        simulation = simulate(server)
+        report = simulation.stop(1000, verify=True)
+
+        assert report.counts == {STOPPED: 1000}
+        assert len(simulation.reads) < 100
+
+
+class TestThrottled:
+    """Faults: an unanswered poll counted as a look, so what had ended still ran."""
+
+    @pytest.mark.parametrize(("count", "per_second"), [(400, 10), (3000, 50)])
+    def test_what_has_ended_is_not_running_for_want_of_a_poll(
+        self, simulate: Simulate, count: int, per_second: float
+    ) -> None:
+        limit = token_bucket(lambda _: per_second, per_second)
+        asked: dict[tuple[str, str], float] = {}
+
+        def server(request: Request) -> Answer:
+            refusal = limit(request.at)
+            if refusal is not None:
+                return refusal
+            target = request.workspace, request.alias
+            if request.stops:
+                asked.setdefault(target, request.at)
+            return ACTIVE if request.at < asked[target] + 3 else ENDED
+
+        simulation = simulate(server)
+        report = simulation.stop(
+            # Nine in each workspace are got one by one.
+            [(f"ws-{number // 9}", f"r{number}") for number in range(count)],
+            verify=30.0,
+            deadline=3600,
+        )
+
+        assert report.counts == {STOPPED: count}
+
+    def test_nobody_knows_if_what_is_throttled_for_ever_runs(
+        self, simulate: Simulate
+    ) -> None:
+        def server(request: Request) -> Answer:
+            return ACTIVE if request.stops else throttled()
+
+        report = simulate(server).stop(30, verify=5.0, deadline=60)
+
+        assert report.counts == {ACCEPTED: 30}
+        assert report.running == report.not_running == 0
+        assert "no poll was answered" in str(report.failures[0].error)
