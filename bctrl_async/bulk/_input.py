@@ -68,7 +68,9 @@ class Input:
         # This is True once nothing more is read.
         self.is_closed: bool = False
         self._at_end = False
-        self._lock = asyncio.Lock()
+        # A worker that only sends a parked stop does not wait for a reader.
+        self._list_lock = asyncio.Lock()
+        self._reader_lock = asyncio.Lock()
 
     @property
     def can_drain(self) -> bool:
@@ -107,7 +109,7 @@ class Input:
 
         No item is read before. If a worker is cancelled here, the next starts again.
         """
-        async with self._lock:
+        async with self._list_lock:
             if not self._is_prepared:
                 await self._fetch_selection()
                 if self.selection is not None:
@@ -119,7 +121,7 @@ class Input:
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
-        async with self._lock:
+        async with self._reader_lock:
             if self.is_closed or self._async_items is None:
                 # The event loop gets a turn before each item of a slow generator.
                 await asyncio.sleep(0)

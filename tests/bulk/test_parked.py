@@ -183,6 +183,23 @@ class TestThrottledTargets:
 
         assert simulation.run(main) == (30, 0)
 
+    @pytest.mark.parametrize("concurrency", [1, 7, 100])
+    def test_they_are_retried_while_the_input_has_no_next_item(
+        self, simulate: Simulate, concurrency: int
+    ) -> None:
+        """Fault: 9 of 30 from a queue waited for its next item until the deadline."""
+        quota = token_bucket(lambda _: 5.0, 20)
+        simulation = simulate(lambda request: quota(request.at) or ANSWER, 0.01)
+
+        async def queue() -> AsyncIterator[tuple[str, str]]:
+            for target in targets(30):
+                yield target
+            await asyncio.sleep(3600.0)
+
+        report = simulation.stop(queue(), concurrency=concurrency, deadline=600.0)
+        assert report.counts == {STOPPED: 30}
+        assert max(simulation.ended_at.values()) < 15
+
 
 class TestEnd:
     """However a run ends, each stop that is parked has one outcome."""

@@ -10,7 +10,7 @@ from typing import cast
 from uuid import UUID
 
 import pytest
-from support.helpers import Bulk, await_batch, read_all
+from support.helpers import Bulk, await_batch, read_all, until
 
 from bctrl_async import (
     BctrlConfigError,
@@ -22,7 +22,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.bulk._input import Target, Targets
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Reply
 
 PAIRS = [("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")]
 REFS = [RuntimeRef(*pair) for pair in PAIRS]
@@ -388,6 +388,22 @@ async def test_a_slow_generator_holds_up_neither_requests_nor_an_end(
 
     batch = bulk.session.stop_runtimes(cursor(), concurrency=100)
     assert (await batch).total < 100
+
+
+@pytest.mark.parametrize("concurrency", [1, 100])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_throttled_stop_is_retried_while_an_input_has_no_next_item(
+    bulk: Bulk, status: int, concurrency: int
+) -> None:
+    """Fault: its worker waited for the next item of a queue."""
+    bulk.emulator.inject(Reply(status))
+
+    async def queue() -> AsyncIterator[Target]:
+        yield PAIRS[0]
+        await until(lambda: len(bulk.emulator.requests) == 2)
+
+    report = await bulk.session.stop_runtimes(queue(), concurrency=concurrency)
+    assert report.counts == {STOPPED: 1}
 
 
 async def test_a_list_that_is_read_no_further_is_let_go(session: BctrlSession) -> None:
