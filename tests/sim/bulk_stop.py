@@ -20,6 +20,7 @@ from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.observer import BulkObserver
 from sim.plan import Ending, Kind
 from sim.records import REACTION, BulkRun, Moment, PlannedError, Recorded
+from sim.retry_watch import RetryWatch
 
 if TYPE_CHECKING:
     from sim.world import World
@@ -44,6 +45,8 @@ class BulkStop(BulkObserver):
         try:
             async with world.make_session(self._observer(), http) as session:
                 self._session = session
+                watch = RetryWatch(plan, self._loop, self._run, world.limiters[-1])
+                world.network.on_answer = watch.on_answer
                 if plan.input == "workspace":
                     stop = partial(session.stop_workspace, plan.workspace)
                 else:
@@ -119,9 +122,14 @@ class BulkStop(BulkObserver):
             yield item
 
     async def _as_async(self) -> AsyncIterator[object]:
-        for item in self._as_generator():
-            await asyncio.sleep(self._plan.input_delay)
+        plan = self._plan
+        for index, item in enumerate(self._as_generator()):
+            await asyncio.sleep(plan.input_delay)
+            if plan.idle and index == plan.idle_at:
+                await asyncio.sleep(plan.idle)
             yield item
+        if plan.idle_at == len(plan.items):
+            await asyncio.sleep(plan.idle)
 
     def _callback(self) -> Callable[[StopOutcome], object] | None:
         def plain(outcome: StopOutcome) -> None:

@@ -7,7 +7,12 @@ from collections import Counter, defaultdict
 
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._calls.retry import BULK_PATIENCE
-from sim.check_throttling import SLOWEST, THROTTLING, check_throttling, waits_itself
+from sim.check_throttling import (
+    SLOWEST,
+    check_retries,
+    check_throttling,
+    waits_itself,
+)
 from sim.exchange import Exchange, Target
 from sim.loop import STALL
 from sim.plan import Ending, Kind, Plan
@@ -24,6 +29,7 @@ from sim.rules import (
     name,
     posts,
 )
+from sim.scenes import THROTTLING
 from sim.world import World
 
 _UNDELIVERED = frozenset(
@@ -100,6 +106,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from _check_dead_targets(world.plan, run, run.report, exchanges)
     yield from _check_outage(world.plan, run.report, exchanges)
     yield from check_throttling(world.plan, run)
+    yield from check_retries(run, sent)
 
 
 def _check_raised(plan: Plan, run: BulkRun) -> Problems:
@@ -331,7 +338,7 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
 
 
 def _check_duration(plan: Plan, run: BulkRun) -> Problems:
-    workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
+    workers = plan.worker_count
     longest = PATIENCE + plan.longest(len(run.items), workers)
     climate = plan.climate
     if climate.hazards - {"poison", "cut"}:
@@ -383,7 +390,7 @@ def _check_dead_targets(
     bound = 14.0 * plan.timeout + rounds * plan.policy.attempts * (
         plan.timeout + plan.policy.cap
     )
-    bound += len(run.items) * (plan.input_delay + plan.latency + 0.2)
+    bound += len(run.items) * (plan.input_delay + plan.latency + 0.2) + plan.idle
     took_all = run.ended - run.began
     if not plan.is_paced and not plan.verify and took_all > bound:
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from operator import itemgetter
 
 from bctrl_async import BctrlError, Runtime, StopResult
@@ -10,10 +11,9 @@ from sim.exchange import Exchange, Target
 from sim.plan import Ending, Plan
 from sim.records import BulkRun, SingleCall
 from sim.rules import REFUSED, Problem, Problems, name
+from sim.scenes import THROTTLING
 from sim.world import World
 
-THROTTLING = frozenset({"quota", "random", "limit", "quotas", "gateway_retry_after"})
-"""Hazards of a bulk stop of which some targets are throttled."""
 _SHOWN, _DECAY = 8.0, 0.5
 """Throttled first attempts that show a workspace's limit; a success's part of it."""
 _PAUSE = 0.5
@@ -52,13 +52,12 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
 
 def waits_itself(plan: Plan) -> bool:
     """Return True if the only worker sends throttled stops before more input."""
-    workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
-    return workers == 1 and plan.input in {"async", "generator"}
+    return plan.worker_count == 1 and plan.input in {"async", "generator"}
 
 
 def _longest(plan: Plan, count: int) -> float:
     """Return the seconds within which all other targets have their outcomes."""
-    seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency)
+    seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency) + plan.idle
     if not plan.ideal and "gateway_retry_after" not in plan.climate.hazards:
         return 20.0 + seconds + count * 0.2
     slack = 10.0
@@ -75,6 +74,22 @@ def _is_other(plan: Plan, target: Target) -> bool:
     climate = plan.climate
     is_bad = target[0] == climate.quota or target in climate.dead
     return not is_bad and target in plan.targets
+
+
+def check_retries(run: BulkRun, sent: dict[Target, list[Exchange]]) -> Problems:
+    """Check that no throttled stop waits on once it is due, whatever the input does."""
+    copies = Counter(run.items)
+    times: defaultdict[Target, list[float]] = defaultdict(list)
+    for time, _, outcome in run.recorded:
+        times[outcome.target[0], outcome.target[1]].append(time)
+    for due in run.due:
+        times_sent = [exchange.written for exchange in sent.get(due.target, ())]
+        is_late = not any(
+            due.sent_at < time <= due.time for time in times[due.target] + times_sent
+        )
+        if is_late and copies[due.target] == 1:
+            since = f"{due.time - due.sent_at:.1f} s after it was throttled"
+            yield Problem("late retry", f"{name(due.target)} waits on {since}")
 
 
 def check_service(world: World, call: SingleCall) -> Problems:

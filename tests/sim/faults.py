@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -21,14 +21,16 @@ from bctrl_async._limiter.limiter import Limiter, RecalledError
 from bctrl_async._limiter.queues import Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.bulk._cancel import CancelLevel
+from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._state import Worker
+from bctrl_async.filters import Selection
 from bctrl_async.observer import StopObserver
 
 _record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
 _release, _cancel = Limiter.release, Worker.cancel
-_lane_to_pass = Limiter._lane_to_pass
+_lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
 _on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
 
 
@@ -76,6 +78,13 @@ def _start_in_past(rate: AdaptiveRate, now: float) -> None:
 
 def _wait_with_worker(_: object, stop: Stop) -> None:
     stop.call.retries.may_park = False
+
+
+async def _prepare_after_reader(
+    source: Input, on_list: Callable[[Selection], Awaitable[None]]
+) -> None:
+    async with source._reader_lock:
+        await _prepare(source, on_list)
 
 
 def _no_lane_for_singles(
@@ -207,6 +216,11 @@ FAULTS = {
         "throttled targets of a workspace over its quota hold up all others",
         "slow",
         {"bctrl_async.bulk._parked._MAX_STOPS": 0},
+    ),
+    "held-retries": KnownFault(
+        "a stop that is to be retried waits for the next item of the input",
+        "late retry",
+        {"bctrl_async.bulk._input.Input.prepare": _prepare_after_reader},
     ),
     "held-workers": KnownFault(
         "a worker waits for the lane of a throttled workspace, and for no other target",

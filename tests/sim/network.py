@@ -105,6 +105,7 @@ class Connection:
                 self.network.log(
                     self.number, f"<- {exchange.status} {'/'.join(exchange.target)}"
                 )
+                self.network.on_answer(exchange)
         elif segment.data is None:
             self.network.log(self.number, "server closes")
         if (
@@ -247,6 +248,7 @@ class Network:
         exchanges: Every request that the client wrote, in order.
         strays: The number of stray answers that were sent.
         trace: What happened: time, connection, event.
+        on_answer: Called with each exchange whose answer was delivered.
     """
 
     def __init__(self, loop: SimLoop, seed: int, conditions: Conditions) -> None:
@@ -258,6 +260,7 @@ class Network:
         self.strays = 0
         self.trace: list[tuple[float, int, str]] = []
         self.connecting = 0
+        self.on_answer: Callable[[Exchange], None] = lambda _: None
         self._rng = random.Random(seed + 1)
         self._numbers = itertools.count(1)
         self._pending: dict[socket.socket, Connection] = {}

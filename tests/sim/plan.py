@@ -130,6 +130,7 @@ class Plan:
         # Drawn apart, so that the rest of a seed's run stays as it is.
         self._draw_throttling(random.Random(f"throttling {seed}"))
         self._draw_scene(random.Random(f"scene {seed}"))
+        self._draw_idle(random.Random(f"idle {seed}"))
         self._draw_stalls(random.Random(f"stalls {seed}"))
 
     def _draw_pace(self, rng: random.Random) -> None:
@@ -261,6 +262,18 @@ class Plan:
         if rng.random() < 0.8 and self.kind is Kind.BULK:
             self.ending = Ending.COMPLETED
 
+    def _draw_idle(self, rng: random.Random) -> None:
+        """Draw when an async input, as a queue or a feed, has no next item for long."""
+        self.idle_at, self.idle = 0, 0.0
+        if self.kind is Kind.CALLS or self.input == "workspace":
+            return
+        # Throttled stops are parked while the input is idle.
+        is_likely = self.input == "async" or self.climate.hazards & scenes.THROTTLING
+        if rng.random() < (0.6 if is_likely else 0.1):
+            self.input = "async"
+            self.idle_at = rng.randint(1, len(self.items))
+            self.idle = rng.choice([5.0, 60.0, 900.0])
+
     def _draw_stalls(self, rng: random.Random) -> None:
         """Draw when the process is starved of CPU, in one run of twenty."""
         self.stalls: list[float] = []
@@ -280,15 +293,19 @@ class Plan:
         """True if attempts wait for a rate."""
         return self.rate is not None or self.pace is not None
 
+    @property
+    def worker_count(self) -> int:
+        """The number of workers of a bulk stop."""
+        return min(self.max_connections, self.concurrency or self.max_connections)
+
     def longest(self, count: int, workers: int) -> float:
         """Return the seconds in which workers make all attempts of these calls."""
         attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)
         # A lease has a slot at least, and takes a second at most.
         pace = sum(1.0 / rate for rate in (self.rate, self.pace) if rate)
         pace += 1.0 if self.pace else 0.0
-        return -(-count // workers) * attempts + count * (
-            pace + self.input_delay + self.latency
-        )
+        delays = pace + self.input_delay + self.latency
+        return -(-count // workers) * attempts + count * delays + self.idle
 
     def __str__(self) -> str:
         shown = {

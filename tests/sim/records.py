@@ -40,6 +40,15 @@ class Recorded(NamedTuple):
     outcome: StopOutcome
 
 
+class Due(NamedTuple):
+    """A moment at which the client was free to retry a stop that was throttled."""
+
+    target: Target
+    sent_at: float
+    """The time at which the throttled attempt was sent."""
+    time: float
+
+
 @dataclass(eq=False)
 class BulkRun:
     """The record of a bulk stop, for the checks."""
@@ -53,6 +62,7 @@ class BulkRun:
     last_exchange: int = 0
     recorded: list[Recorded] = field(default_factory=list)
     delivered: list[StopOutcome] = field(default_factory=list)
+    due: list[Due] = field(default_factory=list)
     ended_at: Moment | None = None
     report: StopReport | None = None
     raised: BaseException | None = None

@@ -9,6 +9,8 @@ from support.throttling import Server, token_bucket
 
 from sim.exchange import Target
 
+THROTTLING = frozenset({"quota", "random", "limit", "quotas", "gateway_retry_after"})
+"""Hazards of a bulk stop of which some targets are throttled."""
 _BAD = "ws-bad"
 """The workspace of the targets that are throttled for ever."""
 
