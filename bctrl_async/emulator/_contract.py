@@ -3,6 +3,8 @@
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from types import NoneType
 from typing import NamedTuple, TypedDict
 from urllib.parse import unquote_to_bytes
@@ -117,6 +119,19 @@ def make_runtime(
         "updatedAt": created_at,
         "workspaceId": str(workspace_uuid),
     }
+
+
+def time_of_end(created_at: str) -> str:
+    """Return the `updatedAt` of a runtime that ends now, later than its `createdAt`."""
+    time = datetime.now(UTC)
+    # The contract specifies no format for a time, and a test may create a runtime in
+    # the future.
+    with suppress(ValueError, OverflowError):
+        created = datetime.fromisoformat(created_at)
+        if created.tzinfo is None:
+            created = created.replace(tzinfo=UTC)
+        time = max(time, created + timedelta(milliseconds=1))
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def check(*types: type, **values: object) -> None:

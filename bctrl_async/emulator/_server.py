@@ -211,7 +211,8 @@ class Emulator:
             alias: Any non-empty text.
             kind: `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
-            created_at: The `createdAt`, any text: the contract specifies no format.
+            created_at: The `createdAt`, any text: the contract specifies no format. It
+                is the `updatedAt`, too, until the runtime ends.
 
         Raises:
             ValueError: An argument is invalid.
@@ -449,6 +450,6 @@ class Emulator:
         if was_active and (fault is None or fault.takes_effect):
             runtime["status"] = "failed" if fault is Fault.FAILED else "stopped"
             runtime["summary"]["browserRunning"] = False
-            runtime["updatedAt"] = "2026-01-01T00:00:01.000Z"
+            runtime["updatedAt"] = contract.time_of_end(runtime["createdAt"])
             self._stopped.add(target)
         return was_active

@@ -7,6 +7,7 @@ import gzip
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -64,7 +65,34 @@ async def test_a_stop_and_a_get_have_the_runtime_as_in_the_contract(
     assert stopped.json == after.json == emulator.runtimes[workspace_id, "crm"]
     assert emulator.status(workspace_id, "crm") == "stopped"
     assert emulator.runtimes[workspace_id, "crm"]["summary"]["browserRunning"] is False
-    assert str(stopped.json["updatedAt"]) > str(stopped.json["createdAt"])
+
+
+@pytest.mark.parametrize(
+    "created_at",
+    [
+        "2026-01-01T00:00:00.000Z",
+        "2026-01-01T00:00:00",
+        "2999-12-31T23:59:59.999999+14:00",
+        "2999-12-31",
+        "long ago",
+        "9999-12-31T23:59:59.9999Z",
+    ],
+)
+async def test_a_runtime_is_updated_when_it_ends_and_never_before_it_was_created(
+    emulator: Emulator, created_at: str
+) -> None:
+    """Fault: runtimes of the command's emulator were updated months before."""
+    emulator.add_runtime("ws-1", "crm", created_at=created_at)
+    runtime = emulator.runtimes["ws-1", "crm"]
+    assert runtime["updatedAt"] == runtime["createdAt"] == created_at
+    before = datetime.now(UTC) - timedelta(milliseconds=1)
+    await ask(emulator)
+
+    updated_at = datetime.fromisoformat(runtime["updatedAt"])
+    assert updated_at > before
+    if created_at.startswith("2"):
+        created = datetime.fromisoformat(created_at)
+        assert updated_at > (created if created.tzinfo else created.replace(tzinfo=UTC))
 
 
 @pytest.mark.parametrize(
