@@ -1,7 +1,7 @@
 """The requests that an emulator received, and how a test's assertion fails."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bctrl_async.emulator._contract import WireRuntime
@@ -53,6 +53,7 @@ class ReceivedRequest:
 def explain(
     marked: Mapping[str, Sequence[Target]],
     runtimes: Mapping[Target, WireRuntime],
+    ending: Container[Target],
     stops: Sequence[ReceivedRequest],
 ) -> str:
     """Return a line for each marked target: its status, and what its stops got."""
@@ -61,6 +62,8 @@ def explain(
         for target in targets[:_MAX_LINES]:
             workspace_id, alias = target
             status = runtimes[target]["status"] if target in runtimes else "never added"
+            if target in ending:
+                status += ", ending"
             answers = _join([_answer(stop) for stop in stops if stop.target == target])
             lines.append(f"  {mark} {alias!r} in {workspace_id!r}: {status}; {answers}")
         if len(targets) > _MAX_LINES:

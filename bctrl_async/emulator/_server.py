@@ -12,6 +12,7 @@ from aiohttp import web
 
 from bctrl_async.emulator import _contract as contract, _replies as replies
 from bctrl_async.emulator._assertions import ReceivedRequest, Target, explain
+from bctrl_async.emulator._endings import Endings
 from bctrl_async.emulator._faults import UNANSWERED, Fault, FaultPlan, reply_of, send
 from bctrl_async.emulator._replies import Payload, Reply
 
@@ -51,6 +52,9 @@ class Emulator:
         seed: The seed of the random faults.
         latency: Seconds before every response, up to a day.
         fault_latency: Seconds that `Fault.LATENCY` adds, up to a day.
+        stop_takes: Seconds from a stop until its runtime ends, up to a day. Meanwhile
+            every answer says `active`, also to another stop, which does not move the
+            end. A runtime that fails (`Fault.FAILED`) ends at once.
         rate_limit: Requests per second, 0.0001 to 1,000,000, with bursts of a quarter
             of a second. Others get a 429. None means no limit.
         on_request: A function that is called with each request, once it has been added
@@ -71,13 +75,20 @@ class Emulator:
         seed: int = 0,
         latency: float = 0.0,
         fault_latency: float = 0.05,
+        stop_takes: float = 0.0,
         rate_limit: float | None = None,
         on_request: Callable[[ReceivedRequest], object] | None = None,
     ) -> None:
         contract.check(str, host=host, api_key=api_key)
         contract.check(int, port=port, seed=seed)
         contract.check_range(0, 65535, port=port)
-        contract.check_range(0, 86_400, latency=latency, fault_latency=fault_latency)
+        contract.check_range(
+            0,
+            86_400,
+            latency=latency,
+            fault_latency=fault_latency,
+            stop_takes=stop_takes,
+        )
         # An interval of 0 means no limit: the bucket of `_admit` stays empty.
         self._interval = 0.0
         if rate_limit is not None:
@@ -96,12 +107,15 @@ class Emulator:
         self._port = port
         self._latency = latency
         self._fault_latency = fault_latency
+        self._stop_takes = stop_takes
         self._request_number = 0
         self._empty_at = 0.0
         self._on_request = on_request
         self._faults = FaultPlan({} if faults is None else faults, seed)
         self._names: dict[str, str] = {}
         self._runtimes: dict[Target, contract.WireRuntime] = {}
+        self._endings = Endings(self._runtimes)
+        # The runtimes that a stop has ended, or is ending.
         self._stopped: set[Target] = set()
         self._holds: dict[Target, asyncio.Event] = {}
         self._url: str | None = None
@@ -129,6 +143,11 @@ class Emulator:
     def runtimes(self) -> Mapping[tuple[str, str], contract.WireRuntime]:
         """A live view of all runtimes by `(workspace_id, alias)`."""
         return MappingProxyType(self._runtimes)
+
+    @property
+    def ending(self) -> list[tuple[str, str]]:
+        """The runtimes that a stop is ending, in order of their stops."""
+        return list(self._endings.pending)
 
     @property
     def stops(self) -> list[ReceivedRequest]:
@@ -162,11 +181,15 @@ class Emulator:
         self._url = f"http://{host}:{port}"
 
     async def close(self) -> None:
-        """Stop listening and drop every connection at once, even during a request."""
+        """Stop listening and drop every connection at once, even during a request.
+
+        A runtime that is ending stays so.
+        """
         listener = self._listener
         if listener is None:
             return
         self._listener = None
+        self._endings.close()
         for socket in listener.sockets:
             # A listener that closes between accepting and setting up a connection
             # leaves that client hanging (asyncio, CPython 3.11 to 3.13), so stop
@@ -202,6 +225,7 @@ class Emulator:
         kind: str = "browser",
         status: str = "active",
         created_at: str = "2026-01-01T00:00:00.000Z",
+        stop_takes: float | None = None,
     ) -> None:
         """Add a runtime, or replace the runtime with the same workspace id and alias.
 
@@ -213,14 +237,20 @@ class Emulator:
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
             created_at: The `createdAt`, any text: the contract specifies no format. It
                 is the `updatedAt`, too, until the runtime ends.
+            stop_takes: Seconds from a stop until the runtime ends, up to a day; None
+                for the emulator's.
 
         Raises:
             ValueError: An argument is invalid.
         """
+        if stop_takes is None:
+            stop_takes = self._stop_takes
+        contract.check_range(0, 86_400, stop_takes=stop_takes)
         runtime = contract.make_runtime(workspace_id, alias, kind, status, created_at)
         # A UUID stands for the name, unless it is the name of another workspace.
         self._names[workspace_id] = workspace_id
         self._names.setdefault(runtime["workspaceId"], workspace_id)
+        self._endings.add((workspace_id, alias), stop_takes)
         self._runtimes[workspace_id, alias] = runtime
         self._stopped.discard((workspace_id, alias))
 
@@ -228,7 +258,8 @@ class Emulator:
         """Return the true status of a runtime, whatever its last response said.
 
         Returns:
-            `active`, `stopped` or `failed`; None for an unknown runtime.
+            `active`, also while it is `ending`; `stopped` or `failed`; None for an
+            unknown runtime.
         """
         runtime = self._runtimes.get(self._target(workspace_id, alias))
         if runtime is None:
@@ -239,6 +270,8 @@ class Emulator:
         self, workspace_id: str, *aliases: str, only: bool = False
     ) -> None:
         """Assert that each of these runtimes is stopped, and got a stop.
+
+        A runtime that is still ending is not stopped.
 
         Args:
             workspace_id: The workspace.
@@ -262,14 +295,16 @@ class Emulator:
         unexpected = [target for target in stop_targets if target not in targets]
         if missing or (only and unexpected):
             marked = {"-": missing, "+": unexpected}
-            raise AssertionError(explain(marked, self._runtimes, stops))
+            raise AssertionError(
+                explain(marked, self._runtimes, self._endings.pending, stops)
+            )
 
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
         """Assert that these runtimes, at least one, were added and not ended by a stop.
 
         Raises:
-            AssertionError: A runtime was stopped, or was never added. The message has a
-                line with the status and the answers for each.
+            AssertionError: A runtime was stopped or is ending, or was never added. The
+                message has a line with the status and the answers for each.
         """
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)
@@ -279,7 +314,10 @@ class Emulator:
             if target in self._stopped or target not in self._runtimes
         ]
         if unexpected:
-            raise AssertionError(explain({"+": unexpected}, self._runtimes, self.stops))
+            marked = {"+": unexpected}
+            raise AssertionError(
+                explain(marked, self._runtimes, self._endings.pending, self.stops)
+            )
 
     def inject(
         self,
@@ -445,11 +483,11 @@ class Emulator:
 
     def _stop(self, target: Target, fault: Fault | Reply | None) -> bool:
         """Stop a runtime, if its fault lets it; return True if it was active."""
-        runtime = self._runtimes[target]
-        was_active = runtime["status"] == "active"
+        was_active = self._runtimes[target]["status"] == "active"
         if was_active and (fault is None or fault.takes_effect):
-            runtime["status"] = "failed" if fault is Fault.FAILED else "stopped"
-            runtime["summary"]["browserRunning"] = False
-            runtime["updatedAt"] = contract.time_of_end(runtime["createdAt"])
             self._stopped.add(target)
+            if fault is Fault.FAILED:
+                self._endings.end(target, "failed")
+            else:
+                self._endings.stop(target)
         return was_active

@@ -606,6 +606,7 @@ class Emulator:
         seed: int = 0,  # The seed of the random faults.
         latency: float = 0.0,  # Seconds before every response, up to a day.
         fault_latency: float = 0.05,  # Seconds that `Fault.LATENCY` adds, up to a day.
+        stop_takes: float = 0.0,  # Seconds from a stop until its runtime ends, up to a day.
         rate_limit: float | None = None,  # Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
         on_request: Callable[[ReceivedRequest], object] | None = None,  # A function that is called with each request, once it has been added to `requests` and before it is answered.
     ) -> None:
@@ -619,6 +620,9 @@ class Emulator:
     @property
     def runtimes(self) -> Mapping[tuple[str, str], contract.WireRuntime]:
         """A live view of all runtimes by `(workspace_id, alias)`."""
+    @property
+    def ending(self) -> list[tuple[str, str]]:
+        """The runtimes that a stop is ending, in order of their stops."""
     @property
     def stops(self) -> list[ReceivedRequest]:
         """The requests that were stops, whatever their answers, in order of arrival."""
@@ -636,6 +640,7 @@ class Emulator:
         kind: str = 'browser',  # `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
         status: str = 'active',  # `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
         created_at: str = '2026-01-01T00:00:00.000Z',  # The `createdAt`, any text: the contract specifies no format.
+        stop_takes: float | None = None,  # Seconds from a stop until the runtime ends, up to a day; None for the emulator's.
     ) -> None:
         """Add a runtime, or replace the runtime with the same workspace id and alias."""
     def status(self, workspace_id: str, alias: str) -> str | None:

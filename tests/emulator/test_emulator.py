@@ -446,6 +446,7 @@ INVALID: list[tuple[Callable[[], object], str]] = [
     (make(seed=0.5), "seed is 0.5: give int, not float"),
     (make(rate_limit=0), "rate_limit is 0: give 0.0001 to 1000000"),
     (make(fault_latency=float("nan")), "fault_latency is nan: give 0 to"),
+    (make(stop_takes=-1), "stop_takes is -1: give 0 to 86400"),
     (make(on_request="x"), "on_request is 'x': give a function"),
     (make(faults=[]), r"faults is \[\]: give Mapping, not list"),
     (make(faults={"x": 0.1}), "faults has 'x': give members of Fault"),
@@ -456,6 +457,7 @@ INVALID: list[tuple[Callable[[], object], str]] = [
     (call("add_runtime", "ws", None), "alias is None: give str, not NoneType"),
     (call("add_runtime", "ws", "\ud800"), "surrogates not allowed"),
     (call("add_runtime", "ws", "crm", kind="car"), "'car': give one of browser"),
+    (call("add_runtime", "ws", "crm", stop_takes="1s"), "stop_takes is .1s.: give int"),
     (
         call("status", UUID(int=1), "crm"),
         r"workspace_id is UUID\(.*: give str, not UUID",
