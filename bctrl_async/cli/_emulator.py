@@ -37,6 +37,8 @@ _DEMO_FAULTS = dict.fromkeys(
     ),
     0.05,
 )
+_SLOW_STOP = 1.0
+"""Seconds that some runtimes of the demo take to end."""
 
 
 def _alias(number: int) -> str:
@@ -73,6 +75,13 @@ def emulator(
     latency: Annotated[
         Wait, Parameter(show_default="0", help="Delay of every answer, such as 50ms.")
     ] = 0.0,
+    stop_takes: Annotated[
+        Wait,
+        Parameter(
+            show_default="0",
+            help="Time from a stop until its runtime ends, such as 20s.",
+        ),
+    ] = 0.0,
     verbose: Annotated[
         bool,
         Parameter(
@@ -103,6 +112,7 @@ def emulator(
             faults=dict(_parse_fault(text) for text in fault),
             seed=seed,
             latency=latency,
+            stop_takes=stop_takes,
             rate_limit=rate_limit,
             on_request=on_request,
         )
@@ -157,7 +167,10 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
         try:
             await terminated.wait()
         finally:
-            print_info(f"\n{pluralize(len(server.requests), 'request')} received")
+            counts = f"{pluralize(len(server.requests), 'request')} received"
+            if server.ending:
+                counts += f", {pluralize(len(server.ending), 'runtime')} still ending"
+            print_info(f"\n{counts}")
 
 
 def _print_request(request: ReceivedRequest) -> None:
@@ -177,9 +190,9 @@ def demo(
 ) -> int:
     """Stop many runtimes on a misbehaving server; needs no key and no network.
 
-    A local emulator answers late, throttles, fails and drops connections. At
-    the end its state is compared with the report; the exit code is 0 if they
-    agree.
+    A local emulator answers late, throttles, fails and drops connections, and
+    one runtime in ten takes a second to end. At the end its state is compared
+    with the report; the exit code is 0 if they agree.
     """
     server = Emulator(
         port=0,
@@ -196,11 +209,15 @@ def demo(
     for number, target in enumerate(targets, start=1):
         # One name in fifty has no runtime, so that some are not found.
         if number % 50:
-            server.add_runtime(*target)
+            is_slow = number % 10 == 1
+            server.add_runtime(*target, stop_takes=_SLOW_STOP if is_slow else 0.0)
     outcomes: list[StopOutcome] = []
     output = Output()
     names = pluralize(runtimes, "runtime")
-    print_info(f"Stopping {names} on a faulty emulator that allows 100/s.")
+    print_info(
+        f"Stopping {names} on a faulty emulator that allows 100/s; one in ten takes a "
+        "second to end."
+    )
 
     async def stop_all() -> tuple[StopReport, bool]:
         async with server:
@@ -218,6 +235,8 @@ def demo(
     requests = pluralize(len(server.requests), "request")
     output.print_result(f"It took {requests}; {report.throttled:,} were throttled.")
     statuses = {target: server.status(*target) for target in targets}
+    for workspace_id, alias in server.ending:
+        statuses[RuntimeRef(workspace_id, alias)] = "ending"
     wrong = [
         outcome
         for outcome in outcomes
@@ -241,6 +260,8 @@ def _print_comparison(
         stopped = (
             f"{counts['stopped']} of {len(statuses) - missing} runtimes are stopped"
         )
+        if counts["ending"]:
+            stopped += f", {counts['ending']} still ending"
         names = f"{missing} of {len(statuses)} names have no runtime"
         output.print_result(f"The emulator confirms: {stopped}; {names}.")
         return

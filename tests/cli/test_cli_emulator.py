@@ -89,6 +89,19 @@ async def test_the_emulator_injects_faults_and_prints_requests() -> None:
     ]
 
 
+async def test_the_emulator_counts_the_runtimes_that_it_was_still_ending() -> None:
+    process, url, _ = await start_emulator("--runtimes", "3", "--stop-takes", "1h")
+    async with aiohttp.ClientSession(
+        headers={"Authorization": "Bearer emulator-key"}
+    ) as client:
+        for number in (1, 2, 2):
+            stop = await client.post(f"{url}{RUNTIMES}/runtime-000{number}/stop")
+            assert (await stop.json())["status"] == "active"
+    process.terminate()
+    _, _, err = await finish(process)
+    assert err.splitlines()[-1] == "3 requests received, 2 runtimes still ending"
+
+
 async def test_a_port_in_use_is_reported_with_a_remedy(command: Command) -> None:
     port = command.api.url.rpartition(":")[2]
     code, out, err = await command("emulator", "--port", port)
@@ -113,6 +126,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return Emulator(**options)  # type: ignore[arg-type]  # passed on.
 
     monkeypatch.setattr("bctrl_async.cli._emulator.Emulator", quick)
+    monkeypatch.setattr("bctrl_async.cli._emulator._SLOW_STOP", 0.1)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -127,7 +141,9 @@ async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(
     assert re.fullmatch(r"It took \d+ requests; \d+ were throttled\.", requests)
     stopped = "59 of 59 runtimes are stopped; 1 of 60 names have no runtime."
     assert verdict == f"The emulator confirms: {stopped}"
-    assert err == "Stopping 60 runtimes on a faulty emulator that allows 100/s.\n"
+    slow = "one in ten takes a second to end"
+    emulator = f"a faulty emulator that allows 100/s; {slow}"
+    assert err == f"Stopping 60 runtimes on {emulator}.\n"
     assert code == 0
 
 
@@ -155,6 +171,33 @@ _emulator.Emulator = partial(Emulator, on_request=show)
 sys.argv = ["bctrl-async", "demo"]
 sys.exit(__main__.main())
 """
+
+
+SLOW_DEMO = """
+import sys
+from functools import partial
+from bctrl_async import __main__
+from bctrl_async.cli import _app, _emulator
+from bctrl_async.emulator import Emulator
+
+_emulator._DEMO_FAULTS = {}
+_emulator._SLOW_STOP = 3600
+show = partial(print, file=sys.stderr, flush=True)
+_emulator.Emulator = partial(Emulator, on_request=show)
+sys.argv = ["bctrl-async", "demo", "--runtimes", "1"]
+sys.exit(__main__.main())
+"""
+
+
+async def test_the_demo_counts_the_runtimes_that_are_still_ending_as_such() -> None:
+    process = await start(sys.executable, "-c", SLOW_DEMO)
+    await wait_for_line(process.stderr, "GET")
+    process.send_signal(signal.SIGINT)
+    code, out, _ = await finish(process)
+    assert out.startswith("Interrupted: 0 of 1 no longer running, 1 still running ")
+    stopped = "0 of 1 runtimes are stopped, 1 still ending"
+    assert f"\nThe emulator confirms: {stopped}; 0 of 1 names have no runtime.\n" in out
+    assert code == 130
 
 
 async def test_a_second_ctrl_c_aborts_the_demo_and_prints_its_report() -> None:
