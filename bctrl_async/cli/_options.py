@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from cyclopts import Group, Parameter, Token, validators
 
 from bctrl_async import RuntimeKind, RuntimeStatus
+from bctrl_async.cli._output import check_input
 
 _T = TypeVar("_T")
 
@@ -44,7 +45,9 @@ def _text(value: str) -> str:
 def _file(value: str) -> Path:
     if value == "-":
         return STDIN
-    return Path(_text(value))
+    file = Path(_text(value))
+    check_input(file)
+    return file
 
 
 def duration(value: str) -> float:

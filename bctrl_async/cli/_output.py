@@ -14,6 +14,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
+from pathlib import Path
 
 from msgspec.structs import replace
 from rich.cells import cell_len
@@ -147,6 +148,27 @@ def _escape_unprintable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return text on one line, with its unprintable characters escaped."""
     return _escape_unprintable(" ".join(text.split()))
+
+
+def check_input(file: Path) -> None:
+    """Raise a ValueError if stdout or stderr goes to this file, as `cat` does."""
+    outputs = [name for name in ("stdout", "stderr") if _goes_to(name, file)]
+    if not outputs:
+        return
+    if "stderr" in outputs:
+        # The error would stand in the file, too.
+        sys.stderr = None if "stdout" in outputs else sys.stdout
+    raise ValueError(
+        f"{outputs[0]} goes to {str(file)!r}: redirect {outputs[0]} to another file"
+    )
+
+
+def _goes_to(output: str, file: Path) -> bool:
+    # The shell may have closed it, and the file may not exist.
+    with suppress(OSError, AttributeError):
+        status = os.fstat(getattr(sys, output).fileno())
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, file.stat())
+    return False
 
 
 def print_error(error: str | BctrlError) -> None:

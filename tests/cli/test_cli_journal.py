@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from datetime import UTC, datetime
 from io import FileIO
@@ -10,8 +11,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from support.commands import Command, outcomes_of, save, without_times
+from support.commands import (
+    Command,
+    finish,
+    outcomes_of,
+    save,
+    start,
+    without_times,
+)
 from support.journal_lines import entry_line, header_line
+from support.warm_server import program
 
 from bctrl_async.journal import Journal
 
@@ -78,6 +87,56 @@ async def test_a_journal_that_cannot_be_flushed_is_an_error_beside_the_summary(
 
     assert (code, err.count("No space left on device")) == (1, 1)
     assert "1 of 1 no longer running" in out + err
+
+
+def link_journal() -> None:
+    Path("link").symlink_to(JOURNAL)
+
+
+@pytest.mark.parametrize("flag", [os.O_APPEND, os.O_TRUNC], ids=[">>", ">"])
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (("stop", "--journal", JOURNAL, "-o", "json", "ws", "c"), "--journal"),
+        (("stop", "--dry-run", "--journal", "link", "ws", "c"), "--journal"),
+        (("stop", "--from", JOURNAL), "--from"),
+        (("report", JOURNAL), "JOURNAL"),
+    ],
+)
+@pytest.mark.parametrize("outputs", [("stdout",), ("stderr",), ("stdout", "stderr")])
+async def test_a_file_that_the_command_uses_is_never_written_to_as_its_output(
+    command: Command,
+    args: tuple[str | Path, ...],
+    option: str,
+    outputs: tuple[str, ...],
+    flag: int,
+) -> None:
+    """Fault: outcomes stood among the entries, and the exit code was 0."""
+    write_journal()
+    link_journal()
+    before = content() if flag is os.O_APPEND else b""
+    file = os.open(JOURNAL, os.O_WRONLY | flag)
+    process = await start(*program(), *args, **dict.fromkeys(outputs, file))
+    os.close(file)
+    code, out, err = await finish(process)
+
+    assert (code, content(), command.api.requests) == (2, before, [])
+    redirect = f"redirect {outputs[0]} to another file\n"
+    printed = out + err
+    if len(outputs) == 1:
+        assert printed.startswith(f"bctrl-async: error: invalid value for {option}: ")
+        assert printed.endswith(redirect)
+    else:
+        assert not printed
+
+
+@pytest.mark.usefixtures("command")
+async def test_input_and_output_may_be_the_same_device() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    args = ("--from", os.devnull, "--allow-empty")
+    process = await start(*program(), "stop", *args, stdout=null)
+    os.close(null)
+    assert (await finish(process))[0] == 0
 
 
 # The command report
