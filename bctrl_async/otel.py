@@ -86,7 +86,7 @@ class _Scope(NamedTuple):
     tracer: Tracer | None
     meters: _Meters
     context: context.Context
-    counts_stops: bool
+    in_bulk: bool
 
     def begin(
         self, name: str, kind: SpanKind, attributes: _Attributes
@@ -146,15 +146,10 @@ class OpenTelemetry(Observer):
     def begin_bulk(self) -> BulkObserver:
         """Start the span of a bulk stop as a child of the current span."""
         span, children = self._scope().begin("stop_runtimes", SpanKind.INTERNAL, {})
-        # A bulk stop counts its outcomes itself, because some of them had no stop.
-        return _Bulk(
-            span, children._replace(tracer=self._tracer_in_bulk, counts_stops=False)
-        )
+        return _Bulk(span, children._replace(tracer=self._tracer_in_bulk, in_bulk=True))
 
     def _scope(self) -> _Scope:
-        return _Scope(
-            self._tracer, self._meters, context.get_current(), counts_stops=True
-        )
+        return _Scope(self._tracer, self._meters, context.get_current(), in_bulk=False)
 
 
 class _Bulk(BulkObserver):
@@ -220,7 +215,9 @@ class _Stop(_WithSpan, StopObserver):
 
     def end(self, outcome: StopOutcome) -> None:
         span = self._span
-        if self._children.counts_stops:
+        in_bulk = self._children.in_bulk
+        # A bulk stop counts its outcomes itself, because some of them had no stop.
+        if not in_bulk:
             self._children.meters.outcomes.add(
                 1, {"bctrl.result": outcome.result.value}
             )
@@ -233,8 +230,8 @@ class _Stop(_WithSpan, StopObserver):
         error = outcome.error or self._raised_error
         if isinstance(error, BctrlError):
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-        # The stop did not fail if the server processed it, and its call raised nothing.
-        if self._raised_error is None and outcome.result.is_processed:
+        # A single stop that raised nothing has not failed, though its runtime may run.
+        if not in_bulk and self._raised_error is None:
             error = None
         _end(span, error)
 

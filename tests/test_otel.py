@@ -115,6 +115,7 @@ async def bulk(session: BctrlSession) -> object:
 
 
 UNREADABLE = "error BctrlResponseError"
+FAILED = "stop_runtimes error ExceptionGroup"
 REJECTED = "stop_runtime rejected error 403 (POST 403 error 403)"
 # The call, the faults of its requests, and its spans.
 SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
@@ -145,12 +146,31 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
         [Reply(409, code="runtime.not_active")],
         "stop_runtime already_stopped (POST 409 error 409, GET 200)",
     ),
-    "in a bulk stop, neither of them is an error of its stop": (
-        lambda session: session.stop_runtimes(
-            [("ws-1", "crm")], verify=False, missing_ok=True
-        ),
+    "a runtime that may run on is no error of the stop that returns it": (
+        stop,
+        [Fault.ACCEPTED],
+        "stop_runtime accepted (POST 200)",
+    ),
+    # Fault: below the error of a bulk stop, no span had an error.
+    "in a bulk stop, a runtime that does not exist is an error of its stop": (
+        bulk,
+        [Reply(404, code="runtime.not_found")],
+        f"{FAILED} (stop_runtime not_found error 404 (POST 404 error 404))",
+    ),
+    "in a bulk stop, it is none with missing_ok": (
+        lambda session: session.stop_runtimes([("ws-1", "crm")], missing_ok=True),
         [Reply(404, code="runtime.not_found")],
         "stop_runtimes (stop_runtime not_found (POST 404 error 404))",
+    ),
+    "in a bulk stop, a runtime that may run on is an error of its stop": (
+        lambda session: session.stop_runtimes([("ws-1", "crm")], verify=False),
+        [Fault.ACCEPTED],
+        f"{FAILED} (stop_runtime accepted error BctrlError (POST 200))",
+    ),
+    "in a bulk stop, a runtime that was not running is no error of its stop": (
+        bulk,
+        [Reply(409, code="runtime.not_active")],
+        "stop_runtimes (stop_runtime already_stopped (POST 409 error 409))",
     ),
     "reads have spans of the same kind": (
         list_and_get,
@@ -160,7 +180,7 @@ SPANS: dict[str, tuple[Call, list[Fault | Reply], str]] = {
     "a bulk stop has the error that its caller may raise": (
         bulk,
         [Reply(403)],
-        f"stop_runtimes error ExceptionGroup ({REJECTED})",
+        f"{FAILED} ({REJECTED})",
     ),
     "a poll is a child of its stop": (
         bulk,
