@@ -197,7 +197,7 @@ class BctrlValidationError(BctrlApiError):
 class BctrlAuthenticationError(BctrlApiError):
     """401: the API key is missing or invalid; every call with it will fail."""
 
-    advice: str | None = "Check the API key (BCTRL_API_KEY)"
+    advice: str | None = "Check the API key"
 
 
 class BctrlPermissionError(BctrlApiError):

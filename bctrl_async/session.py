@@ -133,6 +133,7 @@ class BctrlSession:
         check_answers: bool = True,
     ) -> None:
         key_provider = api_key if callable(api_key) else None
+        key_origin = _key_origin(api_key)
         key = _config.hidden_key(api_key)
         hidden_proxy = _config.hidden(proxy)
         api_key = proxy = None  # A traceback that shows variables must not reveal them.
@@ -182,6 +183,7 @@ class BctrlSession:
             self._url,
             all_headers,
             key_provider=key_provider,
+            key_origin=key_origin,
             check_answers=check_answers,
         )
 
@@ -702,6 +704,15 @@ class BctrlSession:
             operation, limit, workspace_id, alias, policy=self._policy(retry)
         )
         return await self._sender.call(call, observer)
+
+
+def _key_origin(api_key: object) -> str:
+    """Return where the key comes from, for the advice of an error."""
+    if api_key is None:
+        return "BCTRL_API_KEY"
+    if callable(api_key):
+        return "the api_key function"
+    return "the argument api_key"
 
 
 def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:

@@ -110,7 +110,7 @@ TEXTS = {
     ),
     "the advice of the class, if there is no other": (
         BctrlAuthenticationError("the server answered 401 Unauthorized"),
-        "the server answered 401 Unauthorized. Check the API key (BCTRL_API_KEY)",
+        "the server answered 401 Unauthorized. Check the API key",
     ),
     "single full stops": (
         BctrlError("it failed.", hint="Wait.", advice="Call again."),

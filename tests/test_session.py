@@ -163,15 +163,30 @@ FAILURES: dict[str, tuple[Callable[[], Any], type[BctrlError], str]] = {
 
 
 class TestKey:
-    async def test_an_invalid_one_is_an_authentication_error_after_one_request(
-        self, emulator: Emulator
+    @pytest.mark.parametrize(
+        ("api_key", "origin"),
+        [
+            (None, "BCTRL_API_KEY"),
+            ("wrong-key-of-mine", "the argument api_key"),
+            (lambda: "wrong-key-of-mine", "the api_key function"),
+        ],
+    )
+    async def test_an_invalid_one_is_an_error_after_one_request_that_says_its_origin(
+        self,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        api_key: str | Callable[[], str] | None,
+        origin: str,
     ) -> None:
-        async with BctrlSession("wrong-key-of-mine", base_url=emulator.url) as session:
-            with pytest.raises(
-                BctrlAuthenticationError, match=r"API key \(BCTRL_API_KEY\)"
-            ):
+        """Fault: the advice was to check a variable that was not used."""
+        monkeypatch.setenv("BCTRL_API_KEY", "wrong-key-of-the-environment")
+        async with BctrlSession(api_key, base_url=emulator.url) as session:
+            with pytest.raises(BctrlAuthenticationError) as caught:
                 await session.stop_runtime("ws-1", "crm")
-        assert len(emulator.requests) == 1
+            report = await session.stop_runtimes([("ws-1", "crm")])
+        assert len(emulator.requests) == 2
+        for error in (caught.value, report.failures[0].error):
+            assert str(error).endswith(f". Check the API key from {origin}")
 
     async def test_it_and_the_url_come_from_the_environment(
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,7 @@ class Sender:
     """Sends the calls of a session.
 
     `headers` go with every request. The key provider is called for each attempt; it is
-    None if the headers have the key.
+    None if the headers have the key. `key_origin` says where the key comes from.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Sender:
         headers: CIMultiDict[str],
         key_provider: KeyProvider | None,
         *,
+        key_origin: str,
         check_answers: bool = True,
     ) -> None:
         self._pool = pool
@@ -66,6 +67,7 @@ class Sender:
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
+        self._key_origin = key_origin
         self._transport = Transport(pool, url, check_answers=check_answers)
         self.quota: RetryQuota = RetryQuota()
         self.tally: SessionStats = SessionStats()
@@ -192,6 +194,9 @@ class Sender:
                 summary="the session was closed during the call",
                 advice="Close the session after its calls have ended",
             )
+        if kind is Kind.NO_ACCESS:
+            advice = f"Check the API key from {self._key_origin}"
+            failure = replace(failure, advice=advice)
         # No attempt has started if there was no key.
         if call.in_flight:
             call.end_attempt()

@@ -351,7 +351,7 @@ class BctrlValidationError(BctrlApiError):
 # bctrl_async.BctrlAuthenticationError, in bctrl_async/errors.py
 class BctrlAuthenticationError(BctrlApiError):
     """401: the API key is missing or invalid; every call with it will fail."""
-    advice: str | None = 'Check the API key (BCTRL_API_KEY)'
+    advice: str | None = 'Check the API key'
 
 # bctrl_async.BctrlPermissionError, in bctrl_async/errors.py
 class BctrlPermissionError(BctrlApiError):
