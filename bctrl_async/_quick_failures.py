@@ -10,6 +10,8 @@ is_on: bool = False
 TIME_LIMIT = 0.4
 """Seconds for one attempt; a bulk stop spends three limits on a runtime that hangs."""
 ADVICE = "It is a limit of tests: set_testing(False) of bctrl_async.testing keeps yours"
+POLL_DELAY = 0.1
+"""Seconds between two polls of a runtime that runs: to take time is no failure."""
 _TRIES = 10
 
 

@@ -64,8 +64,8 @@ def set_testing(
     retry policy, `timeout` and `verify` are: there is no backoff, no Retry-After and no
     retry quota. The time limit of an attempt is at most 0.4 seconds. A call gives up
     after 10 throttled attempts, or 2 that were not answered in time. A bulk stop polls
-    a runtime at most 10 times, and gives up a server after 10 unanswered canaries. A
-    `rate` holds.
+    a runtime at most 10 times, 0.1 seconds apart while it runs, and gives up a server
+    after 10 unanswered canaries. A `rate` holds.
 
     `bctrl_session` and `bctrl_env` turn it on. A test of the waits turns it off:
 

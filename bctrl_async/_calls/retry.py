@@ -91,6 +91,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 
     def backoff(self, failures: int, uniform: Callable[[float, float], float]) -> float:
         """Return the delay in seconds after this many consecutive failures."""
+        if _quick_failures.is_on:
+            return 0.0
         longest = min(self.cap, self.base * 2.0 ** min(failures - 1, _LARGEST_EXPONENT))
         return uniform(0.0, longest)
 
@@ -244,6 +246,8 @@ class RetryState(History):
             self.advice = "Not retried: the retry quota is exhausted. Call again later"
             return None
         backoff = self.policy.backoff(self.failures, self.uniform)
+        if _quick_failures.is_on:
+            return backoff
         return max(self.last_failures[-1].retry_after or 0.0, backoff)
 
     @property

@@ -298,11 +298,8 @@ class Limiter:
             await self.start_sleep(delay)
 
     def start_sleep(self, delay: float) -> asyncio.Future[None]:
-        """Return a future that is done after some seconds, or when the limiter closes.
-
-        With quick failures, it is done at once.
-        """
-        if _quick_failures.is_on or self._error is not None:
+        """Return a future that is done after some seconds, or when this is closed."""
+        if self._error is not None:
             delay = 0.0
         loop = asyncio.get_running_loop()
         sleeper: asyncio.Future[None] = loop.create_future()

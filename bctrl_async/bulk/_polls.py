@@ -135,7 +135,8 @@ class Polls:
             return
         if workspace.prefers_list:
             workspace.is_listed = True
-            self._schedule_at(now + self._delay(1), workspace)
+            delay = self._delay(0, has_answer=False)
+            self._schedule_at(now + delay, workspace)
         else:
             self._schedule_get(poll, now)
 
@@ -145,13 +146,14 @@ class Polls:
 
     def _schedule_get(self, poll: Poll, now: float) -> None:
         remaining = max(poll.deadline - now, 0.0)
-        delay = min(self._delay(poll.requests + 1), remaining)
-        self._schedule_at(now + delay, poll)
+        delay = self._delay(poll.requests, has_answer=poll.is_answered)
+        self._schedule_at(now + min(delay, remaining), poll)
 
-    def _delay(self, requests: int) -> float:
-        if _quick_failures.is_on:
-            return 0.0
-        return probe_delay(self._policy, requests)
+    def _delay(self, requests: int, *, has_answer: bool) -> float:
+        """Return the seconds until the next request, given how many there were."""
+        if _quick_failures.is_on and has_answer:
+            return _quick_failures.POLL_DELAY
+        return probe_delay(self._policy, requests + 1)
 
     @property
     def next_at(self) -> float:
@@ -229,7 +231,7 @@ class Polls:
         """Decide when a workspace is listed again, or each of its runtimes got."""
         workspace.lists += 1
         if workspace.prefers_list:
-            delay = self._delay(workspace.lists + 1)
+            delay = self._delay(workspace.lists, has_answer=bool(workspace.list_size))
             self._schedule_at(now + delay, workspace)
             return
         workspace.is_listed = False

@@ -160,6 +160,23 @@ async def test_retries_and_polls_go_on_as_in_production(
     assert (emulator.received[CRM], polls(emulator)) == (4, 6)
 
 
+@every_session
+async def test_a_bulk_stop_waits_for_runtimes_that_take_their_time(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: ten polls came within milliseconds, and no runtime had ended."""
+    aliases = [f"r{number}" for number in range(20)]
+    for alias in ["crm", *aliases]:
+        emulator.add_runtime("ws-1", alias, stop_takes=0.3)
+    async with session:
+        report = await report_of(emulator, session, *aliases)
+        assert (await report_of(emulator, session, "crm")).ok
+
+    assert report.ok
+    # One list answers for all.
+    assert len(emulator.requests) <= 20 + 10 + 1 + 10
+
+
 @pytest.mark.parametrize("fixture", ["bctrl_session"])
 async def test_every_failing_target_gets_the_attempts_of_its_policy(
     emulator: Emulator, session: BctrlSession
