@@ -148,12 +148,13 @@ class Display:
         """Return what the requests do, and what holds them up."""
         progress = self._batch.progress
         retries = self._batch.retries
-        parts = [self._calls_text(progress)]
+        parts = []
+        if progress.polling:
+            parts.append(self._asked_text(progress))
+        parts.append(self._calls_text(progress))
         silence = self._measure_silence()
         if silence >= _SILENT_AFTER and not progress.is_unanswered:
             parts.append(f"no answer for {format_duration(int(silence))}")
-        if progress.polling:
-            parts.append(f"waiting for {progress.polling:,} to stop")
         if retries == 1:
             parts.append("1 retry")
         elif retries:
@@ -164,6 +165,15 @@ class Display:
         if self.is_interrupted:
             parts.append("Ctrl-C again to abort")
         return ", ".join(parts)
+
+    def _asked_text(self, progress: "RunProgress") -> str:
+        """Return how many were asked to stop, and how many of them have not ended."""
+        asked = int(self._progress.tasks[0].completed) + progress.polling
+        text = f"asked {asked:,}"
+        if self._batch.total is not None:
+            text += f" of {self._batch.total:,}"
+        longest = format_duration(math.ceil(progress.polling_for))
+        return f"{text}, {progress.polling:,} still ending for up to {longest}"
 
     def _calls_text(self, progress: "RunProgress") -> str:
         waiting = self._session.stats.waiting
@@ -181,6 +191,8 @@ def _obstacle_text(progress: "RunProgress") -> str:
         return f"throttled by the server, waiting {format_duration(seconds)}"
     if progress.is_throttled:
         return "throttled by the server"
+    if progress.is_full:
+        return "no more are asked until some have ended"
     if progress.retrying:
         [(reason, _)] = progress.retrying.most_common(1)
         after = f"after {reason}" if reason.isdecimal() else "after no answer"

@@ -87,9 +87,18 @@ LINES = {
     ),
     "12 done, 3.0/s, 0 in flight, 1 retry, 12 stopped": (Batch(None, retries=1), 3),
     # There is no time left: runtimes that are polled stop when they stop.
-    "80 of 1,000 done, 20/s, 0 in flight, waiting for 500 to stop, 80 stopped": (
-        Batch(1000, progress=Progress(0, polling=500)),
+    "80 of 1,000 done, 20/s, asked 580 of 1,000, 500 still ending for up to 1m55s, "
+    "7 in flight, 80 stopped": (
+        Batch(1000, progress=Progress(7, polling=500, polling_for=114.5)),
         20,
+    ),
+    "0 done, asked 100,000, 100,000 still ending for up to 12s, 0 in flight, no more "
+    "are asked until some have ended": (
+        Batch(
+            None,
+            progress=Progress(0, polling=100_000, polling_for=12.0, is_full=True),
+        ),
+        0,
     ),
     # The rate before an outage does not predict its end.
     "12 done, 0 in flight, no answer from the server, probing, 12 stopped": (
