@@ -44,6 +44,7 @@ _ADVICE_BY_CLASS: dict[type[BaseException], str] = {
 }
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
+_tells_of_threads = re.compile("new thread|after (interpreter )?shutdown").search
 _has_only_words = re.compile("[A-Za-z ,.]+").fullmatch
 _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 
@@ -65,6 +66,15 @@ def failed_request(
         # every task that waits for it.
         summary = "the DNS lookup was still in progress"
         return Failure(kind=Kind.LOST, summary=summary, in_doubt=call.is_connected)
+    if _lacks_thread(cause):
+        # aiohttp looks up hosts in threads; a borrowed pool may need others, too.
+        return Failure(
+            kind=Kind.NO_CONNECTION,
+            summary=f"no connection: the DNS lookup got no thread: {cause}",
+            advice="Raise the limit of threads and processes; retrying is safe",
+            in_doubt=call.is_connected,
+            cause=cause,
+        )
     if not isinstance(cause, AIOHTTP_ERRORS):
         return None
     kind, summary = _describe(cause, call)
@@ -79,6 +89,12 @@ def failed_request(
     return Failure(
         kind=kind, summary=summary, advice=advice, in_doubt=in_doubt, cause=cause
     )
+
+
+def _lacks_thread(error: BaseException) -> bool:
+    """Return True if no thread could be started."""
+    # Python has no class of its own for this error.
+    return isinstance(error, RuntimeError) and bool(_tells_of_threads(str(error)))
 
 
 def partial_response(

@@ -9,8 +9,16 @@ from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from unittest.mock import Mock
 
+import aiohttp
 import pytest
-from support.helpers import add_runtimes, pass_time, until, wait_for_requests
+from support.helpers import (
+    add_runtimes,
+    no_threads,
+    pass_time,
+    until,
+    wait_for_requests,
+)
+from support.loops import package_of
 from support.runtimes import RUNTIME
 from support.servers import answering, emulator_in_a_thread, http_answer, served
 from support.wire_faults import WireEmulator, WireFault
@@ -18,9 +26,11 @@ from test_observer import Recorder
 
 from bctrl_async import (
     BctrlApiError,
+    BctrlNetworkError,
     BctrlSession,
     BctrlTimeoutError,
     RetryPolicy,
+    StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 
@@ -107,6 +117,32 @@ async def test_nothing_is_sent_if_connecting_times_out(
             ) as caught:
                 await stopping
     assert caught.value.may_have_stopped is False
+
+
+@pytest.mark.parametrize("is_borrowed", [False, True])
+async def test_a_lookup_that_gets_no_thread_is_a_failed_attempt(
+    emulator: Emulator, *, is_borrowed: bool
+) -> None:
+    """Fault: a RuntimeError of Python left the call, and ended a bulk stop."""
+    if package_of(asyncio.get_running_loop()) == "uvloop":
+        pytest.skip("its threads look up hosts, and it aborts if they cannot start")
+    url = emulator.url.replace("127.0.0.1", "localhost")
+    retry = RetryPolicy(attempts=2, base=0.001, cap=0.001)
+    async with aiohttp.ClientSession() as http:
+        borrowed = http if is_borrowed else None
+        async with BctrlSession(
+            "emulator-key", base_url=url, retry=retry, http=borrowed
+        ) as session:
+            with no_threads():
+                with pytest.raises(BctrlNetworkError, match="no thread") as caught:
+                    await session.stop_runtime("ws-1", "crm")
+                report = await session.stop_runtimes([("ws-1", "crm")])
+            await session.stop_runtime("ws-1", "crm")
+
+    # It cannot be known what a borrowed pool has sent.
+    result = StopResult.UNKNOWN if is_borrowed else StopResult.NOT_SENT
+    assert (caught.value.attempts, caught.value.may_have_stopped) == (2, is_borrowed)
+    assert report.counts == {result: 1}
 
 
 @pytest.mark.moves_clock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -148,6 +149,16 @@ def unused_url() -> Iterator[str]:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """Let no thread start, as at a limit of pids: no machine has so large a stack."""
+    before = threading.stack_size(1 << 62)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
 
 
 def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
