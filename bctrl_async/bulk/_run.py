@@ -131,19 +131,30 @@ class Run:
         if self._observer is not None:
             self.ledger.observer = notify(self._observer.begin_bulk)
         try:
-            if self._options.journal is not None:
-                await self.ledger.open(self._options.journal, self._base_url)
-            await self._stop_all()
-        except GeneratorExit:
-            # The coroutine was closed; the last of its tasks closes the journal.
+            try:
+                if self._options.journal is not None:
+                    await self.ledger.open(self._options.journal, self._base_url)
+                await self._stop_all()
+            finally:
+                await self._close_journal()
+        except (asyncio.CancelledError, GeneratorExit):
             self.state.cancel()
             raise
+        except BctrlError as error:
+            self.state.set_ended_early(error)
+            raise
+        except BaseException as error:
+            self.state.set_ended_early(BctrlError(f"the run failed: {error!r}"))
+            raise
         finally:
-            try:
-                if not self._tasks:
-                    await self.ledger.close()
-            finally:
-                self.ledger.end(self.source.count)
+            if not self.source.is_exhausted:
+                self._set_unread()
+            self.ledger.end(self.source.count)
+
+    async def _close_journal(self) -> None:
+        # If the coroutine was closed, the last of its tasks closes the journal.
+        if not self.is_busy:
+            await self.ledger.close()
 
     async def _stop_all(self) -> None:
         """Give every target its outcome; then raise the error of input or delivery."""
@@ -162,9 +173,6 @@ class Run:
         error = self.state.failure or source.error
         if error is not None:
             raise error
-        if source.length is not None and not source.is_exhausted:
-            counts = f"{source.count:,} of {source.length:,} targets"
-            self.state.set_ended_early(BctrlError(f"the input ended after {counts}"))
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         """Start the timer of the deadline, if any."""
@@ -175,6 +183,15 @@ class Run:
         return asyncio.get_running_loop().call_later(
             deadline, self.state.ask_to_end, reason, CancelLevel.IN_FLIGHT
         )
+
+    def _set_unread(self) -> None:
+        """Set why targets were not read, unless the reason is known."""
+        source = self.source
+        reason = "the input was not read to its end"
+        if source.length is not None:
+            counts = f"{source.count:,} of {source.length:,} targets"
+            reason = f"the input ended after {counts}"
+        self.state.set_ended_early(BctrlError(reason))
 
     def _set_input_error(self, error: BaseException) -> None:
         if not isinstance(error, BctrlError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from support.helpers import (
     assert_conserved,
     await_batch,
     new_poller,
+    no_threads,
     pass_time,
     read_all,
     run_of,
@@ -227,6 +230,74 @@ async def test_the_wait_for_a_silent_input_ends_if(
     await asyncio.wait_for(running, BOUND)
     assert batch.report.counts == {STOPPED: 1}
     assert not batch.report.ok
+
+
+@pytest.mark.parametrize("run", [await_batch, read_all])
+async def test_a_run_whose_journal_gets_no_thread_is_not_ok(
+    bulk: Bulk, tmp_path: Path, run: Run
+) -> None:
+    """Fault: nothing was sent, and the report of no targets was ok."""
+    batch = bulk.stop(5, journal=tmp_path / "journal")
+
+    with no_threads(), pytest.raises(Exception, match="can't start new thread"):
+        await run(batch)
+
+    assert bulk.emulator.requests == []
+    assert not batch.report.ok
+    with pytest.raises(ExceptionGroup, match="the run ended early"):
+        batch.report.raise_for_failures()
+
+
+AFTER_MAIN = """
+import asyncio, sys, threading
+from bctrl_async import BctrlSession, RetryPolicy
+
+URL, ONCE = "http://localhost:9", RetryPolicy(attempts=1)
+
+async def main():
+    async with BctrlSession("key", base_url=URL, retry=ONCE) as session:
+        for journal in (sys.argv[1], None):
+            batch = session.stop_runtimes([("ws-1", "crm")], journal=journal)
+            try:
+                await batch
+            except Exception:
+                pass
+            print(batch.report.ok, dict(batch.report.counts))
+
+def run():
+    threading.main_thread().join()
+    asyncio.run(main())
+
+threading.Thread(target=run).start()
+"""
+"""A program whose runs start after its main thread has ended: no other thread can."""
+
+
+def test_after_the_main_thread_has_ended_no_run_is_ok(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_MAIN, tmp_path / "journal"],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=BOUND,
+    )
+    assert done.stdout.splitlines() == ["False {}", "False {'not_sent': 1}"]
+
+
+@pytest.mark.parametrize("run", [await_batch, read_all])
+async def test_a_run_that_raises_is_not_ok_even_if_all_were_stopped(
+    bulk: Bulk, run: Run
+) -> None:
+    def fail(outcome: StopOutcome) -> None:
+        if outcome.index == 2:
+            raise ValueError("mine")
+
+    batch = bulk.stop(3, on_outcome=fail, concurrency=1)
+    with pytest.raises(ValueError, match="mine"):
+        await run(batch)
+
+    assert batch.report.counts == {STOPPED: 3}
+    assert "the run failed: ValueError" in str(batch.report.ended_early)
 
 
 class TestBlock:

@@ -32,12 +32,14 @@ FOUND_BY = {
     "locked": 146,
     "lost-slot": 291,
     "lone-503": 2375,
+    "lookup-raises": 266,
     "no-lane": 37,
     "no-move": 258,
     "one-tenant": 252,
     "own-work": 119,
     "page-accepted": 23,
     "stray-answer": 23,
+    "unread-ok": 16,
 }
 """The first seeds that find rare faults. Others are tried if they no longer do."""
 

@@ -114,6 +114,8 @@ def _check_raised(plan: Plan, run: BulkRun) -> Problems:
     if plan.input == "workspace":
         # The list cannot be had.
         expected += (BctrlError,)
+    if plan.journal and not plan.has_threads:
+        expected += (BctrlError, RuntimeError)
     if run.raised is not None and not isinstance(run.raised, expected):
         yield Problem("raised", f"it raised {run.raised!r}")
     interrupted = run.ended_at is not None

@@ -24,12 +24,13 @@ from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
-from bctrl_async.bulk._state import Worker
+from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.filters import Selection
 from bctrl_async.observer import StopObserver
 
 _record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
 _release, _cancel = Limiter.release, Worker.cancel
+_set_ended_early = RunState.set_ended_early
 _lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
 _on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
 
@@ -57,6 +58,11 @@ def _cancel_no_call(worker: Worker, level: CancelLevel) -> bool:
     if level is CancelLevel.READING and worker.call is not None:
         return False
     return _cancel(worker, level)
+
+
+def _set_known_reason(state: RunState, reason: BctrlError) -> None:
+    if state.failure is not None or "the run failed" not in reason.summary:
+        _set_ended_early(state, reason)
 
 
 async def _never_answered(*_: object) -> bool:
@@ -277,6 +283,19 @@ FAULTS = {
         "a cancelled attempt keeps its slot",
         "stuck",
         {"bctrl_async._limiter.limiter.Limiter.release": _release_if_answered},
+    ),
+    "unread-ok": KnownFault(
+        "a run that an error leaves before its first item has not ended early",
+        "ok, but not all read",
+        {
+            "bctrl_async.bulk._run.Run._set_unread": lambda *_: None,
+            "bctrl_async.bulk._state.RunState.set_ended_early": _set_known_reason,
+        },
+    ),
+    "lookup-raises": KnownFault(
+        "the error of a lookup that gets no thread leaves its call",
+        "raised",
+        {"bctrl_async._http.failures._tells_of_threads": lambda _: False},
     ),
     "torn-journal": KnownFault(
         "the torn line of a journal is not cut off, and the next is appended to it",

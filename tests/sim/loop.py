@@ -85,6 +85,7 @@ class SimLoop(VirtualLoop):
         network: The network of its connections; to be set before the first.
         signal_handlers: The handlers that were added, by the number of the signal.
         thread_delay: The virtual seconds that a call in a thread takes.
+        has_threads: False while no thread can start.
     """
 
     network: Network
@@ -95,6 +96,7 @@ class SimLoop(VirtualLoop):
         self._future_numbers = itertools.count()
         self.signal_handlers: dict[int, Callable[[], object]] = {}
         self.thread_delay = 0.0
+        self.has_threads = True
 
     @property
     def step(self) -> int:
@@ -117,9 +119,14 @@ class SimLoop(VirtualLoop):
     ) -> asyncio.Future[_T]:
         """Run a function in the loop, also if its future is cancelled meanwhile."""
         del executor
+        self._check_threads()
         future: asyncio.Future[_T] = self.create_future()
         self.call_later(self.thread_delay, _run, future, func, args)
         return future
+
+    def _check_threads(self) -> None:
+        if not self.has_threads:
+            raise RuntimeError("can't start new thread")
 
     def add_signal_handler(
         self, sig: int, callback: Callable[..., object], *args: object
@@ -135,6 +142,7 @@ class SimLoop(VirtualLoop):
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:  # noqa: ANN401
         del host
+        self._check_threads()
         await self.network.look_up()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 

@@ -132,6 +132,7 @@ class Plan:
         self._draw_scene(random.Random(f"scene {seed}"))
         self._draw_idle(random.Random(f"idle {seed}"))
         self._draw_stalls(random.Random(f"stalls {seed}"))
+        self._draw_threads(random.Random(f"threads {seed}"))
 
     def _draw_pace(self, rng: random.Random) -> None:
         """Draw a shared pace: its rate, and when its store answers or is away."""
@@ -282,6 +283,12 @@ class Plan:
                 10 ** rng.uniform(-2.0, 1.0) for _ in range(rng.randint(1, 3))
             )
             self.climate.hazards |= {"starved"}
+
+    def _draw_threads(self, rng: random.Random) -> None:
+        """Draw whether threads can start: for the journal, and to look up the host."""
+        self.has_threads = rng.random() >= 0.05
+        if not self.has_threads:
+            self.climate.hazards |= {"no threads"}
 
     @property
     def is_whole(self) -> bool:

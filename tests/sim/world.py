@@ -45,6 +45,7 @@ class World:
         self.loop = loop
         self.network = loop.network = Network(loop, plan.seed, plan.climate)
         loop.thread_delay = plan.thread_delay
+        loop.has_threads = plan.has_threads
         loop.starve(plan.stalls)
         self._folder = folder
         self.runs: list[BulkRun] = []
