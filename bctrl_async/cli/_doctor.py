@@ -1,12 +1,12 @@
 """The command `doctor`: print what is in effect, and try it with one list."""
 
-import asyncio
 import platform
 from importlib.metadata import version
 
 from yarl import URL
 
 from bctrl_async import RuntimeFilter, __version__
+from bctrl_async.cli import _loop as loop
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._options import Workspace
@@ -52,6 +52,6 @@ def doctor(workspace: Workspace = None, *, connection: Connection = CONNECTION) 
         )
     else:
         finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), output)
-        count = pluralize(len(asyncio.run(finding)), "runtime")
+        count = pluralize(len(loop.run(finding)), "runtime")
         output.print_result(f"API       the key is accepted: {count} in {workspace}")
     return output.exit_code()

@@ -17,7 +17,7 @@ from bctrl_async import (
     RuntimeFilter,
     RuntimeRef,
 )
-from bctrl_async.cli import _options as opt, _output as out
+from bctrl_async.cli import _loop as loop, _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.errors import format_duration
@@ -111,9 +111,7 @@ def list_runtimes(
     where = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = out.Output(prints_json=output_format == "json")
     session = connection.read_session()
-    matches = asyncio.run(
-        find_runtimes(session, workspace, where, output, pattern=alias)
-    )
+    matches = loop.run(find_runtimes(session, workspace, where, output, pattern=alias))
     runtimes = matches.runtimes
     if output.prints_json:
         _print_json(output, workspace, runtimes)
@@ -159,7 +157,7 @@ def get_runtimes(
         raise BctrlConfigError("nothing to get: add ALIAS")
     output = out.Output(prints_json=output_format == "json")
     session = connection.read_session()
-    answers = asyncio.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
+    answers = loop.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
     runtimes = [answer for answer in answers if isinstance(answer, Runtime)]
     errors = [answer for answer in answers if isinstance(answer, BctrlError)]
     if output.prints_json:

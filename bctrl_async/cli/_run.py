@@ -1,6 +1,5 @@
 """The run of `stop`: its options, the bulk stop or the dry run, and the exit code."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.cli import _options as opt, _output as out
+from bctrl_async.cli import _loop as loop, _options as opt, _output as out
 from bctrl_async.cli._connection import Connection
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._pace import open_rate
@@ -127,9 +126,27 @@ class Job:
                 verify=self.options.verify,
                 missing_ok=self.options.ignore_not_found,
             )
-            is_interrupted = _run_batch(session, batch, self.output)
-            self._explain(batch.ended_early)
-            # The journal may raise when it is closed, so the report comes before.
+            return loop.run(self._run_batch(session, batch, printer))
+
+    async def _run_batch(
+        self, session: "BctrlSession", batch: "StopBatch", printer: OutcomePrinter
+    ) -> int:
+        """Run a bulk stop, print its account, and return the exit code.
+
+        The account comes before anything that may raise or take long, such as closing
+        the session and the journal.
+        """
+        async with session:
+            try:
+                is_interrupted = await run_with_progress(batch, session, self.output)
+            except UnreadInputError as error:
+                out.print_error(error)
+                return self._report(batch, printer, has_raised=True)
+            except BaseException:
+                # Its error is printed where it is caught.
+                if batch.read:
+                    self._report(batch, printer, has_raised=True)
+                raise
             return self._report(batch, printer, is_interrupted=is_interrupted)
 
     def _open_journal(
@@ -151,18 +168,25 @@ class Job:
             error.summary = re.sub(r"the deadline of \S+ ", deadline, error.summary)
 
     def _report(
-        self, batch: "StopBatch", printer: OutcomePrinter, *, is_interrupted: bool
+        self,
+        batch: "StopBatch",
+        printer: OutcomePrinter,
+        *,
+        is_interrupted: bool = False,
+        has_raised: bool = False,
     ) -> int:
-        """Print the summary of a bulk stop, and return the exit code."""
+        """Print the summary of a bulk stop, and return the exit code.
+
+        The error of a run that has raised is not printed here.
+        """
+        self._explain(batch.ended_early)
         printer.finish()
         report = batch.report
         reason = report.ended_early
         summary = out.summarize(report, is_interrupted=is_interrupted)
         if reason is not None and batch.total is None:
             summary += "; the input was not read to its end"
-        # The error of an input that cannot be read was printed when it was raised.
-        is_explained = is_interrupted or isinstance(reason, UnreadInputError)
-        if reason is not None and not is_explained:
+        if reason is not None and not (is_interrupted or has_raised):
             out.print_error(f"ended early: {printer.describe(reason)}")
         code = _exit_code(report, self.output)
         self.output.print_summary(summary, is_needed=code != 0)
@@ -176,7 +200,7 @@ class Job:
     def print_targets(self, targets: Targets, journal: Path | None) -> int:
         """Print targets as JSON Lines, except targets that a journal has as stopped."""
         session = self.connect(needs_key=False)
-        failures = asyncio.run(_send_nothing(session, targets)).failures
+        failures = loop.run(_send_nothing(session, targets)).failures
         # An invalid target is `invalid`, not `not_sent`.
         valid = [
             outcome.target
@@ -212,20 +236,6 @@ class Job:
         if len(pending) < len(targets):
             reader.warn_if_old()
         return pending
-
-
-def _run_batch(session: "BctrlSession", batch: "StopBatch", output: out.Output) -> bool:
-    """Run a bulk stop and print an error of its input; return True if interrupted."""
-
-    async def run() -> bool:
-        async with session:
-            return await run_with_progress(batch, session, output)
-
-    try:
-        return asyncio.run(run())
-    except UnreadInputError as error:
-        out.print_error(error)
-        return False
 
 
 def _exit_code(report: StopReport, output: out.Output) -> int:

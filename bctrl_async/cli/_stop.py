@@ -1,6 +1,5 @@
 """The command `stop`, and the three ways to say which runtimes it stops."""
 
-import asyncio
 import sys
 import time
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bctrl_async import BctrlConfigError, RuntimeFilter, RuntimeRef
-from bctrl_async.cli import _options as opt, _output as out
+from bctrl_async.cli import _loop as loop, _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._list import FoundRuntimes, find_runtimes
@@ -157,7 +156,7 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
         _check_terminal()
     started = time.monotonic()
     session = job.connect()
-    matches = asyncio.run(
+    matches = loop.run(
         find_runtimes(
             session,
             workspace,

@@ -29,11 +29,18 @@ from support.commands import (
     without_times,
     write,
 )
-from support.helpers import BOUND, add_runtimes, until, wait_for_requests
+from support.helpers import (
+    BOUND,
+    add_runtimes,
+    until,
+    wait_for_line,
+    wait_for_requests,
+)
 from support.journal_lines import read_lines
 from support.warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
+from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.emulator import Emulator
@@ -210,6 +217,85 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(command: Command) -> None:
         "the input was not read to its end\n"
     )
     assert (code, without_notices(err)) == (130, "")
+
+
+async def test_a_run_that_fails_has_its_account_before_its_error(
+    command: Command,
+) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("s3cret")
+
+    command.patch.setattr(OutcomePrinter, "print", fail)
+    code, out, err = await command(*ONE_AT_A_TIME)
+    account = "1 of 3 no longer running, 2 unconfirmed after "
+    assert (code, out.startswith(account)) == (1, True)
+    assert err.startswith("bctrl-async: error: unexpected LookupError at line ")
+    assert "s3cret" not in err
+
+
+NO_THREADS = """
+import sys, threading
+from bctrl_async.__main__ import main
+
+threading.stack_size(1 << 62)
+sys.exit(main())
+"""
+"""A program that runs the command where no thread can start."""
+
+
+async def test_a_lookup_that_gets_no_thread_has_an_account(command: Command) -> None:
+    """Fault: the command said that this was a fault of its own, and nothing else."""
+    command.setenv(BCTRL_BASE_URL=command.api.url.replace("127.0.0.1", "localhost"))
+    process = await start(sys.executable, "-c", NO_THREADS, "stop", "ws", "a")
+    code, out, err = await finish(process)
+    assert (code, "got no thread" in out + err) == (1, True)
+    assert "0 of 1 no longer running, 1 unconfirmed" in out
+
+
+HUNG_LOOKUP = """
+import socket, sys, threading
+from bctrl_async.__main__ import main
+
+def look_up(*_):
+    print("looking up", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+socket.getaddrinfo = look_up
+sys.exit(main())
+"""
+"""A program that runs the command where the lookup of a host never ends."""
+
+
+class TestHungLookup:
+    """Fault: a command printed its account, and ended, after its lookups had ended."""
+
+    @pytest.fixture(autouse=True)
+    def _named_host(self, command: Command) -> None:
+        command.setenv(BCTRL_BASE_URL="https://api.test")
+
+    @pytest.mark.parametrize(
+        ("args", "account"),
+        [
+            ("a", "0 of 1 no longer running, 1 unconfirmed"),
+            ("--all --yes", "was not listed within the deadline"),
+        ],
+    )
+    async def test_the_deadline_ends_it(self, args: str, account: str) -> None:
+        words = ("stop", "ws", *args.split(), "--deadline", "0.1s")
+        process = await start(sys.executable, "-c", HUNG_LOOKUP, *words)
+        code, out, err = await finish(process)
+        assert (code, account in out + err) == (1, True)
+
+    @pytest.mark.parametrize(
+        ("args", "account"),
+        [("stop ws a", "Interrupted: 0 of 1 no longer running"), ("list ws", "")],
+    )
+    async def test_ctrl_c_ends_it(self, args: str, account: str) -> None:
+        process = await start(sys.executable, "-c", HUNG_LOOKUP, *args.split())
+        await wait_for_line(process.stderr, "looking up")
+        process.send_signal(signal.SIGINT)
+        code, out, _ = await finish(process)
+        assert (code, account in out) == (130, True)
 
 
 @asynccontextmanager
