@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import sys
@@ -42,6 +43,7 @@ WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a
 # rate that it shares: the user must see these warnings.
 _IMPORTANT = {f"bctrl_async.{name}" for name in ("cli", "filters", "journal", "pace")}
+_replace_colon = re.compile("^( *):(?=:)", re.MULTILINE).sub
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
@@ -93,8 +95,8 @@ def escape(text: str) -> str:
     # The repr of an enum's member would show its Python name.
     text = str.__str__(text)
     if text and text.isprintable() and text == text.strip():
-        return text
-    return ascii(text)
+        return _neutralize(text)
+    return _neutralize(ascii(text))
 
 
 def describe(error: BctrlError) -> str:
@@ -140,14 +142,17 @@ def pad(text: str, width: int) -> str:
     return text + " " * (width - cell_len(text))
 
 
-def _escape_unprintable(text: str) -> str:
-    """Escape what a terminal would obey or hide, except newlines."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+def _neutralize(text: str) -> str:
+    """Escape what a terminal or a CI system would obey or hide, except newlines."""
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    # GitHub obeys `::name::` at the start of a line, and like Azure Pipelines and
+    # TeamCity what follows `##` anywhere, such as `##vso[name]`.
+    return _replace_colon(r"\1\\x3a", text).replace("##", r"#\x23")
 
 
 def one_line(text: str) -> str:
     """Return text on one line, with its unprintable characters escaped."""
-    return _escape_unprintable(" ".join(text.split()))
+    return _neutralize(" ".join(text.split()))
 
 
 def check_input(file: Path) -> None:
@@ -200,7 +205,7 @@ def _columns() -> int:
 def _print_line(line: str) -> None:
     if sys.stderr is None:  # The shell has closed stderr, and `print` would use stdout.
         return
-    lines = _escape_unprintable(line).split("\n")
+    lines = _neutralize(line).split("\n")
     columns = _columns()
     if columns:
         # A terminal would break lines within words.
@@ -237,7 +242,7 @@ class Output(Console):
         is_terminal = self.on_terminal
         # A program that reads exact text must get every character.
         if isinstance(result, str) and (is_terminal or not is_exact):
-            result = _escape_unprintable(result)
+            result = _neutralize(result)
         try:
             if isinstance(result, Text) or is_terminal:
                 self.print(result, soft_wrap=is_exact or not is_terminal)
@@ -251,7 +256,9 @@ class Output(Console):
 
     def print_object(self, fields: Mapping[str, object]) -> None:
         """Print an object as JSON on one line, in ASCII."""
-        self.print_result(json.dumps(fields), is_exact=True)
+        # Two of these characters may start a command of a CI system.
+        line = json.dumps(fields).replace("##", r"#\u0023")
+        self.print_result(line, is_exact=True)
 
     def print_summary(self, summary: str, *, is_needed: bool = False) -> None:
         """Print the last line; with --quiet, only if it is needed."""

@@ -165,6 +165,32 @@ async def test_no_input_reaches_the_terminal_raw(
     assert command.api.requests == []
 
 
+# A CI system obeys such a command at the start of a line, and the others anywhere.
+CI_COMMAND = "::error::##[error]##vso[task.complete]"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *("list ws", "list ws -o json", "get ws TEXT", f"stop {CI_COMMAND} TEXT"),
+        *("stop ws TEXT", "stop ws TEXT -o json", "stop --from all.csv"),
+    ],
+)
+async def test_no_text_of_a_server_or_an_input_is_a_command_to_a_ci_system(
+    command: Command, args: str
+) -> None:
+    command.api.add_runtime("ws", CI_COMMAND)
+    runtime = {**WIRE, "alias": CI_COMMAND, "status": CI_COMMAND}
+    found = Reply(200, body={**runtime, "runtimes": [runtime]})
+    command.api.inject(found, method="GET")
+    save("all.csv", f"workspace_id,alias\n{CI_COMMAND},{CI_COMMAND}\n")
+    _, out, err = await command(*args.replace("TEXT", CI_COMMAND).split())
+    assert "vso[task.complete]" in out
+    assert not re.search(r"^ *::|##\[|##vso\[", out + err, re.MULTILINE)
+    if "json" in args:
+        assert CI_COMMAND in {outcome["alias"] for outcome in outcomes_of(out)}
+
+
 # What cannot be written
 
 
