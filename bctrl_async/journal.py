@@ -10,6 +10,7 @@ list, and finds the outcome of each target.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import defaultdict
@@ -36,6 +37,7 @@ from bctrl_async._entries import (
     shorten,
 )
 from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
 
@@ -182,8 +184,9 @@ class JournalReader:
         self.base_url: str = base_url
         self._path = Path(path)
         self._age = timedelta()
-        self._next_offset = 0
         self._lock = threading.Lock()
+        self.end: int = 0
+        """The offset after the last entry that was read."""
         # These are offsets of last entries, by workspace and alias. The dicts are
         # nested: a single dict of pairs would take twice the memory.
         self.offsets: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -218,7 +221,7 @@ class JournalReader:
                 # The file is new, or a crash cut its header short.
                 return
             self._check_header(decode(line, Header, 0), max_age)
-            self._next_offset = len(line)
+            self.end = len(line)
             self._read_entries(lines)
 
     def _read_entries(self, lines: BinaryIO) -> None:
@@ -226,9 +229,9 @@ class JournalReader:
             if not line.endswith(b"\n"):
                 # The line is still being written, or a crash cut it short.
                 return
-            entry = decode(line, EntryTarget, self._next_offset)
-            self.offsets[entry.workspace_id][entry.alias] = self._next_offset
-            self._next_offset += len(line)
+            entry = decode(line, EntryTarget, self.end)
+            self.offsets[entry.workspace_id][entry.alias] = self.end
+            self.end += len(line)
 
     def _check_header(self, header: Header, max_age: float | None) -> None:
         if header.version not in VERSIONS:
@@ -244,10 +247,10 @@ class JournalReader:
                 f"it is {self._age} old; the limit is {timedelta(seconds=max_age)}"
             )
 
-    def outcome(self, target: RuntimeRef) -> StopOutcome | None:
-        """Return the outcome of a target, None if it has none."""
+    def outcome(self, target: RuntimeRef, end: float = math.inf) -> StopOutcome | None:
+        """Return the outcome of a target, None if its last entry is not before this."""
         offset = self.offsets.get(target.workspace_id, {}).get(target.alias)
-        if offset is None:
+        if offset is None or offset >= end:
             return None
         try:
             line = self._line_at(offset)
@@ -286,10 +289,10 @@ class JournalReader:
             f"the journal {str(self._path)!r} cannot be used: {problem}", advice=advice
         )
 
-    def done(self, target: RuntimeRef) -> StopOutcome | None:
+    def done(self, target: RuntimeRef, end: float = math.inf) -> StopOutcome | None:
         """Return the outcome of a target that is done in the file, or None."""
         try:
-            outcome = self.outcome(target)
+            outcome = self.outcome(target, end)
         except BctrlConfigError:
             # The entry cannot be used, and sending the target again is safe.
             return None
@@ -320,31 +323,63 @@ class JournalFile(JournalReader):
     _mode = "a+b"
     _failure: str | None = None
 
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        base_url: str = "",
+        max_age: float | None = None,
+    ) -> None:
+        # Only threads take it, so that a write in the loop does not wait for it.
+        self._reading = threading.Lock()
+        super().__init__(path, base_url, max_age)
+
+    def _open(self) -> BinaryIO:
+        # The current folder may be another when the file is read again.
+        self._place = self._path.absolute()
+        return super()._open()
+
     def _load(self, max_age: float | None) -> None:
         """Lock the file, read it, and make it end with a whole line."""
         if fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         super()._load(max_age)
-        os.ftruncate(self.file.fileno(), self._next_offset)
-        if not self._next_offset:
+        os.ftruncate(self.file.fileno(), self.end)
+        if not self.end:
             line = header_line(self.base_url)
             self._append(line)
-            self._next_offset = len(line)
+            self.end = len(line)
 
-    def refresh(self, base_url: str) -> None:
-        """Read the entries that were written since, for a bulk stop of this server."""
-        self._check_writable()
+    def check_server(self, base_url: str) -> None:
+        """Raise BctrlConfigError unless it belongs to this server."""
         if base_url != self.base_url:
             raise self._unusable(
                 f"it belongs to another server, {self.base_url}",
                 "Give it the base_url of the session, or use another file",
             )
+
+    def refresh(self) -> None:
+        """Read the entries that were written since."""
+        self._check_writable()
         try:
-            with self._lock, open(self.file.fileno(), "rb", closefd=False) as lines:
-                lines.seek(self._next_offset)
+            # Each write moves the position of `file`.
+            with self._reading, self._place.open("rb") as lines:
+                lines.seek(self.end)
                 self._read_entries(lines)
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
+
+    def correct(self, selection: Selection) -> None:
+        """Append that listed runtimes run, where the file has an entry; flush it."""
+        self.refresh()
+        entries = self.offsets.get(selection.workspace_id, {})
+        aliases = [alias for alias in selection.running if alias in entries]
+        for alias in aliases:
+            target = RuntimeRef(selection.workspace_id, alias)
+            self._append(_correction(target, selection.at))
+        if aliases:
+            self.flush()
+            # The corrected entries are no other run's past.
+            self.refresh()
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, as `Journal.write` says."""
@@ -401,6 +436,21 @@ class JournalFile(JournalReader):
             f"the journal {str(self._path)!r} cannot be written: {reason}",
             advice="Free some space, then run again with the same journal",
         )
+
+
+def _correction(target: RuntimeRef, at: datetime) -> bytes:
+    """Return the line of a runtime that a list has as running at this time."""
+    error = BctrlError("the workspace was listed, and it runs")
+    return entry_line(
+        StopOutcome(
+            index=0,
+            target=target,
+            result=StopResult.NOT_SENT,
+            error=error,
+            attempts=0,
+            at=at,
+        )
+    )
 
 
 class Journal:
@@ -491,5 +541,6 @@ def open_journal(
     if not isinstance(journal, Journal):
         return JournalFile(journal, base_url)
     file = journal._file  # noqa: SLF001 - users shall not see it.
-    file.refresh(base_url)
+    file.check_server(base_url)
+    file.refresh()
     return file

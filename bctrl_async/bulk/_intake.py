@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
 
 from msgspec.structs import replace
 
@@ -21,10 +20,6 @@ from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
 
-_LISTED_RUNNING = BctrlError("the workspace was listed, and it runs")
-_SLICE = 100
-"""The number of journal entries that are corrected before other tasks get a turn."""
-
 
 class Intake:
     """The items of an input as stops, or as outcomes if they are not to be sent."""
@@ -40,23 +35,7 @@ class Intake:
         This comes before any stop is sent: after a crash, none of them may count as
         stopped. An end of the run waits for it.
         """
-        if self._ledger.journal is not None:
-            entries = self._ledger.journal.offsets.get(selection.workspace_id, {})
-            await wait_shielded(asyncio.create_task(self._correct(selection, entries)))
-
-    async def _correct(
-        self, selection: Selection, recorded_aliases: Collection[str]
-    ) -> None:
-        """Write new entries of the recorded aliases whose runtimes run."""
-        aliases = [alias for alias in selection.running if alias in recorded_aliases]
-        for number, alias in enumerate(aliases):
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
-            target = RuntimeRef(selection.workspace_id, alias)
-            outcome = outcome_of(target, _LISTED_RUNNING)
-            is_last = alias == aliases[-1]
-            # `with_listed` says that it runs, so it does not count as done.
-            self._ledger.write(self._source.with_listed(outcome), flush=is_last)
+        await wait_shielded(asyncio.create_task(self._ledger.correct(selection)))
 
     def stop(self, index: int, item: object) -> Stop | StopOutcome:
         """Return the stop of an item, or its outcome if it is not to be sent."""

@@ -13,6 +13,7 @@ from bctrl_async._calls.results import explain
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._state import RunState
 from bctrl_async.errors import BctrlError, log_fields
+from bctrl_async.filters import Selection
 from bctrl_async.journal import Journal, JournalFile, open_journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
@@ -56,6 +57,8 @@ class Ledger:
         self.state: RunState = state
         self._missing_ok = missing_ok
         self._has_borrowed_journal = False
+        self._past_end = 0
+        """The offset in the journal after its last entry when the run began."""
         self.journal: JournalFile | None = None
         self.observer: BulkObserver | None = None
         self.started_at: float | None = None
@@ -73,6 +76,7 @@ class Ledger:
         try:
             await wait_shielded(task)
             self.journal = task.result()
+            self._past_end = self.journal.end
         except BctrlError as error:
             self.state.set_ended_early(error)
             raise
@@ -106,6 +110,15 @@ class Ledger:
         else:
             journal.close()
 
+    async def correct(self, selection: Selection) -> None:
+        """Correct the journal, if any, by a list; an error ends the run early."""
+        if self.journal is None:
+            return
+        try:
+            await asyncio.to_thread(self.journal.correct, selection)
+        except Exception as error:  # noqa: BLE001 - it is in the report.
+            self._end_unwritten(_journal_error(error))
+
     def end(self, total: int) -> None:
         """Stop the clock, log an early end, and notify the observer."""
         self.ended_at = time.monotonic()
@@ -137,7 +150,7 @@ class Ledger:
         """Return an earlier run's outcome if the runtime no longer ran, or None."""
         if self.journal is None:
             return None
-        outcome = self.journal.done(target)
+        outcome = self.journal.done(target, self._past_end)
         # Only the first resumed outcome warns.
         if outcome is not None and not self.tally.resumed:
             self.journal.warn_if_old()
@@ -156,23 +169,27 @@ class Ledger:
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
             # Resumed outcomes are in the journal already.
-            self.write(outcome)
+            self._write(outcome)
         if observer is not None:
             notify(observer.end, outcome)
         return outcome
 
-    def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
-        """Write an outcome to the journal, if any, without recording it."""
+    def _write(self, outcome: StopOutcome) -> None:
+        """Write an outcome to the journal, if any."""
         if self.journal is None:
             return
         try:
-            self.journal.write(outcome, flush=flush)
+            self.journal.write(outcome)
         except BctrlError as error:
-            # The journal misses an outcome, even if no target is left to cancel.
-            self.state.set_ended_early(error)
-            # All later outcomes fail, too; only the first has something to cancel.
-            if self.state.level < CancelLevel.WAITING:
-                self.state.end_early(error, CancelLevel.WAITING)
+            self._end_unwritten(error)
+
+    def _end_unwritten(self, error: BctrlError) -> None:
+        """End the run, whose journal cannot be written."""
+        # The journal misses an outcome, even if no target is left to cancel.
+        self.state.set_ended_early(error)
+        # All later outcomes fail, too; only the first has something to cancel.
+        if self.state.level < CancelLevel.WAITING:
+            self.state.end_early(error, CancelLevel.WAITING)
 
     def report(self, total: int) -> StopReport:
         """Return the report so far; `total` is the number of targets that were read."""
@@ -201,3 +218,11 @@ class Ledger:
         if self.ended_at is None:
             return time.monotonic() - self.started_at
         return self.ended_at - self.started_at
+
+
+def _journal_error(error: Exception) -> BctrlError:
+    """Return what the journal raised as an error of this package."""
+    if isinstance(error, BctrlError):
+        return error
+    # Its traceback refers to the ledger, which keeps the error: a reference cycle.
+    return BctrlError(f"the journal cannot be used: {error!r}")
