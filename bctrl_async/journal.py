@@ -329,8 +329,9 @@ class JournalFile(JournalReader):
         base_url: str = "",
         max_age: float | None = None,
     ) -> None:
-        # Only threads take it, so that a write in the loop does not wait for it.
+        # A write takes neither of these: it waits for no flush and no reading.
         self._reading = threading.Lock()
+        self._flushing = threading.Lock()
         super().__init__(path, base_url, max_age)
 
     def _open(self) -> BinaryIO:
@@ -383,32 +384,39 @@ class JournalFile(JournalReader):
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, as `Journal.write` says."""
-        self._append(entry_line(outcome), flush=flush)
+        self._append(entry_line(outcome))
+        if flush:
+            self.flush()
 
     def flush(self) -> None:
         """Flush the file, as `Journal.flush` says."""
-        if not self.file.closed:
-            # Even if a write has failed, the lines before it are flushed.
-            self._append(b"", flush=True)
-            self._check_writable()
+        with self._flushing:
+            if not self.file.closed:
+                self._flush()
 
     def close(self) -> None:
         """Close the file, as `Journal.close` says."""
-        if self.file.closed:
-            return
-        is_intact = self._failure is None
+        with self._flushing:
+            if self.file.closed:
+                return
+            is_intact = self._failure is None
+            try:
+                self._flush()
+            except BctrlError:
+                # The first failure was raised before; here it would hide a report.
+                if is_intact:
+                    raise
+            finally:
+                self._unlock()
+
+    def _unlock(self) -> None:
         try:
-            self.flush()
-        except BctrlError:
-            # The first failure was raised before; here it would hide a report.
-            if is_intact:
-                raise
-        finally:
-            with self._lock:
+            with self._lock, self.file:
                 if fcntl is not None:  # pragma: no branch
                     # Closing is not enough: a forked child may have the file open.
                     fcntl.flock(self.file, fcntl.LOCK_UN)
-                self.file.close()
+        except OSError as error:
+            raise self._fail(error) from error
 
     def _check_writable(self) -> None:
         if self.file.closed:
@@ -416,20 +424,29 @@ class JournalFile(JournalReader):
         if self._failure is not None:
             raise self._unwritable(self._failure)
 
-    def _append(self, data: bytes, *, flush: bool = False) -> None:
+    def _append(self, data: bytes) -> None:
         with self._lock:
-            if data:
-                self._check_writable()
+            self._check_writable()
             try:
                 while data:
                     count = os.write(self.file.fileno(), data)
                     data = data[count:]
-                if flush:
-                    os.fsync(self.file.fileno())
             except OSError as error:
                 # Another line after a truncated line would make the file unreadable.
-                self._failure = str(error.strerror)
-                raise self._unwritable(self._failure) from error
+                raise self._fail(error) from error
+
+    def _flush(self) -> None:
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise self._fail(error) from error
+        # Even if a write has failed, the lines before it were flushed.
+        self._check_writable()
+
+    def _fail(self, error: OSError) -> BctrlError:
+        """Return an error, which all later calls raise as well."""
+        self._failure = str(error.strerror)
+        return self._unwritable(self._failure)
 
     def _unwritable(self, reason: str) -> BctrlError:
         return BctrlError(

@@ -89,7 +89,7 @@ class Ledger:
             raise
 
     async def close(self) -> None:
-        """Release the journal, if any; an error ends the run early."""
+        """Release the journal, if any."""
         if self.journal is None:
             return
         # A flush to disk takes time, so a thread does it.
@@ -98,17 +98,22 @@ class Ledger:
             await wait_shielded(task)
         finally:
             # It is not done if the coroutine was closed.
-            if task.done():
-                error = task.exception()
-                if isinstance(error, BctrlError):
-                    self.state.set_ended_early(error)
+            if task.done() and (task.cancelled() or task.exception() is not None):
+                # No thread could start, or the loop ends before one could.
+                self.release(self.journal)
 
     def release(self, journal: JournalFile) -> None:
-        """Flush the journal to disk, and close it unless it is the caller's."""
-        if self._has_borrowed_journal:
-            journal.flush()
-        else:
-            journal.close()
+        """Flush the journal to disk, and close it unless it is the caller's.
+
+        Whatever goes wrong ends the run early.
+        """
+        try:
+            if self._has_borrowed_journal:
+                journal.flush()
+            else:
+                journal.close()
+        except Exception as error:  # noqa: BLE001 - it is in the report.
+            self.state.set_ended_early(_journal_error(error))
 
     async def correct(self, selection: Selection) -> None:
         """Correct the journal, if any, by a list; an error ends the run early."""

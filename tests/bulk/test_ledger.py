@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Parked
 from bctrl_async.bulk._polls import Polls
 from bctrl_async.bulk._state import RunState
-from bctrl_async.journal import open_journal
+from bctrl_async.journal import Journal, JournalInUseError, open_journal
 
 OK = StopOutcome(
     index=0,
@@ -35,6 +36,15 @@ def ledger() -> Ledger:
     )
     ledger.started_at, ledger.ended_at = 1.0, 2.0
     return ledger
+
+
+def can_open(path: Path) -> bool:
+    """Return True if no other run has a journal."""
+    try:
+        Journal(path, base_url="http://127.0.0.1").close()
+    except JournalInUseError:
+        return False
+    return True
 
 
 class TestReport:
@@ -59,9 +69,27 @@ class TestClose:
         closing.send(None)
         closing.close()
 
-        file = ledger.journal.file
-        await until(lambda: file.closed)
+        await until(lambda: can_open(tmp_path / "journal"))
         assert ledger.state.ended_early is None
+
+    async def test_a_loop_that_ends_meanwhile_leaves_it_closed(
+        self, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: if all threads were busy, it was not flushed, and stayed locked."""
+        ledger.journal = open_journal(tmp_path / "journal", "http://127.0.0.1/v1")
+
+        async def wait_for_a_thread(*_: object) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        monkeypatch.setattr(asyncio, "to_thread", wait_for_a_thread)
+        closing = asyncio.create_task(ledger.close())
+        await asyncio.sleep(0)
+        # As at the end of `asyncio.run`.
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.wait([closing])
+
+        assert can_open(tmp_path / "journal")
 
 
 class TestEarlierRun:

@@ -193,6 +193,54 @@ class TestFile:
         assert batch.report.ok
 
 
+class TestClose:
+    async def test_without_a_thread_it_is_flushed_and_unlocked_even_so(
+        self, stops: Stops
+    ) -> None:
+        """Fault: it was not, and nothing said so."""
+        flushed: list[int] = []
+        stops.patch.setattr(os, "fsync", lambda _: flushed.append(len(stops.results())))
+
+        async def start_no_thread(*_: object) -> None:
+            await asyncio.sleep(0)
+            raise RuntimeError("can't start new thread")
+
+        def use_up_threads(_: StopOutcome) -> None:
+            stops.patch.setattr(asyncio, "to_thread", start_no_thread)
+
+        batch = stops.run([A, B], on_outcome=use_up_threads)
+        report = await batch
+
+        assert (report.ok, flushed) == (True, [2])
+        Journal(stops.path, base_url=stops.emulator.url).close()
+
+    @pytest.mark.parametrize(
+        ("function", "error"),
+        [
+            ("os.fsync", MemoryError("no memory is left")),
+            ("fcntl.flock", OSError(errno.ENOLCK, "no locks available")),
+        ],
+    )
+    async def test_whatever_goes_wrong_is_in_the_report_and_it_is_unlocked(
+        self, stops: Stops, function: str, error: Exception
+    ) -> None:
+        """Fault: some errors were not, and left it locked."""
+
+        def fail(*_: object) -> None:
+            raise error
+
+        def break_function(_: StopOutcome) -> None:
+            patch.setattr(function, fail)
+
+        with stops.patch.context() as patch:
+            batch = stops.run([A, B], on_outcome=break_function)
+            report = await batch
+
+        assert (report.ok, report.counts) == (False, {STOPPED: 2})
+        assert str(error.args[-1]) in str(report.ended_early)
+        Journal(stops.path, base_url=stops.emulator.url).close()
+
+
 def spoil_results(journal: bytes) -> bytes:
     return journal.replace(b'"stopped"', b'"STOPPED"')
 
@@ -720,6 +768,28 @@ class TestOfTheCaller:
 
         assert all("No space left" in str(result) for result in results)
         assert read_lines(stops.path.read_bytes()).is_torn
+
+    async def test_a_flush_of_one_run_does_not_hold_up_the_others(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: each write waited in the loop for the disk."""
+        outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        flushing, written = threading.Event(), threading.Event()
+
+        def flush_slowly(_: int) -> None:
+            flushing.set()
+            in_time.append(written.wait(2.0))
+
+        in_time: list[bool] = []
+        with stops.patch.context() as patch:
+            patch.setattr(os, "fsync", flush_slowly)
+            run = asyncio.create_task(asyncio.to_thread(journal.flush))
+            await until(flushing.is_set)
+            journal.write(outcome)
+            written.set()
+            await run
+
+        assert in_time == [True]
 
     async def test_threads_may_share_it(self, stops: Stops, journal: Journal) -> None:
         """Fault: lines of two threads were mixed, and the file was damaged."""
