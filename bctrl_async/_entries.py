@@ -88,6 +88,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     alias: str
     result: StopResult
     at: Annotated[datetime, msgspec.Meta(tz=True)]
+    sent_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     ok: bool = False
     running: bool | None = None
     attempts: int = 0
@@ -110,6 +111,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             alias=outcome.target.alias,
             result=outcome.result,
             at=outcome.at,
+            sent_at=outcome.sent_at,
             ok=outcome.ok,
             running=outcome.running,
             attempts=outcome.attempts,
@@ -150,6 +152,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             attempts=self.attempts,
             elapsed=self.elapsed,
             at=self.at,
+            sent_at=self.sent_at,
             request_id=self.request_id,
             resumed=self.resumed,
         )

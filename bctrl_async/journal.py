@@ -53,6 +53,7 @@ _log = logging.getLogger("bctrl_async.journal")
 
 _PATHS = "an iterable of paths"
 _MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
+_NO_LIST = datetime.max.replace(tzinfo=UTC), frozenset[str]()
 
 
 class JournalInUseError(BctrlConfigError):
@@ -72,9 +73,10 @@ def read_journals(
 
         pending = [each.target for each in read_journals(paths, targets) if not each.ok]
 
-    The last entry of a target in a file counts, and among several files the entry with
-    the latest `at`. The files are read when the iteration starts, even while runs write
-    to them, and are not changed.
+    The last entry of a target in a file counts, and among several files the latest:
+    what is `ok` was known when its request was sent (`sent_at`), all else at `at`. The
+    files are read when the iteration starts, even while runs write to them, and are not
+    changed.
 
     Args:
         paths: The files.
@@ -153,7 +155,15 @@ def _latest(journals: list[JournalReader], target: RuntimeRef) -> StopOutcome | 
 
 def _rank(outcome: StopOutcome) -> tuple[datetime, bool]:
     # An outcome that is not ok wins a tie, so that its target is sent again.
-    return outcome.at, not outcome.ok
+    return _known_at(outcome), not outcome.ok
+
+
+def _known_at(outcome: StopOutcome) -> datetime:
+    """Return the time of what an outcome says about its runtime."""
+    if outcome.ok and outcome.sent_at is not None:
+        # It may have been started again before the answer arrived.
+        return min(outcome.sent_at, outcome.at)
+    return outcome.at
 
 
 def _unknown_outcome(target: RuntimeRef, latest: StopOutcome | None) -> StopOutcome:
@@ -332,6 +342,8 @@ class JournalFile(JournalReader):
         # A write takes neither of these: it waits for no flush and no reading.
         self._reading = threading.Lock()
         self._flushing = threading.Lock()
+        self._lists: dict[str, tuple[datetime, frozenset[str]]] = {}
+        """The time of each workspace's last list, and the aliases that run by it."""
         super().__init__(path, base_url, max_age)
 
     def _open(self) -> BinaryIO:
@@ -371,11 +383,15 @@ class JournalFile(JournalReader):
 
     def correct(self, selection: Selection) -> None:
         """Append that listed runtimes run, where the file has an entry; flush it."""
+        workspace_id = selection.workspace_id
+        # A stop in flight has no entry yet.
+        last = selection.at, frozenset(selection.running)
+        self._lists[workspace_id] = max(last, self._lists.get(workspace_id, last))
         self.refresh()
-        entries = self.offsets.get(selection.workspace_id, {})
+        entries = self.offsets.get(workspace_id, {})
         aliases = [alias for alias in selection.running if alias in entries]
         for alias in aliases:
-            target = RuntimeRef(selection.workspace_id, alias)
+            target = RuntimeRef(workspace_id, alias)
             self._append(_correction(target, selection.at))
         if aliases:
             self.flush()
@@ -384,7 +400,13 @@ class JournalFile(JournalReader):
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, as `Journal.write` says."""
-        self._append(entry_line(outcome))
+        data = entry_line(outcome)
+        workspace_id, alias = outcome.target
+        listed_at, running = self._lists.get(workspace_id, _NO_LIST)
+        if outcome.ok and alias in running and _known_at(outcome) < listed_at:
+            # The last entry counts, and the list is newer.
+            data += _correction(outcome.target, listed_at)
+        self._append(data)
         if flush:
             self.flush()
 

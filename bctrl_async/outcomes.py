@@ -86,6 +86,9 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         elapsed: Seconds from reading the target to this outcome.
         at: The time at which the outcome became known, in UTC; if `runtime` comes from
             a poll or a list, the time of the poll or the list.
+        sent_at: The time at which the last request started, in UTC: a stop, or the poll
+            that was answered last; None if none started. If the outcome is `ok`, its
+            runtime may have been started again since.
         request_id: The server's id of the last stop request that it answered, or None.
         resumed: True if the outcome comes from an earlier run's journal.
     """
@@ -99,6 +102,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 1
     elapsed: float = 0.0
     at: datetime = msgspec.field(default_factory=now)
+    sent_at: datetime | None = None
     request_id: str | None = None
     resumed: bool = False
 
@@ -119,6 +123,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
             "alias": _encodable(self.target.alias),
             "result": str(self.result),
             "at": msgspec.to_builtins(self.at),
+            "sent_at": msgspec.to_builtins(self.sent_at),
             "ok": self.ok,
             "running": self.running,
             "attempts": self.attempts,

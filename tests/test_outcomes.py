@@ -165,7 +165,9 @@ def test_an_outcome_has_its_time_in_utc_and_survives_pickling_with_its_error() -
 
 
 def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
-    fields = failed_with(ERROR, at=AT, elapsed=0.12345678, resumed=True).to_dict()
+    fields = failed_with(
+        ERROR, at=AT, sent_at=AT, elapsed=0.12345678, resumed=True
+    ).to_dict()
 
     assert fields == {
         "index": 3,
@@ -176,6 +178,7 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
         "running": None,
         "request_id": None,
         "at": "2026-11-26T02:30:00Z",
+        "sent_at": "2026-11-26T02:30:00Z",
         "attempts": 2,
         "resumed": True,
         "elapsed": 0.123457,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Generic, TypeVar
 
 from bctrl_async._calls.retry import RetryState, probe_delay
@@ -13,7 +14,7 @@ from bctrl_async._kinds import Failure, Kind, Repeat
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async.errors import BctrlError, log_fields, subject_of
-from bctrl_async.outcomes import StopResult
+from bctrl_async.outcomes import StopResult, now
 
 _log = logging.getLogger("bctrl_async")
 
@@ -31,12 +32,15 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     attempt_number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
+    sent_at: datetime | None = None
+    """The time of the last attempt's start."""
 
     def start_attempt(self, number: int) -> None:
         """Record the start of an attempt."""
         self.attempts += 1
         self.attempt_number = number
         self.in_flight = True
+        self.sent_at = now()
         self.is_connected = False
 
     def end_attempt(self) -> None:

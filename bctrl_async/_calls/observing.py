@@ -119,16 +119,18 @@ class ObservedStop:
         """Notify the observer of the outcome; `call` is None if no call was made."""
         answer = _answer_of(result, call)
         attempts = 0
-        request_id = None
+        request_id = sent_at = None
         if call is not None:
             attempts = call.attempts
             request_id = call.request_id
+            sent_at = call.sent_at
         outcome = outcome_of(
             self._target,
             answer,
             attempts=attempts,
             elapsed=time.monotonic() - self._started,
             request_id=request_id,
+            sent_at=sent_at,
         )
         # If the answer is a conflict, the result may be a runtime that the call then
         # got. If that runs, it was started after the conflict, and is left out.

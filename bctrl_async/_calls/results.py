@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from msgspec.structs import replace
 
 from bctrl_async._kinds import Failure, Kind, kind_of
@@ -60,6 +62,7 @@ def outcome_of(
     attempts: int = 0,
     elapsed: float = 0.0,
     request_id: str | None = None,
+    sent_at: datetime | None = None,
 ) -> StopOutcome:
     """Return the outcome of a stop whose call ended with a runtime or an error."""
     if result is None:
@@ -83,6 +86,7 @@ def outcome_of(
         error=error,
         attempts=attempts,
         elapsed=elapsed,
+        sent_at=sent_at,
         request_id=request_id,
     )
 
@@ -111,6 +115,7 @@ def _accepted_error(outcome: StopOutcome, problem: str) -> BctrlError:
 def outcome_without_answer(
     outcome: StopOutcome, failure: Failure | None
 ) -> StopOutcome:
+<<<<<<< HEAD
     """Return the outcome of a stop if no poll was answered; the last had a failure."""
     if outcome.error is not None:
         return outcome
@@ -118,6 +123,16 @@ def outcome_without_answer(
     if failure is not None:
         problem += f": {failure.summary}"
     return replace(outcome, running=None, error=_accepted_error(outcome, problem))
+=======
+    """Return an outcome updated by a poll."""
+    if isinstance(answer, Runtime):
+        outcome = _outcome_with_runtime(outcome, answer)
+    elif answer.kind is Kind.NOT_FOUND:
+        outcome = _outcome_without_runtime(outcome, poll.error(answer))
+    else:
+        return outcome
+    return replace(outcome, at=now(), sent_at=poll.sent_at)
+>>>>>>> 80178947 (Date what is not running by its request)
 
 
 def outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
@@ -136,7 +151,7 @@ def outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
         error = None
     running = running_of(result, runtime)
     return replace(
-        outcome, result=result, running=running, runtime=runtime, error=error, at=now()
+        outcome, result=result, running=running, runtime=runtime, error=error
     )
 
 
@@ -147,7 +162,7 @@ def outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutc
     Else the name may be wrong.
     """
     if outcome.result.is_accepted and outcome.runtime is not None:
-        return replace(outcome, running=False, runtime=None, error=None, at=now())
+        return replace(outcome, running=False, runtime=None, error=None)
     # The poll can have done nothing, but the stop before it may have worked.
     error.may_have_worked = error.may_have_stopped = True
     return replace(
@@ -156,5 +171,4 @@ def outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutc
         running=None,
         runtime=None,
         error=error,
-        at=now(),
     )

@@ -85,5 +85,6 @@ class Intake:
                 attempts=stop.call.attempts,
                 elapsed=time.monotonic() - stop.started,
                 request_id=stop.call.request_id,
+                sent_at=stop.call.sent_at,
             )
         )

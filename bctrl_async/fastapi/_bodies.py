@@ -90,6 +90,9 @@ class StopOutcome(Body):
         description="Whether the runtime runs, by the API's own word; null if unknown."
     )
     at: datetime = Field(description="The time at which the outcome became known.")
+    sent_at: datetime | None = Field(
+        description="The time at which the last request started, or null."
+    )
     attempts: int = Field(
         description="The number of requests started; some may not have arrived."
     )

@@ -238,6 +238,8 @@ class StopOutcome(msgspec.Struct):
     """Seconds from reading the target to this outcome."""
     at: datetime = ...
     """The time at which the outcome became known, in UTC; if `runtime` comes from a poll or a list, the time of the poll or the list."""
+    sent_at: datetime | None = None
+    """The time at which the last request started, in UTC: a stop, or the poll that was answered last; None if none started."""
     request_id: str | None = None
     """The server's id of the last stop request that it answered, or None."""
     resumed: bool = False

@@ -400,6 +400,8 @@ async def test_polls_are_counted_and_time_the_outcome(
         session.stop_runtimes([("ws-1", "crm")]) as batch,
     ):
         assert batch.progress.polling == 0
+        await wait_for_requests(emulator, 1)
+        sent_at = datetime.now(UTC)
         await wait_for_requests(emulator, 2)
         stopped_at, began = datetime.now(UTC), time.monotonic()
         await wait_for_requests(emulator, 3)
@@ -410,5 +412,6 @@ async def test_polls_are_counted_and_time_the_outcome(
         batch.abort()
         [outcome] = [outcome async for outcome in batch]
     assert outcome.result is ACCEPTED
-    assert stopped_at <= outcome.at <= polled_at
+    assert outcome.sent_at is not None
+    assert sent_at <= outcome.sent_at <= stopped_at <= outcome.at <= polled_at
     assert outcome.elapsed >= took

@@ -635,6 +635,32 @@ class TestOfTheCaller:
 
         assert stops.running() == {"a": None}
 
+    @pytest.mark.parametrize("shares", [True, False])
+    async def test_a_stop_that_was_sent_before_a_list_is_older(
+        self, stops: Stops, journal: Journal, *, shares: bool
+    ) -> None:
+        """Fault: its answer was later, so what was started in between was done."""
+        other: Journal | Path = journal
+        paths = [stops.path]
+        if not shares:
+            other = stops.path.with_name("other")
+            paths.append(other)
+            assert (await stops.session.stop_runtimes([A], journal=other)).ok
+            stops.emulator.add_runtime(*A)
+        stops.emulator.hold(*A)
+        requests = len(stops.emulator.requests)
+        async with stops.session.stop_runtimes([A], journal=journal) as batch:
+            await wait_for_requests(stops.emulator, requests + 1)
+            stops.emulator.add_runtime(*A)
+            await stops.session.stop_workspace(
+                "ws-1", where=lambda _: False, journal=other
+            )
+            stops.emulator.release(*A)
+            assert (await anext(batch)).ok
+
+        [known] = read_journals(paths, [A])
+        assert (known.result, known.running) == (StopResult.UNKNOWN, None)
+
     async def test_a_journal_of_another_server_is_refused(self, stops: Stops) -> None:
         stops.patch.setenv("BCTRL_BASE_URL", "http://127.0.0.1:1/v1/")
         with Journal(stops.path) as journal:

@@ -150,6 +150,20 @@ class TestLatest:
         assert running(read_journals(paths)) == {"a": latest}
         assert running(read_journals(paths[::-1])) == {"a": latest}
 
+    @pytest.mark.parametrize(
+        ("sent", "runs", "latest"), [(0, 1, RUNS), (1, 0, DONE), (9, 3, RUNS)]
+    )
+    def test_a_runtime_that_was_stopped_may_run_again_since_the_stop_was_sent(
+        self, path: Path, sent: float, runs: float, *, latest: bool
+    ) -> None:
+        """Fault: an answer that took long was newer than a list with a new runtime."""
+        sent_at = (NOW + timedelta(minutes=sent)).isoformat()
+        write(path, entry("a", minute=2, sent_at=sent_at))
+        other = entry("a", RUNS, minute=runs, sent_at=sent_at)
+        paths = [path, write(path.with_name("2"), other)]
+
+        assert running(read_journals(paths)) == {"a": latest}
+
     def test_the_last_of_one_file_counts_whatever_the_clock_says(
         self, path: Path
     ) -> None:
