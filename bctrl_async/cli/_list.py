@@ -43,6 +43,14 @@ class FoundRuntimes(Selection):
         pairs = zip(self.items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
+    def keep_aliases(self, pattern: str) -> None:
+        """Keep items whose alias matches a pattern, or cannot be read."""
+        self.items = [
+            item
+            for item in self.items
+            if item.alias is None or fnmatchcase(item.alias, pattern)
+        ]
+
 
 async def find_runtimes(
     session: "BctrlSession",
@@ -68,16 +76,11 @@ async def find_runtimes(
             f"{format_duration(deadline)}",
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
-    items: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
     matches = FoundRuntimes(workspace, where)
+    # The whole list corrects a journal.
+    matches.add([*runtimes, *unreadable])
     if pattern is not None:
-        # An unreadable runtime whose alias is not known may match.
-        items = [
-            item
-            for item in items
-            if item.alias is None or fnmatchcase(item.alias, pattern)
-        ]
-    matches.add(items)
+        matches.keep_aliases(pattern)
     unknown = {where.status, where.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
     if unknown and not matches:
         # The value may be mistyped, and must not look like success.

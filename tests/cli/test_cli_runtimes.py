@@ -148,6 +148,22 @@ async def test_a_journal_does_not_keep_a_runtime_from_being_stopped_again(
     assert (code, [line["alias"] for line in outcomes_of(out)]) == (0, [NEW])
 
 
+@pytest.mark.parametrize("left_out", ["--alias=old*", "--alias=x", "--shard=2/3"])
+async def test_the_list_corrects_a_journal_whatever_a_filter_leaves_out(
+    command: Command, left_out: str
+) -> None:
+    """Fault: it did not, so `report` and the next `stop` called it stopped."""
+    journal = ("--journal", command.folder / "night.jsonl")
+    assert (await command("stop", *journal, "mixed", NEW))[0] == 0
+    command.api.add_runtime("mixed", NEW)
+
+    assert (await command(*STOP_ALL, *journal, left_out))[0] == 0
+    assert command.api.status("mixed", NEW) == "active"
+
+    await command("stop", *journal, "mixed", NEW)
+    assert command.api.status("mixed", NEW) == "stopped"
+
+
 async def test_an_empty_selection_has_a_journal_too(command: Command) -> None:
     """Fault: the report on all shards failed, because one had no journal."""
     path = command.folder / "night.jsonl"
