@@ -115,7 +115,6 @@ def _accepted_error(outcome: StopOutcome, problem: str) -> BctrlError:
 def outcome_without_answer(
     outcome: StopOutcome, failure: Failure | None
 ) -> StopOutcome:
-<<<<<<< HEAD
     """Return the outcome of a stop if no poll was answered; the last had a failure."""
     if outcome.error is not None:
         return outcome
@@ -123,19 +122,11 @@ def outcome_without_answer(
     if failure is not None:
         problem += f": {failure.summary}"
     return replace(outcome, running=None, error=_accepted_error(outcome, problem))
-=======
-    """Return an outcome updated by a poll."""
-    if isinstance(answer, Runtime):
-        outcome = _outcome_with_runtime(outcome, answer)
-    elif answer.kind is Kind.NOT_FOUND:
-        outcome = _outcome_without_runtime(outcome, poll.error(answer))
-    else:
-        return outcome
-    return replace(outcome, at=now(), sent_at=poll.sent_at)
->>>>>>> 80178947 (Date what is not running by its request)
 
 
-def outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
+def outcome_with_runtime(
+    outcome: StopOutcome, runtime: Runtime, sent_at: datetime | None
+) -> StopOutcome:
     """Return an outcome updated by a polled status, which counts like the stop's."""
     result = outcome.result
     error = outcome.error
@@ -151,16 +142,25 @@ def outcome_with_runtime(outcome: StopOutcome, runtime: Runtime) -> StopOutcome:
         error = None
     running = running_of(result, runtime)
     return replace(
-        outcome, result=result, running=running, runtime=runtime, error=error
+        outcome,
+        result=result,
+        running=running,
+        runtime=runtime,
+        error=error,
+        at=now(),
+        sent_at=sent_at,
     )
 
 
-def outcome_without_runtime(outcome: StopOutcome, error: BctrlError) -> StopOutcome:
+def outcome_without_runtime(
+    outcome: StopOutcome, error: BctrlError, sent_at: datetime | None
+) -> StopOutcome:
     """Return an outcome updated by a poll that found no runtime of this name.
 
     If the stop's answer described the runtime, the name is right, so it no longer runs.
     Else the name may be wrong.
     """
+    outcome = replace(outcome, at=now(), sent_at=sent_at)
     if outcome.result.is_accepted and outcome.runtime is not None:
         return replace(outcome, running=False, runtime=None, error=None)
     # The poll can have done nothing, but the stop before it may have worked.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from datetime import datetime
 
 from msgspec.structs import replace
 
@@ -62,10 +63,11 @@ class Poller:
             worker, call, deadline=poll.deadline, observer=poll.observer
         )
         if isinstance(answer, Runtime):
-            outcome = outcome_with_runtime(poll.outcome, answer)
+            outcome = outcome_with_runtime(poll.outcome, answer, call.sent_at)
             self._polls.on_answer(poll, outcome, _now())
         elif answer.kind is Kind.NOT_FOUND:
-            outcome = outcome_without_runtime(poll.outcome, call.error(answer))
+            error = call.error(answer)
+            outcome = outcome_without_runtime(poll.outcome, error, call.sent_at)
             self._polls.on_answer(poll, outcome, _now())
         else:
             self._fail(poll, answer, call)
@@ -85,7 +87,7 @@ class Poller:
                 self._on_list_failure(workspace, polls, answer, call)
             else:
                 workspace.list_size = len(answer)
-                await self._on_list(polls, answer)
+                await self._on_list(polls, answer, call.sent_at)
         self._polls.end_list(workspace, _now())
 
     async def _send_list(
@@ -104,7 +106,9 @@ class Poller:
                 raise call.error(answer)
         return answer
 
-    async def _on_list(self, polls: list[Poll], items: RuntimeList) -> None:
+    async def _on_list(
+        self, polls: list[Poll], items: RuntimeList, sent_at: datetime | None
+    ) -> None:
         """Update each poll whose runtime a list shows; get the others."""
         runtimes = await _by_alias(items)
         for number, poll in enumerate(polls, 1):
@@ -117,7 +121,7 @@ class Poller:
             if runtime is None:
                 self._polls.get(poll)
             else:
-                outcome = outcome_with_runtime(poll.outcome, runtime)
+                outcome = outcome_with_runtime(poll.outcome, runtime, sent_at)
                 self._polls.on_answer(poll, outcome, _now())
 
     def _on_list_failure(
