@@ -286,7 +286,8 @@ class Plan:
 
     def _draw_threads(self, rng: random.Random) -> None:
         """Draw whether threads can start: for the journal, and to look up the host."""
-        self.has_threads = rng.random() >= 0.05
+        needs_thread = self.journal or self.host == "localhost"
+        self.has_threads = not needs_thread or rng.random() >= 0.05
         if not self.has_threads:
             self.climate.hazards |= {"no threads"}
 
