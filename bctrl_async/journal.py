@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -182,6 +182,7 @@ class JournalReader:
     """The entries of a journal that is read, of any server if `base_url` is empty."""
 
     _mode: Literal["rb", "a+b"] = "rb"
+    _opener: Callable[[str, int], int] | None = None
 
     def __init__(
         self,
@@ -217,7 +218,7 @@ class JournalReader:
     def _open(self) -> BinaryIO:
         if self._path.exists() and not self._path.is_file():
             raise ValueError("it is not a regular file")
-        return self._path.open(self._mode, buffering=0)
+        return open(self._path, self._mode, buffering=0, opener=self._opener)
 
     def _load(self, max_age: float | None) -> None:
         """Read the header, if it is complete, and all entries."""
@@ -333,6 +334,11 @@ class JournalFile(JournalReader):
     _mode = "a+b"
     _failure: str | None = None
 
+    @staticmethod
+    def _opener(path: str, flags: int) -> int:
+        # A link may lead to anyone's file, and whoever can open a file can lock it.
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -349,6 +355,8 @@ class JournalFile(JournalReader):
     def _open(self) -> BinaryIO:
         # The current folder may be another when the file is read again.
         self._place = self._path.absolute()
+        if self._path.is_symlink():
+            raise ValueError("it is a symbolic link")
         return super()._open()
 
     def _load(self, max_age: float | None) -> None:
@@ -504,9 +512,9 @@ class Journal:
     as stopped when it starts.
 
     Args:
-        path: The file, which is made if there is none. It is read here, about a million
-            entries a second; in async code, `await asyncio.to_thread(Journal, path)`
-            does not block the loop.
+        path: The file, not a symbolic link; if there is none, it is made for its owner
+            alone (0600). It is read here, about a million entries a second; in async
+            code, `await asyncio.to_thread(Journal, path)` does not block the loop.
         base_url: The URL of the API that the outcomes come from. None reads
             `BCTRL_BASE_URL`, or uses `https://api.bctrl.ai` if that is not set.
         max_age: The greatest age of the file in seconds, above 0; an older file, such

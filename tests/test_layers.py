@@ -323,7 +323,7 @@ BUDGETS = {
     ("_http",): 11630,
     ("_limiter",): 9370,
     ("bulk",): 14600,
-    ("_entries", "journal"): 4050,
+    ("_entries", "journal"): 4200,
     ("cli",): 17530,
     ("emulator",): 5870,
     ("fastapi",): 2870,

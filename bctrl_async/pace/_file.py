@@ -38,9 +38,9 @@ class FilePace(Pace):
     """A pace shared by the processes of one machine, in a file that they lock in turn.
 
     Args:
-        path: The file; created if it does not exist, in a folder that does. It must be
-            on a local disk or in memory, such as below `/run`. It may be deleted at any
-            time.
+        path: The file; created if it does not exist, in a folder that does, for its
+            owner alone (0600). It must be on a local disk or in memory, such as below
+            `/run`. It may be deleted at any time.
         rate: The most attempts a second of all processes together, above 0; the same in
             each.
 
@@ -126,8 +126,8 @@ class FilePace(Pace):
 
 
 def _open(path: str, flags: int) -> int:
-    # A link may lead to anyone's file.
-    return os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    # A link may lead to anyone's file, and whoever can open a file can lock it.
+    return os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def _parse(content: bytes) -> tuple[float, float]:

@@ -391,7 +391,7 @@ class Journal:
     """A journal that is open, locked, and appended to; use it as a context manager."""
     def __init__(
         self,
-        path: str | os.PathLike[str],  # The file, which is made if there is none.
+        path: str | os.PathLike[str],  # The file, not a symbolic link; if there is none, it is made for its owner alone (0600).
         *,
         base_url: str | None = None,  # The URL of the API, with the `/v1`.
         max_age: float | None = None,  # The greatest age of the file in seconds, above 0; an older file, such as last night's, is rejected.

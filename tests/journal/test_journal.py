@@ -241,6 +241,18 @@ class TestClose:
         Journal(stops.path, base_url=stops.emulator.url).close()
 
 
+class TestPlace:
+    async def test_its_place_does_not_depend_on_the_current_folder(
+        self, stops: Stops
+    ) -> None:
+        stops.patch.chdir(stops.path.parent)
+        with Journal(stops.path.name, base_url=stops.emulator.url) as journal:
+            stops.patch.chdir("/")
+            assert (await stops.session.stop_runtimes([A], journal=journal)).ok
+
+        assert stops.results() == [("a", "stopped")]
+
+
 def spoil_results(journal: bytes) -> bytes:
     return journal.replace(b'"stopped"', b'"STOPPED"')
 
@@ -481,10 +493,10 @@ class TestOpening:
 
     async def test_two_runs_cannot_share_one(self, stops: Stops) -> None:
         link = stops.path.with_name("link")
-        link.symlink_to(stops.path)
         stops.emulator.inject(Fault.HANG)
         async with stops.run([A]):
             await wait_for_requests(stops.emulator, 1)
+            link.hardlink_to(stops.path)
             with pytest.raises(
                 JournalInUseError, match="link' is in use by another run"
             ):

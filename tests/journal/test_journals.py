@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -373,6 +374,38 @@ def test_a_path_that_cannot_be_read_is_an_error(
         list(read_journals([tmp_path / name]))
     with pytest.raises(BctrlConfigError, match=reason):
         Journal(tmp_path / name, base_url=SERVER)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", header() + entry("a")])
+def test_nothing_is_written_through_a_link(path: Path, content: bytes | None) -> None:
+    """Fault: a file of another user's choice was made, or overwritten."""
+    file = path.with_name("file")
+    if content is not None:
+        file.write_bytes(content)
+    path.symlink_to(file)
+
+    with pytest.raises(BctrlConfigError, match=r"/1' .* it is a symbolic link"):
+        Journal(path, base_url=SERVER)
+
+    found = file.read_bytes() if file.exists() else None
+    assert found == content
+
+
+def test_a_link_to_a_journal_is_read(path: Path) -> None:
+    path.symlink_to(write(path.with_name("file"), entry("a")))
+    assert running(read_journals([path])) == {"a": DONE}
+
+
+@pytest.mark.parametrize("mode", [None, 0o640])
+def test_a_new_file_is_for_its_owner_alone(path: Path, mode: int | None) -> None:
+    """Fault: whoever could read it could lock it."""
+    if mode is not None:
+        path.touch()
+        path.chmod(mode)
+
+    Journal(path, base_url=SERVER).close()
+
+    assert stat.S_IMODE(path.stat().st_mode) == (mode or 0o600)
 
 
 def test_reading_makes_no_file(path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import resource
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -444,6 +445,20 @@ class TestFile:
             await FilePace(path, rate=RATE).acquire(1)
         assert not path.is_file() or path.read_text() == "ws-1,crm\n"
         assert not path.with_name("elsewhere").exists()
+
+    @pytest.mark.parametrize("mode", [None, 0o660])
+    async def test_a_new_file_is_for_its_owner_alone(
+        self, tmp_path: Path, mode: int | None
+    ) -> None:
+        """Fault: whoever could read it could lock it."""
+        path = tmp_path / "pace"
+        if mode is not None:
+            path.touch()
+            path.chmod(mode)
+
+        await FilePace(path, rate=RATE).acquire(1)
+
+        assert stat.S_IMODE(path.stat().st_mode) == (mode or 0o600)
 
     @pytest.mark.parametrize("path", ["x\0", "x\ud800", "n" * 300])
     async def test_a_name_that_no_file_can_have_is_an_error(self, path: str) -> None:
