@@ -9,14 +9,16 @@ list, and finds the outcome of each target.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from os.path import samestat
 from pathlib import Path
 from typing import BinaryIO, Literal, Self
 from uuid import UUID
@@ -382,6 +384,7 @@ class JournalFile(JournalReader):
         """Read the entries that were written since."""
         self._check_writable()
         try:
+            self._check_place()
             # Each write moves the position of `file`.
             with self._reading, self._place.open("rb") as lines:
                 lines.seek(self.end)
@@ -468,10 +471,18 @@ class JournalFile(JournalReader):
     def _flush(self) -> None:
         try:
             os.fsync(self.file.fileno())
+            self._check_place()
         except OSError as error:
             raise self._fail(error) from error
         # Even if a write has failed, the lines before it were flushed.
         self._check_writable()
+
+    def _check_place(self) -> None:
+        """Raise OSError unless the path still leads to the file."""
+        with suppress(FileNotFoundError):
+            if samestat(os.lstat(self._place), os.fstat(self.file.fileno())):
+                return
+        raise FileNotFoundError(errno.ENOENT, "it was moved or deleted")
 
     def _fail(self, error: OSError) -> BctrlError:
         """Return an error, which all later calls raise as well."""
@@ -481,7 +492,7 @@ class JournalFile(JournalReader):
     def _unwritable(self, reason: str) -> BctrlError:
         return BctrlError(
             f"the journal {str(self._path)!r} cannot be written: {reason}",
-            advice="Free some space, then run again with the same journal",
+            advice="Free some space, or put the file back; then run again with it",
         )
 
 
@@ -567,7 +578,8 @@ class Journal:
         """Flush the file to disk (`fsync`).
 
         Raises:
-            BctrlError: The file cannot be flushed, or an earlier write failed.
+            BctrlError: The file cannot be flushed, is no longer at its path, or an
+                earlier write failed.
         """
         self._file.flush()
 
@@ -575,8 +587,8 @@ class Journal:
         """Flush the file to disk, unlock and close it; a second call does nothing.
 
         Raises:
-            BctrlError: The file cannot be flushed; it is closed even so. An earlier
-                failure is not raised again.
+            BctrlError: The file cannot be flushed, or is no longer at its path; it is
+                closed even so. An earlier failure is not raised again.
         """
         self._file.close()
 

@@ -241,7 +241,48 @@ class TestClose:
         Journal(stops.path, base_url=stops.emulator.url).close()
 
 
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+
+
+def replace_file(path: Path) -> None:
+    path.with_name("new").write_bytes(path.read_bytes())
+    path.with_name("new").replace(path)
+
+
 class TestPlace:
+    @pytest.mark.parametrize("change", [delete, move, replace_file])
+    async def test_a_run_whose_journal_has_left_its_place_says_so(
+        self, stops: Stops, change: Callable[[Path], object]
+    ) -> None:
+        """Fault: its report was ok, and the next run knew nothing of it."""
+
+        def lose_journal(_: StopOutcome) -> None:
+            if batch.read == 2:
+                change(stops.path)
+
+        batch = stops.run([A, B], on_outcome=lose_journal, concurrency=1)
+        report = await batch
+
+        assert (report.ok, report.counts) == (False, {STOPPED: 2})
+        assert "it was moved or deleted" in str(report.ended_early)
+
+    async def test_nothing_is_sent_if_it_has_left_its_place_before(
+        self, stops: Stops
+    ) -> None:
+        with Journal(stops.path, base_url=stops.emulator.url) as journal:
+            replace_file(stops.path)
+            with pytest.raises(BctrlConfigError, match="it was moved or deleted"):
+                await stops.session.stop_runtimes([A], journal=journal)
+            with pytest.raises(BctrlError, match="it was moved or deleted"):
+                journal.flush()
+
+        assert stops.emulator.requests == []
+
     async def test_its_place_does_not_depend_on_the_current_folder(
         self, stops: Stops
     ) -> None:
