@@ -99,6 +99,7 @@ class Selection:
         self.running: dict[str, Runtime | None] = {}
         """The listed runtimes that may run, by alias; None if it cannot be parsed."""
         self.items: list[Runtime | BctrlResponseError] = []
+        self._conditions: list[Callable[[RuntimeRef | BctrlResponseError], bool]] = []
 
     def __len__(self) -> int:
         return len(self.items)
@@ -135,6 +136,25 @@ class Selection:
         if runtime.status.is_final or not isinstance(self._where, RuntimeFilter):
             return False
         return self._where.decide(runtime, self.at) is None
+
+    def keep(
+        self, condition: Callable[[RuntimeRef | BctrlResponseError], bool]
+    ) -> None:
+        """Keep the items for whose targets a condition holds."""
+        self._conditions.append(condition)
+        # A selection is iterated as the targets of its items.
+        pairs = zip(self.items, self, strict=True)
+        self.items = [item for item, target in pairs if condition(target)]
+
+    def anew(self) -> Selection:
+        """Return an empty selection of the same workspace, for a later list."""
+        return Selection(self.workspace_id, self._where)
+
+    def keep_as(self, earlier: Selection) -> None:
+        """Keep what the conditions of an earlier selection would have kept."""
+        self.drop_replaced()
+        for condition in earlier._conditions:
+            self.keep(condition)
 
     def drop_replaced(self) -> Self:
         """Drop ended runtimes under whose alias another runs: a stop would end it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -131,7 +131,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
             "request_id": self.request_id,
             "resumed": self.resumed,
             "runtime": msgspec.to_builtins(self.runtime),
-            "error": None if self.error is None else error_fields(self.error),
+            "error": _optional_fields(self.error),
         }
 
 
@@ -149,6 +149,11 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         throttled: The number of 429 and 503 answers.
         resumed: The number of outcomes that come from an earlier run's journal.
         ended_early: The reason why the run ended early, such as its deadline, or None.
+        started_since: The runtimes that match and run, and were no targets, by a last
+            list of the workspace; also a new runtime under an alias that was stopped.
+            `ok` is not about them. None if nobody looked: only `stop_workspace` does,
+            with `verify`, unless it ends early.
+        look_error: The reason why this last look failed, or None.
     """
 
     total: int
@@ -161,6 +166,8 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     throttled: int = 0
     resumed: int = 0
     ended_early: BctrlError | None = None
+    started_since: tuple[Runtime, ...] | None = None
+    look_error: BctrlError | None = None
 
     @property
     def ok(self) -> bool:
@@ -182,26 +189,33 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         if results:
             counts = (f"{self.counts[result]:,} {result}" for result in results)
             text += f": {', '.join(counts)}"
+        return "; ".join([text, *self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        """Yield what the summary says beside the counts."""
         if self.resumed:
-            text += f"; {self.resumed:,} from an earlier run, not sent again"
+            yield f"{self.resumed:,} from an earlier run, not sent again"
+        if self.started_since:
+            yield f"{len(self.started_since):,} started since"
+        if self.look_error is not None:
+            reason = self.look_error.summary
+            yield f"nobody looked for runtimes that started since: {reason}"
         if self.ended_early is not None:
-            text += f"; ended early: {self.ended_early}"
-        return text
+            yield f"ended early: {self.ended_early}"
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values, for any encoder.
 
         `failures` has each failure as `StopOutcome.to_dict` returns it.
         """
-        ended_early = None
-        if self.ended_early is not None:
-            ended_early = error_fields(self.ended_early)
         return {
             "ok": self.ok,
             **asdict(self),
             "counts": {result.value: self.counts[result] for result in StopResult},
             "elapsed": round(self.elapsed, 6),
-            "ended_early": ended_early,
+            "ended_early": _optional_fields(self.ended_early),
+            "started_since": msgspec.to_builtins(self.started_since),
+            "look_error": _optional_fields(self.look_error),
             "failures": [outcome.to_dict() for outcome in self.failures],
         }
 
@@ -241,6 +255,10 @@ def error_fields(error: BctrlError) -> dict[str, object]:
         "request_id": error.request_id,
         "may_have_stopped": error.may_have_stopped,
     }
+
+
+def _optional_fields(error: BctrlError | None) -> dict[str, object] | None:
+    return None if error is None else error_fields(error)
 
 
 def _encodable(name: str) -> str:

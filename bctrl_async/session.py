@@ -542,7 +542,10 @@ class BctrlSession:
             )
 
         The run lists the workspace, and stops the selected runtimes as `stop_runtimes`
-        does. Runtimes that start later are not in the list. A runtime has ended if it
+        does. At the end it lists the workspace once more (with `verify`, unless it ends
+        early): runtimes that have started since are in `StopReport.started_since`, and
+        are not stopped. If that list, and then a GET, has a stopped runtime as running
+        under the same id, the report is not `ok`. A runtime has ended if it
         is `stopped` or `failed`; with any other status, even a status unknown to this
         version, it is stopped. A listed runtime that cannot be parsed becomes a
         `rejected` outcome, and so does a runtime of unreadable age that otherwise

@@ -80,6 +80,17 @@ class BulkCalls:
             priority=Priority.POLL,
         )
 
+    def last_list(self, workspace_id: str) -> Call[RuntimeList]:
+        """Make the last list of a workspace, which is retried as a stop is."""
+        return self._make_call(
+            LIST,
+            self._limit,
+            workspace_id,
+            None,
+            policy=self.policy,
+            priority=Priority.POLL,
+        )
+
     def list_of(self, workspace_id: str) -> Call[RuntimeList]:
         """Make a list of a workspace, which is a poll of all its runtimes."""
         return self._make_call(

@@ -12,15 +12,17 @@ from bctrl_async._calls.observing import notify
 from bctrl_async._calls.results import explain
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._state import RunState
-from bctrl_async.errors import BctrlError, log_fields
+from bctrl_async.errors import BctrlError, log_fields, quote
 from bctrl_async.filters import Selection
 from bctrl_async.journal import Journal, JournalFile, open_journal
-from bctrl_async.models import RuntimeRef
+from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, accept_missing
 
 _log = logging.getLogger("bctrl_async")
 
+_MAX_NAMED = 10
+"""The most runtimes that have started since and are named in the log."""
 _NOT_RUN = BctrlError("the bulk stop was not run")
 _NOT_ENDED = BctrlError("the bulk stop has not ended")
 
@@ -65,6 +67,10 @@ class Ledger:
         self.ended_at: float | None = None
         self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
+        self.started_since: tuple[Runtime, ...] | None = None
+        """What the last look found; None if there was no look, or it failed."""
+        self.look_error: BctrlError | None = None
+        """The reason why the last look failed."""
 
     async def open(
         self, journal: Journal | str | os.PathLike[str], base_url: str
@@ -129,6 +135,8 @@ class Ledger:
         self.ended_at = time.monotonic()
         if self.state.ended_early is not None:
             self._log_early_end(self.state.ended_early, total)
+        if self.started_since:
+            self._log_started_since(self.started_since)
         if self.observer is not None:
             notify(self.observer.end, self.report(total))
 
@@ -148,6 +156,18 @@ class Ledger:
                 **log_fields(reason),
                 "bctrl.total": total,
                 "bctrl.failures": failures,
+            },
+        )
+
+    def _log_started_since(self, runtimes: tuple[Runtime, ...]) -> None:
+        _log.warning(
+            "%d runtimes that match have started since the workspace was listed, and "
+            "are not stopped: %s",
+            len(runtimes),
+            ", ".join(quote(runtime.alias) for runtime in runtimes[:_MAX_NAMED]),
+            extra={
+                "bctrl.event": "started_since",
+                "bctrl.started_since": len(runtimes),
             },
         )
 
@@ -215,6 +235,8 @@ class Ledger:
             throttled=self.throttled,
             resumed=self.tally.resumed,
             ended_early=ended_early,
+            started_since=self.started_since,
+            look_error=self.look_error,
         )
 
     def _elapsed(self) -> float:

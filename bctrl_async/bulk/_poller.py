@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from datetime import datetime
 
 from msgspec.structs import replace
@@ -12,7 +11,6 @@ from msgspec.structs import replace
 from bctrl_async import _quick_failures
 from bctrl_async._calls.bulk_calls import BulkCall, BulkCalls
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import observe_call
 from bctrl_async._calls.results import (
     outcome_with_runtime,
     outcome_without_answer,
@@ -23,7 +21,6 @@ from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Worker
-from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
 from bctrl_async.outcomes import StopOutcome
 
@@ -37,7 +34,6 @@ class Poller:
     def __init__(self, polls: Polls, sender: BulkSender, calls: BulkCalls) -> None:
         self._polls = polls
         self._sender = sender
-        self._ledger = sender.ledger
         self._calls = calls
 
     async def work(self, worker: Worker, job: Poll | Workspace) -> StopOutcome | None:
@@ -55,7 +51,7 @@ class Poller:
         if not poll.is_answered:
             outcome = outcome_without_answer(outcome, poll.failure)
         self._polls.remove()
-        return self._ledger.record(outcome, poll.observer)
+        return self._sender.ledger.record(outcome, poll.observer)
 
     async def _get(self, worker: Worker, poll: Poll) -> None:
         call = self._calls.poll(poll.outcome.target)
@@ -82,29 +78,13 @@ class Poller:
         polls = [poll for poll in workspace.polls if not poll.is_got]
         if polls:
             call = self._calls.list_of(workspace.name)
-            answer = await self._send_list(worker, call, polls[0].deadline)
+            answer = await self._sender.send_list(worker, call, polls[0].deadline)
             if isinstance(answer, Failure):
                 self._on_list_failure(workspace, polls, answer, call)
             else:
                 workspace.list_size = len(answer)
                 await self._on_list(polls, answer, call.sent_at)
         self._polls.end_list(workspace, _now())
-
-    async def _send_list(
-        self, worker: Worker, call: Call[RuntimeList], deadline: float
-    ) -> RuntimeList | Failure:
-        observer = self._ledger.observer
-        with (
-            suppress(BctrlError),
-            observe_call(observer, call.operation, call.workspace_id, None) as observed,
-        ):
-            answer = await self._sender.send(
-                worker, call, deadline=deadline, observer=observed
-            )
-            if isinstance(answer, Failure):
-                # The observer gets an exception.
-                raise call.error(answer)
-        return answer
 
     async def _on_list(
         self, polls: list[Poll], items: RuntimeList, sent_at: datetime | None

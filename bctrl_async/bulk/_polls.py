@@ -101,6 +101,11 @@ class Polls:
         self._timer: asyncio.Future[None] | None = None
 
     @property
+    def are_made(self) -> bool:
+        """True unless the user wants no polls."""
+        return self._seconds > 0
+
+    @property
     def is_full(self) -> bool:
         """True if there are so many that nothing is read until some are over."""
         return self.count >= _MAX_POLLS
@@ -113,7 +118,7 @@ class Polls:
 
     def needs(self, outcome: StopOutcome) -> bool:
         """Return True if the server may have taken a stop, and the runtime may run."""
-        return self._seconds > 0 and outcome.result.needs_poll and not outcome.ok
+        return self.are_made and outcome.result.needs_poll and not outcome.ok
 
     def add(
         self,

@@ -21,6 +21,7 @@ from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._intake import Intake
+from bctrl_async.bulk._last_look import LastLook
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._options import OnOutcome, Options, verify_for
 from bctrl_async.bulk._parked import Parked, Stop
@@ -34,6 +35,9 @@ from bctrl_async.outcomes import StopOutcome
 
 _JOBS_IN_A_ROW = 10
 """The number of outcomes that a poller records before other tasks get a turn."""
+
+_MAX_LOOKS = 10
+"""The most runtimes that are got at once in a last look."""
 
 
 class Run:
@@ -70,6 +74,7 @@ class Run:
         patience = options.deadline or BULK_PATIENCE
         self._breaker = CircuitBreaker(sender, calls, patience, self.ledger)
         self._calls = BulkSender(sender, calls, self._breaker, self.ledger)
+        self._make = calls
         self._poller = Poller(self.polls, self._calls, calls)
         self._poller_count = 0
         self._is_poller_starting = False
@@ -164,6 +169,7 @@ class Run:
         timer = self._start_timer()
         try:
             await self._wait_for_tasks()
+            await self._look_again()
         finally:
             if timer is not None:
                 timer.cancel()
@@ -173,6 +179,21 @@ class Run:
         error = self.state.failure or source.error
         if error is not None:
             raise error
+
+    async def _look_again(self) -> None:
+        """List a workspace once more, if all of its targets have their outcomes."""
+        first = self.source.selection
+        if first is None or not self.source.count or not self.polls.are_made:
+            return
+        if self.state.ended_early is not None or not self.state.goes_on():
+            return
+        look = LastLook(first, self._calls, self._make)
+        self._start(look.list_again)
+        await self._wait_for_tasks()
+        for _ in range(min(look.doubted, _MAX_LOOKS)):
+            self._start(look.confirm)
+        await self._wait_for_tasks()
+        await look.end()
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         """Start the timer of the deadline, if any."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 
 from bctrl_async._calls.bulk_calls import BulkAnswer, BulkCall, BulkCalls
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import notify
+from bctrl_async._calls.observing import notify, observe_call
 from bctrl_async._calls.retry import probe_delay
 from bctrl_async._calls.sender import Sender, WaitToRetry
+from bctrl_async._http.lists import RuntimeList
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.limiter import RecalledError
 from bctrl_async.bulk._breaker import CircuitBreaker
@@ -173,6 +175,21 @@ class BulkSender:
         else:
             self._breaker.on_answer(call)
         return result
+
+    async def send_list(
+        self, worker: Worker, call: Call[RuntimeList], deadline: float | None = None
+    ) -> RuntimeList | Failure:
+        """Send a list, as a call of its own for the observer."""
+        observer = self.ledger.observer
+        with (
+            suppress(BctrlError),
+            observe_call(observer, call.operation, call.workspace_id, None) as observed,
+        ):
+            answer = await self.send(worker, call, deadline=deadline, observer=observed)
+            if isinstance(answer, Failure):
+                # The observer gets an exception.
+                raise call.error(answer)
+        return answer
 
     def has_answered_since(self, call: BulkCall) -> bool:
         """Return True if the server answered an attempt later than the call's last."""

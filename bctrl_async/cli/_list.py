@@ -1,7 +1,7 @@
 """The commands `list` and `get`, and the list that `stop --all` uses."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,6 @@ from bctrl_async import (
     BctrlTimeoutError,
     Runtime,
     RuntimeFilter,
-    RuntimeRef,
 )
 from bctrl_async.cli import _loop as loop, _options as opt, _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
@@ -36,20 +35,9 @@ class FoundRuntimes(Selection):
         """The runtimes that match."""
         return [item for item in self.items if isinstance(item, Runtime)]
 
-    def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
-        """Keep targets for which a function returns True, except replaced runtimes."""
-        self.drop_replaced()
-        # A selection is iterated as the targets of its items.
-        pairs = zip(self.items, self, strict=True)
-        self.items = [item for item, target in pairs if is_kept(target)]
-
     def keep_aliases(self, pattern: str) -> None:
         """Keep items whose alias matches a pattern, or cannot be read."""
-        self.items = [
-            item
-            for item in self.items
-            if item.alias is None or fnmatchcase(item.alias, pattern)
-        ]
+        self.keep(lambda item: item.alias is None or fnmatchcase(item.alias, pattern))
 
 
 async def find_runtimes(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 from cyclopts import Parameter
 
 from bctrl_async import (
@@ -191,11 +192,35 @@ class Job:
         code = _exit_code(report, self.output)
         self.output.print_summary(summary, is_needed=code != 0)
         _print_missing(report)
+        self._print_started(report)
         if not is_interrupted:
             return code
         if code and self.options.journal is not None:
             out.print_info("Run the same command again to resume")
         return out.INTERRUPTED
+
+    def _print_started(self, report: StopReport) -> None:
+        """Print the runtimes that a last look found, which were not stopped."""
+        runtimes = report.started_since
+        if not runtimes:
+            return
+        if self.output.prints_json:
+            for runtime in runtimes:
+                self.output.print_object(
+                    {
+                        "workspace_id": str(runtime.workspace_id),
+                        "alias": runtime.alias,
+                        "started_since": True,
+                        "runtime": msgspec.to_builtins(runtime),
+                    }
+                )
+        names = [out.escape(runtime.alias) for runtime in runtimes[: out.MAX_SHOWN]]
+        if len(runtimes) > out.MAX_SHOWN:
+            names.append("…")
+        out.print_info(
+            f"Started since, and not stopped: {', '.join(names)}. "
+            "Run the same command again to stop them"
+        )
 
     def print_targets(self, targets: Targets, journal: Path | None) -> int:
         """Print targets as JSON Lines, except targets that a journal has as stopped."""

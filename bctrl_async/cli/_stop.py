@@ -111,6 +111,10 @@ def stop(
     counts the runtimes that are no longer running, still running, and
     unconfirmed. It is safe to run the command again.
 
+    With --all, the workspace is listed once more at the end. What has started
+    since is counted, and not stopped: run the command again to stop the rest.
+    The exit code is about what was listed at first.
+
     After Ctrl-C nothing new is sent, and requests in flight are waited for; a
     second Ctrl-C aborts them.
 
@@ -168,7 +172,7 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
     )
     # The user's time to answer does not count.
     deadline = _remaining(job.options.deadline, started)
-    matches.keep(choice.shard.keeps)
+    matches.drop_replaced().keep(choice.shard.keeps)
     if not matches:
         scope = out.escape(workspace)
         if choice.shard != WHOLE:

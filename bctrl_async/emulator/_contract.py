@@ -81,6 +81,11 @@ class WireRuntime(TypedDict):
     workspaceId: str
 
 
+def next_id(runtime_id: str) -> str:
+    """Return the id of the runtime that replaces another."""
+    return str(uuid.uuid5(uuid.UUID(runtime_id), "next"))
+
+
 def make_runtime(
     workspace_id: str, alias: str, kind: str, status: str, created_at: str
 ) -> WireRuntime:

@@ -229,6 +229,8 @@ class Emulator:
     ) -> None:
         """Add a runtime, or replace the runtime with the same workspace id and alias.
 
+        A runtime that replaces another has an id of its own.
+
         Args:
             workspace_id: Any non-empty text. A UUID becomes the `workspaceId` of
                 responses; a UUID is derived from any other text.
@@ -247,6 +249,9 @@ class Emulator:
             stop_takes = self._stop_takes
         contract.check_range(0, 86_400, stop_takes=stop_takes)
         runtime = contract.make_runtime(workspace_id, alias, kind, status, created_at)
+        replaced = self._runtimes.get((workspace_id, alias))
+        if replaced is not None:
+            runtime["id"] = contract.next_id(replaced["id"])
         # A UUID stands for the name, unless it is the name of another workspace.
         self._names[workspace_id] = workspace_id
         self._names.setdefault(runtime["workspaceId"], workspace_id)

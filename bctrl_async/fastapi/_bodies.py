@@ -140,3 +140,10 @@ class StopReport(Body):
     ended_early: StopError | None = Field(
         description="Why the run ended early, if it did."
     )
+    started_since: list[Runtime] | None = Field(
+        description="What runs and was no target, by a last list of the workspace; "
+        "null if nobody looked."
+    )
+    look_error: StopError | None = Field(
+        description="Why this last look failed, if it did."
+    )

@@ -273,6 +273,10 @@ class StopReport(msgspec.Struct):
     """The number of outcomes that come from an earlier run's journal."""
     ended_early: BctrlError | None = None
     """The reason why the run ended early, such as its deadline, or None."""
+    started_since: tuple[Runtime, ...] | None = None
+    """The runtimes that match and run, and were no targets, by a last list of the workspace; also a new runtime under an alias that was stopped."""
+    look_error: BctrlError | None = None
+    """The reason why this last look failed, or None."""
     @property
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
+from uuid import uuid4
 
 import pytest
 from support.commands import (
@@ -136,6 +137,37 @@ async def test_all_stops_what_matches(
     assert command.api.status("ws", "a") == "active"
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+async def test_all_tells_what_has_started_since(command: Command, output: str) -> None:
+    new = dict(command.api.runtimes["mixed", NEW])
+    give_list(command.api, new)
+    give_list(command.api, {**new, "alias": "later", "id": str(uuid4())})
+    code, out, err = await command(*STOP_ALL, "-o", output)
+
+    assert code == 0
+    summary = out if output == "table" else err
+    assert "1 of 1 no longer running" in summary
+    assert "; 1 started since\n" in summary
+    assert "Started since, and not stopped: later. Run the same command again" in err
+    if output == "json":
+        told = outcomes_of(out)[-1]
+        assert (told["alias"], told["started_since"]) == ("later", True)
+
+
+async def test_a_shard_tells_of_its_own_part_alone(command: Command) -> None:
+    new = dict(command.api.runtimes["mixed", NEW])
+    later = [
+        {**new, "alias": f"later-{number}", "id": str(uuid4())} for number in range(9)
+    ]
+    told = 0
+    for number in (1, 2):
+        give_list(command.api, new, {**new, "alias": "b", "id": str(uuid4())})
+        give_list(command.api, *later)
+        _, out, _ = await command(*STOP_ALL, "-o", "json", "--shard", f"{number}/2")
+        told += sum("started_since" in line for line in outcomes_of(out))
+    assert told == 9
+
+
 @pytest.mark.parametrize("option", [(), ("--dry-run",)], ids=["run", "dry run"])
 async def test_a_journal_does_not_keep_a_runtime_from_being_stopped_again(
     command: Command, option: tuple[str, ...]
@@ -227,6 +259,7 @@ async def test_what_cannot_be_read_is_rejected_and_counted(
     await terminal.rest()
 
     give_list(command.api, *listed)
+    give_list(command.api)  # The last look finds nothing.
     code, out, _ = await command(*STOP_ALL, "--journal", journal, "-o", "json")
     assert (code, Counter(results_of(out))) == (
         1,
