@@ -24,6 +24,7 @@ _KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
 _BAD_QUOTES = (
     "a quote is missing, or a cell has several lines: export the two columns only"
 )
+_HEADER_OR_PAIR = "it is a pair, or a header without workspace_id: put alias first"
 _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
 _UNREADABLE = "it has a control character, or was not saved as UTF-8"
 _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
@@ -134,7 +135,7 @@ class LineParser:
         is_alias_list = has_one_column and self._workspace is not None
         for delimiter, cells in rows.items():
             columns = [re.sub(r"[\s_]", "", cell).lower() for cell in cells]
-            if self._is_header(text, columns, is_alias_list=is_alias_list):
+            if self._is_header(text, columns):
                 return _Table(delimiter, columns, cells)
         if not is_alias_list:
             return _Table(self._find_delimiter(text, rows), [*_KEYS])
@@ -142,14 +143,19 @@ class LineParser:
             raise self._bad(text, "it looks like the table of list: use its -o json")
         return _Table("\t", ["alias"])
 
-    def _is_header(self, text: str, columns: list[str], *, is_alias_list: bool) -> bool:
+    def _is_header(self, text: str, columns: list[str]) -> bool:
         """Return True for a header; raise an error if a column is missing."""
         missing = [key for key, names in _KEYS.items() if not set(names) & set(columns)]
-        if not missing or (is_alias_list and missing == ["workspace_id"]):
+        if len(missing) == len(_KEYS):
+            return False
+        if missing == ["workspace_id"] and self._workspace is not None:
+            # A runtime may be named like a column, and is the second of its pair.
+            if len(columns) == len(_KEYS) and columns[0] not in _KEYS["alias"]:
+                raise self._bad(text, _HEADER_OR_PAIR)
             return True
-        if len(missing) == 1:
+        if missing:
             raise self._bad(text, f"the header has no column {missing[0]}")
-        return False
+        return True
 
     def _find_delimiter(self, text: str, rows: dict[str, list[str]]) -> str:
         """Return the only delimiter that makes a pair of a line."""

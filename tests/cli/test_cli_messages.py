@@ -50,6 +50,7 @@ FILES = {
     "prose.txt": "Please stop these tonight:\n",
     "workbook.xlsx": "PK\x03\x04",
     "header.csv": "alias;host\na;h\n",
+    "pair.csv": "host;alias\nh;a\n",
     "both.csv": "ws;a,b\n",
     "late.csv": "ws,a\n" * 100 + "nonsense\n" * 12,
     "dots.csv": "ws,a\n" * 100 + "ws,..\nnonsense\n",

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -44,9 +45,9 @@ READ_ERROR = "bctrl-async: error: cannot read all targets: "
 # What an input gives
 
 
-def gives(data: bytes) -> list[list[str] | str]:
+def gives(data: bytes, workspace: str | None = None) -> list[list[str] | str]:
     """Return the items of a file; a fault after which nothing is read is the last."""
-    file, parser = io.BytesIO(data), LineParser()
+    file, parser = io.BytesIO(data), LineParser(workspace)
     items: list[Item] = []
     try:
         while line := file.readline(MAX_LINE + 1):
@@ -99,6 +100,31 @@ def input_of(row: dict[str, object]) -> bytes:
 def test_what_each_input_gives(line: str) -> None:
     row = json.loads(line)
     assert gives(input_of(row)) == row["gives"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "alias,created_at",
+        "Name;Host",
+        "alias\tname",
+        "created_at,alias,note",
+        'note,"alias,",name',
+    ],
+)
+def test_with_a_workspace_a_header_needs_no_workspace_column(header: str) -> None:
+    """Fault: the same as JSON was read."""
+    row = re.sub("alias|Name|name", "crm", header)
+    assert gives(f"{header}\n{row}\n".encode(), "demo") == [["demo", "crm"]]
+    [fault] = gives(f"{header}\n{row}\n".encode())
+    assert "the header has no column workspace_id" in fault
+
+
+@pytest.mark.parametrize("line", ["demo,name", "other,alias", "created_at;alias"])
+def test_a_header_without_a_workspace_column_is_never_a_pair(line: str) -> None:
+    """The runtime `name` would be left out, and its neighbours taken for others."""
+    [fault] = gives(f"{line}\nother,crm\n".encode(), "demo")
+    assert "it is a pair, or a header without workspace_id: put alias first" in fault
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 65536])
