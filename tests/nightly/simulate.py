@@ -85,7 +85,7 @@ def _main() -> int:
     if args.trace:
         return _trace(args)
     began = time.monotonic()
-    failed, requests, seconds = 0, 0, 0.0
+    failed, requests, lists, seconds = 0, 0, 0, 0.0
     rules, results = Counter[str](), Counter[str]()
     last = args.first + args.seeds
     chunks = [
@@ -97,6 +97,7 @@ def _main() -> int:
         ):
             for verdict in chunk.result():
                 requests += verdict.requests
+                lists += verdict.lists
                 results += verdict.results
                 seconds += verdict.seconds
                 if not verdict.problems:
@@ -121,9 +122,9 @@ def _main() -> int:
         + ", ".join(f"{count:,} {name}" for name, count in results.most_common())
     )
     _write(
-        f"{args.seeds - failed} of {args.seeds} seeds passed: {requests:,} requests in "
-        f"{seconds / 3600:,.1f} h of virtual time, {args.seeds / took:.0f} seeds a "
-        "second"
+        f"{args.seeds - failed} of {args.seeds} seeds passed: {requests:,} requests, "
+        f"{lists:,} of them for lists, in {seconds / 3600:,.1f} h of virtual time, "
+        f"{args.seeds / took:.0f} seeds a second"
     )
     if args.fault is not None:
         return 0 if FAULTS[args.fault].rule in rules else 1

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from sim.faults import FAULTS
 from sim.runner import simulate
+from sim.server import ListFault, SimulatedServer
+
+from bctrl_async import BctrlError, BctrlSession, RetryPolicy, Runtime
 
 SCRIPT = Path(__file__).with_name("simulate.py")
 SEEDS = [*range(60), 2358, 5448, 16451, 17879, 19500, 23311, 31668, 89738]
@@ -17,6 +21,7 @@ SEEDS = [*range(60), 2358, 5448, 16451, 17879, 19500, 23311, 31668, 89738]
 probes that their callers cancel, canaries that are never answered, the timer of a
 forgotten lane, and a slot or a timer that a closed session has left."""
 FOUND_BY = {
+    "accepted-ok": 45,
     "another-runtime": 62,
     "caught-up": 519,
     "costly-429": 42,
@@ -77,6 +82,46 @@ def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
     seeds = [FOUND_BY.get(fault, 0), *range(1000)]
 
     assert any(rule in dict(simulate(seed, fault).problems) for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (ListFault.LATE, None),
+        (ListFault.PARTIAL, "a page of a longer list"),
+        (ListFault.UNREADABLE, "is not JSON"),
+        (ListFault.UNREADABLE_ITEM, "not a valid Runtime"),
+        (ListFault.DUPLICATE, None),
+        (ListFault.ERROR, "the server answered"),
+    ],
+)
+async def test_the_simulated_server_has_lists_that_fail_after_those_that_do_not(
+    fault: ListFault, error: str | None
+) -> None:
+    async with (
+        SimulatedServer(
+            stop_seconds={},
+            list_faults={fault: 1.0},
+            good_lists=1,
+            timeout=0.01,
+            seed=0,
+            port=0,
+        ) as server,
+        BctrlSession("emulator-key", base_url=server.url) as session,
+    ):
+        server.add_runtime("ws-1", "a")
+        server.add_runtime("ws-1", "b", status="stopped")
+        good = await session.list_runtimes("ws-1")
+        runtimes: list[Runtime] = []
+        with pytest.raises(BctrlError, match=error) if error else nullcontext():
+            policy = RetryPolicy(attempts=1, patience=0)
+            runtimes = await session.list_runtimes("ws-1", retry=policy)
+
+    assert [runtime.status for runtime in good] == ["active", "stopped"]
+    copies = 2 if fault is ListFault.DUPLICATE else 1
+    assert len(runtimes) == (0 if error else 2 * copies)
+    assert all(runtime in runtimes for runtime in good if not error)
+    assert server.lists == {None: 1, fault: 1}
 
 
 def test_a_fault_is_shown_with_its_events_and_the_command_that_repeats_it() -> None:

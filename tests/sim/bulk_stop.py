@@ -90,7 +90,10 @@ class BulkStop(BulkObserver):
     def outcome(self, outcome: StopOutcome) -> None:
         """Record an outcome, as the observer of the bulk stop."""
         world, run = self._world, self._run
-        run.recorded.append(Recorded(self._loop.time(), self._loop.step, outcome))
+        status = world.server.status(*outcome.target)
+        run.recorded.append(
+            Recorded(self._loop.time(), self._loop.step, outcome, status)
+        )
         world.network.log(
             0,
             f"outcome {outcome.index} {'/'.join(outcome.target)}: {outcome.result}, "

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._calls.retry import BULK_PATIENCE
+from sim.check_slow import check_lists, check_slow
 from sim.check_throttling import (
     SLOWEST,
     check_retries,
@@ -107,6 +108,8 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from _check_outage(world.plan, run.report, exchanges)
     yield from check_throttling(world.plan, run)
     yield from check_retries(run, sent)
+    yield from check_slow(world, run)
+    yield from check_lists(world.plan, run, exchanges)
 
 
 def _check_raised(plan: Plan, run: BulkRun) -> Problems:
@@ -238,15 +241,12 @@ def _check_target(
 
 
 def _check_ok(run: BulkRun) -> Problems:
-    for record in run.recorded:
-        now = run.after.get((record.outcome.target[0], record.outcome.target[1]))
-        if record.outcome.ok and now is not None and now not in NOT_RUNNING:
-            yield Problem(
-                "not ok",
-                f"{name(record.outcome.target)} is ok, but its status is {now}",
-            )
-        if record.outcome.ok != (record.outcome.error is None):
-            yield Problem("not ok", f"{name(record.outcome.target)}: {record.outcome}")
+    for _, _, outcome, status in run.recorded:
+        claim = f"{name(outcome.target)} is ok"
+        if outcome.ok and status is not None and status not in NOT_RUNNING:
+            yield Problem("not ok", f"{claim}, but its status was {status}")
+        if outcome.ok != (outcome.error is None):
+            yield Problem("not ok", f"{name(outcome.target)}: {outcome}")
 
 
 def _check_not_sent(claim: str, result: StopResult, sent: list[Exchange]) -> Problems:
@@ -278,7 +278,7 @@ def _check_precision(
                 )
     if plan.climate.hazards & {"stray", "server", "starved"}:
         return
-    for time, _, outcome in run.recorded:
+    for time, _, outcome, _ in run.recorded:
         target = outcome.target[0], outcome.target[1]
         answers = sent.get(target, [])
         if not answers or run.items.count(target) > 1 or outcome.resumed:

@@ -31,7 +31,7 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
     if not has_rule or plan.ending is not Ending.COMPLETED or run.resumes:
         return
     bound = _longest(plan, len(run.items))
-    for time, _, outcome in run.recorded:
+    for time, _, outcome, _ in run.recorded:
         if not _is_other(plan, outcome.target):
             continue
         # A short patience may end in bad luck.
@@ -80,7 +80,7 @@ def check_retries(run: BulkRun, sent: dict[Target, list[Exchange]]) -> Problems:
     """Check that no throttled stop waits on once it is due, whatever the input does."""
     copies = Counter(run.items)
     times: defaultdict[Target, list[float]] = defaultdict(list)
-    for time, _, outcome in run.recorded:
+    for time, _, outcome, _ in run.recorded:
         times[outcome.target[0], outcome.target[1]].append(time)
     for due in run.due:
         times_sent = [exchange.written for exchange in sent.get(due.target, ())]

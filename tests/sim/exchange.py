@@ -93,3 +93,8 @@ class Exchange:
     def stops(self) -> bool:
         """True for a POST."""
         return self.method == "POST"
+
+    @property
+    def lists(self) -> bool:
+        """True for the list of a workspace, which has no alias."""
+        return not self.target[1]

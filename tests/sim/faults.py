@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.results import result_of
+from bctrl_async._calls.results import result_of, running_of
 from bctrl_async._kinds import Doubt, Failure
 from bctrl_async._limiter.evidence import Evidence, History
 from bctrl_async._limiter.gate import Gate
@@ -28,7 +28,8 @@ from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.filters import Selection
 from bctrl_async.observer import StopObserver
 
-_record, _aborted, _result_of = Ledger.record, Call.aborted, result_of
+_record, _aborted = Ledger.record, Call.aborted
+_result_of, _running_of = result_of, running_of
 _release, _cancel = Limiter.release, Worker.cancel
 _set_ended_early = RunState.set_ended_early
 _lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
@@ -52,6 +53,12 @@ def _result_by_status(answer: Runtime | BctrlError) -> StopResult:
     if result is StopResult.REJECTED and type(answer) is BctrlError:
         return StopResult.NOT_SENT
     return result
+
+
+def _not_running_if_accepted(
+    result: StopResult, runtime: Runtime | None
+) -> bool | None:
+    return False if result.is_accepted else _running_of(result, runtime)
 
 
 def _cancel_no_call(worker: Worker, level: CancelLevel) -> bool:
@@ -130,6 +137,11 @@ class KnownFault(NamedTuple):
 
 
 FAULTS = {
+    "accepted-ok": KnownFault(
+        "a runtime whose stop was accepted runs no longer",
+        "not ok",
+        {"bctrl_async._calls.results.running_of": _not_running_if_accepted},
+    ),
     "foreign-404": KnownFault(
         "a 404 of another service settles a stop as not_found",
         "is there",

@@ -12,6 +12,7 @@ import msgspec
 from bctrl_async import RetryPolicy, RuntimeRef
 from sim import climate as climates, scenes
 from sim.exchange import Target
+from sim.server import ListFault
 
 _UUID = str(uuid.UUID(int=7))
 _INVALID: tuple[object, ...] = (None, ("ws", ""), "ab", ("ws", "a/../b", 3), 7)
@@ -130,6 +131,7 @@ class Plan:
         # Drawn apart, so that the rest of a seed's run stays as it is.
         self._draw_throttling(random.Random(f"throttling {seed}"))
         self._draw_scene(random.Random(f"scene {seed}"))
+        self._draw_slow_stops(random.Random(f"slow {seed}"))
         self._draw_idle(random.Random(f"idle {seed}"))
         self._draw_stalls(random.Random(f"stalls {seed}"))
         self._draw_threads(random.Random(f"threads {seed}"))
@@ -262,6 +264,35 @@ class Plan:
             self.input = "list"
         if rng.random() < 0.8 and self.kind is Kind.BULK:
             self.ending = Ending.COMPLETED
+
+    def _draw_slow_stops(self, rng: random.Random) -> None:
+        """Draw many runtimes of a workspace whose stops take time, in few runs."""
+        self.stop_seconds: dict[Target, float] = {}
+        self.list_faults: dict[ListFault, float] = {}
+        is_scene = self.climate.hazards & scenes.THROTTLING
+        if self.kind is Kind.CALLS or is_scene or rng.random() > 0.03:
+            return
+        targets = [(self.workspace, f"r{n}") for n in range(rng.randint(10, 60))]
+        longest = rng.choice([1.0, 4.0, 12.0])
+        self.stop_seconds = {target: rng.uniform(0.1, longest) for target in targets}
+        faults = rng.sample(list(ListFault), rng.randint(0, 3))
+        self.list_faults = {fault: rng.uniform(0.1, 0.33) for fault in faults}
+        if rng.random() < 0.6:
+            self.climate = climates.draw(rng, frozenset(), targets, self.timeout)
+        self.climate.hazards |= {"slow"}
+        self.climate.targets = self.targets = targets
+        self.status = dict.fromkeys(targets, "active")
+        if self.input == "workspace":
+            self.items = list(targets)
+        else:
+            self._set_items(targets, rng)
+        self.policy = msgspec.structs.replace(
+            self.policy, base=0.5, cap=5.0, patience=None
+        )
+        self.rate = self.pace = None
+        self.max_connections, self.concurrency = rng.choice([5, 20, 100]), None
+        self.latency = min(self.latency, 0.01)
+        self.verify = rng.random() < 0.85
 
     def _draw_idle(self, rng: random.Random) -> None:
         """Draw when an async input, as a queue or a feed, has no next item for long."""

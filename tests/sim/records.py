@@ -33,11 +33,12 @@ class Moment(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """An outcome, and when it was recorded."""
+    """An outcome, when it was recorded, and its runtime's true status then."""
 
     time: float
     step: int
     outcome: StopOutcome
+    status: str | None
 
 
 class Due(NamedTuple):

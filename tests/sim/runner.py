@@ -44,6 +44,7 @@ class Verdict:
         plan: What the seed decided.
         seconds: The virtual seconds that it took.
         requests: The number of requests that the client wrote.
+        lists: The number of lists that the server was asked for.
         results: The results of the targets, and `returned` and `raised` for single
             calls.
     """
@@ -54,6 +55,7 @@ class Verdict:
     plan: str = ""
     seconds: float = 0.0
     requests: int = 0
+    lists: int = 0
     results: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
@@ -94,6 +96,7 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
             found += check_rate(plan, world.network.exchanges)
             found += check_flood(plan, world.network.exchanges)
     verdict.requests = len(world.network.exchanges)
+    verdict.lists = sum(exchange.lists for exchange in world.network.exchanges)
     verdict.seconds = loop.time()
     verdict.results = _results(world)
     verdict.plan = f"{plan.kind}, {plan.ending}\n{plan}"

@@ -1,4 +1,4 @@
-"""The world of one run: the emulator, the network, and the use of the client."""
+"""The world of one run: the server, the network, and the use of the client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import aiohttp
 import anyio
 from support.leaks import bulk_tasks
 from support.pacing import MemoryPace
-from support.wire_faults import WireEmulator
 
 from bctrl_async import BctrlSession, Observer, Runtime
 from bctrl_async._limiter.limiter import Limiter
@@ -21,12 +20,13 @@ from sim.loop import SimLoop
 from sim.network import Network
 from sim.plan import Ending, Kind, Plan
 from sim.records import BulkRun, SingleCall, read_lines, settled_in, tear
+from sim.server import SimulatedServer
 
 _KEY = "a-key-that-must-not-be-written"
 
 
 class World:
-    """The world of one run: the emulator, the network, and the use of the client.
+    """The world of one run: the server, the network, and the use of the client.
 
     Args:
         plan: The plan.
@@ -52,7 +52,12 @@ class World:
         self.calls: list[SingleCall] = []
         self.limiters: list[Limiter] = []
         self.key = _KEY
-        self.emulator = WireEmulator(
+        self.server = SimulatedServer(
+            stop_seconds=plan.stop_seconds,
+            list_faults=plan.list_faults,
+            # The list that a bulk stop takes its targets from is as planned.
+            good_lists=plan.input == "workspace",
+            timeout=plan.timeout,
             host=plan.host,
             api_key=_KEY,
             faults=plan.climate.server_faults,
@@ -62,15 +67,15 @@ class World:
 
     def statuses(self) -> dict[Target, str | None]:
         """Return the true statuses."""
-        return {target: self.emulator.status(*target) for target in self.plan.targets}
+        return {target: self.server.status(*target) for target in self.plan.targets}
 
     async def run(self) -> None:
         """Use the client as planned, and wait until the network is quiet."""
         plan = self.plan
         for target, status in plan.status.items():
             if status is not None:
-                self.emulator.add_runtime(*target, status=status)
-        async with self.emulator:
+                self.server.add_runtime(*target, status=status)
+        async with self.server:
             for span in plan.climate.outages:
                 self.loop.call_at(span.start, self.network.crash)
             if plan.kind is Kind.CALLS:
@@ -118,7 +123,7 @@ class World:
         }
         session = BctrlSession(
             functions[plan.key_function],
-            base_url=self.emulator.url,
+            base_url=self.server.url,
             timeout=plan.timeout,
             max_connections=plan.max_connections,
             retry=plan.policy,
