@@ -52,6 +52,7 @@ class Cost(Enum):
     IF_READ = "an attempt of a read; else the call, as it was taken", (Repeat.READ,)
     IF_SAFE = "an attempt, if repeating is safe", (Repeat.READ, Repeat.CONVERGES)
     ATTEMPT = "an attempt", tuple(Repeat)
+    SLOT = "a slot; an attempt only if no other is in flight", tuple(Repeat)
     PATIENCE = "patience, because the server is busy", tuple(Repeat)
 
     def __init__(self, _: str, repeats: tuple[Repeat, ...]) -> None:
@@ -74,7 +75,7 @@ class Doubt(Enum):
     MAYBE = "if the answer is a gateway's, which may have forwarded the request"
 
 
-RUN, CALL, IF_READ, IF_SAFE, ATTEMPT, PATIENCE = Cost
+RUN, CALL, IF_READ, IF_SAFE, ATTEMPT, SLOT, PATIENCE = Cost
 UP, DOWN, UNCLEAR = Server
 NO, YES, MAYBE = Doubt
 ALREADY = StopResult.ALREADY_STOPPED.value
@@ -100,6 +101,7 @@ class Kind(Enum):
     # There was no answer.
     NO_CONNECTION   = ATTEMPT,  DOWN,    NO,    Network,   "not_sent",  UNUSABLE
     UNTRUSTED       = ATTEMPT,  DOWN,    NO,    Network,   "not_sent",  UNUSABLE
+    NO_RESOURCES    = SLOT,     UNCLEAR, NO,    Network,   "not_sent",  UNUSABLE
     SLOW_CONNECTION = ATTEMPT,  DOWN,    NO,    Timeout,   "not_sent",  "timeout"
     LOST            = ATTEMPT,  DOWN,    YES,   Network,   "unknown",   UNUSABLE
     SLOW_ANSWER     = ATTEMPT,  DOWN,    YES,   Timeout,   "unknown",   "timeout"
@@ -153,6 +155,8 @@ class Kind(Enum):
         self.result: StopResult = StopResult(result)
         self.problem = problem
         self.is_throttling: bool = costs is PATIENCE
+        # The machine lacks what a connection needs, so the server was not asked.
+        self.is_local: bool = costs is SLOT
         self.is_answer: bool = server is UP
         self.is_unanswered: bool = server is DOWN
         # The API says no, whatever its load.

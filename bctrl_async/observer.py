@@ -30,7 +30,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of a call: one HTTP request.
 
     Args:
-        number: The number of the attempt within the call, from 1.
+        number: The number of the attempt within the call, from 1. It is not counted if
+            this machine cannot hold its connection beside others.
         operation: The operation of the API, such as `stop`.
         stops: True if the operation may stop a runtime.
         method: The HTTP method.

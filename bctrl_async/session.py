@@ -81,9 +81,11 @@ class BctrlSession:
         timeout: Seconds for one attempt, above 0, once `max_connections` and `rate`
             allow it. Connecting may take 90 % of them. An `api_key` function has an
             equal limit of its own.
-        max_connections: The most attempts in flight, from 1. What may have taken effect
-            is sent first, then single stops, then bulk stops. If the server throttles
-            every attempt for as long as the `patience`, a call that waits fails.
+        max_connections: The most attempts in flight, from 1. If this machine lacks the
+            file descriptors or ports for so many, a warning says so, and fewer are in
+            flight. What may have taken effect is sent first, then single stops, then
+            bulk stops. If the server throttles every attempt for as long as the
+            `patience`, a call that waits fails.
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced, or a rate that this
             session shares with sessions of other processes: a

@@ -160,7 +160,12 @@ def test_what_costs_an_attempt_or_patience_is_retried_by_default(kind: Kind) -> 
 
 
 ROWS = {
-    "no connection": [Kind.NO_CONNECTION, Kind.UNTRUSTED, Kind.SLOW_CONNECTION],
+    "no connection": [
+        Kind.NO_CONNECTION,
+        Kind.NO_RESOURCES,
+        Kind.UNTRUSTED,
+        Kind.SLOW_CONNECTION,
+    ],
     "the connection broke; no answer in time, or no HTTP": [
         Kind.LOST,
         Kind.SLOW_ANSWER,

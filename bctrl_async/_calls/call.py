@@ -47,6 +47,11 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         """Record the end of the attempt in flight."""
         self.in_flight = False
 
+    def forget_attempt(self) -> None:
+        """Forget the attempt in flight: the machine could not make its connection."""
+        self.end_attempt()
+        self.attempts -= 1
+
     @property
     def priority(self) -> Priority:
         """The priority of the next attempt at the limiter.

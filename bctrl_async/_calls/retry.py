@@ -28,14 +28,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of
-    `attempts`. A 429 or 503 costs `patience` instead, because the server is busy. A
-    gateway's 503, which has no `code` of the API, costs an attempt from the second on
-    if other targets are answered meanwhile, because its target is then dead. The delay
-    after the nth failure is random between 0 and the smaller of `cap` and
-    `base * 2**(n-1)` seconds, and never shorter than Retry-After. In an outage of the
-    server, a bulk stop waits and probes it, and a target's first failures do not count.
-    An untrusted certificate ends a single call without a retry, and a bulk stop if the
-    server has never answered it.
+    `attempts`; a connection that this machine cannot hold beside others costs none. A
+    429 or 503 costs `patience` instead, because the server is busy. A gateway's 503,
+    which has no `code` of the API, costs an attempt from the second on if other targets
+    are answered meanwhile, because its target is then dead. The delay after the nth
+    failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds,
+    and never shorter than Retry-After. In an outage of the server, a bulk stop waits
+    and probes it, and a target's first failures do not count. An untrusted certificate
+    ends a single call without a retry, and a bulk stop if the server has never answered
+    it.
 
     Args:
         attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not
@@ -241,7 +242,9 @@ class RetryState(History):
 
     def ask_quota(self) -> float | None:
         """Take a token of the quota; return the delay, or None if there is no token."""
-        self.lacks_quota = not self.quota.acquire()
+        # The quota spares the server, which a failure of the machine does not reach.
+        is_local = self.last_failures[-1].kind.is_local
+        self.lacks_quota = not (is_local or self.quota.acquire())
         if self.lacks_quota:
             self.advice = "Not retried: the retry quota is exhausted. Call again later"
             return None

@@ -144,20 +144,15 @@ class Sender:
                     self._count_if_cancelled(call)
                     self.limiter.release(None, call.retries)
                     raise
-                # The limiter learns from the answer, and knows from other calls if a
-                # gateway's 503 is about this target alone.
-                target_failed = self.limiter.release(result, call.retries)
                 # `isinstance` takes four times as long for a Struct.
                 if type(result) is not Failure:
+                    self.limiter.release(result, call.retries)
                     self._record_success(call)
                     return result
-                failure = self._record_failure(
-                    call, result, target_failed=target_failed
-                )
-                if wait_to_retry is None:
-                    wait_to_retry = self._wait_to_retry
-                if self.is_closed or not await wait_to_retry(call, failure):
-                    return failure
+                if not self._gives_way(call, result):
+                    failure = self._record_failure(call, result)
+                    if not await self._waits(call, failure, wait_to_retry):
+                        return failure
                 http = self.open_pool()
                 await self._acquire(call)
         except BctrlError as error:
@@ -184,9 +179,23 @@ class Sender:
         self.quota.release()
         self.tally.succeeded += 1
 
-    def _record_failure(
-        self, call: Call[_T], failure: Failure, *, target_failed: bool
-    ) -> Failure:
+    def _gives_way(self, call: Call[_T], failure: Failure) -> bool:
+        """Return True if other attempts have all connections that the machine holds.
+
+        The call then waits for a slot, as if it had made no attempt.
+        """
+        if not failure.kind.is_local:
+            return False
+        if not self.limiter.give_way(failure, call.retries):
+            return False
+        self.tally.failed[failure.type] += 1
+        call.forget_attempt()
+        return True
+
+    def _record_failure(self, call: Call[_T], failure: Failure) -> Failure:
+        # The limiter learns from the answer, and knows from other calls if a gateway's
+        # 503 is about this target alone.
+        target_failed = self.limiter.release(failure, call.retries)
         kind = failure.kind
         if self.is_closed and kind.is_unanswered and failure.status is None:
             failure = replace(
@@ -201,13 +210,23 @@ class Sender:
         if call.in_flight:
             call.end_attempt()
             self.tally.failed[failure.type] += 1
-            if not kind.is_unanswered:
+            if not (kind.is_unanswered or kind.is_local):
                 self.last_answered = max(self.last_answered, call.attempt_number)
         call.keep_request_id(failure.request_id)
         call.retries.record(failure, target_failed=target_failed)
         return failure
 
-    async def _wait_to_retry(self, call: Call[_T], failure: Failure) -> bool:
+    async def _waits(
+        self,
+        call: Call[_T],
+        failure: Failure,
+        wait_to_retry: WaitToRetry[_T] | None,
+    ) -> bool:
+        """Wait before the next attempt; return False to give up."""
+        if self.is_closed:
+            return False
+        if wait_to_retry is not None:
+            return await wait_to_retry(call, failure)
         # A single call cannot tell whether other machines have another certificate, so
         # it gives up.
         return failure.kind is not Kind.UNTRUSTED and await call.back_off(self.limiter)

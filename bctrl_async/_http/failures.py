@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import re
+import socket
 import ssl
 from typing import TypeVar
 
@@ -42,6 +43,17 @@ _ADVICE_BY_CLASS: dict[type[BaseException], str] = {
         "Check the base URL and the proxies; netrc must not name the host of the API"
     ),
 }
+_CURES = {
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "Raise the system's limit of open files (sysctl fs.file-max)",
+    errno.ENOBUFS: "Free memory of the machine",
+    errno.ENOMEM: "Free memory of the machine",
+    errno.EADDRNOTAVAIL: (
+        "Check the host, and widen the range of local ports "
+        "(sysctl net.ipv4.ip_local_port_range)"
+    ),
+}
+"""The system's errors that are about the machine, not the server, and their cures."""
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
 _tells_of_threads = re.compile("new thread|after (interpreter )?shutdown").search
@@ -77,6 +89,9 @@ def failed_request(
         )
     if not isinstance(cause, AIOHTTP_ERRORS):
         return None
+    lack = _lack(cause)
+    if lack is not None:
+        return lack
     kind, summary = _describe(cause, call)
     advice = _ADVICE_BY_CLASS.get(type(cause))
     if isinstance(cause, aiohttp.ClientHttpProxyError):
@@ -150,6 +165,33 @@ def _scrub(error: BaseException, key: str) -> BaseException:
     return detached(error)
 
 
+def _lack(error: BaseException) -> Failure | None:
+    """Return the failure of a connection that the machine could not make, or None."""
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return None
+    number = _system_number(error.os_error)
+    if isinstance(error, aiohttp.ClientConnectorDNSError) and number not in _CURES:
+        # Without a file descriptor, some resolvers say that a host is not known.
+        number = _number_of_open_error()
+    if number not in _CURES:
+        return None
+    return Failure(
+        kind=Kind.NO_RESOURCES,
+        summary=f"no connection: {os.strerror(number)}",
+        advice=f"{_CURES[number]}, or lower max_connections (--concurrency)",
+        cause=error,
+    )
+
+
+def _number_of_open_error() -> int:
+    """Return the number of the error if no socket can be opened now, or 0."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return _system_number(error)
+    return 0
+
+
 def _describe(  # noqa: PLR0911 - a table.
     error: BaseException, call: Request[_T]
 ) -> tuple[Kind, str]:
@@ -204,10 +246,17 @@ def _reason(error: Exception) -> str:
             return f"the certificate is not trusted: {error.verify_message}"
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "it does not speak TLS"
-        # The number of an SSLError is not the system's.
-        case OSError() if (
-            not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode
-        ):
+        case OSError() if _system_number(error):
             # The text of asyncio would repeat the address.
-            return os.strerror(error.errno or 0)
+            return os.strerror(_system_number(error))
     return getattr(error, "strerror", None) or str(error)
+
+
+def _system_number(error: OSError) -> int:
+    """Return the number that the system has given to an error, or 0."""
+    # The numbers of TLS and of name look-ups are their own.
+    number = error.errno
+    is_foreign = isinstance(error, ssl.SSLError | socket.gaierror)
+    if is_foreign or number is None or number not in errno.errorcode:
+        return 0
+    return number

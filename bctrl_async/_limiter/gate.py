@@ -8,15 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.pause import PROBE_INTERVAL
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async._limiter.window import Capacity
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, format_duration
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
 _log = logging.getLogger("bctrl_async")
+# The command shows its warnings.
+_capacity_log = _log.getChild("capacity")
 
 _TIMER_TOLERANCE = 0.01
 """Seconds by which a wakeup may be late before its timer is replaced."""
@@ -37,6 +41,8 @@ class Gate:
         self.in_use: int = 0
         """The number of slots in use."""
         self._limit = limit
+        self._capacity: Capacity | None = None
+        """The bound of the machine; None if it has never lacked anything."""
         self._text_of_calls = "all calls of the session"
         if workspace is not None:
             self._text_of_calls = f"all calls in workspace {workspace!r}"
@@ -199,6 +205,22 @@ class Gate:
                 # It fails, or gets a timer of its own.
                 self._on_deadline(waiter)
 
+    def on_lack(self, failure: Failure) -> None:
+        """Let no more be in flight than the others, as the machine holds no more."""
+        others = self.in_use - 1
+        if self._capacity is None:
+            self._capacity = Capacity(self._limit)
+            _capacity_log.warning(
+                "%s. Fewer attempts are in flight for now (%d, not %d). %s",
+                failure.summary,
+                others,
+                self._limit,
+                failure.advice,
+                extra={"bctrl.event": "machine_full", "bctrl.in_flight": others},
+            )
+        now = asyncio.get_running_loop().time()
+        self._limit = self._capacity.lower(now, others)
+
     def release(self) -> None:
         """Release a slot."""
         self.in_use -= 1
@@ -303,6 +325,8 @@ class Gate:
         `due` is the time of a wakeup. uvloop rounds it to milliseconds, so it may come
         early, and waiting for the rest would keep the loop busy.
         """
+        if self._capacity is not None:
+            self._limit = self._capacity.grow(asyncio.get_running_loop().time())
         while self.in_use < self._limit:
             waiter = self._queues.next()
             if waiter is None:

@@ -212,6 +212,17 @@ class Limiter:
         self._all.release()
         return target_failed
 
+    def give_way(self, failure: Failure, history: History) -> bool:
+        """Release a slot, as others in flight have all that the machine holds.
+
+        Return False, and release nothing, if no other is in flight.
+        """
+        if self.in_use == 1:
+            return False
+        self._all.on_lack(failure)
+        self.release(None, history)
+        return True
+
     def _on_success(self, history: History) -> None:
         now = asyncio.get_running_loop().time()
         self._all.rate.on_success(now, history)

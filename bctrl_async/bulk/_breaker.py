@@ -85,6 +85,10 @@ class CircuitBreaker:
         self._compare_lock = asyncio.Lock()
         self._unanswered_at = -math.inf
         """The time at which the last unanswered canary of `compare` was sent."""
+        # The newest attempt when the machine could last not make a connection, and the
+        # time of the first such attempt after which the server has answered none.
+        self._local_attempt = 0
+        self._local_since = 0.0
         self.has_given_up: bool = False
 
     @property
@@ -144,6 +148,8 @@ class CircuitBreaker:
         """
         if failure.kind.is_unanswered and not failure.kind.is_throttling:
             return await self._wait_for_server(call, failure)
+        if failure.kind.is_local and self.has_answered:
+            return await self._wait_for_machine(call)
         return await self._back_off(call, failure)
 
     async def _wait_for_server(self, call: BulkCall, failure: Failure) -> bool:
@@ -169,6 +175,19 @@ class CircuitBreaker:
         self._close_if_up()
         self.leave(call)
         return await self._retry(call, newest_attempt)
+
+    async def _wait_for_machine(self, call: BulkCall) -> bool:
+        """Wait while the machine cannot make a connection; return False to give up."""
+        self.leave(call)
+        if self._answers_after(self._local_attempt):
+            self._local_since = _now()
+        self._local_attempt = self._sender.tally.attempts
+        tries = call.retries.failed_attempts
+        is_too_long = _now() - self._local_since > self._patience
+        if is_too_long or _quick_failures.is_enough(tries):
+            return False
+        await self._limiter.sleep(probe_delay(self._policy, tries))
+        return True
 
     def _claim_probe(self, call: BulkCall) -> bool:
         """Make a call the probe; return False if another call is the probe."""

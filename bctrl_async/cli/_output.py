@@ -40,9 +40,11 @@ MAX_SHOWN = 10
 _MAX_WIDTH = 28
 """The most characters to which a column is padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
-# A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a
-# rate that it shares: the user must see these warnings.
-_IMPORTANT = {f"bctrl_async.{name}" for name in ("cli", "filters", "journal", "pace")}
+# A filter may be mistyped, a run may skip runtimes that were started anew, exceed a
+# rate that it shares, or have few connections: the user must see these warnings.
+_IMPORTANT = {
+    f"bctrl_async.{name}" for name in ("capacity", "cli", "filters", "journal", "pace")
+}
 _replace_colon = re.compile("^( *):(?=:)", re.MULTILINE).sub
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from support.runtimes import runtime
 from support.simulated import (
     ANSWER,
     CANARY,
@@ -40,8 +41,10 @@ from bctrl_async import (
 )
 from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._breaker import CircuitBreaker
+from bctrl_async.testing import set_testing
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+ACCEPTED = StopResult.ACCEPTED
 asks_to_wait = partial(unavailable, retry_after=5.0)
 
 
@@ -50,6 +53,14 @@ def untrusted() -> Failure:
         kind=Kind.UNTRUSTED,
         summary="no connection: the certificate has expired",
         advice="Renew the certificate",
+    )
+
+
+def no_resources() -> Failure:
+    return Failure(
+        kind=Kind.NO_RESOURCES,
+        summary="no connection: Too many open files",
+        advice="Raise the limit",
     )
 
 
@@ -131,6 +142,9 @@ CASES = {
     ),
     "a gateway asks to wait": Case(
         down(0, 32, asks_to_wait), 5000, requests=5600, seconds=157
+    ),
+    "the machine makes no connection": Case(
+        down(2, 32, no_resources), 5000, seconds=60, options=ONE_ATTEMPT
     ),
     "502 and 503 alternate": Case(
         at_random(1, 2, 32, unavailable, bad_gateway), 5000, seconds=150
@@ -298,6 +312,43 @@ def test_the_run_ends_after_few_requests_if_the_server(
     assert len(simulation.requests) <= stopped + requests
     assert shortest <= simulation.seconds <= longest
     assert str(report.ended_early).startswith(f"the server {why}")
+
+
+class TestMachineWithoutConnections:
+    """No canary asks whether the server is up: the machine could not send it."""
+
+    @pytest.mark.parametrize(
+        ("since", "shortest", "longest"), [(0.0, 0, 10), (0.05, 300, 320)]
+    )
+    def test_the_run_ends_as_if_the_server_did_not_answer(
+        self, simulate: Simulate, since: float, shortest: float, longest: float
+    ) -> None:
+        simulation = simulate(down(since, math.inf, no_resources), latency=0.001)
+        report = simulation.stop(1000)
+
+        assert report.counts[NOT_SENT] >= 900
+        assert (report.counts[STOPPED] > 0) is (since > 0)
+        assert shortest <= simulation.seconds <= longest
+        why = "no connection: Too many open files"
+        assert report.ended_early is not None
+        assert (report.ended_early.summary, simulation.reads) == (why, [])
+
+    def test_it_ends_soon_in_a_test(self, simulate: Simulate) -> None:
+        simulation = simulate(down(0.05, math.inf, no_resources), latency=0.001)
+        with set_testing(True):
+            report = simulation.stop(1000, concurrency=1)
+
+        assert report.ended_early is not None
+        assert len(simulation.requests) <= report.counts[STOPPED] + 10
+
+    def test_a_poll_does_not_end_the_run(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda _: runtime("active"))
+        simulation.read_answer = no_resources()
+        report = simulation.stop(1, verify=5)
+
+        assert report.counts == {ACCEPTED: 1}
+        assert report.ended_early is None
+        assert len(simulation.reads) > 2
 
 
 class TestNeverAnswered:

@@ -1,6 +1,7 @@
 """The limiter: fair, bounded, patient, and closable while tasks wait."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from support.pacing import Member, MemoryPace
@@ -18,6 +19,7 @@ from bctrl_async import (
     Runtime,
     StopResult,
 )
+from bctrl_async._kinds import Failure, Kind
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
@@ -28,6 +30,7 @@ STOPPED, NOT_SENT, REJECTED = (
     StopResult.NOT_SENT,
     StopResult.REJECTED,
 )
+LACK = Failure(kind=Kind.NO_RESOURCES, summary="no connection: Too many open files")
 CLOSED = r"^the session is closed\. Make the call inside `async with`"
 
 
@@ -104,6 +107,42 @@ class TestAdmission:
         bulk.cancel()
         async with asyncio.timeout(60):
             await asyncio.gather(*singles)
+
+
+@in_virtual_time
+class TestCapacity:
+    """A machine that can hold few connections."""
+
+    async def test_it_is_found_costs_a_failure_a_second_and_grows_again(self) -> None:
+        limiter = Limiter(100, past_start())
+        in_flight: Counter[int] = Counter()
+        lacks = 0
+
+        async def use() -> None:
+            nonlocal lacks
+            while (second := int(now())) < 20:
+                await limiter.acquire(60.0)
+                if second < 10 and limiter.in_use > 4:
+                    assert limiter.give_way(LACK, History())
+                    lacks += 1
+                    continue
+                in_flight[second] = max(in_flight[second], limiter.in_use)
+                await asyncio.sleep(0.1)
+                limiter.release("a runtime")
+
+        await asyncio.gather(*(use() for _ in range(30)))
+
+        assert {in_flight[second] for second in range(10)} == {4}
+        assert lacks <= 26 + 10
+        assert in_flight[19] == 30
+
+    async def test_a_call_that_is_alone_keeps_its_slot_and_the_limit(self) -> None:
+        limiter = Limiter(2, past_start())
+        assert limiter.acquire_nowait()
+
+        assert not limiter.give_way(LACK, History())
+        assert limiter.in_use == 1
+        assert limiter.acquire_nowait()
 
 
 @in_virtual_time
