@@ -113,12 +113,13 @@ class Poller:
     ) -> None:
         """Get each runtime, unless a GET would have failed as well.
 
-        There are three cases. The server throttles or is down: that counts as a request
-        of each poll. Only this list failed: each is got, and a list comes later. Every
-        list would fail: each is got from now on.
+        There are three cases. The server throttles or is down, or the machine cannot
+        connect: that counts as a request of each poll. Only this list failed: each is
+        got, and a list comes later. Every list would fail: each is got from now on.
         """
         is_down = failure.kind.is_unanswered or failure.kind.is_throttling
-        if is_down and not self._sender.has_answered_since(call):
+        answers_others = self._sender.has_answered_since(call)
+        if failure.kind.is_local or (is_down and not answers_others):
             for poll in polls:
                 self._fail(poll, failure, call)
             return

@@ -25,6 +25,7 @@ FOUND_BY = {
     "another-runtime": 62,
     "caught-up": 519,
     "costly-429": 42,
+    "costly-descriptor": 626,
     "dead-target": 90,
     "dead-upstream": 1461,
     "foreign-4xx": 119,

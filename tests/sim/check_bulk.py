@@ -276,6 +276,10 @@ def _check_precision(
                 yield Problem(
                     "calm", f"{name(target)} is {group[0][0]}, not {expected}"
                 )
+            attempts = sum(attempts for _, attempts in group)
+            if attempts != len(sent[target]):
+                counts = f"{attempts} attempts, but {len(sent[target])} requests"
+                yield Problem("calm", f"{name(target)} has {counts}")
     if plan.climate.hazards & {"stray", "server", "starved"}:
         return
     for time, _, outcome, _ in run.recorded:

@@ -108,6 +108,8 @@ class Climate:
     connect_silence: float = 0.0
     lookup_fails: float = 0.0
     half_open: float = 0.0
+    descriptors: float = math.inf
+    """The most connections that the client's machine can hold."""
     lost: float = 0.0
     late: float = 0.0
     strays: float = 0.0

@@ -49,6 +49,7 @@ class Conditions(Protocol):
     connect_silence: float
     half_open: float
     lookup_fails: float
+    descriptors: float
 
     def latency(self, rng: random.Random) -> float: ...
     def reachable_at(self, when: float) -> float: ...

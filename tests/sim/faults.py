@@ -258,6 +258,11 @@ FAULTS = {
             "bctrl_async._kinds.Kind.BUSY.is_throttling": False,
         },
     ),
+    "costly-descriptor": KnownFault(
+        "a connection that the machine cannot hold costs an attempt",
+        "calm",
+        {"bctrl_async._kinds.Kind.NO_RESOURCES.is_local": False},
+    ),
     "limit-by-targets": KnownFault(
         "targets that are throttled for ever count as news of a limit that is known",
         "throttled others",

@@ -7,7 +7,9 @@ reverse proxy does: it may answer by itself, lose an answer, or send one too man
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import os
 import random
 import re
 import socket
@@ -259,6 +261,7 @@ class Network:
         self.exchanges: list[Exchange] = []
         self.strays = 0
         self.trace: list[tuple[float, int, str]] = []
+        self.connections_open: list[Connection] = []
         self.connecting = 0
         self.on_answer: Callable[[Exchange], None] = lambda _: None
         self._rng = random.Random(seed + 1)
@@ -292,8 +295,28 @@ class Network:
                 socket.EAI_AGAIN, "Temporary failure in name resolution"
             )
 
+    def _take_descriptor(self) -> None:
+        """Raise an error if the client's machine can hold no more connections."""
+        self.connections_open = [
+            connection
+            for connection in self.connections_open
+            if not connection.client.closing
+        ]
+        in_use = len(self.connections_open) + self.connecting
+        if in_use >= self.conditions.descriptors:
+            self.log(0, f"no file descriptor is left beside {in_use}")
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
     async def connect(self, sock: socket.socket) -> None:
         """Connect a socket to the server, or refuse, or be silent."""
+        self._take_descriptor()
+        self.connecting += 1
+        try:
+            await self._connect(sock)
+        finally:
+            self.connecting -= 1
+
+    async def _connect(self, sock: socket.socket) -> None:
         number, conditions, loop = next(self._numbers), self.conditions, self.loop
         connection = Connection(self, number)
         if connection.rng.random() < conditions.connect_silence:
@@ -325,6 +348,7 @@ class Network:
         self.loop.call_soon(connection.open, protocol)
         self.loop.call_soon(_resolve, made)
         self.connections.append(connection)
+        self.connections_open.append(connection)
         self.log(connection.number, "connected")
         try:
             await made

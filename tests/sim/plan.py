@@ -135,6 +135,7 @@ class Plan:
         self._draw_idle(random.Random(f"idle {seed}"))
         self._draw_stalls(random.Random(f"stalls {seed}"))
         self._draw_threads(random.Random(f"threads {seed}"))
+        self._draw_descriptors(random.Random(f"descriptors {seed}"))
 
     def _draw_pace(self, rng: random.Random) -> None:
         """Draw a shared pace: its rate, and when its store answers or is away."""
@@ -321,6 +322,15 @@ class Plan:
         self.has_threads = not needs_thread or rng.random() >= 0.05
         if not self.has_threads:
             self.climate.hazards |= {"no threads"}
+
+    def _draw_descriptors(self, rng: random.Random) -> None:
+        """Draw how many connections the machine can hold, in one run of four.
+
+        It is no hazard: no target is lost, and no attempt costs anything.
+        """
+        # The ideal time of a scene is for as many connections as there may be.
+        if not self.ideal and rng.random() < 1 / 4:
+            self.climate.descriptors = rng.choice([1, 2, 3, 5])
 
     @property
     def is_whole(self) -> bool:
