@@ -31,13 +31,12 @@ class LastLook:
 
     def __init__(self, first: Selection, sender: BulkSender, calls: BulkCalls) -> None:
         self._first = first
-        self._again = first.anew()
         self._sender = sender
         self._ledger = sender.ledger
         self._calls = calls
         self._started: list[Runtime] = []
         self._doubted: deque[Runtime] = deque()
-        self._contradicted: list[str] = []
+        self._contradicted: list[Runtime] = []
 
     @property
     def doubted(self) -> int:
@@ -54,13 +53,14 @@ class LastLook:
         await self._compare(answer)
 
     async def _compare(self, items: RuntimeList) -> None:
+        again = self._first.anew()
         for start in range(0, len(items), _SLICE):
             await asyncio.sleep(0)
-            self._again.add(items[start : start + _SLICE])
-        self._again.keep_as(self._first)
+            again.add(items[start : start + _SLICE])
+        again.keep_as(self._first)
         listed = {item.id for item in self._first.items if isinstance(item, Runtime)}
         failed = {outcome.target.alias for outcome in self._ledger.tally.failures}
-        for item in self._again.items:
+        for item in again.items:
             if not isinstance(item, Runtime) or item.status.is_final:
                 continue
             if item.alias in failed:
@@ -78,28 +78,30 @@ class LastLook:
             answer = await self._sender.send(worker, call)
             if not isinstance(answer, Failure):
                 self._add_confirmed(listed, answer)
-            elif answer.kind is Kind.NOT_FOUND:
-                self._again.running.pop(listed.alias, None)
-            else:
+            elif answer.kind is not Kind.NOT_FOUND:
                 self._ledger.look_error = call.error(answer)
 
     def _add_confirmed(self, listed: Runtime, got: Runtime) -> None:
         if got.status.is_final:
             # The list was late.
-            self._again.running.pop(listed.alias, None)
-        elif got.id != listed.id:
+            return
+        if got.id != listed.id:
             self._started.append(got)
         elif got.status == RuntimeStatus.ACTIVE:
             # A status of a later contract would contradict nothing.
-            self._contradicted.append(listed.alias)
+            self._contradicted.append(got)
 
     async def end(self) -> None:
         """Tell what runs, in the journal, too; a contradiction ends the run early."""
         if self._ledger.look_error is None:
             self._ledger.started_since = tuple(self._started)
-        await wait_shielded(asyncio.create_task(self._ledger.correct(self._again)))
+        running = self._first.anew()
+        for runtime in (*self._started, *self._contradicted):
+            running.running[runtime.alias] = runtime
+        await wait_shielded(asyncio.create_task(self._ledger.correct(running)))
         if self._contradicted:
-            self._ledger.state.set_ended_early(_contradiction(self._contradicted))
+            aliases = [runtime.alias for runtime in self._contradicted]
+            self._ledger.state.set_ended_early(_contradiction(aliases))
 
 
 def _contradiction(aliases: list[str]) -> BctrlError:
