@@ -23,7 +23,7 @@ from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome
 
 _MAX_POLLS = 100_000
-"""The most runtimes that are polled, with 1 KB each; nothing is read beyond them."""
+"""The most runtimes that are polled, of 1.5 KB each; nothing is read beyond them."""
 _MIN_FOR_LIST = 10
 """The number of polled runtimes from which a list answers for a workspace."""
 _MAX_LIST_PER_POLL = 20

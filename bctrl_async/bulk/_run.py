@@ -86,6 +86,7 @@ class Run:
         """Set while nothing `is_busy`."""
         # A worker that waits for the input has no slot.
         self._slots = asyncio.Semaphore(concurrency)
+        self._slots_in_use = 0
         self._worker_count = 0
         self._paused_workers = 0
         """The number of workers that ended because too many targets wait."""
@@ -292,12 +293,11 @@ class Run:
             await self.source.prepare(self._intake.write_running)
         self._worker_count += 1
         try:
-            worker.has_slot = await self._slots.acquire()
+            await self._take_slot(worker)
             await self._process_all(worker)
         finally:
             self._worker_count -= 1
-            if worker.has_slot:
-                self._slots.release()
+            self._leave_slot(worker)
 
     async def _process_all(self, worker: Worker) -> None:
         source = self.source
@@ -345,8 +345,7 @@ class Run:
 
     async def _await_item(self, worker: Worker) -> bool:
         """Wait without a slot for an item that a worker may take; False at the end."""
-        self._slots.release()
-        worker.has_slot = False
+        self._leave_slot(worker)
         # The scope ends without an item if it is cancelled.
         item = None
         with worker.scope():
@@ -355,8 +354,18 @@ class Run:
             return False
         # If this worker is cancelled meanwhile, another takes the item.
         self.parked.ready.append(item)
-        worker.has_slot = await self._slots.acquire()
+        await self._take_slot(worker)
         return True
+
+    async def _take_slot(self, worker: Worker) -> None:
+        worker.has_slot = await self._slots.acquire()
+        self._slots_in_use += 1
+
+    def _leave_slot(self, worker: Worker) -> None:
+        if worker.has_slot:
+            worker.has_slot = False
+            self._slots_in_use -= 1
+            self._slots.release()
 
     async def _process(
         self, worker: Worker, index: int, item: object
@@ -431,8 +440,8 @@ class Run:
     @property
     def _max_pollers(self) -> int:
         """The slots that the workers leave, and at least a tenth of all."""
-        in_use = sum(worker.has_slot for worker in self.state.workers)
-        return max(self._concurrency - in_use, self._concurrency // 10, 1)
+        free = self._concurrency - self._slots_in_use
+        return max(free, self._concurrency // 10, 1)
 
     def _poll_time(self) -> float:
         """Return the time until which polls are due; all are if the session closed."""
