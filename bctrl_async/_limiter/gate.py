@@ -9,18 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bctrl_async._kinds import Failure
+from bctrl_async._limiter.capacity import Capacity
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.pause import PROBE_INTERVAL
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async._limiter.window import Capacity
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, format_duration
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
 _log = logging.getLogger("bctrl_async")
-# The command shows its warnings.
-_capacity_log = _log.getChild("capacity")
 
 _TIMER_TOLERANCE = 0.01
 """Seconds by which a wakeup may be late before its timer is replaced."""
@@ -210,14 +208,7 @@ class Gate:
         others = self.in_use - 1
         if self._capacity is None:
             self._capacity = Capacity(self._limit)
-            _capacity_log.warning(
-                "%s. Fewer attempts are in flight for now (%d, not %d). %s",
-                failure.summary,
-                others,
-                self._limit,
-                failure.advice,
-                extra={"bctrl.event": "machine_full", "bctrl.in_flight": others},
-            )
+            self._capacity.warn(failure, others)
         now = asyncio.get_running_loop().time()
         self._limit = self._capacity.lower(now, others)
 

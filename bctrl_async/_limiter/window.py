@@ -1,4 +1,4 @@
-"""Bounds on attempts in flight: the window of a server, the capacity of a machine."""
+"""The window: how many attempts a server that limits concurrency may have in flight."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ _KEPT = 0.85
 """The share of the attempts in flight that a step down keeps."""
 _BINDING_SECONDS = 5.0
 """Seconds for which a full window counts as the binding limit."""
-_GROWTH_INTERVAL = 1.0
-"""Seconds after which a capacity grows, if the machine has lacked nothing meanwhile."""
 
 
 class Window:
@@ -41,32 +39,3 @@ class Window:
     def open(self) -> None:
         """Bound nothing."""
         self._size = math.inf
-
-
-class Capacity:
-    """A bound on attempts in flight: what the machine has lacked has shown it.
-
-    It grows by one attempt, then by twice as many each time, until the machine lacks
-    something again. So a full machine makes one failed attempt a second.
-    """
-
-    def __init__(self, most: float) -> None:
-        self._most = most
-        self._size = most
-        self._step = 1
-        self._changed_at = -math.inf
-
-    def lower(self, now: float, size: int) -> float:
-        """Record that the machine can hold no more than this; return the bound."""
-        self._size = size
-        self._step = 1
-        self._changed_at = now
-        return self._size
-
-    def grow(self, now: float) -> float:
-        """Grow, if the interval has passed; return the bound."""
-        if now >= self._changed_at + _GROWTH_INTERVAL:
-            self._size = min(self._size + self._step, self._most)
-            self._step *= 2
-            self._changed_at = now
-        return self._size

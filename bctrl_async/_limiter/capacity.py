@@ -1,0 +1,54 @@
+"""The capacity: how many attempts in flight the machine has connections for."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from bctrl_async._kinds import Failure
+
+# The command shows the warnings of this logger.
+_log = logging.getLogger("bctrl_async.capacity")
+
+_GROWTH_INTERVAL = 1.0
+"""Seconds after which a capacity grows, if the machine has lacked nothing meanwhile."""
+
+
+class Capacity:
+    """A bound on attempts in flight, which comes down if the machine lacks something.
+
+    It grows by one attempt, then by twice as many each time, until the machine lacks
+    something again. So a full machine makes one failed attempt a second.
+    """
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._size = most
+        self._step = 1
+        self._changed_at = -math.inf
+
+    def lower(self, now: float, size: int) -> float:
+        """Record that the machine can hold no more than this; return the bound."""
+        self._size = size
+        self._step = 1
+        self._changed_at = now
+        return self._size
+
+    def grow(self, now: float) -> float:
+        """Grow, if the interval has passed; return the bound."""
+        if now >= self._changed_at + _GROWTH_INTERVAL:
+            self._size = min(self._size + self._step, self._most)
+            self._step *= 2
+            self._changed_at = now
+        return self._size
+
+    def warn(self, failure: Failure, size: int) -> None:
+        """Log why attempts wait, and the cure."""
+        _log.warning(
+            "%s. Fewer attempts are in flight for now (%d, not %d). %s",
+            failure.summary,
+            size,
+            self._most,
+            failure.advice,
+            extra={"bctrl.event": "machine_full", "bctrl.in_flight": size},
+        )
