@@ -321,7 +321,7 @@ BUDGETS = {
     ("_refs",): 310,
     ("_calls",): 6000,
     ("_http",): 11630,
-    ("_limiter",): 9370,
+    ("_limiter",): 9450,
     ("bulk",): 15800,
     ("_entries", "journal"): 4200,
     ("cli",): 17530,

@@ -184,7 +184,8 @@ class Sender:
 
         The call then waits for a slot, as if it had made no attempt.
         """
-        if not failure.kind.is_local:
+        # A borrowed pool may lack something after it has sent a request.
+        if failure.may_have_worked or not failure.kind.is_local:
             return False
         if not self.limiter.give_way(failure, call.retries):
             return False

@@ -78,19 +78,8 @@ def failed_request(
         # every task that waits for it.
         summary = "the DNS lookup was still in progress"
         return Failure(kind=Kind.LOST, summary=summary, in_doubt=call.is_connected)
-    if _lacks_thread(cause):
-        # aiohttp looks up hosts in threads; a borrowed pool may need others, too.
-        return Failure(
-            kind=Kind.NO_CONNECTION,
-            summary=f"no connection: the DNS lookup got no thread: {cause}",
-            advice="Raise the limit of threads and processes; retrying is safe",
-            in_doubt=call.is_connected,
-            cause=cause,
-        )
-    if not isinstance(cause, AIOHTTP_ERRORS):
-        return None
-    lack = _lack(cause)
-    if lack is not None:
+    lack = _lack(cause, call)
+    if lack is not None or not isinstance(cause, AIOHTTP_ERRORS):
         return lack
     kind, summary = _describe(cause, call)
     advice = _ADVICE_BY_CLASS.get(type(cause))
@@ -165,8 +154,17 @@ def _scrub(error: BaseException, key: str) -> BaseException:
     return detached(error)
 
 
-def _lack(error: BaseException) -> Failure | None:
+def _lack(error: BaseException, call: Request[_T]) -> Failure | None:
     """Return the failure of a connection that the machine could not make, or None."""
+    if _lacks_thread(error):
+        # aiohttp looks up hosts in threads; a borrowed pool may need others, too.
+        return Failure(
+            kind=Kind.NO_RESOURCES,
+            summary=f"no connection: the DNS lookup got no thread: {error}",
+            advice="Raise the limit of threads and processes (ulimit -u)",
+            in_doubt=call.is_connected,
+            cause=error,
+        )
     if not isinstance(error, aiohttp.ClientConnectorError):
         return None
     number = _system_number(error.os_error)

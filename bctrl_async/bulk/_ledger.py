@@ -68,7 +68,7 @@ class Ledger:
         self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
         self.started_since: tuple[Runtime, ...] | None = None
-        """What the last look found; None if there was no look, or it failed."""
+        """The runtimes that the last look found; None if nobody looked."""
         self.look_error: BctrlError | None = None
         """The reason why the last look failed."""
 

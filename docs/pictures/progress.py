@@ -20,15 +20,15 @@ from bctrl_async.emulator import Emulator, Fault
 _FOLDER = Path(__file__).parent
 _TARGETS = [("ws-1", f"crm-{number}") for number in range(3000)]
 _FAULTS = {Fault.ACCEPTED: 0.01, Fault.DROP_AFTER: 0.01, Fault.SERVER_ERROR: 0.01}
-_DRAWN_AT = 2000
+_DRAWN_AT = 800
 _WIDTH = 50
 """Columns; the text of more would be too small on a phone."""
 
 
 async def main() -> None:
-    """Draw a bulk stop in progress, on an emulator with 500 requests per second."""
+    """Draw a bulk stop in progress: 500 requests a second, and 3 s to end."""
     async with Emulator(
-        port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500
+        port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500, stop_takes=3.0
     ) as emulator:
         for target in _TARGETS:
             emulator.add_runtime(*target)

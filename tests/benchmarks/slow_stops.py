@@ -31,7 +31,7 @@ _STOPPED = RUNTIME.replace(b"\n", b"")
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What a client measured, and what its server counted."""
+    """The figures of a client, and the counts of its server."""
 
     figures: Figures
     requests: int
