@@ -55,7 +55,6 @@ _log = logging.getLogger("bctrl_async.journal")
 
 _PATHS = "an iterable of paths"
 _MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
-_NO_LIST = datetime.max.replace(tzinfo=UTC), frozenset[str]()
 
 
 class JournalInUseError(BctrlConfigError):
@@ -350,8 +349,8 @@ class JournalFile(JournalReader):
         # A write takes neither of these: it waits for no flush and no reading.
         self._reading = threading.Lock()
         self._flushing = threading.Lock()
-        self._lists: dict[str, tuple[datetime, frozenset[str]]] = {}
-        """The time of each workspace's last list, and the aliases that run by it."""
+        self._listed: defaultdict[str, dict[str, datetime]] = defaultdict(dict)
+        """The times of the last lists in which runtimes run, as `offsets`."""
         super().__init__(path, base_url, max_age)
 
     def _open(self) -> BinaryIO:
@@ -395,9 +394,10 @@ class JournalFile(JournalReader):
     def correct(self, selection: Selection) -> None:
         """Append that listed runtimes run, where the file has an entry; flush it."""
         workspace_id = selection.workspace_id
-        # A stop in flight has no entry yet.
-        last = selection.at, frozenset(selection.running)
-        self._lists[workspace_id] = max(last, self._lists.get(workspace_id, last))
+        listed = self._listed[workspace_id]
+        for alias in selection.running:
+            # A stop in flight has no entry yet.
+            listed[alias] = max(selection.at, listed.get(alias, selection.at))
         self.refresh()
         entries = self.offsets.get(workspace_id, {})
         aliases = [alias for alias in selection.running if alias in entries]
@@ -413,8 +413,8 @@ class JournalFile(JournalReader):
         """Append an outcome, as `Journal.write` says."""
         data = entry_line(outcome)
         workspace_id, alias = outcome.target
-        listed_at, running = self._lists.get(workspace_id, _NO_LIST)
-        if outcome.ok and alias in running and _known_at(outcome) < listed_at:
+        listed_at = self._listed.get(workspace_id, {}).get(alias)
+        if outcome.ok and listed_at is not None and _known_at(outcome) < listed_at:
             # The last entry counts, and the list is newer.
             data += _correction(outcome.target, listed_at)
         self._append(data)

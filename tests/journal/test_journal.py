@@ -705,8 +705,9 @@ class TestOfTheCaller:
         async with stops.session.stop_runtimes([A], journal=journal) as batch:
             await wait_for_requests(stops.emulator, requests + 1)
             stops.emulator.add_runtime(*A)
+            # Its last look has another list.
             await stops.session.stop_workspace(
-                "ws-1", where=lambda _: False, journal=other
+                "ws-1", where=lambda runtime: runtime.alias == "b", journal=other
             )
             stops.emulator.release(*A)
             assert (await anext(batch)).ok
