@@ -1,15 +1,17 @@
 """Simulate the client against the emulator in virtual time, over a seeded network.
 
 `python tests/nightly/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace]
-[--break FAULT] [--long-way] [--eager]`
+[--share-journal] [--break FAULT] [--long-way] [--eager]`
 
 Each seed is one run of the real client, aiohttp and the emulator: a bulk stop, the
 command's bulk stop, or single calls. The seed decides all that is left to chance:
 faults of the network and the server, cancellations, endings, arguments. `--first SEED
---seeds 1 --trace` repeats a run exactly and prints what happened. `--break` puts a
-known fault back into the client; then the exit code is 0 if it is found. With
-`--long-way` every request goes through `aiohttp.ClientSession.request`, as where a
-tracer has wrapped it. With `--eager` all tasks start at once.
+--seeds 1 --trace` repeats a run exactly and prints what happened. With
+`--share-journal` each run is several bulk stops with one journal, while their runtimes
+are started again. `--break` puts a known fault back into the client; then the exit code
+is 0 if it is found. With `--long-way` every request goes through
+`aiohttp.ClientSession.request`, as where a tracer has wrapped it. With `--eager` all
+tasks start at once.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -33,10 +36,12 @@ _CHUNK = 25
 _SHOWN_EVENTS = 100
 
 
-def _simulate(seeds: range, fault: str | None) -> list[Verdict]:
+def _simulate(
+    seeds: range, fault: str | None, *, shares_journal: bool
+) -> list[Verdict]:
     verdicts = []
     for seed in seeds:
-        verdict = simulate(seed, fault)
+        verdict = simulate(seed, fault, shares_journal=shares_journal)
         if not verdict.problems:
             verdict.trace, verdict.plan = [], ""
         verdicts.append(verdict)
@@ -55,6 +60,9 @@ def _arguments() -> Namespace:
     parser.add_argument(
         "--trace", action="store_true", help="print every event of every run"
     )
+    parser.add_argument(
+        "--share-journal", action="store_true", help="bulk stops that share a journal"
+    )
     faults = "; ".join(f"{name}: {does}" for name, (does, *_) in FAULTS.items())
     parser.add_argument("--break", dest="fault", choices=list(FAULTS), help=faults)
     parser.add_argument("--long-way", action="store_true", help=LONG_WAY_HELP)
@@ -70,7 +78,7 @@ def _write(*lines: str) -> None:
 def _trace(args: Namespace) -> int:
     failed = 0
     for seed in range(args.first, args.first + args.seeds):
-        verdict = simulate(seed, args.fault)
+        verdict = simulate(seed, args.fault, shares_journal=args.share_journal)
         failed += bool(verdict.problems)
         _write(f"seed {seed}: {verdict.plan}", *verdict.trace, str(verdict))
     return 1 if failed else 0
@@ -91,10 +99,9 @@ def _main() -> int:
     chunks = [
         range(at, min(at + _CHUNK, last)) for at in range(args.first, last, _CHUNK)
     ]
+    run = partial(_simulate, fault=args.fault, shares_journal=args.share_journal)
     with ProcessPoolExecutor(args.jobs) as pool:
-        for chunk in as_completed(
-            [pool.submit(_simulate, seeds, args.fault) for seeds in chunks]
-        ):
+        for chunk in as_completed([pool.submit(run, seeds) for seeds in chunks]):
             for verdict in chunk.result():
                 requests += verdict.requests
                 lists += verdict.lists
@@ -135,7 +142,8 @@ def _command(seed: int, args: Namespace) -> str:
     broken = "" if args.fault is None else f" --break {args.fault}"
     way = " --long-way" if args.long_way else ""
     eager = " --eager" if args.eager else ""
-    options = f"--first {seed} --seeds 1 --trace{broken}{way}{eager}"
+    shared = " --share-journal" if args.share_journal else ""
+    options = f"--first {seed} --seeds 1 --trace{shared}{broken}{way}{eager}"
     return f"python tests/nightly/simulate.py {options}"
 
 

@@ -26,6 +26,8 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
 from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.filters import Selection
+from bctrl_async.journal import JournalFile
+from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import StopObserver
 
 _record, _aborted = Ledger.record, Call.aborted
@@ -34,6 +36,7 @@ _release, _cancel = Limiter.release, Worker.cancel
 _set_ended_early = RunState.set_ended_early
 _lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
 _on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
+_done, _correct = JournalFile.done, JournalFile.correct
 
 
 def _record_unless_aborted(
@@ -116,6 +119,22 @@ def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:
             waiter.fail(RecalledError("its workspace is throttled"))
 
 
+def _done_by_all_entries(
+    journal: JournalFile, target: RuntimeRef, _: float
+) -> StopOutcome | None:
+    return _done(journal, target)
+
+
+def _correct_what_was_read(journal: JournalFile, selection: Selection) -> None:
+    with patch.object(journal, "refresh", lambda: None):
+        _correct(journal, selection)
+
+
+def _correct_by_last_list(journal: JournalFile, selection: Selection) -> None:
+    journal._listed.clear()
+    _correct(journal, selection)
+
+
 async def _stop_without_a_look(
     _: BctrlSession, call: Call[Runtime], failure: Failure, *__: object, **___: object
 ) -> Runtime:
@@ -129,11 +148,13 @@ class KnownFault(NamedTuple):
         does: What it does.
         rule: The rule that it breaks.
         patches: The objects to replace, by their names.
+        shares_journal: True if only bulk stops that share a journal show it.
     """
 
     does: str
     rule: str
     patches: dict[str, object]
+    shares_journal: bool = False
 
 
 FAULTS = {
@@ -318,6 +339,30 @@ FAULTS = {
         "the torn line of a journal is not cut off, and the next is appended to it",
         "journal",
         {"os.ftruncate": lambda *_: None},
+    ),
+    "shared-past": KnownFault(
+        "what a run writes to a shared journal is the past of a run that began before",
+        "past",
+        {"bctrl_async.journal.JournalFile.done": _done_by_all_entries},
+        shares_journal=True,
+    ),
+    "unread-journal": KnownFault(
+        "a list corrects only what the journal had when its run began",
+        "listed",
+        {"bctrl_async.journal.JournalFile.correct": _correct_what_was_read},
+        shares_journal=True,
+    ),
+    "late-answer": KnownFault(
+        "a stop is as new as its answer, and newer than a list that came before",
+        "listed",
+        {"bctrl_async.journal._known_at": lambda outcome: outcome.at},
+        shares_journal=True,
+    ),
+    "forgotten-list": KnownFault(
+        "a last look takes the place of the list before it",
+        "listed",
+        {"bctrl_async.journal.JournalFile.correct": _correct_by_last_list},
+        shares_journal=True,
     ),
 }
 

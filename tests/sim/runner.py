@@ -24,10 +24,11 @@ from bctrl_async import Runtime
 from sim.check_bulk import check_run
 from sim.check_calls import check_call
 from sim.check_throttling import check_flood, check_rate
-from sim.faults import put_back
+from sim.faults import FAULTS, put_back
 from sim.loop import SimLoop
 from sim.plan import Plan
-from sim.rules import Problem
+from sim.rules import Problem, Problems
+from sim.shared_journal import SharedJournal
 from sim.world import World
 
 _LIMIT = 50_000.0
@@ -64,13 +65,18 @@ class Verdict:
         )
 
 
-def simulate(seed: int, fault: str | None = None) -> Verdict:
+def simulate(
+    seed: int, fault: str | None = None, *, shares_journal: bool = False
+) -> Verdict:
     """Run one seed in virtual time, and check everything afterwards.
 
     Args:
         seed: The seed.
         fault: A fault of `FAULTS` to put back into the client.
+        shares_journal: Run bulk stops that share a journal, as for some faults.
     """
+    if fault is not None:
+        shares_journal |= FAULTS[fault].shares_journal
     with ExitStack() as stack:
         stack.enter_context(put_back(fault))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_memory())))
@@ -86,15 +92,10 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
         stack.enter_context(
             patch("bctrl_async.bulk._polls._MAX_POLLS", plan.max_pollers)
         )
-        world = World(plan, loop, folder)
+        world = (SharedJournal if shares_journal else World)(plan, loop, folder)
         _run(loop, world, found)
         if not found:
-            for run in world.runs:
-                found += check_run(world, run)
-            for call in world.calls:
-                found += check_call(world, call)
-            found += check_rate(plan, world.network.exchanges)
-            found += check_flood(plan, world.network.exchanges)
+            found += _check(world)
     verdict.requests = len(world.network.exchanges)
     verdict.lists = sum(exchange.lists for exchange in world.network.exchanges)
     verdict.seconds = loop.time()
@@ -106,6 +107,18 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
         for when, number, event in world.network.trace
     ]
     return verdict
+
+
+def _check(world: World) -> Problems:
+    if isinstance(world, SharedJournal):
+        yield from world.check()
+        return
+    for run in world.runs:
+        yield from check_run(world, run)
+    for call in world.calls:
+        yield from check_call(world, call)
+    yield from check_rate(world.plan, world.network.exchanges)
+    yield from check_flood(world.plan, world.network.exchanges)
 
 
 def _connection(number: int) -> str:
