@@ -476,6 +476,21 @@ class TestList:
         assert set(stops.running().values()) == {None}
         assert (await stops.run(targets)).resumed == 0
 
+    async def test_nothing_is_sent_if_no_thread_can_correct_it(
+        self, stops: Stops
+    ) -> None:
+        async def start_no_thread(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        def use_up_threads(_: Runtime) -> bool:
+            stops.patch.setattr(asyncio, "to_thread", start_no_thread)
+            return True
+
+        report = await stops.run_workspace(where=use_up_threads)
+
+        assert (set(report.counts), stops.emulator.stops) == ({NOT_SENT}, [])
+        assert "can't start new thread" in str(report.ended_early)
+
     async def test_all_of_it_is_on_disk_before_the_first_stop(
         self, stops: Stops
     ) -> None:
@@ -848,6 +863,18 @@ class TestOfTheCaller:
 
         assert all("No space left" in str(result) for result in results)
         assert read_lines(stops.path.read_bytes()).is_torn
+
+    async def test_an_outcome_is_on_disk_if_it_is_written_so(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        outcome = (await stops.session.stop_runtimes([("ws-1", "gone")])).failures[0]
+        flushed: list[int] = []
+        stops.patch.setattr(os, "fsync", lambda _: flushed.append(len(stops.results())))
+
+        journal.write(outcome)
+        journal.write(outcome, flush=True)
+
+        assert flushed == [2]
 
     async def test_a_flush_of_one_run_does_not_hold_up_the_others(
         self, stops: Stops, journal: Journal
