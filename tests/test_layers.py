@@ -324,7 +324,7 @@ BUDGETS = {
     ("_limiter",): 9450,
     ("bulk",): 15800,
     ("_entries", "journal"): 4200,
-    ("cli",): 17530,
+    ("cli",): 17860,
     ("emulator",): 5870,
     ("fastapi",): 2870,
 }

@@ -20,6 +20,7 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _loop as loop, _options as opt, _output as out
 from bctrl_async.cli._connection import Connection
+from bctrl_async.cli._load import measured, propose_connections
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._pace import open_rate
 from bctrl_async.cli._progress import run_with_progress
@@ -137,7 +138,8 @@ class Job:
         The account comes before anything that may raise or take long, such as closing
         the session and the journal.
         """
-        async with session:
+        connections = self.options.concurrency
+        async with session, measured(session, connections) as load:
             try:
                 is_interrupted = await run_with_progress(batch, session, self.output)
             except UnreadInputError as error:
@@ -148,7 +150,13 @@ class Job:
                 if batch.read:
                     self._report(batch, printer, has_raised=True)
                 raise
-            return self._report(batch, printer, is_interrupted=is_interrupted)
+            code = self._report(batch, printer, is_interrupted=is_interrupted)
+            proposal = propose_connections(
+                load, session.stats, batch.report, self.options.rate
+            )
+            if proposal and not self.output.prints_json:
+                out.print_info(proposal)
+            return code
 
     def _open_journal(
         self, session: "BctrlSession"
