@@ -109,6 +109,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _escape_unencodable()
     if args is None:
         args = sys.argv[1:]
+    args = _spell_out(args)
     try:
         for name in _COMMANDS.keys() & set(args):
             # A command's own help is its docstring; the summary is for the list.
@@ -133,6 +134,17 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a traceback could show a secret.
         _print_fault(error)
         return _output.FAILED
+
+
+def _spell_out(args: Sequence[str]) -> Sequence[str]:
+    """Return the arguments with the options that `help` and -V stand for."""
+    match args:
+        case ["help", *names]:
+            return [*names, "--help"]
+        case ["-V"]:
+            # Beside others it may be mistyped for -v, and nothing would be stopped.
+            return ["--version"]
+    return args
 
 
 def _escape_unencodable() -> None:

@@ -196,7 +196,8 @@ async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) ->
 
 
 async def test_no_arguments_show_the_help(command: Command) -> None:
-    assert await command() == await command("--help")
+    assert await command() == await command("--help") == await command("help")
+    assert await command("help", "stop") == await command("stop", "--help")
 
 
 # Start
@@ -208,6 +209,12 @@ async def test_the_module_prints_its_version() -> None:
         await finish(await start(sys.executable, "-m", "bctrl_async", "--version"))
         == expected
     )
+
+
+async def test_a_capital_v_prints_the_version(command: Command) -> None:
+    assert await command("-V") == await command("--version")
+    # The user may have meant -v, and would take exit code 0 for a stop.
+    assert (await command("stop", "ws", "a", "-V"))[0] == 2
 
 
 @pytest.mark.parametrize("missing", ["rich", "cyclopts"])
