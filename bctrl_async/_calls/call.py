@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from bctrl_async._calls.retry import RetryState, probe_delay
@@ -14,7 +15,7 @@ from bctrl_async._kinds import Failure, Kind, Repeat
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
 from bctrl_async.errors import BctrlError, log_fields, subject_of
-from bctrl_async.outcomes import StopResult, now
+from bctrl_async.outcomes import StopResult
 
 _log = logging.getLogger("bctrl_async")
 
@@ -32,16 +33,24 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     attempt_number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
-    sent_at: datetime | None = None
-    """The time of the last attempt's start."""
+    sent_time: float | None = None
+    """The Unix time of the last attempt's start."""
 
     def start_attempt(self, number: int) -> None:
         """Record the start of an attempt."""
         self.attempts += 1
         self.attempt_number = number
         self.in_flight = True
-        self.sent_at = now()
+        self.sent_time = time.time()
         self.is_connected = False
+
+    @property
+    def sent_at(self) -> datetime | None:
+        """The time of the last attempt's start."""
+        # A single stop needs no `datetime`, which costs as much as its `Call`.
+        if self.sent_time is None:
+            return None
+        return datetime.fromtimestamp(self.sent_time, UTC)
 
     def end_attempt(self) -> None:
         """Record the end of the attempt in flight."""

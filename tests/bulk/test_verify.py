@@ -262,17 +262,17 @@ class TestPolling:
 class TestEnding:
     """Each target has one outcome, no better than the last poll showed."""
 
-    @pytest.mark.parametrize(("max_pollers", "count"), [(1, 1), (1000, 150)])
+    @pytest.mark.parametrize(("max_polls", "count"), [(1, 1), (1000, 150)])
     @pytest.mark.parametrize("ending", ["abort", "stop_reading", "cancel", "deadline"])
     def test_an_end_of_polls_alone_is_not_early(
         self,
         simulate: Simulate,
         monkeypatch: pytest.MonkeyPatch,
         ending: str,
-        max_pollers: int,
+        max_polls: int,
         count: int,
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._polls._MAX_POLLS", max_pollers)
+        monkeypatch.setattr("bctrl_async.bulk._polls._MAX_POLLS", max_polls)
         simulation = simulate(polled(ACTIVE))
 
         async def main(session: BctrlSession) -> StopReport:

@@ -228,7 +228,10 @@ class Plan:
         self.calm_resume = rng.random() < 0.5
         # Limits inside of the client that only a large run would reach
         self.max_unread = rng.choice([1, 5, 100])
-        self.max_pollers = rng.choice([1, 3, 1000])
+        self.max_polls = rng.choice([1, 3, 1000])
+        if "poison" in self.climate.hazards:
+            # At the bound, what waits for dead targets would hold up the others.
+            self.max_polls = 1000
 
     def _draw_scene(self, rng: random.Random) -> None:
         """Draw a scene of throttling with targets of its own, in place of no hazard."""
@@ -256,8 +259,8 @@ class Plan:
         self.rate = self.pace = self.concurrency = None
         self.max_connections = rng.choice([5, 20, 100])
         self.latency = min(self.latency, 0.01)
-        # Workers that poll dead targets themselves would hold up the others.
-        self.max_pollers = 1000
+        # At the bound, what waits for dead targets would hold up the others.
+        self.max_polls = 1000
 
     def _set_items(self, targets: list[Target], rng: random.Random) -> None:
         self.items = [RuntimeRef(*target) for target in targets]

@@ -89,9 +89,7 @@ def simulate(
         stack.enter_context(
             patch("bctrl_async.bulk._batch._MAX_UNREAD", plan.max_unread)
         )
-        stack.enter_context(
-            patch("bctrl_async.bulk._polls._MAX_POLLS", plan.max_pollers)
-        )
+        stack.enter_context(patch("bctrl_async.bulk._polls._MAX_POLLS", plan.max_polls))
         world = (SharedJournal if shares_journal else World)(plan, loop, folder)
         _run(loop, world, found)
         if not found:
