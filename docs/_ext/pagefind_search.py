@@ -43,7 +43,7 @@ _KEYWORDS = {
     "how-to/fastapi": "SSE, server-sent events",
     "how-to/fastapi-production": "health check, readiness probe",
     "how-to/fastapi-runs": "progress",
-    "how-to/find": "pagination. dry run",
+    "how-to/find": "stop all runtimes. pagination. dry run",
     "how-to/journal": "crash recovery",
     "how-to/nightly": "Windows. mail on failure",
     "how-to/rate-limits": "429",
