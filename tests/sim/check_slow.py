@@ -36,12 +36,14 @@ def check_slow(world: World, run: BulkRun) -> Problems:
 
 
 def check_lists(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
-    """Check that a workspace is listed seldom: for its stops, and once a second."""
+    """Check that a workspace is listed for its stops, and seldom to poll."""
     stops = Counter(exchange.target[0] for exchange in exchanges if exchange.stops)
     served = [exchange for exchange in exchanges if exchange.passed]
     lists = Counter(exchange.target[0] for exchange in served if exchange.lists)
     for workspace, count in lists.items():
         # A list that the input is fetched from may be retried.
-        most = plan.policy.attempts + stops[workspace] + run.ended - run.began
+        # Polls come as seldom as the longest backoff, with jitter.
+        polls = (run.ended - run.began) / min(plan.policy.cap / 2, 1.0)
+        most = plan.policy.attempts + stops[workspace] + polls
         if count > most:
             yield Problem("many lists", f"{workspace} was listed {count} times")
