@@ -324,7 +324,7 @@ BUDGETS = {
     ("_limiter",): 9450,
     ("bulk",): 15800,
     ("_entries", "journal"): 4200,
-    ("cli",): 17860,
+    ("cli",): 18030,
     ("emulator",): 5870,
     ("fastapi",): 2870,
 }

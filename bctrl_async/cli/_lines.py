@@ -2,7 +2,7 @@
 
 import logging
 import re
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,6 +27,14 @@ _BAD_QUOTES = (
 _HEADER_OR_PAIR = "it is a pair, or a header without workspace_id: put alias first"
 _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
 _UNREADABLE = "it has a control character, or was not saved as UTF-8"
+_UTF_16 = "the file is UTF-16: save it as UTF-8"
+_FORMATS = {
+    BOM_UTF16_LE: _UTF_16,
+    BOM_UTF16_BE: _UTF_16,
+    b"\x1f\x8b": "the file is compressed: unpack it with gunzip",
+    b"PK\x03\x04": "the file is a workbook: export it as CSV UTF-8",
+}
+"""The first bytes of files that are no text in UTF-8, and what to do with them."""
 _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
 
 
@@ -109,6 +117,10 @@ class LineParser:
         if re.fullmatch(r"sep=[\t;,]", text):
             return None
         if _find_unreadable(text):
+            content = text.encode(errors="surrogateescape")
+            for start, reason in _FORMATS.items():
+                if content.startswith(start):
+                    raise self._bad(text[: len(start)], reason)
             raise self._bad(text, _UNREADABLE)
         self._table = self._find_table(text)
         if self._table.header:

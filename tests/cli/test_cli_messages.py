@@ -7,6 +7,7 @@ changed.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shlex
@@ -111,6 +112,8 @@ def add_runtimes(emulator: Emulator) -> None:
 def write_files(emulator: Emulator) -> None:
     for name, text in FILES.items():
         Path(name).write_text(text, "utf-8")
+    Path("utf-16.csv").write_text("ws,a\n", "utf-16")
+    Path("all.csv.gz").write_bytes(gzip.compress(b"ws,a\n", mtime=0))
     now = datetime.now(UTC)
     old = now - timedelta(days=2)
     header = header_line(f"{emulator.url}/v1", now)
