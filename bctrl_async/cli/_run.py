@@ -25,11 +25,13 @@ from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._pace import open_rate
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.cli._targets import UnreadInputError, collect
-from bctrl_async.errors import format_duration
+from bctrl_async.errors import format_duration, quote
 from bctrl_async.journal import Journal, JournalReader
 
 if TYPE_CHECKING:
     from bctrl_async import BctrlSession, StopBatch
+
+_find_wildcard = re.compile(r"[*?[]").search
 
 Targets = Iterable[Any] | AsyncIterable[Any]
 """Targets, and items that the bulk stop rejects: bad lines and unreadable runtimes."""
@@ -283,13 +285,20 @@ def _exit_code(report: StopReport, output: out.Output) -> int:
 
 def _print_missing(report: StopReport) -> None:
     """Print how many targets were not found, and what to check."""
-    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
+    missing = [
+        outcome.target.alias
+        for outcome in report.failures
+        if outcome.result is StopResult.NOT_FOUND
+    ]
     if not missing:
         return
     remedy = "check the workspace ids, the aliases and the base URL"
-    if missing < report.total:
+    patterns = [alias for alias in missing if _find_wildcard(alias)]
+    if patterns:
+        remedy = f"for a pattern, use --all --alias {quote(patterns[0])}"
+    elif len(missing) < report.total:
         remedy += ", or add --ignore-not-found"
-    out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
+    out.print_error(f"{len(missing):,} of {report.total:,} targets not found: {remedy}")
 
 
 async def _send_nothing(session: "BctrlSession", targets: Targets) -> StopReport:
