@@ -117,7 +117,9 @@ def main(args: Sequence[str] | None = None) -> int:
         command, bound, _ = app.parse_args(args)
         bound.apply_defaults()
         connection = bound.arguments.get("connection", CONNECTION)
-        _output.set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
+        # `report` has no connection, but can be quiet.
+        quiet = bound.arguments.get("quiet", connection.quiet)
+        _output.set_verbosity(verbose=connection.verbose, quiet=quiet)
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
         _output.print_error(_error_text(error))

@@ -36,10 +36,7 @@ class Connection:
             help="Print what is retried; -vv also what is sent and received.",
         ),
     ] = 0
-    quiet: Annotated[
-        bool,
-        opt.in_output_flags(alias="-q", help="Print nothing but errors on stderr."),
-    ] = False
+    quiet: opt.Quiet = False
     profile: Annotated[
         Profile,
         opt.in_connection(

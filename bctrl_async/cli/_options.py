@@ -106,6 +106,9 @@ in_flags = partial(in_targets, allow_repeating=True, show_default=False)
 in_run_flags = partial(in_run, allow_repeating=True, show_default=False)
 in_output_flags = partial(in_output, show_default=False)
 
+Quiet = Annotated[
+    bool, in_output_flags(alias="-q", help="Print nothing but errors on stderr.")
+]
 _above_0 = validators.Number(gt=0)
 Text = Annotated[str, Parameter(converter=converter(_text))]
 File = Annotated[Path, Parameter(converter=converter(_file), metavar="FILE")]

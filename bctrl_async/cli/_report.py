@@ -35,6 +35,7 @@ def report(
     journal_max_age: opt.JournalMaxAge = None,
     ignore_not_found: opt.IgnoreNotFound = False,
     output_format: opt.Format = "table",
+    quiet: opt.Quiet = False,  # noqa: ARG001 - `main` applies it.
 ) -> int:
     """Say which targets of a list are done, by the journals of one or more runs.
 
@@ -65,17 +66,13 @@ def report(
     for line in bad_lines[: out.MAX_SHOWN]:
         out.print_error(f"invalid target {line!r}: {line}")
     counts[StopResult.INVALID] += len(bad_lines)
-    total = counts.total()
-    results = out.format_counts(counts) or "no target"
-    output.print_summary(
-        f"{done:,} of {total:,} done, {total - done:,} pending: {results}"
-    )
+    is_failure = file is None or done < counts.total()
+    output.print_summary(_summarize(counts, done), is_needed=is_failure)
     if file is None:
         out.print_info(
             "A journal does not know which targets it lacks: add --from FILE"
         )
-        return out.FAILED
-    return output.exit_code(is_failure=done < total)
+    return output.exit_code(is_failure=is_failure)
 
 
 def _read_list(
@@ -101,3 +98,9 @@ def _print_outcomes(
         printer.print(outcome)
     printer.finish()
     return counts, done
+
+
+def _summarize(counts: Counter[StopResult], done: int) -> str:
+    total = counts.total()
+    results = out.format_counts(counts) or "no target"
+    return f"{done:,} of {total:,} done, {total - done:,} pending: {results}"
