@@ -199,8 +199,9 @@ class Job:
             summary += "; the input was not read to its end"
         if reason is not None and not (is_interrupted or has_raised):
             out.print_error(f"ended early: {printer.describe(reason)}")
+        self.output.print_summary(summary, is_needed=not report.ok)
+        # The summary may be what stdout does not take.
         code = _exit_code(report, self.output)
-        self.output.print_summary(summary, is_needed=code != 0)
         _print_missing(report)
         self._print_started(report)
         if not is_interrupted:

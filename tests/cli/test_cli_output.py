@@ -223,6 +223,7 @@ REDIRECTED = {
     "nosuch 2>&-": (2, 0, ""),
     "stop ws a 2>&-": (0, 1, ""),
     "stop ws a b >/dev/full": (1, 2, FULL_DISK),
+    "stop --from targets >/dev/full": (1, 3, FULL_DISK),
     "stop --dry-run ws a >/dev/full": (1, 0, FULL_DISK),
     "list ws >/dev/full": (1, 0, FULL_DISK),
     "get ws a >/dev/full": (1, 0, FULL_DISK),
