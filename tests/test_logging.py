@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 from unittest.mock import ANY
 
 import pytest
@@ -17,7 +18,14 @@ from support import virtual_time
 from support.helpers import Connect, unused_url
 
 import bctrl_async
-from bctrl_async import BctrlApiError, BctrlRateLimitError, BctrlSession, RetryPolicy
+from bctrl_async import (
+    BctrlApiError,
+    BctrlConfigError,
+    BctrlRateLimitError,
+    BctrlSession,
+    RetryPolicy,
+    RuntimeRef,
+)
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
@@ -225,6 +233,14 @@ class TestEarlyEnd:
                 ("ws-1", f"r{1 // number}") for number in (1, 0)
             )
         assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+    @pytest.mark.parametrize("targets", [[None], {"a", "b"}, iter(["ws-1"])])
+    async def test_wrong_targets_are_raised_alone(
+        self, session: BctrlSession, caplog: Log, targets: object
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match="invalid targets"):
+            await session.stop_runtimes(cast("list[RuntimeRef]", targets))
+        assert caplog.records == []
 
 
 def test_every_record_above_debug_names_its_event() -> None:

@@ -12,7 +12,7 @@ from bctrl_async._calls.observing import notify
 from bctrl_async._calls.results import explain
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._state import RunState
-from bctrl_async.errors import BctrlError, log_fields, quote
+from bctrl_async.errors import BctrlConfigError, BctrlError, log_fields, quote
 from bctrl_async.filters import Selection
 from bctrl_async.journal import Journal, JournalFile, open_journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -133,12 +133,18 @@ class Ledger:
     def end(self, total: int) -> None:
         """Stop the clock, log an early end, and notify the observer."""
         self.ended_at = time.monotonic()
-        if self.state.ended_early is not None:
-            self._log_early_end(self.state.ended_early, total)
+        reason = self.state.ended_early
+        if reason is not None and not self._is_wrong_call(reason):
+            self._log_early_end(reason, total)
         if self.started_since:
             self._log_started_since(self.started_since)
         if self.observer is not None:
             notify(self.observer.end, self.report(total))
+
+    def _is_wrong_call(self, reason: BctrlError) -> bool:
+        """Return True if the run raises that its targets are of a wrong type."""
+        error = self.state.failure or reason
+        return isinstance(error, BctrlConfigError) and error.argument == "targets"
 
     def _log_early_end(self, reason: BctrlError, total: int) -> None:
         level = logging.WARNING
