@@ -415,3 +415,15 @@ async def test_polls_are_counted_and_time_the_outcome(
     assert outcome.sent_at is not None
     assert sent_at <= outcome.sent_at <= stopped_at <= outcome.at <= polled_at
     assert outcome.elapsed >= took
+
+
+async def test_over_http_a_poll_that_is_throttled_waits_for_its_answer(
+    emulator: Emulator, connect: Connect
+) -> None:
+    """Fault: a runtime that had stopped still ran, for want of an answered poll."""
+    emulator.inject(Fault.ACCEPTED)
+    emulator.inject(*[Fault.RATE_LIMITED] * 4, method="GET")
+    async with connect(retry=RetryPolicy(base=0.02, patience=30)) as session:
+        report = await session.stop_runtimes([("ws-1", "crm")], verify=0.001)
+
+    assert report.counts == {STOPPED: 1}
