@@ -489,7 +489,8 @@ class BctrlSession:
                 minutes, and bounds each request (if above 5); False polls none. Ten or
                 more runtimes of a workspace are polled with its list
                 (`list_runtimes`), others one by one (`get_runtime`), at first after
-                0.5 s and later every 5 s. A throttled poll waits as long as the
+                0.5 s and later every 5 s, so that a list may come some seconds after
+                the time is up. A throttled poll waits as long as the
                 `patience`. `StopOutcome.running` is True if the last answer said so,
                 and None if no poll was answered. Polls have the lowest priority, and
                 get a twentieth of the rate while stops wait. Once 100,000 runtimes are

@@ -72,7 +72,7 @@ class LastLook:
 
     async def confirm(self, worker: Worker) -> None:
         """Get runtimes that were stopped and are listed as running."""
-        while self._doubted:
+        while self._doubted and self._ledger.state.goes_on():
             listed = self._doubted.popleft()
             call = self._calls.poll(RuntimeRef(self._first.workspace_id, listed.alias))
             answer = await self._sender.send(worker, call)
@@ -93,6 +93,8 @@ class LastLook:
 
     async def end(self) -> None:
         """Tell what runs, in the journal, too; a contradiction ends the run early."""
+        if self._doubted and self._ledger.look_error is None:
+            self._ledger.look_error = self._ledger.state.reason
         if self._ledger.look_error is None:
             self._ledger.started_since = tuple(self._started)
         running = self._first.anew()

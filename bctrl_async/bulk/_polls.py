@@ -50,6 +50,8 @@ class Poll(msgspec.Struct, eq=False):
     """True while a GET is due or in flight."""
     is_over: bool = False
     """True once its outcome is final."""
+    entry: int = -1
+    """The number of its last entry in the schedule; earlier entries do not count."""
 
 
 class Workspace:
@@ -147,7 +149,10 @@ class Polls:
 
     def _schedule_at(self, time: float, job: Poll | Workspace) -> None:
         # The number decides between equal times, as jobs cannot be compared.
-        heappush(self._schedule, (time, next(self._numbers), job))
+        number = next(self._numbers)
+        if isinstance(job, Poll):
+            job.entry = number
+        heappush(self._schedule, (time, number, job))
 
     def _schedule_get(self, poll: Poll, now: float) -> None:
         remaining = max(poll.deadline - now, 0.0)
@@ -166,15 +171,15 @@ class Polls:
         if self._gets or self._over:
             return -math.inf
         schedule = self._schedule
-        while schedule and not self._is_current(schedule[0][2]):
+        while schedule and not self._is_current(*schedule[0][1:]):
             heappop(schedule)
         return schedule[0][0] if schedule else math.inf
 
-    def _is_current(self, job: Poll | Workspace) -> bool:
-        """Return False for what is over or listed since it was scheduled."""
+    def _is_current(self, number: int, job: Poll | Workspace) -> bool:
+        """Return False for what is over, listed or scheduled again since then."""
         if isinstance(job, Workspace):
             return bool(job.polls)
-        if job.is_over:
+        if job.is_over or job.entry != number:
             return False
         return not self._workspaces[job.outcome.target.workspace_id].is_listed
 
@@ -186,7 +191,8 @@ class Polls:
             poll = self._gets.popleft()
             if not poll.is_over:
                 return poll
-        if not self._schedule or self.next_at > now:
+        next_at = self.next_at
+        if next_at == math.inf or next_at > now:
             return None
         _, _, job = heappop(self._schedule)
         if isinstance(job, Poll):
@@ -200,8 +206,9 @@ class Polls:
 
     def on_answer(self, poll: Poll, outcome: StopOutcome, now: float) -> None:
         """Keep the outcome that an answer gives, which may be final."""
-        poll.outcome = outcome
-        poll.is_answered = True
+        if not poll.is_over:
+            poll.outcome = outcome
+            poll.is_answered = True
         self._on_request(poll, now, is_last=not self.needs(outcome))
 
     def on_failure(

@@ -191,6 +191,7 @@ class Run:
         look = LastLook(first, self._calls, self._make)
         self._start(look.list_again)
         await self._wait_for_tasks()
+        # If the run has ended meanwhile, the tasks send nothing.
         for _ in range(min(look.doubted, _MAX_LOOKS)):
             self._start(look.confirm)
         await self._wait_for_tasks()

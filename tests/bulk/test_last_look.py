@@ -224,3 +224,26 @@ class TestFailure:
 
         assert report.ok
         assert "the deadline of 300ms has passed" in str(report.look_error)
+
+    async def test_an_end_while_it_asks_again_sends_nothing_more(
+        self, bulk: Bulk
+    ) -> None:
+        """Fault: each of thousands that a late list had was still got, one by one."""
+        for number in range(40):
+            bulk.emulator.add_runtime("ws-1", f"r{number}")
+        active = [{**runtime} for runtime in bulk.emulator.runtimes.values()]
+        bulk.emulator.inject(
+            None,
+            Reply(200, body={"runtimes": active}),
+            *[Fault.HANG] * 60,
+            method="GET",
+        )
+        batch = bulk.session.stop_workspace("ws-1")
+        running = asyncio.create_task(batch)
+        await wait_for_requests(bulk.emulator, 1 + 41 + 1 + 10)
+        batch.abort()
+        report = await asyncio.wait_for(running, BOUND)
+
+        assert report.ok
+        assert report.look_error is not None
+        assert len(bulk.emulator.requests) == 1 + 41 + 1 + 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
@@ -26,11 +27,15 @@ from bctrl_async import (
     BctrlPermissionError,
     BctrlResponseError,
     BctrlSession,
+    RetryPolicy,
     Runtime,
+    RuntimeRef,
     StopReport,
     StopResult,
 )
+from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.lists import RuntimeList
+from bctrl_async.bulk._polls import Polls, Workspace
 from bctrl_async.observer import BulkObserver, CallObserver, Observer
 
 STOPPED, ACCEPTED = StopResult.STOPPED, StopResult.ACCEPTED
@@ -187,6 +192,26 @@ class TestWithoutAList:
 
         assert report.counts == {STOPPED: 1000}
         assert len(simulation.reads) < 100
+
+
+class TestSchedule:
+    """Faults: found by reading, before they were met."""
+
+    def test_a_poll_has_one_time_however_often_its_workspace_is_listed(self) -> None:
+        polls = Polls(RetryPolicy(), 120.0)
+        target = RuntimeRef("ws-1", "r0")
+        for _ in range(10):
+            polls.add(outcome_of(target, ACTIVE), 0.0, None, 0.0)
+        workspace = polls.take(10.0)
+        assert isinstance(workspace, Workspace)
+        workspace.list_size = 1000
+        polls.end_list(workspace, 10.0)
+
+        due = []
+        while (job := polls.take(20.0)) is not None:
+            due.append(job)
+        assert len(due) == len(set(map(id, due))) == 10
+        assert polls.take(math.inf) is None
 
 
 class TestThrottled:
