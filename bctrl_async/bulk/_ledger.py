@@ -12,7 +12,7 @@ from bctrl_async._calls.observing import notify
 from bctrl_async._calls.results import explain
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._state import RunState
-from bctrl_async.errors import BctrlConfigError, BctrlError, log_fields, quote
+from bctrl_async.errors import BctrlError, log_fields, quote
 from bctrl_async.filters import Selection
 from bctrl_async.journal import Journal, JournalFile, open_journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -144,7 +144,7 @@ class Ledger:
     def _is_wrong_call(self, reason: BctrlError) -> bool:
         """Return True if the run raises that its targets are of a wrong type."""
         error = self.state.failure or reason
-        return isinstance(error, BctrlConfigError) and error.argument == "targets"
+        return getattr(error, "argument", None) == "targets"
 
     def _log_early_end(self, reason: BctrlError, total: int) -> None:
         level = logging.WARNING
