@@ -13,6 +13,7 @@ from support.helpers import BOUND, Bulk, Connect, wait_for_requests
 
 from bctrl_async import (
     RetryPolicy,
+    Runtime,
     RuntimeFilter,
     StopOutcome,
     StopReport,
@@ -150,6 +151,50 @@ class TestContradiction:
             report.ended_early
         )
         assert active["id"] == bulk.emulator.runtimes["ws-1", "crm"]["id"]
+
+    async def test_its_error_names_three_of_many(self, bulk: Bulk) -> None:
+        for alias in ("a", "b", "c", "d"):
+            bulk.emulator.add_runtime("ws-1", alias)
+
+        def revive() -> None:
+            for runtime in bulk.emulator.runtimes.values():
+                runtime["status"] = "active"
+
+        # One after the other, the last stop comes after the others were revived.
+        report = await stop_all(bulk, revive, concurrency=1)
+        assert "' and 2 others" in str(report.ended_early)
+
+    async def test_one_that_is_gone_by_then_is_no_contradiction(
+        self, bulk: Bulk, active: dict[str, object]
+    ) -> None:
+        bulk.emulator.inject(
+            None,
+            Reply(200, body={"runtimes": [active]}),
+            Reply(404, body={"code": "runtime.not_found"}),
+            method="GET",
+        )
+        report = await stop_all(bulk, lambda: None)
+        assert report.ok
+        assert aliases(report) == []
+
+    async def test_an_end_before_it_is_asked_again_leaves_it_unknown(
+        self, bulk: Bulk, active: dict[str, object]
+    ) -> None:
+        bulk.emulator.inject(
+            None, Reply(200, body={"runtimes": [active]}), method="GET"
+        )
+        calls: list[Runtime] = []
+
+        def where(runtime: Runtime) -> bool:
+            calls.append(runtime)
+            if len(calls) > 1:
+                batch.abort()
+            return True
+
+        batch = bulk.session.stop_workspace("ws-1", where=where)
+        report = await batch
+        assert report.ok
+        assert "the run was aborted" in str(report.look_error)
 
     async def test_one_that_was_started_anew_meanwhile_is_told(
         self, bulk: Bulk, active: dict[str, object]

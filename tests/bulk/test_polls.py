@@ -35,7 +35,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.lists import RuntimeList
-from bctrl_async.bulk._polls import Polls, Workspace
+from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.observer import BulkObserver, CallObserver, Observer
 
 STOPPED, ACCEPTED = StopResult.STOPPED, StopResult.ACCEPTED
@@ -212,6 +212,61 @@ class TestSchedule:
             due.append(job)
         assert len(due) == len(set(map(id, due))) == 10
         assert polls.take(math.inf) is None
+
+    def test_the_end_of_a_run_takes_each_poll_once(self) -> None:
+        polls = Polls(RetryPolicy(), 120.0)
+        for number in range(10):
+            target = RuntimeRef("ws-1", f"r{number}")
+            polls.add(outcome_of(target, ACTIVE), 0.0, None, 0.0)
+        workspace = polls.take(10.0)
+        assert isinstance(workspace, Workspace)
+        for poll in workspace.polls:
+            polls.get(poll)
+        got = polls.take(10.0)
+        assert isinstance(got, Poll)
+        polls.end()
+        polls.on_answer(got, outcome_of(got.outcome.target, ENDED), 10.0)
+
+        assert not got.outcome.ok
+        ends = [polls.take(10.0) for _ in range(10)]
+        assert len(set(map(id, ends))) == 10
+        assert polls.take(10.0) is None
+
+    def test_a_workspace_is_not_listed_while_each_of_its_runtimes_is_got(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda request: ACTIVE if request.stops else ENDED)
+        simulation.list_answer = listed()
+        simulation.before_response = lambda request: asyncio.sleep(
+            20.0 if request.alias and not request.stops else 0.0
+        )
+        assert simulation.stop(20, verify=True).counts == {STOPPED: 20}
+        assert len(simulation.lists) == 1
+
+    def test_an_end_while_a_list_is_read_leaves_each_one_outcome(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bctrl_async.bulk._poller._SLICE", 1)
+        simulation = simulate(lambda _: ACTIVE)
+        aborts: list[asyncio.Task[None]] = []
+
+        async def main(session: BctrlSession) -> StopReport:
+            async def abort() -> None:
+                await asyncio.sleep(0.1)
+                for _ in range(60):
+                    await asyncio.sleep(0)
+                batch.abort()
+
+            def answer(_: Request) -> None:
+                aborts.append(asyncio.create_task(abort()))
+
+            simulation.list_answer = answer
+            batch = session.stop_runtimes(targets(50))
+            return await batch
+
+        report = simulation.run(main)
+        assert report.counts == {ACCEPTED: 50}
+        assert len(aborts) == 1
 
 
 class TestThrottled:
