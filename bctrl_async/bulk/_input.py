@@ -73,11 +73,6 @@ class Input:
         self._reader_lock = asyncio.Lock()
 
     @property
-    def can_drain(self) -> bool:
-        """True if the rest can be read without waiting, and has an end."""
-        return self._items is not None and self.length is not None
-
-    @property
     def is_exhausted(self) -> bool:
         """True once every item was read."""
         if self.length is None or self._collection is None:

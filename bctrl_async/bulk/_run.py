@@ -243,8 +243,8 @@ class Run:
         """Cancel a run whose input is open, and start a worker for the rest of it."""
         if not self.source.is_closed:
             self.state.cancel()
-            if self.source.can_drain:
-                self._start(self._work)
+            # An input that is still open then has a length, and is drained.
+            self._start(self._work)
 
     def _start(self, work: Callable[[Worker], Awaitable[None]]) -> asyncio.Task[None]:
         worker = Worker()

@@ -75,6 +75,13 @@ class TestAdmission:
         await waiting
         assert admitted.cancelled()
 
+    async def test_nobody_sleeps_after_the_close(self) -> None:
+        limiter = Limiter(1, past_start())
+        limiter.close()
+        started = asyncio.get_running_loop().time()
+        await limiter.start_sleep(60.0)
+        assert asyncio.get_running_loop().time() == started
+
     async def test_a_retry_goes_before_the_turn_of_the_bulk(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         order: list[str] = []
