@@ -152,7 +152,8 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         started_since: The runtimes that match and run, and were no targets, by a last
             list of the workspace; also a new runtime under an alias that was stopped.
             `ok` is not about them. None if nobody looked: only `stop_workspace` does,
-            with `verify`, unless it ends early.
+            with `verify`, unless it ends early. A listed runtime that cannot be read,
+            or whose age cannot, is passed over.
         look_error: The reason why this last look failed, or None.
     """
 

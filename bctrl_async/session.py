@@ -573,7 +573,8 @@ class BctrlSession:
 
         Returns:
             The bulk stop, as from `stop_runtimes`. It also raises the error of
-            `list_runtimes` or of `where`; then nothing was stopped.
+            `list_runtimes`, when nothing was stopped, or of `where`, which is called
+            for the first list and for the last.
 
         Raises:
             BctrlConfigError: As from `stop_runtimes`, or for an invalid workspace id.

@@ -169,7 +169,7 @@ def _lack(error: BaseException, call: Request[_T]) -> Failure | None:
         return None
     number = _system_number(error.os_error)
     if isinstance(error, aiohttp.ClientConnectorDNSError) and number not in _CURES:
-        # Without a file descriptor, some resolvers say that a host is not known.
+        # Some resolvers that get no file descriptor say that a host is not known.
         number = _number_of_open_error()
     if number not in _CURES:
         return None

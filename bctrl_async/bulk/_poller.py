@@ -114,8 +114,9 @@ class Poller:
         """Get each runtime, unless a GET would have failed as well.
 
         There are three cases. The server throttles or is down, or the machine cannot
-        connect: that counts as a request of each poll. Only this list failed: each is
-        got, and a list comes later. Every list would fail: each is got from now on.
+        connect: that counts as a request of each poll. The list had an error status
+        that may pass: each is got, and a list comes later. The list alone was not
+        answered, or would fail again: each is got from now on.
         """
         is_down = failure.kind.is_unanswered or failure.kind.is_throttling
         answers_others = self._sender.has_answered_since(call)
