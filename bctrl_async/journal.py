@@ -369,7 +369,7 @@ class JournalFile(JournalReader):
         if not self.end:
             line = header_line(self.base_url)
             self._append(line)
-            self.end = len(line)
+            self.end: int = len(line)
 
     def check_server(self, base_url: str) -> None:
         """Raise BctrlConfigError unless it belongs to this server."""

@@ -60,7 +60,7 @@ class Workspace:
     __slots__ = ("can_list", "is_listed", "list_size", "lists", "name", "polls")
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.polls: dict[Poll, None] = {}
         """In the order of their deadlines."""
         self.is_listed: bool = False
