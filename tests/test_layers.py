@@ -10,9 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-from support.code_size import complexity, count_tokens, tricks
-
 import bctrl_async
 
 NAME = "bctrl_async"
@@ -302,63 +299,3 @@ class TestFreshInterpreter:
         """Fault: the start of every command took a tenth longer."""
         loaded = loaded_by(f"import {NAME}.cli")
         assert loaded & {"aiohttp.web", f"{NAME}.emulator"} == set()
-
-
-BUDGETS = {
-    (
-        "__init__",
-        "__main__",
-        "_config",
-        "_lifetime",
-        "_quick_failures",
-        "_version",
-    ): 1710,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 3900,
-    ("session", "shards"): 3470,
-    ("otel", "testing"): 2180,
-    ("pace", "redis"): 1900,
-    ("_kinds",): 1670,
-    ("_refs",): 310,
-    ("_calls",): 6150,
-    ("_http",): 11630,
-    ("_limiter",): 9450,
-    ("bulk",): 15800,
-    ("_entries", "journal"): 4200,
-    ("cli",): 18600,
-    ("emulator",): 5870,
-    ("fastapi",): 2870,
-}
-"""The most tokens of each part; a number rises only for a promise that is new."""
-MAX_COMPLEXITY = 10
-MAX_TRICKS = 3
-"""The most of a function that is read once."""
-
-
-def test_every_part_has_a_budget() -> None:
-    names = [name for part in BUDGETS for name in part]
-    assert sorted(names) == sorted({entry(module) for module in MODULES})
-
-
-@pytest.mark.parametrize("part", BUDGETS, ids="-".join)
-def test_no_part_grows_beyond_its_budget(part: tuple[str, ...]) -> None:
-    """Faults: the package doubled in two days; a bound on its lines made them dense."""
-    tokens = sum(
-        count_tokens(MODULES[name].read_text("utf-8")) for name in modules_in(*part)
-    )
-
-    assert tokens <= BUDGETS[part], (
-        "take something out, or lower what another change has left"
-    )
-
-
-def test_every_function_can_be_read_once() -> None:
-    """Faults: a function with 36 paths, and with 29 expressions that are read twice."""
-    hits = [
-        f"{module}: {function.name} has {branches} paths, {twice} tricks"
-        for module in MODULES
-        for function in nodes(module)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for branches, twice in [(complexity(function), tricks(function))]
-        if branches > MAX_COMPLEXITY or twice > MAX_TRICKS
-    ]
-    assert hits == []
