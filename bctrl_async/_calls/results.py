@@ -127,7 +127,12 @@ def outcome_without_answer(
 def outcome_with_runtime(
     outcome: StopOutcome, runtime: Runtime, sent_at: datetime | None
 ) -> StopOutcome:
-    """Return an outcome updated by a polled status, which counts like the stop's."""
+    """Return an outcome updated by a polled status, which counts like the stop's.
+
+    A runtime of another id has taken the alias, so the runtime has ended.
+    """
+    if outcome.runtime is not None and outcome.runtime.id != runtime.id:
+        return _ended(outcome, sent_at)
     result = outcome.result
     error = outcome.error
     if runtime.status.is_final:
@@ -152,17 +157,34 @@ def outcome_with_runtime(
     )
 
 
+def _ended(outcome: StopOutcome, sent_at: datetime | None) -> StopOutcome:
+    """Return the outcome of a stop whose runtime was shown before, and is gone."""
+    result = outcome.result
+    if not result.is_accepted:
+        # Nothing says that the server accepted this stop.
+        result = StopResult.ALREADY_STOPPED
+    return replace(
+        outcome,
+        result=result,
+        running=False,
+        runtime=None,
+        error=None,
+        at=now(),
+        sent_at=sent_at,
+    )
+
+
 def outcome_without_runtime(
     outcome: StopOutcome, error: BctrlError, sent_at: datetime | None
 ) -> StopOutcome:
     """Return an outcome updated by a poll that found no runtime of this name.
 
-    If the stop's answer described the runtime, the name is right, so it no longer runs.
+    If an earlier answer described the runtime, the name is right, so it no longer runs.
     Else the name may be wrong.
     """
+    if outcome.runtime is not None:
+        return _ended(outcome, sent_at)
     outcome = replace(outcome, at=now(), sent_at=sent_at)
-    if outcome.result.is_accepted and outcome.runtime is not None:
-        return replace(outcome, running=False, runtime=None, error=None)
     # The poll can have done nothing, but the stop before it may have worked.
     error.may_have_worked = error.may_have_stopped = True
     return replace(
