@@ -54,8 +54,6 @@ from bctrl_async.stats import SessionStats
 __all__ = ["BctrlSession"]
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
-_MIN_POLL_LIMIT = 5.0
-"""The least time limit of a poll in seconds, however short `verify` is."""
 _SLICE = 1_000
 """The number of listed runtimes that are filtered before other tasks get a turn."""
 
@@ -623,10 +621,6 @@ class BctrlSession:
 
     def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)
-        poll_limit = limit
-        verify_seconds = verify_for(options.verify)
-        if verify_seconds:
-            poll_limit = transport.at_most(limit, max(verify_seconds, _MIN_POLL_LIMIT))
         policy = self._policy(options.retry).for_bulk(options.deadline)
         concurrency = self._limiter.limit
         if options.concurrency is not None:
@@ -644,7 +638,7 @@ class BctrlSession:
             source,
             options,
             self._sender,
-            BulkCalls(self._make_call, policy, limit, poll_limit),
+            BulkCalls(self._make_call, policy, limit, verify_for(options.verify)),
             # Even an empty input needs a worker, which reads its end.
             concurrency=max(concurrency, 1),
             base_url=self.base_url,

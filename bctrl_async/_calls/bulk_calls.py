@@ -11,8 +11,14 @@ from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._http.lists import RuntimeList
 from bctrl_async._http.request import GET, LIST, STOP, Operation
+from bctrl_async._http.transport import at_most
 from bctrl_async._limiter.queues import Priority
 from bctrl_async.models import Runtime, RuntimeRef
+
+_MIN_POLL_LIMIT = 5.0
+"""The least time limit of a poll in seconds, however short `verify` is."""
+_MAX_LIST_LIMIT = 15.0
+"""The most seconds for a list: no runtime of its workspace is got meanwhile."""
 
 _T = TypeVar("_T")
 BulkAnswer = TypeVar("BulkAnswer", Runtime, RuntimeList)
@@ -37,7 +43,8 @@ class MakeCall(Protocol):
 class BulkCalls:
     """Makes the calls of a bulk stop.
 
-    `policy` is for stops, and `limit` for all but polls, which have `poll_limit`.
+    `policy` and `limit` are for stops. A poll takes no longer than a runtime is polled,
+    `verify_seconds`, and a list so little of it that each runtime can be got after it.
     """
 
     def __init__(
@@ -45,14 +52,16 @@ class BulkCalls:
         make_call: MakeCall,
         policy: RetryPolicy,
         limit: ClientTimeout,
-        poll_limit: ClientTimeout,
+        verify_seconds: float,
     ) -> None:
         self._make_call = make_call
         self.policy: RetryPolicy = policy
         self._poll_policy = replace(policy, attempts=1)
         self._canary_policy = replace(policy, attempts=1, statuses=frozenset())
         self._limit = limit
-        self._poll_limit = poll_limit
+        self._poll_limit = at_most(limit, max(verify_seconds, _MIN_POLL_LIMIT))
+        list_limit = max(verify_seconds / 2, _MIN_POLL_LIMIT)
+        self._list_limit = at_most(limit, min(list_limit, _MAX_LIST_LIMIT))
 
     def stop(self, target: RuntimeRef) -> Call[Runtime]:
         """Make the stop of a target."""
@@ -95,7 +104,7 @@ class BulkCalls:
         """Make a list of a workspace, which is a poll of all its runtimes."""
         return self._make_call(
             LIST,
-            self._poll_limit,
+            self._list_limit,
             workspace_id,
             None,
             policy=self._poll_policy,

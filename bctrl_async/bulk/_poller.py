@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractContextManager
 from datetime import datetime
 
 from msgspec.structs import replace
@@ -26,6 +27,8 @@ from bctrl_async.outcomes import StopOutcome
 
 _SLICE = 1_000
 """The number of listed runtimes that are handled before other tasks get a turn."""
+_CANARY_TIME = 2.5
+"""The least seconds for a canary, after a list that took all its time."""
 
 
 class Poller:
@@ -36,14 +39,22 @@ class Poller:
         self._sender = sender
         self._calls = calls
 
-    async def work(self, worker: Worker, job: Poll | Workspace) -> StopOutcome | None:
-        """List a workspace or get a runtime; return the outcome of a poll if over."""
+    async def work(
+        self,
+        worker: Worker,
+        job: Poll | Workspace,
+        hold: AbstractContextManager[None],
+    ) -> StopOutcome | None:
+        """List a workspace or get a runtime; return the outcome of a poll if over.
+
+        It is in `hold` while it waits for its turn in a throttled workspace.
+        """
         if isinstance(job, Workspace):
-            await self._list(worker, job)
+            await self._list(worker, job, hold)
         elif job.is_over:
             return self._record(job)
         else:
-            await self._get(worker, job)
+            await self._get(worker, job, hold)
         return None
 
     def _record(self, poll: Poll) -> StopOutcome:
@@ -53,10 +64,12 @@ class Poller:
         self._polls.remove()
         return self._sender.ledger.record(outcome, poll.observer)
 
-    async def _get(self, worker: Worker, poll: Poll) -> None:
+    async def _get(
+        self, worker: Worker, poll: Poll, hold: AbstractContextManager[None]
+    ) -> None:
         call = self._calls.poll(poll.outcome.target)
-        answer = await self._sender.send(
-            worker, call, deadline=poll.deadline, observer=poll.observer
+        answer = await self._sender.send_poll(
+            worker, call, poll.deadline, hold, poll.observer
         )
         if isinstance(answer, Runtime):
             outcome = outcome_with_runtime(poll.outcome, answer, call.sent_at)
@@ -72,19 +85,27 @@ class Poller:
         is_last = _would_fail_again(failure, call)
         self._polls.on_failure(poll, failure, _now(), is_last=is_last)
 
-    async def _list(self, worker: Worker, workspace: Workspace) -> None:
+    async def _list(
+        self, worker: Worker, workspace: Workspace, hold: AbstractContextManager[None]
+    ) -> None:
         """List a workspace for all its polls but those whose runtimes are being got."""
+        wait = 0.0
         # A list may be older than the answer to a stop that arrives meanwhile.
         polls = [poll for poll in workspace.polls if not poll.is_got]
         if polls:
             call = self._calls.list_of(workspace.name)
-            answer = await self._sender.send_list(worker, call, polls[0].deadline)
+            started = _now()
+            # If it is not answered, a canary shows whether others are.
+            limit = call.limit.total or 0.0
+            deadline = max(polls[0].deadline, started + limit + _CANARY_TIME)
+            answer = await self._sender.send_list(worker, call, deadline, hold)
             if isinstance(answer, Failure):
-                self._on_list_failure(workspace, polls, answer, call)
+                self._on_list_failure(workspace, polls, answer, call, started)
+                wait = answer.retry_after or 0.0
             else:
-                workspace.list_size = len(answer)
+                workspace.on_list(len(answer))
                 await self._on_list(polls, answer, call.sent_at)
-        self._polls.end_list(workspace, _now())
+        self._polls.end_list(workspace, _now(), wait)
 
     async def _on_list(
         self, polls: list[Poll], items: RuntimeList, sent_at: datetime | None
@@ -110,25 +131,28 @@ class Poller:
         polls: list[Poll],
         failure: Failure,
         call: Call[RuntimeList],
+        started: float,
     ) -> None:
-        """Get each runtime, unless a GET would have failed as well.
+        """Record the failure of a list; get each runtime if no list may be had.
 
-        There are three cases. The server throttles or is down, or the machine cannot
-        connect: that counts as a request of each poll. The list had an error status
-        that may pass: each is got, and a list comes later. The list alone was not
-        answered, or would fail again: each is got from now on.
+        A GET would fail as well if the server is down or the machine cannot connect:
+        that counts as a request of each poll.
         """
-        is_down = failure.kind.is_unanswered or failure.kind.is_throttling
-        answers_others = self._sender.has_answered_since(call)
-        if failure.kind.is_local or (is_down and not answers_others):
+        now = _now()
+        is_down = failure.kind.is_local or (
+            failure.kind.is_unanswered and not self._sender.has_answered_since(call)
+        )
+        if is_down or failure.kind.is_throttling:
             for poll in polls:
                 self._fail(poll, failure, call)
+        if is_down:
             return
-        if is_down or _would_fail_again(failure, call):
-            workspace.can_list = False
-        for poll in polls:
-            if not poll.is_over:
-                self._polls.get(poll)
+        recurs = _would_fail_again(failure, call)
+        workspace.on_list_failure(now, now - started, recurs=recurs)
+        if now < workspace.list_at:
+            for poll in polls:
+                if not poll.is_over:
+                    self._polls.get(poll)
 
 
 async def _by_alias(items: RuntimeList) -> dict[str | None, Runtime | None]:
@@ -146,10 +170,11 @@ async def _by_alias(items: RuntimeList) -> dict[str | None, Runtime | None]:
 
 def _would_fail_again(failure: Failure, call: BulkCall) -> bool:
     """Return True if another poll would fail as well."""
-    # The call has spent its patience on an API that throttles.
-    is_busy = failure.kind.is_throttling and failure.kind.is_answer
+    # An earlier poll would only add load.
+    patience = call.retries.policy.max_throttle_wait
+    is_shut = failure.kind.is_throttling and (failure.retry_after or 0.0) > patience
     return (
-        is_busy
+        is_shut
         or _quick_failures.hangs(failure)
         or not call.retries.may_succeed(failure)
     )

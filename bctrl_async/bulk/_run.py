@@ -10,7 +10,8 @@ import asyncio
 import inspect
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from bctrl_async._calls.bulk_calls import BulkCalls
@@ -26,7 +27,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._options import OnOutcome, Options, verify_for
 from bctrl_async.bulk._parked import Parked, Stop
 from bctrl_async.bulk._poller import Poller
-from bctrl_async.bulk._polls import Polls
+from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Progress, RunState, Worker
 from bctrl_async.errors import BctrlError, format_duration
@@ -466,14 +467,27 @@ class Run:
             if job is None:
                 return
             asyncio.get_running_loop().call_soon(self._start_poller)
-            outcome = await self._poller.work(worker, job)
+            outcome = await self._poller.work(worker, job, self._hold(job))
             if outcome is not None:
                 self._resume_worker()
                 if self.receivers:
                     await self._deliver(worker, outcome)
+            if self._poller_count > self._max_pollers:
+                return
             jobs += 1
             if jobs % _JOBS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
+
+    @contextmanager
+    def _hold(self, job: Poll | Workspace) -> Iterator[None]:
+        """Let another poller take its place while a job waits for its turn."""
+        self._poller_count -= 1
+        try:
+            with self.polls.hold(job):
+                self._start_poller()
+                yield
+        finally:
+            self._poller_count += 1
 
     async def _deliver(self, worker: Worker, outcome: StopOutcome) -> None:
         """Deliver an outcome to all receivers, and wait until the worker may go on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from bctrl_async._calls.bulk_calls import BulkAnswer, BulkCall, BulkCalls
@@ -139,13 +139,12 @@ class BulkSender:
         worker: Worker,
         call: Call[BulkAnswer],
         delay: float = 0.0,
-        deadline: float | None = None,
         observer: CallObserver | StopObserver | None = None,
+        wait_to_retry: WaitToRetry[BulkAnswer] | None = None,
     ) -> BulkAnswer | Failure:
-        """Make a call in a cancel scope, after a delay; retry it until a deadline."""
-        wait_to_retry: WaitToRetry[BulkAnswer] = self._wait_to_retry
-        if deadline is not None:
-            wait_to_retry = partial(self._wait_to_retry, deadline=deadline)
+        """Make a call in a cancel scope, after a delay; retry it."""
+        if wait_to_retry is None:
+            wait_to_retry = self._wait_to_retry
         result: BulkAnswer | Failure | None = None
         throttled_before = call.retries.throttled
         worker.call = call
@@ -176,8 +175,36 @@ class BulkSender:
             self._breaker.on_answer(call)
         return result
 
+    async def send_poll(
+        self,
+        worker: Worker,
+        call: Call[BulkAnswer],
+        deadline: float,
+        hold: AbstractContextManager[None],
+        observer: CallObserver | StopObserver | None = None,
+    ) -> BulkAnswer | Failure:
+        """Make a poll; it is in `hold` while it waits in the lane of its workspace.
+
+        If the server is down, it waits until a deadline.
+        """
+        wait_to_retry = partial(self._wait_to_poll, deadline=deadline)
+        call.retries.may_park = True
+        with suppress(RecalledError):
+            return await self.send(
+                worker, call, observer=observer, wait_to_retry=wait_to_retry
+            )
+        call.retries.may_park = False
+        with hold:
+            return await self.send(
+                worker, call, observer=observer, wait_to_retry=wait_to_retry
+            )
+
     async def send_list(
-        self, worker: Worker, call: Call[RuntimeList], deadline: float | None = None
+        self,
+        worker: Worker,
+        call: Call[RuntimeList],
+        deadline: float | None = None,
+        hold: AbstractContextManager[None] | None = None,
     ) -> RuntimeList | Failure:
         """Send a list, as a call of its own for the observer."""
         observer = self.ledger.observer
@@ -185,7 +212,10 @@ class BulkSender:
             suppress(BctrlError),
             observe_call(observer, call.operation, call.workspace_id, None) as observed,
         ):
-            answer = await self.send(worker, call, deadline=deadline, observer=observed)
+            if deadline is None or hold is None:
+                answer = await self.send(worker, call, observer=observed)
+            else:
+                answer = await self.send_poll(worker, call, deadline, hold, observed)
             if isinstance(answer, Failure):
                 # The observer gets an exception.
                 raise call.error(answer)
@@ -195,13 +225,26 @@ class BulkSender:
         """Return True if the server answered an attempt later than the call's last."""
         return self._sender.last_answered > call.attempt_number
 
-    async def _wait_to_retry(
-        self, call: BulkCall, failure: Failure, *, deadline: float | None = None
+    async def _wait_to_poll(
+        self, call: BulkCall, failure: Failure, *, deadline: float
     ) -> bool:
-        """Wait before retrying a call; return False to give up, as at the deadline.
+        """Wait for a server that is down; return False to give up, as at a deadline.
 
-        A stop that was throttled does not wait here: it is parked. A throttled poll
-        waits for as long as its patience, as it has not been answered.
+        A throttled poll does not wait here: it gets a later time.
+        """
+        if failure.kind.is_throttling:
+            self._breaker.on_answer(call, failure)
+            return False
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._wait_to_retry(call, failure)
+        except TimeoutError:
+            return False
+
+    async def _wait_to_retry(self, call: BulkCall, failure: Failure) -> bool:
+        """Wait before retrying a call; return False to give up.
+
+        A stop that was throttled does not wait here: it is parked.
         """
         if not self._may_retry(call):
             if not call.retries.may_succeed(failure):
@@ -213,13 +256,7 @@ class BulkSender:
             if delay is not None:
                 call.retries.resumes_at = _now() + delay
             return False
-        if failure.kind.is_throttling:
-            deadline = None
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self._breaker.wait_to_retry(call, failure)
-        except TimeoutError:
-            return False
+        return await self._breaker.wait_to_retry(call, failure)
 
     def _may_retry(self, call: BulkCall) -> bool:
         """Return True unless the run is over for this call; a stop in doubt goes on."""

@@ -20,10 +20,12 @@ from support.simulated import (
     server_error,
     targets,
     unanswered,
+    unavailable,
 )
 from support.throttling import throttled, token_bucket
 
 from bctrl_async import (
+    BctrlError,
     BctrlPermissionError,
     BctrlResponseError,
     BctrlSession,
@@ -115,7 +117,7 @@ class TestOneListForMany:
             *[replace(ENDED, alias=f"r{number}") for number in range(13)]
         )
         simulation.before_response = lambda request: (
-            None if request.alias else asyncio.sleep(30)
+            None if request.alias else asyncio.sleep(10)
         )
         report = simulation.stop(items(), verify=60.0)
 
@@ -133,8 +135,8 @@ class TestWithoutAList:
             (BctrlPermissionError("403", status=403), 1),
             (BctrlResponseError("a page of a longer list", status=200), 1),
             # A list that is too much for the gateway or for its time limit.
-            (bad_gateway(), 1),
-            (unanswered(), 1),
+            (bad_gateway(), 4),
+            (unanswered(), 4),
         ],
         ids=["500", "403", "page", "502", "timeout"],
     )
@@ -148,6 +150,57 @@ class TestWithoutAList:
         assert report.counts == {STOPPED: 30}
         assert 1 <= len(simulation.lists) <= most_lists
         assert simulation.seconds < 30
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            bad_gateway(),
+            disconnected(),
+            unanswered(),
+            server_error(),
+            throttled(2.0),
+        ],
+        ids=["502", "lost", "timeout", "500", "429"],
+    )
+    def test_a_list_that_fails_once_is_tried_again(
+        self, simulate: Simulate, failure: Answer
+    ) -> None:
+        """Fault: it was the last, so each runtime was got ten times."""
+        simulation = simulate(active_until(40))
+        simulation.list_answer = lambda request: (
+            failure if request.number == 1 else None
+        )
+        report = simulation.stop(3000, verify=True)
+
+        assert report.counts == {STOPPED: 3000}
+        gets = [request for request in simulation.reads if request.alias]
+        # The canary shows whether the server is down.
+        assert len(gets) <= 1
+        assert simulation.seconds < 3 + 40 + 5.5
+
+    def test_each_is_got_at_once_after_a_list_that_hangs(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: nobody was asked, and all of them had ended."""
+        simulation = simulate(active_until(3))
+        simulation.before_response = lambda request: (
+            None if request.alias else asyncio.sleep(60)
+        )
+        report = simulation.stop(30, verify=10.0)
+
+        assert report.counts == {STOPPED: 30}
+        assert simulation.seconds < 15
+
+    def test_each_is_got_if_the_lists_alone_are_throttled(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: the first GET came after five minutes."""
+        simulation = simulate(active_until(3))
+        simulation.list_answer = lambda _: throttled()
+        report = simulation.stop(30, verify=True)
+
+        assert report.counts == {STOPPED: 30}
+        assert simulation.seconds < 20
 
     @pytest.mark.parametrize(
         "item",
@@ -272,17 +325,21 @@ class TestSchedule:
 class TestThrottled:
     """Faults: an unanswered poll counted as a look, so what had ended still ran."""
 
+    @pytest.mark.parametrize("refuse", [throttled, unavailable], ids=["429", "503"])
     @pytest.mark.parametrize(("count", "per_second"), [(400, 10), (3000, 50)])
     def test_what_has_ended_is_not_running_for_want_of_a_poll(
-        self, simulate: Simulate, count: int, per_second: float
+        self,
+        simulate: Simulate,
+        count: int,
+        per_second: float,
+        refuse: Callable[[], BctrlError],
     ) -> None:
         limit = token_bucket(lambda _: per_second, per_second)
         asked: dict[tuple[str, str], float] = {}
 
         def server(request: Request) -> Answer:
-            refusal = limit(request.at)
-            if refusal is not None:
-                return refusal
+            if limit(request.at) is not None:
+                return refuse()
             target = request.workspace, request.alias
             if request.stops:
                 asked.setdefault(target, request.at)
@@ -297,6 +354,38 @@ class TestThrottled:
         )
 
         assert report.counts == {STOPPED: count}
+
+    @pytest.mark.parametrize("is_got", [True, False], ids=["GET", "list"])
+    @pytest.mark.parametrize("connections", [10, 100])
+    def test_a_throttled_workspace_holds_up_no_other(
+        self, simulate: Simulate, connections: int, *, is_got: bool
+    ) -> None:
+        """Fault: each of its polls kept a poller for its patience."""
+        ended = active_until(3)
+
+        def server(request: Request) -> Answer:
+            if request.stops or request.workspace == "healthy":
+                return ended(request)
+            return throttled(60.0)
+
+        simulation = simulate(server)
+        busy = [f"busy-{number}" for number in range(5)]
+        count = 9 if is_got else 30
+        report = simulation.stop(
+            [
+                (workspace, f"{workspace}/{number}")
+                for workspace in [*busy, "healthy"]
+                for number in range(count)
+            ],
+            verify=60.0,
+            deadline=600,
+            max_connections=connections,
+        )
+
+        assert report.counts == {STOPPED: count, ACCEPTED: 5 * count}
+        last_stop = simulation.stops[-1].at
+        for number in range(count):
+            assert simulation.ended_at[f"healthy/{number}"] < last_stop + 10
 
     def test_nobody_knows_if_what_is_throttled_for_ever_runs(
         self, simulate: Simulate

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from msgspec.structs import replace
 from support.helpers import (
     BOUND,
     Bulk,
@@ -74,6 +75,17 @@ def active_or_disconnected_until(until: float) -> Server:
     return lambda request: disconnected() if request.stops else status(request)
 
 
+def gone_after(until: float, stop: Answer) -> Server:
+    """Report every runtime as active until this time, and as not found afterwards."""
+
+    def server(request: Request) -> Answer:
+        if request.stops:
+            return stop
+        return ACTIVE if request.at < until else GONE
+
+    return server
+
+
 def throttled_once(request: Request) -> Answer:
     """Throttle the first poll for twenty seconds."""
     if request.number == 2:
@@ -90,6 +102,7 @@ def down_for_ever(request: Request) -> Answer:
 
 
 TWICE, NO_TIME = {"retry": RetryPolicy(attempts=2)}, {"deadline": 0.05}
+HASTY = {"retry": RetryPolicy(base=0.02, cap=0.02)}
 IMPATIENT = {"retry": RetryPolicy(patience=10), "deadline": 200}
 
 
@@ -158,8 +171,17 @@ CASES = {
     "it is unknown, and gone": Case(
         polled(GONE, disconnected()), IS_GONE, (0, 5), options=TWICE
     ),
+    "it is unknown, runs, and is gone": Case(
+        gone_after(2, disconnected()), (ALREADY, False), (2, 10), options=TWICE
+    ),
+    "another runtime takes its alias": Case(
+        polled(replace(ACTIVE, id="rt_2")), ENDED, (0, 1), 1
+    ),
     # A gateway may say 200 to anything.
     "it is accepted unread, and gone": Case(polled(GONE, UNREAD), IS_GONE, (0, 1), 1),
+    "the policy has short delays": Case(
+        polled(ACTIVE), RUNS_ON, (120, 121), 40, options=HASTY
+    ),
     "the policy has less patience": Case(
         active_until(20), DONE, (20, 26), options=IMPATIENT
     ),

@@ -152,9 +152,13 @@ class Simulation:
                 await asyncio.sleep(self.read_latency)
                 return _as_result(self.read_answer)
             answer = server(request) if alias else self._list(server, request)
-            if (pause := self.before_response(request)) is not None:
-                await pause
-            await asyncio.sleep(latency)
+            try:
+                async with asyncio.timeout(call.limit.total):
+                    if (pause := self.before_response(request)) is not None:
+                        await pause
+                    await asyncio.sleep(latency)
+            except TimeoutError:
+                answer = unanswered()
             return answer if isinstance(answer, list) else _as_result(answer)
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
