@@ -392,7 +392,7 @@ class JournalFile(JournalReader):
             raise self._unusable(error) from error
 
     def correct(self, selection: Selection) -> None:
-        """Append that listed runtimes run, where the file has an entry; flush it."""
+        """Append that listed runtimes run, where the file has an older entry; flush."""
         workspace_id = selection.workspace_id
         listed = self._listed[workspace_id]
         for alias in selection.running:
@@ -400,14 +400,20 @@ class JournalFile(JournalReader):
             listed[alias] = max(selection.at, listed.get(alias, selection.at))
         self.refresh()
         entries = self.offsets.get(workspace_id, {})
-        aliases = [alias for alias in selection.running if alias in entries]
-        for alias in aliases:
+        is_wrong = False
+        for alias in selection.running:
             target = RuntimeRef(workspace_id, alias)
-            self._append(_correction(target, selection.at))
-        if aliases:
+            if alias in entries and not self._is_done_since(target, selection.at):
+                self._append(_correction(target, selection.at))
+                is_wrong = True
+        if is_wrong:
             self.flush()
             # The corrected entries are no other run's past.
             self.refresh()
+
+    def _is_done_since(self, target: RuntimeRef, listed_at: datetime) -> bool:
+        outcome = self.done(target)
+        return outcome is not None and _known_at(outcome) > listed_at
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Append an outcome, as `Journal.write` says."""

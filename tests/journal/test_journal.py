@@ -703,6 +703,26 @@ class TestOfTheCaller:
 
         assert stops.running() == {"a": None}
 
+    async def test_a_stop_that_was_sent_after_a_list_stands(
+        self, stops: Stops, journal: Journal
+    ) -> None:
+        """Fault: what another run had stopped since the list counted as running."""
+        stopped: list[StopOutcome] = []
+        await stops.session.stop_runtimes([A], on_outcome=stopped.append)
+        stops.emulator.add_runtime(*A)
+
+        def write(_: Runtime) -> bool:
+            now = datetime.now(UTC)
+            journal.write(replace(stopped[0], sent_at=now, at=now))
+            return False
+
+        assert (
+            await stops.session.stop_workspace("ws-1", where=write, journal=journal)
+        ).ok
+
+        [known] = read_journals([stops.path], [A])
+        assert known.ok
+
     @pytest.mark.parametrize("shares", [True, False])
     async def test_a_stop_that_was_sent_before_a_list_is_older(
         self, stops: Stops, journal: Journal, *, shares: bool
