@@ -146,6 +146,20 @@ class Selection:
         pairs = zip(self.items, self, strict=True)
         self.items = [item for item, target in pairs if condition(target)]
 
+    @property
+    def nameless(self) -> int:
+        """The number of items whose alias cannot be read."""
+        return sum(item.alias is None for item in self.items)
+
+    def runtime_of(self, item: Runtime | BctrlResponseError) -> Runtime | None:
+        """Return the runtime of an item; None if it cannot be parsed."""
+        if isinstance(item, Runtime):
+            return item
+        if item.alias is None:
+            return None
+        # Of some runtimes, the age alone cannot be read.
+        return self.running.get(item.alias)
+
     def anew(self) -> Selection:
         """Return an empty selection of the same workspace, for a later list."""
         return Selection(self.workspace_id, self._where)

@@ -150,11 +150,14 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         resumed: The number of outcomes that come from an earlier run's journal.
         ended_early: The reason why the run ended early, such as its deadline, or None.
         started_since: The runtimes that match and run, and were no targets, by a last
-            list of the workspace; also a new runtime under an alias that was stopped.
-            `ok` is not about them. None if nobody looked: only `stop_workspace` does,
-            with `verify`, unless it ends early. A listed runtime that cannot be read,
-            or whose age cannot, is passed over.
-        look_error: The reason why this last look failed, or None.
+            list of the workspace; also a new runtime under the alias of a target, and
+            a runtime whose age alone cannot be read. `ok` is not about them. None if
+            nobody knows. If `look_error` is None, too, no look was due: it follows
+            the outcomes of `stop_workspace`, with `verify`, unless the run ends early
+            or has no targets.
+        look_error: The reason why this last look failed, or None: the list or a GET of
+            it failed or took over a minute, had a runtime that cannot be read, `where`
+            raised, or the run was left or ended before.
     """
 
     total: int
@@ -200,7 +203,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             yield f"{len(self.started_since):,} started since"
         if self.look_error is not None:
             reason = self.look_error.summary
-            yield f"nobody looked for runtimes that started since: {reason}"
+            yield f"nobody knows what has started since: {reason}"
         if self.ended_early is not None:
             yield f"ended early: {self.ended_early}"
 

@@ -544,13 +544,14 @@ class BctrlSession:
 
         The run lists the workspace, and stops the selected runtimes as `stop_runtimes`
         does. At the end it lists the workspace once more (with `verify`, unless it ends
-        early): runtimes that have started since are in `StopReport.started_since`, and
-        are not stopped. If that list, and then a GET, has a stopped runtime as running
-        under the same id, the report is not `ok`. A runtime has ended if it
-        is `stopped` or `failed`; with any other status, even a status unknown to this
-        version, it is stopped. A listed runtime that cannot be parsed becomes a
-        `rejected` outcome, and so does a runtime of unreadable age that otherwise
-        matches a `where` with `older_than`.
+        early), for a minute at most: runtimes that have started since are in
+        `StopReport.started_since`, and are not stopped. If that list has a stopped
+        runtime as running under the same id, or as unreadable, and then a GET as
+        running, the report is not `ok`. A runtime has ended if it is `stopped` or
+        `failed`; with any other status, even a status unknown to this version, it is
+        stopped. A listed runtime that cannot be parsed becomes a `rejected` outcome,
+        and so does a runtime of unreadable age that otherwise matches a `where` with
+        `older_than`.
 
         Args:
             workspace_id: As for `stop_runtime`.
@@ -571,8 +572,8 @@ class BctrlSession:
 
         Returns:
             The bulk stop, as from `stop_runtimes`. It also raises the error of
-            `list_runtimes`, when nothing was stopped, or of `where`, which is called
-            for the first list and for the last.
+            `list_runtimes` or of `where`, when nothing was stopped. `where` is called
+            for the last list, too: an error is then `StopReport.look_error`.
 
         Raises:
             BctrlConfigError: As from `stop_runtimes`, or for an invalid workspace id.

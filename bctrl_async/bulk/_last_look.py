@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Awaitable, Callable
 
 from bctrl_async._calls.bulk_calls import BulkCalls
 from bctrl_async._http.lists import RuntimeList
+from bctrl_async._http.redaction import detached
 from bctrl_async._kinds import Failure, Kind
-from bctrl_async.bulk._cancel import wait_shielded
+from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Worker
-from bctrl_async.errors import BctrlError
+from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
 _SLICE = 1_000
 """The number of listed runtimes that are filtered before other tasks get a turn."""
+_MAX_SECONDS = 60.0
+"""The most seconds for the list and all GETs, the patience of a single call: all is
+stopped by then, so a dead server does not get the patience of a bulk stop."""
+_TIME_IS_UP = BctrlError(f"a last look takes {_MAX_SECONDS:.0f}s at most")
+_MAX_GETS = 10
+"""The most runtimes that are got at once."""
 _MAX_NAMED = 3
 """The most runtimes that an error names."""
 
@@ -24,86 +31,157 @@ _MAX_NAMED = 3
 class LastLook:
     """A last list of a workspace, compared with the `first` and with all outcomes.
 
-    There are three cases of a listed runtime that runs and is selected. Its stop
-    failed: its outcome says so. The first list did not have it: it has started since.
-    Its stop succeeded: the API contradicts itself, and is asked again by a GET.
+    There are four cases of a listed runtime that runs and is selected. Its stop failed:
+    its outcome says so. The first list did not have it: it has started since. Its stop
+    succeeded: the API contradicts itself. Or it cannot be read. In the last two cases,
+    the API is asked again by a GET.
     """
 
     def __init__(self, first: Selection, sender: BulkSender, calls: BulkCalls) -> None:
         self._first = first
         self._sender = sender
         self._ledger = sender.ledger
+        self._state = sender.state
         self._calls = calls
-        self._started: list[Runtime] = []
-        self._doubted: deque[Runtime] = deque()
-        self._contradicted: list[Runtime] = []
+        self._list_call = calls.last_list(first.workspace_id)
+        self._targets = {item.alias: first.runtime_of(item) for item in first.items}
+        failures = self._ledger.tally.failures
+        self._failed = {outcome.target.alias for outcome in failures}
+        self._found = first.anew()
+        """It has what runs, and what may run as long as no GET has denied it."""
+        self._doubted: dict[str, None] = {}
+        self._contradicted: list[str] = []
 
-    @property
-    def doubted(self) -> int:
-        """The number of runtimes that are to be got once more."""
-        return len(self._doubted)
+    async def run(
+        self,
+        start: Callable[[Callable[[Worker], Awaitable[None]]], asyncio.Task[None]],
+        worker: Worker,
+    ) -> None:
+        """Find what runs, and tell it, in the journal, too; `start` starts a task.
 
-    async def list_again(self, worker: Worker) -> None:
-        """List the workspace once more, and find what runs."""
-        call = self._calls.last_list(self._first.workspace_id)
+        A contradiction ends the run early.
+        """
+        timer = asyncio.get_running_loop().call_later(
+            _MAX_SECONDS, self._state.end_early, _TIME_IS_UP, CancelLevel.READING
+        )
+        try:
+            await self._list(worker)
+            count = min(len(self._doubted), _MAX_GETS)
+            gets = [start(self._get) for _ in range(count)]
+            if gets:
+                await asyncio.wait(gets)
+        finally:
+            timer.cancel()
+        self._tell()
+        await wait_shielded(asyncio.create_task(self._ledger.correct(self._found)))
+
+    async def _list(self, worker: Worker) -> None:
+        call = self._list_call
         answer = await self._sender.send_list(worker, call)
         if isinstance(answer, Failure):
-            self._ledger.look_error = call.error(answer)
+            self._ledger.set_look_error(call.error(answer))
             return
-        await self._compare(answer)
-
-    async def _compare(self, items: RuntimeList) -> None:
         again = self._first.anew()
-        for start in range(0, len(items), _SLICE):
+        # What another run has stopped since then is not as listed.
+        again.at = self._found.at = call.sent_at or again.at
+        for first in range(0, len(answer), _SLICE):
             await asyncio.sleep(0)
-            again.add(items[start : start + _SLICE])
+            if not self._select(again, answer[first : first + _SLICE]):
+                return
         again.keep_as(self._first)
-        listed = {item.id for item in self._first.items if isinstance(item, Runtime)}
-        failed = {outcome.target.alias for outcome in self._ledger.tally.failures}
-        for item in again.items:
-            if not isinstance(item, Runtime) or item.status.is_final:
-                continue
-            if item.alias in failed:
-                continue
-            if item.id in listed:
-                self._doubted.append(item)
-            else:
-                self._started.append(item)
+        self._compare(again)
 
-    async def confirm(self, worker: Worker) -> None:
-        """Get runtimes that were stopped and are listed as running."""
-        while self._doubted and self._ledger.state.goes_on():
-            listed = self._doubted.popleft()
-            call = self._calls.poll(RuntimeRef(self._first.workspace_id, listed.alias))
+    def _select(self, selection: Selection, items: RuntimeList) -> bool:
+        """Add items to a selection; return False if the user's function raised."""
+        try:
+            selection.add(items)
+        except (Exception, asyncio.CancelledError) as cause:  # noqa: BLE001 - reported.
+            problem = f"where raised {cause!r:.500}"
+            # The traceback's frames refer to the ledger, which keeps the error.
+            self._fail(Kind.ABORTED, problem, detached(cause))
+            return False
+        return True
+
+    def _compare(self, again: Selection) -> None:
+        # The outcomes tell of those that the first list had.
+        nameless = again.nameless - self._first.nameless
+        if nameless > 0:
+            self._fail(
+                Kind.UNREADABLE, f"{nameless:,} of the listed runtimes cannot be read"
+            )
+        for item in again.items:
+            runtime = again.runtime_of(item)
+            has_ended = runtime is not None and runtime.status.is_final
+            if item.alias is not None and not has_ended:
+                self._add(item.alias, runtime)
+
+    def _add(self, alias: str, runtime: Runtime | None) -> None:
+        is_new = self._is_new(alias, runtime)
+        if alias in self._failed and not is_new:
+            return
+        self._found.running[alias] = runtime
+        if runtime is None or not is_new:
+            self._doubted[alias] = None
+
+    def _is_new(self, alias: str, runtime: Runtime | None) -> bool:
+        """Return True if a runtime is not what the first list had under its alias."""
+        if alias not in self._targets:
+            return True
+        target = self._targets[alias]
+        if target is None or runtime is None:
+            return False
+        return target.id != runtime.id
+
+    async def _get(self, worker: Worker) -> None:
+        """Get runtimes that were stopped and listed as running, or cannot be read."""
+        while self._doubted and self._state.goes_on():
+            alias, _ = self._doubted.popitem()
+            try:
+                call = self._calls.poll(RuntimeRef(self._first.workspace_id, alias))
+            except BctrlConfigError as error:
+                self._fail(Kind.UNREADABLE, error.summary)
+                continue
             answer = await self._sender.send(worker, call)
             if not isinstance(answer, Failure):
-                self._add_confirmed(listed, answer)
-            elif answer.kind is not Kind.NOT_FOUND:
-                self._ledger.look_error = call.error(answer)
+                self._on_answer(alias, answer)
+            elif answer.kind is Kind.NOT_FOUND:
+                del self._found.running[alias]
+            else:
+                self._ledger.set_look_error(call.error(answer))
 
-    def _add_confirmed(self, listed: Runtime, got: Runtime) -> None:
-        if got.status.is_final:
-            # The list was late.
+    def _on_answer(self, alias: str, runtime: Runtime) -> None:
+        # If it has ended, the list was late.
+        del self._found.running[alias]
+        if runtime.status.is_final:
             return
-        if got.id != listed.id:
-            self._started.append(got)
-        elif got.status == RuntimeStatus.ACTIVE:
+        if self._is_new(alias, runtime):
+            selection = self._first.anew()
+            if self._select(selection, [runtime]) and selection.items:
+                self._found.running[alias] = runtime
+        elif runtime.status == RuntimeStatus.ACTIVE:
             # A status of a later contract would contradict nothing.
-            self._contradicted.append(got)
+            self._found.running[alias] = runtime
+            self._contradicted.append(alias)
 
-    async def end(self) -> None:
-        """Tell what runs, in the journal, too; a contradiction ends the run early."""
-        if self._doubted and self._ledger.look_error is None:
-            self._ledger.look_error = self._ledger.state.reason
-        if self._ledger.look_error is None:
-            self._ledger.started_since = tuple(self._started)
-        running = self._first.anew()
-        for runtime in (*self._started, *self._contradicted):
-            running.running[runtime.alias] = runtime
-        await wait_shielded(asyncio.create_task(self._ledger.correct(running)))
+    def _fail(
+        self, kind: Kind, summary: str, cause: BaseException | None = None
+    ) -> None:
+        failure = Failure(kind=kind, summary=summary, cause=cause)
+        self._ledger.set_look_error(self._list_call.error(failure))
+
+    def _tell(self) -> None:
+        """Set in the ledger what runs, or why nobody knows."""
         if self._contradicted:
-            aliases = [runtime.alias for runtime in self._contradicted]
-            self._ledger.state.set_ended_early(_contradiction(aliases))
+            error = _contradiction(self._contradicted)
+            self._state.set_ended_early(error)
+        if self._doubted:
+            self._ledger.set_look_error(self._state.reason)
+        if self._ledger.look_error is None:
+            self._ledger.started_since = tuple(
+                runtime
+                for alias, runtime in self._found.running.items()
+                if runtime is not None and self._is_new(alias, runtime)
+            )
 
 
 def _contradiction(aliases: list[str]) -> BctrlError:

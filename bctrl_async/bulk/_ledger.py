@@ -130,6 +130,11 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - it is in the report.
             self._end_unwritten(_journal_error(error))
 
+    def set_look_error(self, reason: BctrlError) -> None:
+        """Set why the last look failed, unless it has not; the first reason stays."""
+        if self.started_since is None and self.look_error is None:
+            self.look_error = reason
+
     def end(self, total: int) -> None:
         """Stop the clock, log an early end, and notify the observer."""
         self.ended_at = time.monotonic()

@@ -31,14 +31,12 @@ from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Progress, RunState, Worker
 from bctrl_async.errors import BctrlError, format_duration
+from bctrl_async.filters import Selection
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome
 
 _JOBS_IN_A_ROW = 10
 """The number of outcomes that a poller records before other tasks get a turn."""
-
-_MAX_LOOKS = 10
-"""The most runtimes that are got at once in a last look."""
 
 
 class Run:
@@ -156,6 +154,9 @@ class Run:
         finally:
             if not self.source.is_exhausted:
                 self._set_unread()
+            if self._first_list is not None and not self.state.goes_on():
+                # The run was left, or ended, before its last look had ended.
+                self.ledger.set_look_error(self.state.reason)
             self.ledger.end(self.source.count)
 
     async def _close_journal(self) -> None:
@@ -184,19 +185,21 @@ class Run:
 
     async def _look_again(self) -> None:
         """List a workspace once more, if all of its targets have their outcomes."""
-        first = self.source.selection
-        if first is None or not self.source.count or not self.polls.are_made:
-            return
-        if self.state.ended_early is not None or not self.state.goes_on():
+        first = self._first_list
+        if first is None or not self.state.goes_on():
             return
         look = LastLook(first, self._calls, self._make)
-        self._start(look.list_again)
+        self._start(partial(look.run, self._start))
         await self._wait_for_tasks()
-        # If the run has ended meanwhile, the tasks send nothing.
-        for _ in range(min(look.doubted, _MAX_LOOKS)):
-            self._start(look.confirm)
-        await self._wait_for_tasks()
-        await look.end()
+
+    @property
+    def _first_list(self) -> Selection | None:
+        """The list that is to be compared with a last list; None if none is due."""
+        if self.state.ended_early is not None or not self.polls.are_made:
+            return None
+        if not self.source.count:
+            return None
+        return self.source.selection
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         """Start the timer of the deadline, if any."""

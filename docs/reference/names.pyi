@@ -274,9 +274,9 @@ class StopReport(msgspec.Struct):
     ended_early: BctrlError | None = None
     """The reason why the run ended early, such as its deadline, or None."""
     started_since: tuple[Runtime, ...] | None = None
-    """The runtimes that match and run, and were no targets, by a last list of the workspace; also a new runtime under an alias that was stopped."""
+    """The runtimes that match and run, and were no targets, by a last list of the workspace; also a new runtime under the alias of a target, and a runtime whose age alone cannot be read."""
     look_error: BctrlError | None = None
-    """The reason why this last look failed, or None."""
+    """The reason why this last look failed, or None: the list or a GET of it failed or took over a minute, had a runtime that cannot be read, `where` raised, or the run was left or ended before."""
     @property
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer."""
