@@ -77,6 +77,8 @@ class Run:
         self._poller = Poller(self.polls, self._calls, calls)
         self._poller_count = 0
         self._is_poller_starting = False
+        self._is_looking = False
+        """True once a last look has started."""
         self.receivers: list[OnOutcome] = []
         if options.on_outcome is not None:
             self.receivers.append(options.on_outcome)
@@ -111,6 +113,7 @@ class Run:
             is_throttled=self._sender.limiter.is_throttled,
             retry_after=self._sender.limiter.retry_after,
             is_unanswered=self._breaker.is_open,
+            is_looking=self._is_looking and self.is_busy,
             retrying=Counter(
                 failure.type for failure in failures if failure is not None
             ),
@@ -188,6 +191,7 @@ class Run:
         first = self._first_list
         if first is None or not self.state.goes_on():
             return
+        self._is_looking = True
         look = LastLook(first, self._calls, self._make)
         self._start(partial(look.run, self._start))
         await self._wait_for_tasks()

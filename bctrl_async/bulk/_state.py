@@ -34,6 +34,7 @@ class Progress(msgspec.Struct, frozen=True):
             if it has not. In a pause of more than a minute, one attempt a minute is
             made as a probe.
         is_unanswered: True while the server answers nothing and is only probed.
+        is_looking: True while the workspace is listed once more, at the end.
         retrying: The number of targets that wait for another attempt, by the result of
             their last: a status such as `"500"`, or an error's class such as
             `"BctrlTimeoutError"`.
@@ -46,6 +47,7 @@ class Progress(msgspec.Struct, frozen=True):
     is_throttled: bool = False
     retry_after: float = 0.0
     is_unanswered: bool = False
+    is_looking: bool = False
     retrying: Counter[str] = msgspec.field(default_factory=Counter)
 
 

@@ -151,6 +151,8 @@ class Display:
         parts = []
         if progress.polling:
             parts.append(self._asked_text(progress))
+        if progress.is_looking:
+            parts.append("looking once more")
         parts.append(self._calls_text(progress))
         silence = self._measure_silence()
         if silence >= _SILENT_AFTER and not progress.is_unanswered:

@@ -182,6 +182,8 @@ class Progress(msgspec.Struct):
     """The seconds for which the server has asked to wait (Retry-After); 0 if it has not."""
     is_unanswered: bool = False
     """True while the server answers nothing and is only probed."""
+    is_looking: bool = False
+    """True while the workspace is listed once more, at the end."""
     retrying: Counter[str] = ...
     """The number of targets that wait for another attempt, by the result of their last: a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`."""
 

@@ -511,6 +511,18 @@ class TestFailure:
         assert report.look_error is not None
         assert len(bulk.emulator.requests) == 1 + 41 + 1 + 10
 
+    async def test_progress_says_that_it_looks(self, bulk: Bulk) -> None:
+        looks: list[bool] = []
+
+        def where(_: Runtime) -> bool:
+            looks.append(batch.progress.is_looking)
+            return True
+
+        batch = bulk.session.stop_workspace("ws-1", where=where)
+        assert (await batch).ok
+        assert looks == [False, True]
+        assert not batch.progress.is_looking
+
 
 class TestLeft:
     """A run that is left once all outcomes are known, before its last look."""

@@ -105,6 +105,10 @@ LINES = {
         Batch(None, progress=Progress(0, is_unanswered=True, is_throttled=True)),
         3,
     ),
+    "9 done, looking once more, 1 in flight, 9 stopped": (
+        Batch(None, Counter({STOPPED: 9}), progress=Progress(1, is_looking=True)),
+        0,
+    ),
     # It meets a share of 429 that slowing down does not change.
     "0 done, 0 in flight, throttled by the server": (
         Batch(
