@@ -50,10 +50,11 @@ from chaos_checks import (
     check_targets,
     done_targets,
 )
+from chaos_server import ChaosServer
 from support.journal_lines import read_lines
 from support.leaks import bulk_tasks
 from support.ways import LONG_WAY_HELP, take_long_way
-from support.wire_faults import WireEmulator, WireFault
+from support.wire_faults import WireFault
 
 _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5
@@ -179,7 +180,7 @@ class ChaosRun:
         # A newer Retry-After would replace the long Retry-After.
         years = self.ending is Ending.RETRY_AFTER_YEARS
         self._answers = others if years else [*throttled, *others]
-        self.emulator = WireEmulator(
+        self.emulator = ChaosServer(
             port=0,
             api_key=_KEY,
             faults=faults,

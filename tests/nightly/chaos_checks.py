@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
 from dataclasses import replace
 
+from chaos_server import ChaosServer
 from support.journal_lines import JournalLines, Record
 
 from bctrl_async import RuntimeRef, StopReport, StopResult
-from bctrl_async.emulator import Emulator, ReceivedRequest, Reply
+from bctrl_async.emulator import ReceivedRequest, Reply
 
 _CLAIMS_STOPPED = frozenset(
     {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED}
 )
 _CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 _ANSWERED = _CLAIMS_STOPPED | {StopResult.NOT_FOUND}
+_CONFIRMED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
+"""The results that a poll alone can confirm."""
 _THROTTLED = frozenset({429, 503})
 _FINAL_NO = frozenset({307, 401, 404, *_THROTTLED})
 
@@ -84,7 +87,7 @@ def check_account(
 def check_targets(
     entries: Iterable[Record],
     targets: Sequence[object],
-    emulator: Emulator,
+    emulator: ChaosServer,
     before: Mapping[RuntimeRef, Status],
     poisoned: frozenset[RuntimeRef],
 ) -> Iterator[str]:
@@ -100,8 +103,11 @@ def check_targets(
     requests: defaultdict[tuple[object, object], list[ReceivedRequest]] = defaultdict(
         list
     )
-    for request in emulator.requests:
-        requests[request.workspace_id, request.alias].append(request)
+    first_stops: dict[tuple[object, object], int] = {}
+    for number, request in enumerate(emulator.requests):
+        requests[request.target].append(request)
+        if request.method == "POST":
+            first_stops.setdefault(request.target, number)
     by_target: defaultdict[RuntimeRef, list[Record]] = defaultdict(list)
     for entry in entries:
         target = targets[entry["index"]]
@@ -112,12 +118,19 @@ def check_targets(
         elif entry["result"] != StopResult.INVALID:
             yield f"target {entry['index']} is {entry['result']}, but it is invalid"
     for target, group in by_target.items():
+        words = {
+            word
+            for word, number in emulator.words[target].items()
+            if number >= first_stops.get(target, 0)
+        }
         rules = _contradictions(
-            group, requests[target], before[target], emulator.status(*target)
+            group, requests[target], words, before[target], emulator.status(*target)
         )
         results = [entry["result"] for entry in group]
         claim = f"target {group[0]['index']} is {results}"
-        if target in poisoned and not _ANSWERED.isdisjoint(results):
+        # Nothing but a list can have said more.
+        unsaid = _ANSWERED - (_CONFIRMED if words else set())
+        if target in poisoned and not unsaid.isdisjoint(results):
             yield f"{claim}, but every answer to it was a fault"
         for problem in rules:
             yield f"{claim}, but {problem}"
@@ -126,15 +139,27 @@ def check_targets(
 def _contradictions(
     group: Sequence[Record],
     requests: Sequence[ReceivedRequest],
+    words: AbstractSet[tuple[str, str]],
     before: Status,
     now: Status,
 ) -> Iterator[str]:
-    """Yield what contradicts the outcomes of a target, which may be repeated."""
+    """Yield what contradicts the outcomes of a target, which may be repeated.
+
+    `words` are the ids and statuses that the server has said of its runtime since the
+    first stop arrived, in an answer about it or in a list.
+    """
     results = {StopResult(entry["result"]) for entry in group}
     stops = [request for request in requests if request.method == "POST"]
     # What the API itself answered, and not something in front of it.
     statuses = {r.status for r in requests if r.fault not in _PROVE_NOTHING}
     own_404 = any(r.status == 404 and r.fault is None for r in requests)
+    answers = [request.status for request in stops]
+    said = {status for _, status in words}
+    unsaid = {
+        (entry["runtime"]["id"], entry["runtime"]["status"])
+        for entry in group
+        if entry.get("runtime")
+    } - words
     rules = {
         f"its status is {now}": (
             not results & _CLAIMS_STOPPED or now in {"stopped", "failed"}
@@ -144,13 +169,18 @@ def _contradictions(
         or now == before,
         f"the server received it {len(stops)} times": len(stops)
         <= sum(entry.get("attempts", 0) for entry in group),
-        f"the server answered {[request.status for request in stops]}": (
+        f"the server has never said {unsaid} of it since": not unsaid,
+        f"the server answered {answers}, and said {said}": (
             results != {StopResult.NOT_SENT}
             or all(request.status in _THROTTLED for request in stops)
         )
-        and (StopResult.STOPPED not in results or 200 in statuses)
+        and (StopResult.STOPPED not in results or "stopped" in said)
         and (StopResult.ACCEPTED not in results or 200 in statuses)
-        and (StopResult.ALREADY_STOPPED not in results or bool({200, 409} & statuses))
+        and (
+            StopResult.ALREADY_STOPPED not in results
+            or 409 in statuses
+            or "failed" in said
+        )
         and (StopResult.NOT_FOUND not in results or own_404)
         and (StopResult.REJECTED not in results or bool(_FINAL_NO & statuses)),
     }
