@@ -28,6 +28,7 @@ FOUND_BY = {
     "costly-descriptor": 626,
     "dead-target": 90,
     "dead-upstream": 1461,
+    "ended-start": 76,
     "foreign-4xx": 119,
     "foreign-503": 211,
     "forgotten-list": 20,
@@ -46,9 +47,13 @@ FOUND_BY = {
     "one-tenant": 252,
     "own-work": 119,
     "page-accepted": 23,
+    "skipped-look": 440,
     "stray-answer": 23,
+    "trusted-word": 1523,
+    "uncorrected": 1450,
     "unread-journal": 66,
     "unread-ok": 16,
+    "unseen-start": 76,
 }
 """The first seeds that find rare faults. Others are tried if they no longer do."""
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._calls.retry import BULK_PATIENCE
+from sim.check_look import check_look
 from sim.check_slow import check_lists, check_slow
 from sim.check_throttling import (
     SLOWEST,
@@ -110,6 +111,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from check_retries(run, sent)
     yield from check_slow(world, run)
     yield from check_lists(world.plan, run, exchanges)
+    yield from check_look(world, run)
 
 
 def _check_raised(plan: Plan, run: BulkRun) -> Problems:
@@ -221,6 +223,9 @@ def _check_target(
     for result, _ in group:
         claim = f"{name(target)} is {result}"
         now, before = run.after[target], run.before[target]
+        if target in run.restarted:
+            # Another program has changed its status since.
+            continue
         if result in CLAIMS_STOPPED and now not in NOT_RUNNING:
             yield Problem("runs on", f"{claim}, but its status is {now}")
         if result is StopResult.NOT_FOUND and now is not None:
@@ -243,7 +248,8 @@ def _check_target(
 def _check_ok(run: BulkRun) -> Problems:
     for _, _, outcome, status in run.recorded:
         claim = f"{name(outcome.target)} is ok"
-        if outcome.ok and status is not None and status not in NOT_RUNNING:
+        was_active = status is not None and status not in NOT_RUNNING
+        if outcome.ok and was_active and outcome.target not in run.restarted:
             yield Problem("not ok", f"{claim}, but its status was {status}")
         if outcome.ok != (outcome.error is None):
             yield Problem("not ok", f"{name(outcome.target)}: {outcome}")

@@ -44,6 +44,7 @@ def check_lists(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems
         # A list that the input is fetched from may be retried.
         # Polls come as seldom as the longest backoff, with jitter.
         polls = (run.ended - run.began) / min(plan.policy.cap / 2, 1.0)
-        most = plan.policy.attempts + stops[workspace] + polls
+        # So may the list of the last look.
+        most = 2 * plan.policy.attempts + stops[workspace] + polls
         if count > most:
             yield Problem("many lists", f"{workspace} was listed {count} times")

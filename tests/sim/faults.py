@@ -24,6 +24,7 @@ from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
+from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.filters import Selection
 from bctrl_async.journal import JournalFile
@@ -37,6 +38,7 @@ _set_ended_early = RunState.set_ended_early
 _lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
 _on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
 _done, _correct = JournalFile.done, JournalFile.correct
+_end, _correct_ledger, _look_again = Ledger.end, Ledger.correct, Run._look_again
 
 
 def _record_unless_aborted(
@@ -133,6 +135,36 @@ def _correct_what_was_read(journal: JournalFile, selection: Selection) -> None:
 def _correct_by_last_list(journal: JournalFile, selection: Selection) -> None:
     journal._listed.clear()
     _correct(journal, selection)
+
+
+def _end_without_new(ledger: Ledger, total: int) -> None:
+    if ledger.started_since:
+        ledger.started_since = ()
+    _end(ledger, total)
+
+
+async def _find_targets_again(run: Run) -> None:
+    await _look_again(run)
+    selection = run.source.selection
+    if selection is not None and run.ledger.started_since is not None:
+        items = selection.items
+        run.ledger.started_since += tuple(
+            item for item in items if isinstance(item, Runtime)
+        )
+
+
+async def _never_look(_: Run) -> None:
+    pass
+
+
+def _set_uncontradicted(state: RunState, reason: BctrlError) -> None:
+    if "says now that they run" not in reason.summary:
+        _set_ended_early(state, reason)
+
+
+async def _correct_by_first_list(ledger: Ledger, selection: Selection) -> None:
+    if ledger.started_since is None:
+        await _correct_ledger(ledger, selection)
 
 
 async def _stop_without_a_look(
@@ -357,6 +389,31 @@ FAULTS = {
         "listed",
         {"bctrl_async.journal._known_at": lambda outcome: outcome.at},
         shares_journal=True,
+    ),
+    "unseen-start": KnownFault(
+        "a last look does not tell of runtimes that have started since",
+        "not seen",
+        {"bctrl_async.bulk._ledger.Ledger.end": _end_without_new},
+    ),
+    "ended-start": KnownFault(
+        "a last look tells of targets as of runtimes that have started since",
+        "never started",
+        {"bctrl_async.bulk._run.Run._look_again": _find_targets_again},
+    ),
+    "trusted-word": KnownFault(
+        "a run is ok although a runtime that was stopped runs again",
+        "taken back",
+        {"bctrl_async.bulk._state.RunState.set_ended_early": _set_uncontradicted},
+    ),
+    "uncorrected": KnownFault(
+        "a last look corrects no journal",
+        "look in journal",
+        {"bctrl_async.bulk._ledger.Ledger.correct": _correct_by_first_list},
+    ),
+    "skipped-look": KnownFault(
+        "a run ends without a last look",
+        "look",
+        {"bctrl_async.bulk._run.Run._look_again": _never_look},
     ),
     "forgotten-list": KnownFault(
         "a last look takes the place of the list before it",

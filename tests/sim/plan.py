@@ -13,6 +13,7 @@ from bctrl_async import RetryPolicy, RuntimeRef
 from sim import climate as climates, scenes
 from sim.exchange import Target
 from sim.server import ListFault
+from sim.starts import Start, draw_starts
 
 _UUID = str(uuid.UUID(int=7))
 _INVALID: tuple[object, ...] = (None, ("ws", ""), "ab", ("ws", "a/../b", 3), 7)
@@ -133,6 +134,7 @@ class Plan:
         self._draw_scene(random.Random(f"scene {seed}"))
         self._draw_slow_stops(random.Random(f"slow {seed}"))
         self._draw_idle(random.Random(f"idle {seed}"))
+        self._draw_starts(random.Random(f"starts {seed}"))
         self._draw_stalls(random.Random(f"stalls {seed}"))
         self._draw_threads(random.Random(f"threads {seed}"))
         self._draw_descriptors(random.Random(f"descriptors {seed}"))
@@ -309,6 +311,17 @@ class Plan:
             self.input = "async"
             self.idle_at = rng.randint(1, len(self.items))
             self.idle = rng.choice([5.0, 60.0, 900.0])
+
+    def _draw_starts(self, rng: random.Random) -> None:
+        """Draw runtimes that another program starts, in half of the runs that look."""
+        self.starts: list[Start] = []
+        if self.kind is Kind.CALLS or self.input != "workspace" or rng.random() < 0.5:
+            return
+        self.starts = draw_starts(rng)
+        self.climate.hazards |= {"starts"}
+        self.verify = self.verify or rng.random() < 0.8
+        if not self.list_faults and rng.random() < 0.4:
+            self.list_faults = {rng.choice(list(ListFault)): rng.uniform(0.3, 1.0)}
 
     def _draw_stalls(self, rng: random.Random) -> None:
         """Draw when the process is starved of CPU, in one run of twenty."""

@@ -75,6 +75,12 @@ class BulkRun:
     connections_left: int = 0
     settled_before: set[Target] = field(default_factory=set)
     resumes: bool = False
+    ids: set[str] = field(default_factory=set)
+    """The ids of the runtimes that ran when the run began."""
+    runs_on: dict[Target, str] = field(default_factory=dict)
+    """The ids of the runtimes that another program has started, and that run."""
+    restarted: set[Target] = field(default_factory=set)
+    """The targets whose runtimes another program has started meanwhile."""
 
 
 @dataclass(eq=False)
@@ -119,3 +125,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         except ValueError:
             damaged += 1
     return lines, damaged
+
+
+def is_correction(line: dict[str, Any]) -> bool:
+    """Return True for the line of a runtime that a list has as running."""
+    return line["result"] == "not_sent" and "was listed" in str(line.get("error"))

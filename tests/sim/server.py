@@ -16,6 +16,7 @@ from bctrl_async.emulator import Fault, Reply
 from bctrl_async.emulator._contract import Route, WireRuntime
 from bctrl_async.emulator._replies import Payload
 from sim.exchange import Target
+from sim.starts import OtherProgram
 
 
 class ListFault(StrEnum):
@@ -56,6 +57,7 @@ class SimulatedServer(WireEmulator):
     Attributes:
         ended_at: The times at which runtimes were stopped.
         lists: The number of lists that were served by their fault, None for none.
+        other: A program that starts runtimes meanwhile.
     """
 
     def __init__(
@@ -76,9 +78,12 @@ class SimulatedServer(WireEmulator):
         self._good_lists = good_lists
         self._timeout = timeout
         self._stopping: set[Target] = set()
+        self.other: OtherProgram | None = None
         self._list_random = random.Random(f"lists {seed}")
 
     def _stop(self, target: Target, fault: Fault | Reply | None) -> bool:
+        if self.other is not None:
+            self.other.on_stop()
         seconds = self._stop_seconds.get(target, 0.0)
         if fault is not None or not seconds or self.status(*target) != "active":
             return super()._stop(target, fault)
@@ -88,12 +93,24 @@ class SimulatedServer(WireEmulator):
         return True
 
     def _end(self, target: Target) -> None:
+        self._stopping.discard(target)
         self.ended_at[target] = asyncio.get_running_loop().time()
         super()._stop(target, None)
+
+    def id_of(self, target: Target) -> str:
+        """Return the id of a runtime, whatever its status is."""
+        return self._runtimes[target]["id"]
+
+    def take_back(self, target: Target) -> None:
+        """Let a runtime that has ended run again, under its id."""
+        self._runtimes[target]["status"] = "active"
+        self._stopped.discard(target)
 
     def _decide(
         self, request: web.BaseRequest, route: Route
     ) -> tuple[Fault | Reply | None, Reply]:
+        if self.other is not None and route.operation == "list":
+            self.other.before_list()
         fault, reply = super()._decide(request, route)
         if route.operation != "list" or reply.status != 200:
             return fault, reply
@@ -106,7 +123,9 @@ class SimulatedServer(WireEmulator):
         return fault, reply
 
     def _draw_list_fault(self) -> ListFault | None:
-        if self.lists.total() < self._good_lists:
+        # The list before the first stop may be lost, and is asked for again.
+        is_first = self.other is not None and not self.other.has_begun
+        if is_first or self.lists.total() < self._good_lists:
             return None
         shares = [self._list_faults.get(fault, 0.0) for fault in ListFault]
         choices: list[ListFault | None] = [*ListFault, None]

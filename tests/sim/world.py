@@ -19,8 +19,16 @@ from sim.exchange import Target
 from sim.loop import SimLoop
 from sim.network import Network
 from sim.plan import Ending, Kind, Plan
-from sim.records import BulkRun, SingleCall, read_lines, settled_in, tear
+from sim.records import (
+    BulkRun,
+    SingleCall,
+    is_correction,
+    read_lines,
+    settled_in,
+    tear,
+)
 from sim.server import SimulatedServer
+from sim.starts import OtherProgram
 
 _KEY = "a-key-that-must-not-be-written"
 
@@ -37,6 +45,7 @@ class World:
         runs: The bulk stops, in order.
         calls: The single calls.
         limiters: The limiters of the sessions.
+        other: Another program, which starts runtimes.
         statuses: The statuses of the runtimes at the end.
     """
 
@@ -64,6 +73,12 @@ class World:
             seed=plan.seed,
             latency=plan.latency,
         )
+
+        self.other = OtherProgram(
+            plan.starts, plan.workspace, plan.targets, self.server
+        )
+        if plan.starts:
+            self.server.other = self.other
 
     def statuses(self) -> dict[Target, str | None]:
         """Return the true statuses."""
@@ -102,6 +117,11 @@ class World:
 
     def _new_run(self, path: Path | None) -> BulkRun:
         run = BulkRun(self.plan.items, self.statuses(), journal=path)
+        run.ids = {
+            self.server.id_of(target)
+            for target, status in run.before.items()
+            if status == "active"
+        }
         run.first_exchange = len(self.network.exchanges)
         self.runs.append(run)
         return run
@@ -155,12 +175,20 @@ class World:
             for connection in self.network.connections
         )
         if run.journal is not None and run.journal.exists():
-            run.lines, run.damaged = read_lines(run.journal)
+            lines, run.damaged = read_lines(run.journal)
+            # A last look corrects a journal by lines that are no outcomes.
+            run.lines = [line for line in lines if not is_correction(line)]
         run.last_exchange = len(self.network.exchanges)
         self.network.log(0, f"the bulk stop has ended: {run.raised!r}")
         # Stops that are on their way still take effect.
         await asyncio.sleep(30.0)
         run.after = self.statuses()
+        run.restarted = {start.target for start in self.other.started}
+        run.runs_on = {
+            target: self.server.id_of(target)
+            for target in run.restarted
+            if self.server.status(*target) == "active"
+        }
 
     # Single calls
 
