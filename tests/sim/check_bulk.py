@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from bctrl_async._calls.retry import BULK_PATIENCE
 from sim.check_look import check_look
-from sim.check_slow import check_lists, check_slow
+from sim.check_slow import check_lists, check_polls, check_slow
 from sim.check_throttling import (
     SLOWEST,
     check_retries,
@@ -111,6 +111,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from check_retries(run, sent)
     yield from check_slow(world, run)
     yield from check_lists(world.plan, run, exchanges)
+    yield from check_polls(world.plan, run, exchanges)
     yield from check_look(world, run)
 
 

@@ -390,6 +390,16 @@ FAULTS = {
         {"bctrl_async.journal._known_at": lambda outcome: outcome.at},
         shares_journal=True,
     ),
+    "late-poll": KnownFault(
+        "a poll comes ten seconds after the last",
+        "late outcome",
+        {"bctrl_async.bulk._polls.probe_delay": lambda *_: 10.0},
+    ),
+    "no-lists": KnownFault(
+        "each runtime is got, however many of a workspace are polled",
+        "many polls",
+        {"bctrl_async.bulk._polls._MIN_FOR_LIST": math.inf},
+    ),
     "unseen-start": KnownFault(
         "a last look does not tell of runtimes that have started since",
         "not seen",
