@@ -353,6 +353,11 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
 def _check_duration(plan: Plan, run: BulkRun) -> Problems:
     workers = plan.worker_count
     longest = PATIENCE + plan.longest(len(run.items), workers)
+    if plan.stop_seconds:
+        # At the bound of polls, what is polled holds up the next targets.
+        rounds = -(-len(run.items) // plan.max_polls)
+        seen_after = max(plan.stop_seconds.values()) + plan.policy.cap + plan.timeout
+        longest += rounds * seen_after
     climate = plan.climate
     if climate.hazards - {"poison", "cut"}:
         # While canaries are not answered either, a gateway's 503 costs the whole
