@@ -187,6 +187,8 @@ class ChaosRun:
             seed=seed,
             latency=rng.choice([0.0, 0.002]),
             fault_latency=0.02,
+            # Drawn apart, so that the rest of a seed's run stays as it is.
+            stop_takes=random.Random(f"slow {seed}").choice([0.0, 0.0, 0.1, 0.5]),
         )
         self.targets = [self._target(rng, number) for number in range(targets)]
         self._before = {
@@ -281,6 +283,9 @@ class ChaosRun:
             self._runner = asyncio.create_task(self._run_batch(batch))
             with suppress(_PlannedError, asyncio.CancelledError):
                 await self._runner
+            # A stop that was answered may still take effect.
+            while self.emulator.ending:
+                await asyncio.sleep(0.05)
             leaked = bulk_tasks()
             problems = [f"leaked tasks: {leaked}"] if leaked else []
         problems += self._check(batch.report)
