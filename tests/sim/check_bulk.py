@@ -66,6 +66,14 @@ _AT_ONCE = frozenset(
     }
 )
 """Endings that wait for no answer."""
+_UNANSWERED = frozenset(
+    {"refuse", "connect_silence", "lookup", "lost", "half_open", "late", "partition"}
+)
+"""The hazards in which every request may fail for a while, as in an outage."""
+_UNCOUNTED = 10
+"""The most attempts that cost a stop nothing while nobody is answered."""
+_PROBE_DELAY = 5.0
+"""The most seconds before each of them."""
 _Results = dict[Target, list[tuple[StopResult, int]]]
 """Result and attempts of every copy of a target."""
 
@@ -359,6 +367,9 @@ def _check_duration(plan: Plan, run: BulkRun) -> Problems:
         seen_after = max(plan.stop_seconds.values()) + plan.policy.cap + plan.timeout
         longest += rounds * seen_after
     climate = plan.climate
+    if climate.hazards & _UNANSWERED:
+        # While nobody is answered, the last stop fails at no cost, and is probed for.
+        longest += _UNCOUNTED * (_PROBE_DELAY + 2.0 * plan.timeout)
     if climate.hazards - {"poison", "cut"}:
         # While canaries are not answered either, a gateway's 503 costs the whole
         # patience.
