@@ -59,7 +59,7 @@ class BulkStop(BulkObserver):
                     deadline=plan.end_time if self._ending is Ending.DEADLINE else None,
                     on_outcome=self._callback(),
                     journal=self._run.journal,
-                    verify=plan.verify,
+                    verify=plan.verify_seconds if plan.verify else False,
                 )
                 self._task = task = asyncio.create_task(self._consume(batch))
                 self._arm()

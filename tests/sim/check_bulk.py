@@ -117,7 +117,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from _check_outage(world.plan, run.report, exchanges)
     yield from check_throttling(world.plan, run)
     yield from check_retries(run, sent)
-    yield from check_slow(world, run)
+    yield from check_slow(world, run, exchanges)
     yield from check_lists(world.plan, run, exchanges)
     yield from check_polls(world.plan, run, exchanges)
     yield from check_look(world, run)

@@ -24,6 +24,7 @@ from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._parked import Stop
+from bctrl_async.bulk._polls import Workspace
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._state import RunState, Worker
 from bctrl_async.filters import Selection
@@ -135,6 +136,11 @@ def _correct_what_was_read(journal: JournalFile, selection: Selection) -> None:
 def _correct_by_last_list(journal: JournalFile, selection: Selection) -> None:
     journal._listed.clear()
     _correct(journal, selection)
+
+
+def _list_no_more(workspace: Workspace, *_: float, recurs: bool) -> None:
+    del recurs
+    workspace.list_at = math.inf
 
 
 def _end_without_new(ledger: Ledger, total: int) -> None:
@@ -399,6 +405,26 @@ FAULTS = {
         "each runtime is got, however many of a workspace are polled",
         "many polls",
         {"bctrl_async.bulk._polls._MIN_FOR_LIST": math.inf},
+    ),
+    "last-list": KnownFault(
+        "a list that fails once is the last, and each runtime is got from then on",
+        "many polls",
+        {"bctrl_async.bulk._polls.Workspace.on_list_failure": _list_no_more},
+    ),
+    "deaf-lists": KnownFault(
+        "a list that is not answered passes for a server that is down",
+        "unasked",
+        {"bctrl_async.bulk._sender.BulkSender.has_answered_since": lambda *_: False},
+    ),
+    "hasty-lists": KnownFault(
+        "a list is tried again soon, however many have failed",
+        "many lists",
+        {"bctrl_async.bulk._polls._MAX_PAUSE": 0.5},
+    ),
+    "long-list": KnownFault(
+        "a list that hangs has the time limit of a call, however short the polls are",
+        "late outcome",
+        {"bctrl_async._calls.bulk_calls.at_most": lambda limit, _: limit},
     ),
     "unseen-start": KnownFault(
         "a last look does not tell of runtimes that have started since",

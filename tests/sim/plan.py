@@ -12,11 +12,13 @@ import msgspec
 from bctrl_async import RetryPolicy, RuntimeRef
 from sim import climate as climates, scenes
 from sim.exchange import Target
-from sim.server import ListFault
+from sim.server import LIST_TROUBLES, ListFault, ListTrouble
 from sim.starts import Start, draw_starts
 
 _UUID = str(uuid.UUID(int=7))
 _INVALID: tuple[object, ...] = (None, ("ws", ""), "ab", ("ws", "a/../b", 3), 7)
+VERIFY_SECONDS = 120.0
+"""Seconds of polling by default."""
 
 
 class Kind(StrEnum):
@@ -275,8 +277,14 @@ class Plan:
         """Draw many runtimes of a workspace whose stops take time, in few runs."""
         self.stop_seconds: dict[Target, float] = {}
         self.list_faults: dict[ListFault, float] = {}
+        self.list_trouble: ListTrouble | None = None
+        self.verify_seconds = VERIFY_SECONDS
         is_scene = self.climate.hazards & scenes.THROTTLING
-        if self.kind is Kind.CALLS or is_scene or rng.random() > 0.03:
+        # Drawn apart, so that the rest of a seed's run stays as it is.
+        trouble = random.Random(f"list trouble {self.seed}")
+        has_trouble = trouble.random() < 0.02
+        is_slow = rng.random() <= 0.03 or has_trouble
+        if self.kind is Kind.CALLS or is_scene or not is_slow:
             return
         targets = [(self.workspace, f"r{n}") for n in range(rng.randint(10, 60))]
         longest = rng.choice([1.0, 4.0, 12.0])
@@ -299,6 +307,25 @@ class Plan:
         self.max_connections, self.concurrency = rng.choice([5, 20, 100]), None
         self.latency = min(self.latency, 0.01)
         self.verify = rng.random() < 0.85
+        if has_trouble:
+            self._draw_list_trouble(trouble)
+
+    def _draw_list_trouble(self, rng: random.Random) -> None:
+        """Draw a fault of lists alone, for a user of any patience."""
+        self.list_faults = {}
+        lists = rng.choice([1, 1, 2, math.inf])
+        self.list_trouble = ListTrouble(rng.choice(LIST_TROUBLES), lists)
+        longest = rng.choice([4.0, 12.0, 25.0])
+        self.stop_seconds = {
+            target: rng.uniform(0.1, longest) for target in self.targets
+        }
+        self.timeout = rng.choice([self.timeout, 10.0, 60.0])
+        self.verify = True
+        self.verify_seconds = rng.choice([VERIFY_SECONDS, VERIFY_SECONDS, 3.0, 30.0])
+        if rng.random() < 0.7:
+            self.climate = climates.draw(rng, frozenset(), self.targets, self.timeout)
+            self.climate.hazards |= {"slow"}
+            self.max_polls = 1000
 
     def _draw_idle(self, rng: random.Random) -> None:
         """Draw when an async input, as a queue or a feed, has no next item for long."""
@@ -320,7 +347,8 @@ class Plan:
         self.starts = draw_starts(rng)
         self.climate.hazards |= {"starts"}
         self.verify = self.verify or rng.random() < 0.8
-        if not self.list_faults and rng.random() < 0.4:
+        has_faults = self.list_faults or self.list_trouble is not None
+        if not has_faults and rng.random() < 0.4:
             self.list_faults = {rng.choice(list(ListFault)): rng.uniform(0.3, 1.0)}
 
     def _draw_stalls(self, rng: random.Random) -> None:

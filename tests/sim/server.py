@@ -7,13 +7,14 @@ import random
 import uuid
 from collections import Counter
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 from support.wire_faults import WireEmulator
 
 from bctrl_async.emulator import Fault, Reply
 from bctrl_async.emulator._contract import Route, WireRuntime
+from bctrl_async.emulator._faults import reply_of
 from bctrl_async.emulator._replies import Payload
 from sim.exchange import Target
 from sim.starts import OtherProgram
@@ -40,6 +41,22 @@ _ERRORS = (403, 429, 500, 503)
 """Statuses of a list; a 401 would end the run."""
 
 
+LIST_TROUBLES = (
+    Fault.BAD_GATEWAY,
+    Fault.DROP_BEFORE,
+    Fault.HANG,
+    Fault.RATE_LIMITED,
+)
+"""Faults of lists while stops and GETs are answered."""
+
+
+class ListTrouble(NamedTuple):
+    """A fault that the next lists have; all of them if their number is inf."""
+
+    fault: Fault
+    lists: float
+
+
 class SimulatedServer(WireEmulator):
     """An emulator whose stops take time, and whose lists may fail.
 
@@ -50,6 +67,7 @@ class SimulatedServer(WireEmulator):
     Args:
         stop_seconds: The seconds that the stop of a target takes, 0 by default.
         list_faults: The probability of each fault of a list, at most 1 together.
+        list_trouble: The trouble of lists, if any.
         good_lists: The number of lists before the first that may fail.
         timeout: The timeout of the client.
         options: The other arguments of an emulator.
@@ -67,6 +85,7 @@ class SimulatedServer(WireEmulator):
         list_faults: dict[ListFault, float],
         good_lists: int,
         timeout: float,
+        list_trouble: ListTrouble | None = None,
         seed: int,
         **options: Any,  # noqa: ANN401 - an emulator has them.
     ) -> None:
@@ -76,6 +95,8 @@ class SimulatedServer(WireEmulator):
         self._stop_seconds = stop_seconds
         self._list_faults = list_faults
         self._good_lists = good_lists
+        self._list_trouble = list_trouble
+        self._troubled = 0
         self._timeout = timeout
         self._stopping: set[Target] = set()
         self.other: OtherProgram | None = None
@@ -114,6 +135,14 @@ class SimulatedServer(WireEmulator):
         fault, reply = super()._decide(request, route)
         if route.operation != "list" or reply.status != 200:
             return fault, reply
+        if self._lists_are_good():
+            self.lists[None] += 1
+            return fault, reply
+        trouble = self._list_trouble
+        if trouble is not None and self._troubled < trouble.lists:
+            self._troubled += 1
+            payload = cast("Payload", reply.body)
+            return trouble.fault, reply_of(trouble.fault, payload, is_conflict=False)
         list_fault = self._draw_list_fault()
         self.lists[list_fault] += 1
         if list_fault is ListFault.LATE:
@@ -122,11 +151,13 @@ class SimulatedServer(WireEmulator):
             reply = self._bad_list(list_fault, cast("Payload", reply.body)["runtimes"])
         return fault, reply
 
-    def _draw_list_fault(self) -> ListFault | None:
+    def _lists_are_good(self) -> bool:
+        """Return True for the lists before those that may fail."""
         # The list before the first stop may be lost, and is asked for again.
         is_first = self.other is not None and not self.other.has_begun
-        if is_first or self.lists.total() < self._good_lists:
-            return None
+        return is_first or self.lists.total() < self._good_lists
+
+    def _draw_list_fault(self) -> ListFault | None:
         shares = [self._list_faults.get(fault, 0.0) for fault in ListFault]
         choices: list[ListFault | None] = [*ListFault, None]
         return self._list_random.choices(choices, [*shares, 1.0 - sum(shares)])[0]

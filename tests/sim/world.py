@@ -64,6 +64,7 @@ class World:
         self.server = SimulatedServer(
             stop_seconds=plan.stop_seconds,
             list_faults=plan.list_faults,
+            list_trouble=plan.list_trouble,
             # The list that a bulk stop takes its targets from is as planned.
             good_lists=plan.input == "workspace",
             timeout=plan.timeout,
