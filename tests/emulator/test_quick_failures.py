@@ -16,6 +16,8 @@ from support.helpers import (
     started,
     wait_for_requests,
 )
+from support.runtimes import runtime
+from support.simulated import Simulate
 
 from bctrl_async import (
     BctrlConfigError,
@@ -160,21 +162,19 @@ async def test_retries_and_polls_go_on_as_in_production(
     assert (emulator.received[CRM], polls(emulator)) == (4, 6)
 
 
-@every_session
-async def test_a_bulk_stop_waits_for_runtimes_that_take_their_time(
-    emulator: Emulator, session: BctrlSession
+# A list answers for all from the tenth on; each of the nine before was got once.
+@pytest.mark.parametrize(("count", "gets", "lists"), [(1, 4, 0), (20, 9, 4)])
+def test_a_bulk_stop_waits_for_runtimes_that_take_their_time(
+    simulate: Simulate, count: int, gets: int, lists: int
 ) -> None:
     """Fault: ten polls came within milliseconds, and no runtime had ended."""
-    aliases = [f"r{number}" for number in range(20)]
-    for alias in ["crm", *aliases]:
-        emulator.add_runtime("ws-1", alias, stop_takes=0.3)
-    async with session:
-        report = await report_of(emulator, session, *aliases)
-        assert (await report_of(emulator, session, "crm")).ok
+    active, ended = runtime("active"), runtime("stopped")
+    simulation = simulate(lambda request: active if request.at < 0.3 else ended, 0.001)
+    with set_testing(True):
+        report = simulation.stop(count, verify=60)
 
     assert report.ok
-    # One list answers for all.
-    assert len(emulator.requests) <= 20 + 10 + 1 + 10
+    assert (len(simulation.reads), len(simulation.lists)) == (gets + lists, lists)
 
 
 @pytest.mark.parametrize("fixture", ["bctrl_session"])
