@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from support.helpers import BOUND, Bulk, Connect, await_batch, until, wait_for_requests
+from support.helpers import (
+    BOUND,
+    Bulk,
+    Connect,
+    await_batch,
+    pass_time,
+    started,
+    until,
+    wait_for_requests,
+)
 from support.simulated import ANSWER, Request, Simulate
 
 from bctrl_async import (
@@ -481,12 +490,16 @@ class TestFailure:
         assert report.started_since is None
         assert report.look_error is not None
 
+    @pytest.mark.moves_clock
     async def test_a_deadline_within_it_leaves_the_outcomes(self, bulk: Bulk) -> None:
         bulk.emulator.inject(None, Fault.HANG, method="GET")
-        report = await bulk.session.stop_workspace("ws-1", deadline=0.3)
+        batch = bulk.session.stop_workspace("ws-1", deadline=30)
+        running = await started(batch, bulk.emulator, 3)
+        pass_time(30)
+        await running
 
-        assert report.ok
-        assert "the deadline of 300ms has passed" in str(report.look_error)
+        assert batch.report.ok
+        assert "the deadline of 30s has passed" in str(batch.report.look_error)
 
     async def test_an_end_while_it_asks_again_sends_nothing_more(
         self, bulk: Bulk
