@@ -369,6 +369,7 @@ class TestCoroutine:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
         assert (await bulk.session.stop_runtimes(targets, journal=journal)).ok
 
+    @pytest.mark.usefixtures("lazy_only")
     async def test_if_closed_its_journal_has_what_a_cancelled_poller_leaves(
         self, bulk: Bulk, tmp_path: Path
     ) -> None:

@@ -342,6 +342,7 @@ class TestEnding:
         assert len(simulation.stops) <= 1000
 
 
+@pytest.mark.usefixtures("lazy_only")
 async def test_a_poller_cancelled_before_it_starts_leaves_the_outcome(
     bulk: Bulk,
 ) -> None:

@@ -176,6 +176,8 @@ def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
 async def new_poller(batch: StopBatch) -> asyncio.Task[None]:
     """Return the first poller of a run, which has not taken its first step."""
     run = run_of(batch)
-    while not run._is_poller_starting:
-        await asyncio.sleep(0)
+    # An eager poller is never seen before its first step.
+    async with asyncio.timeout(BOUND):
+        while not run._is_poller_starting:
+            await asyncio.sleep(0)
     return list(run._tasks)[-1]
