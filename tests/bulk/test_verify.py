@@ -445,7 +445,7 @@ async def test_over_http_a_poll_that_is_throttled_waits_for_its_answer(
 ) -> None:
     """Fault: a runtime that had stopped still ran, for want of an answered poll."""
     emulator.inject(Fault.ACCEPTED)
-    emulator.inject(*[Fault.RATE_LIMITED] * 4, method="GET")
+    emulator.inject(*[Fault.RATE_LIMITED] * 2, method="GET")
     async with connect(retry=RetryPolicy(base=0.02, patience=30)) as session:
         report = await session.stop_runtimes([("ws-1", "crm")], verify=0.001)
 
