@@ -178,6 +178,21 @@ class TestWithoutAList:
         assert len(gets) <= 1
         assert simulation.seconds < 3 + 40 + 5.5
 
+    def test_no_list_is_tried_again_for_the_few_that_are_left_by_then(
+        self, simulate: Simulate
+    ) -> None:
+        def server(request: Request) -> Answer:
+            until = 60 if request.alias == "r0" else 5
+            return ACTIVE if request.at < until else ENDED
+
+        simulation = simulate(server)
+        simulation.list_answer = lambda _: server_error()
+        report = simulation.stop(30, verify=True)
+
+        assert report.counts == {STOPPED: 30}
+        # After three, the next would be due some seconds later.
+        assert len(simulation.lists) == 3
+
     def test_each_is_got_at_once_after_a_list_that_hangs(
         self, simulate: Simulate
     ) -> None:
