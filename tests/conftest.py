@@ -61,6 +61,7 @@ _NOT_MEASURED = {
     "test_differential",
     "test_docket_example",
     "test_nginx",
+    "test_rate",
     "test_shard_crash",
     "test_simulate",
 }
