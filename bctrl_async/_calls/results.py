@@ -146,6 +146,21 @@ def outcome_with_runtime(
         # `explain` gives the reason once it is final.
         error = None
     running = running_of(result, runtime)
+    return _polled(
+        outcome, sent_at, result, running=running, runtime=runtime, error=error
+    )
+
+
+def _polled(
+    outcome: StopOutcome,
+    sent_at: datetime | None,
+    result: StopResult,
+    *,
+    running: bool | None,
+    runtime: Runtime | None = None,
+    error: BctrlError | None = None,
+) -> StopOutcome:
+    """Return an outcome with what a poll says, which was sent at this time."""
     return replace(
         outcome,
         result=result,
@@ -163,15 +178,7 @@ def _ended(outcome: StopOutcome, sent_at: datetime | None) -> StopOutcome:
     if not result.is_accepted:
         # Nothing says that the server accepted this stop.
         result = StopResult.ALREADY_STOPPED
-    return replace(
-        outcome,
-        result=result,
-        running=False,
-        runtime=None,
-        error=None,
-        at=now(),
-        sent_at=sent_at,
-    )
+    return _polled(outcome, sent_at, result, running=False)
 
 
 def outcome_without_runtime(
@@ -184,13 +191,6 @@ def outcome_without_runtime(
     """
     if outcome.runtime is not None:
         return _ended(outcome, sent_at)
-    outcome = replace(outcome, at=now(), sent_at=sent_at)
     # The poll can have done nothing, but the stop before it may have worked.
     error.may_have_worked = error.may_have_stopped = True
-    return replace(
-        outcome,
-        result=StopResult.NOT_FOUND,
-        running=None,
-        runtime=None,
-        error=error,
-    )
+    return _polled(outcome, sent_at, StopResult.NOT_FOUND, running=None, error=error)
