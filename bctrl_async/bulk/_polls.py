@@ -188,7 +188,10 @@ class Polls:
 
     def needs(self, outcome: StopOutcome) -> bool:
         """Return True if the server may have taken a stop, and the runtime may run."""
-        return self.are_made and outcome.result.needs_poll and not outcome.ok
+        # Most stops have succeeded, which a field tells at the least cost.
+        if outcome.running is False or not self.are_made:
+            return False
+        return outcome.result.needs_poll
 
     def add(
         self,
