@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from bctrl_async._calls.bulk_calls import BulkCalls
 from bctrl_async._http.lists import RuntimeList
@@ -77,7 +78,8 @@ class LastLook:
 
     async def _list(self, worker: Worker) -> None:
         call = self._list_call
-        answer = await self._sender.send_list(worker, call)
+        send = partial(self._sender.send, worker, call, 0.0)
+        answer = await self._sender.send_list(call, send)
         if isinstance(answer, Failure):
             self._ledger.set_look_error(call.error(answer))
             return
@@ -95,7 +97,8 @@ class LastLook:
         """Add items to a selection; return False if the user's function raised."""
         try:
             selection.add(items)
-        except (Exception, asyncio.CancelledError) as cause:  # noqa: BLE001 - reported.
+        # The run has stopped all, so the report tells of an error in `where`.
+        except (Exception, asyncio.CancelledError) as cause:  # noqa: BLE001 - told.
             problem = f"where raised {cause!r:.500}"
             # The traceback's frames refer to the ledger, which keeps the error.
             self._fail(Kind.ABORTED, problem, detached(cause))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -98,7 +99,8 @@ class Poller:
             # If it is not answered, a canary shows whether others are.
             limit = call.limit.total or 0.0
             deadline = max(polls[0].deadline, started + limit + _CANARY_TIME)
-            answer = await self._sender.send_list(worker, call, deadline, hold)
+            send = partial(self._sender.send_poll, worker, call, deadline, hold)
+            answer = await self._sender.send_list(call, send)
             if isinstance(answer, Failure):
                 self._on_list_failure(workspace, polls, answer, call, started)
                 wait = answer.retry_after or 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 
@@ -188,34 +189,26 @@ class BulkSender:
         If the server is down, it waits until a deadline.
         """
         wait_to_retry = partial(self._wait_to_poll, deadline=deadline)
+        send = partial(self.send, worker, call, 0.0, observer, wait_to_retry)
         call.retries.may_park = True
         with suppress(RecalledError):
-            return await self.send(
-                worker, call, observer=observer, wait_to_retry=wait_to_retry
-            )
+            return await send()
         call.retries.may_park = False
         with hold:
-            return await self.send(
-                worker, call, observer=observer, wait_to_retry=wait_to_retry
-            )
+            return await send()
 
     async def send_list(
         self,
-        worker: Worker,
         call: Call[RuntimeList],
-        deadline: float | None = None,
-        hold: AbstractContextManager[None] | None = None,
+        send: Callable[[CallObserver | None], Awaitable[RuntimeList | Failure]],
     ) -> RuntimeList | Failure:
-        """Send a list, as a call of its own for the observer."""
+        """Send a list, as a call of its own for the observer, which `send` takes."""
         observer = self.ledger.observer
         with (
             suppress(BctrlError),
             observe_call(observer, call.operation, call.workspace_id, None) as observed,
         ):
-            if deadline is None or hold is None:
-                answer = await self.send(worker, call, observer=observed)
-            else:
-                answer = await self.send_poll(worker, call, deadline, hold, observed)
+            answer = await send(observed)
             if isinstance(answer, Failure):
                 # The observer gets an exception.
                 raise call.error(answer)
