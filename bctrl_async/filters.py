@@ -157,7 +157,7 @@ class Selection:
             return item
         if item.alias is None:
             return None
-        # Of some runtimes, the age alone cannot be read.
+        # A runtime whose age alone cannot be read is an error among the items.
         return self.running.get(item.alias)
 
     def anew(self) -> Selection:

@@ -43,8 +43,9 @@ class MakeCall(Protocol):
 class BulkCalls:
     """Makes the calls of a bulk stop.
 
-    `policy` and `limit` are for stops. A poll takes no longer than a runtime is polled,
-    `verify_seconds`, and a list so little of it that each runtime can be got after it.
+    `policy` is for stops, and `limit` for all but polls. A poll takes no longer than a
+    runtime is polled, `verify_seconds`; a list in place of polls takes half of it, so
+    that each runtime can be got after it.
     """
 
     def __init__(

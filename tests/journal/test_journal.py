@@ -616,6 +616,14 @@ class TestOpening:
         assert (await stops.run([A, B])).ok
 
 
+async def stop_elsewhere(stops: Stops) -> StopOutcome:
+    """Stop a runtime in a run elsewhere, start it again, and return that outcome."""
+    outcomes: list[StopOutcome] = []
+    await stops.session.stop_runtimes([A], on_outcome=outcomes.append)
+    stops.emulator.add_runtime(*A)
+    return outcomes[0]
+
+
 class TestOfTheCaller:
     """A `Journal` that the caller made: several runs use it, and so does the caller."""
 
@@ -688,13 +696,11 @@ class TestOfTheCaller:
         self, stops: Stops, journal: Journal
     ) -> None:
         """Fault: a runtime that was listed as running counted as stopped."""
-        stopped: list[StopOutcome] = []
-        await stops.session.stop_runtimes([A], on_outcome=stopped.append)
-        stops.emulator.add_runtime(*A)
+        stopped = await stop_elsewhere(stops)
 
         def write(_: Runtime) -> bool:
             # It comes back late, from a run elsewhere.
-            journal.write(stopped[0])
+            journal.write(stopped)
             return False
 
         assert (
@@ -707,13 +713,11 @@ class TestOfTheCaller:
         self, stops: Stops, journal: Journal
     ) -> None:
         """Fault: what another run had stopped since the list counted as running."""
-        stopped: list[StopOutcome] = []
-        await stops.session.stop_runtimes([A], on_outcome=stopped.append)
-        stops.emulator.add_runtime(*A)
+        stopped = await stop_elsewhere(stops)
 
         def write(_: Runtime) -> bool:
             now = datetime.now(UTC)
-            journal.write(replace(stopped[0], sent_at=now, at=now))
+            journal.write(replace(stopped, sent_at=now, at=now))
             return False
 
         assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from aiohttp import web
@@ -21,17 +22,16 @@ _NOT_WHOLE = frozenset(
 
 
 class ChaosServer(WireEmulator):
-    """An emulator that remembers what its answers say of each runtime.
+    """An emulator that remembers what its answers say of each runtime."""
 
-    Attributes:
-        words: For each target the ids and statuses that a client could read, in an
-            answer about the runtime or in a list, each with the number of the last
-            request that was answered so: its index in `requests`.
-    """
+    @cached_property
+    def words(self) -> defaultdict[Target, dict[tuple[str, str], int]]:
+        """The ids and statuses of each target that a client could read.
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - an emulator has them.
-        super().__init__(**options)
-        self.words: defaultdict[Target, dict[tuple[str, str], int]] = defaultdict(dict)
+        They are of an answer about the runtime or of a list. Each has the number of the
+        last request that was answered so: its index in `requests`.
+        """
+        return defaultdict(dict)
 
     def _decide(
         self, request: web.BaseRequest, route: Route
