@@ -61,8 +61,11 @@ def path_segment(value: str | UUID | None, name: str) -> str:
     """
     if type(value) is str and _is_plain(value):
         return value
-    if value is not None:
-        value = plain_text(value)
+    if value is None:
+        raise _invalid_name(
+            f"{name} is missing: it must be a str, not None", f"Pass the {name} as text"
+        )
+    value = plain_text(value)
     if not isinstance(value, str):
         raise _invalid_name(
             f"{name} must be a str, not {type(value).__name__}",

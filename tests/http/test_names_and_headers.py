@@ -38,7 +38,7 @@ CONTROL = "contains a control character"
         ("\n" * 1_001, "has 1,001 characters, more than 1,000"),
         # It is not even decoded once.
         ("%" + "25" * 32_000 + "2e", "has 64,003 characters, more than 1,000"),
-        (None, "must be a str, not NoneType"),
+        (None, "is missing: it must be a str, not None"),
         (b"crm", "must be a str, not bytes"),
     ],
     ids=lambda value: repr(value)[:30],
