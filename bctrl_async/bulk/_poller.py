@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -23,8 +24,11 @@ from bctrl_async._kinds import Failure, Kind
 from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Worker
+from bctrl_async.errors import log_fields, subject_of
 from bctrl_async.models import Runtime
 from bctrl_async.outcomes import StopOutcome
+
+_log = logging.getLogger("bctrl_async")
 
 _SLICE = 1_000
 """The number of listed runtimes that are handled before other tasks get a turn."""
@@ -80,6 +84,9 @@ class Poller:
             outcome = outcome_without_runtime(poll.outcome, error, call.sent_at)
             self._polls.on_answer(poll, outcome, _now())
         else:
+            if poll.failure is None:
+                # The log has the first of several failures, not each of 1,000 polls.
+                _log_failure(call, answer)
             self._fail(poll, answer, call)
 
     def _fail(self, poll: Poll, failure: Failure, call: BulkCall) -> None:
@@ -140,6 +147,7 @@ class Poller:
         A GET would fail as well if the server is down or the machine cannot connect:
         that counts as a request of each poll.
         """
+        _log_failure(call, failure)
         now = _now()
         is_down = failure.kind.is_local or (
             failure.kind.is_unanswered and not self._sender.has_answered_since(call)
@@ -168,6 +176,18 @@ async def _by_alias(items: RuntimeList) -> dict[str | None, Runtime | None]:
         else:
             runtimes[item.alias] = None
     return runtimes
+
+
+def _log_failure(call: BulkCall, failure: Failure) -> None:
+    """Log the failure of a poll, after which others may follow."""
+    if _log.isEnabledFor(logging.INFO):
+        error = call.attempt_error(failure)
+        _log.info(
+            "a poll failed: %s%s",
+            subject_of(error),
+            failure.summary,
+            extra={"bctrl.event": "poll_failed", **log_fields(error)},
+        )
 
 
 def _would_fail_again(failure: Failure, call: BulkCall) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
@@ -166,6 +166,8 @@ class Polls:
         self._last_deadline = -math.inf
         self.count: int = 0
         """The number of polls whose outcomes are not recorded yet."""
+        self.failures: Counter[str] = Counter()
+        """The number of polls that are not over, by the failure of the last request."""
         self.timer_at: float = math.inf
         """The time at which a timer ends the wait for the next; inf without a timer."""
         self._timer: asyncio.Future[None] | None = None
@@ -180,11 +182,17 @@ class Polls:
         """True if there are so many that nothing is read until some are over."""
         return self.count >= _MAX_POLLS
 
-    def seconds_left(self) -> float:
-        """Return the seconds until the last deadline; 0 if there is none."""
-        if not self.count:
+    @property
+    def are_over(self) -> bool:
+        """True if none goes on."""
+        return not self._workspaces
+
+    def seconds_left(self, until: float) -> float:
+        """Return the seconds until the last deadline, or until this time if sooner."""
+        if self.are_over:
             return 0.0
-        return max(self._last_deadline - asyncio.get_running_loop().time(), 0.0)
+        ends_at = min(self._last_deadline, until)
+        return max(ends_at - asyncio.get_running_loop().time(), 0.0)
 
     def needs(self, outcome: StopOutcome) -> bool:
         """Return True if the server may have taken a stop, and the runtime may run."""
@@ -313,7 +321,7 @@ class Polls:
         """Keep the outcome that an answer gives, which may be final."""
         if not poll.is_over:
             poll.outcome = outcome
-            poll.failure = None
+            self._set_failure(poll, None)
             poll.throttled_since = math.inf
             poll.is_answered = True
         self._on_request(poll, now, is_last=not self.needs(outcome))
@@ -322,12 +330,22 @@ class Polls:
         self, poll: Poll, failure: Failure, now: float, *, is_last: bool
     ) -> None:
         """Keep the failure of a request, after which another may follow."""
-        poll.failure = failure
+        self._set_failure(poll, failure)
         if not poll.is_throttled:
             poll.throttled_since = math.inf
         elif poll.throttled_since == math.inf:
             poll.throttled_since = now
         self._on_request(poll, now, is_last=is_last)
+
+    def _set_failure(self, poll: Poll, failure: Failure | None) -> None:
+        if not poll.is_over:
+            self._count(poll.failure, -1)
+            self._count(failure, 1)
+        poll.failure = failure
+
+    def _count(self, failure: Failure | None, change: int) -> None:
+        if failure is not None:
+            self.failures[failure.type] += change
 
     def _on_request(self, poll: Poll, now: float, *, is_last: bool) -> None:
         was_got = poll.is_got
@@ -345,6 +363,7 @@ class Polls:
 
     def _end(self, poll: Poll, workspace: Workspace) -> None:
         poll.is_over = True
+        self._count(poll.failure, -1)
         self._over.append(poll)
         del workspace.polls[poll]
         if not workspace.polls:

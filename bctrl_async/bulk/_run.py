@@ -64,6 +64,8 @@ class Run:
         self.state: RunState = RunState(source, self.parked, self.polls)
         self.ledger: Ledger = Ledger(self.state, missing_ok=options.missing_ok)
         self.error: BaseException | None = None
+        self._ends_at = math.inf
+        """The time of the deadline, once the run has started."""
         self._options = options
         self._base_url = base_url
         self._observer = observer
@@ -108,7 +110,9 @@ class Run:
         return Progress(
             in_flight=self.state.in_flight,
             polling=self.polls.count,
-            polling_for=self.polls.seconds_left(),
+            polling_for=self.polls.seconds_left(self._ends_at),
+            # A count of 0 stays in the Counter.
+            polling_failures=+self.polls.failures,
             is_full=self.polls.is_full,
             is_throttled=self._sender.limiter.is_throttled,
             retry_after=self._sender.limiter.retry_after,
@@ -210,6 +214,7 @@ class Run:
         deadline = self._options.deadline
         if deadline is None:
             return None
+        self._ends_at = _now() + deadline
         reason = f"the deadline of {format_duration(deadline)} has passed"
         return asyncio.get_running_loop().call_later(
             deadline, self.state.ask_to_end, reason, CancelLevel.IN_FLIGHT

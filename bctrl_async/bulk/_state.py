@@ -26,7 +26,10 @@ class Progress(msgspec.Struct, frozen=True):
         in_flight: The number of requests in flight.
         polling: The number of runtimes that were asked to stop, and are polled until
             they end (`verify=`).
-        polling_for: The seconds after which the time of all that are polled is up.
+        polling_for: The seconds after which the time of all that are polled is up, or
+            that of the run (`deadline=`); 0 once polls have ended.
+        polling_failures: The number of them whose last poll failed, by its result as in
+            `retrying`: nobody knows whether they have ended.
         is_full: True while a hundred thousand are polled, so that no target is read
             until some have ended.
         is_throttled: True while the session slows down because of a 429 or 503.
@@ -43,6 +46,7 @@ class Progress(msgspec.Struct, frozen=True):
     in_flight: int
     polling: int = 0
     polling_for: float = 0.0
+    polling_failures: Counter[str] = msgspec.field(default_factory=Counter)
     is_full: bool = False
     is_throttled: bool = False
     retry_after: float = 0.0

@@ -173,7 +173,9 @@ class Progress(msgspec.Struct):
     polling: int = 0
     """The number of runtimes that were asked to stop, and are polled until they end (`verify=`)."""
     polling_for: float = 0.0
-    """The seconds after which the time of all that are polled is up."""
+    """The seconds after which the time of all that are polled is up, or that of the run (`deadline=`); 0 once polls have ended."""
+    polling_failures: Counter[str] = ...
+    """The number of them whose last poll failed, by its result as in `retrying`: nobody knows whether they have ended."""
     is_full: bool = False
     """True while a hundred thousand are polled, so that no target is read until some have ended."""
     is_throttled: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -279,6 +280,47 @@ class TestPolling:
         simulation = simulate(active_until(5))
         simulation.run(main)
         assert simulation.seconds < 15
+
+
+class TestProgress:
+    @pytest.mark.parametrize("count", [3, 30], ids=["got", "listed"])
+    def test_it_tells_whose_polls_fail_until_they_are_answered(
+        self,
+        simulate: Simulate,
+        caplog: pytest.LogCaptureFixture,
+        count: int,
+    ) -> None:
+        """Fault: polls that failed for two minutes were shown nowhere."""
+        caplog.set_level(logging.INFO, "bctrl_async")
+
+        def server(request: Request) -> Answer:
+            if request.stops or request.at < 20:
+                return ACTIVE if request.stops else server_error()
+            return runtime("stopped" if request.at > 40 else "active")
+
+        async def main(session: BctrlSession) -> StopReport:
+            batch = session.stop_runtimes(targets(count), deadline=100)
+            loop = asyncio.get_running_loop()
+            for at in (10, 30, 99):
+                loop.call_later(at, lambda: noted.append(batch.progress))
+            await batch
+            await asyncio.sleep(60)
+            return batch.report
+
+        noted: list[Progress] = []
+        report = simulate(server).run(main)
+
+        assert report.counts == {STOPPED: count}
+        assert [progress.polling_failures for progress in noted] == [
+            {"500": count},
+            {},
+            {},
+        ]
+        # The deadline comes before the two minutes.
+        assert [round(progress.polling_for) for progress in noted] == [90, 70, 0]
+        failures = [text for text in caplog.messages if text.startswith("a poll ")]
+        assert len(failures) in range(1, 2 * count)
+        assert failures[0].endswith("workspace 'ws-1': 500")
 
 
 class TestEnding:
