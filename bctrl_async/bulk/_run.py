@@ -404,7 +404,10 @@ class Run:
             return None
         self._settle(stop)
         outcome = self._intake.outcome(stop, result)
-        if not (self.state.goes_on() and self.polls.needs(outcome)):
+        if not self.polls.needs(outcome):
+            return self.ledger.record(outcome, stop.observer)
+        if not self.state.goes_on():
+            self.state.set_ended_early(self.state.reason)
             return self.ledger.record(outcome, stop.observer)
         self.polls.add(outcome, stop.started, stop.observer, _now())
         self._start_poller()

@@ -185,8 +185,8 @@ class RunState:
         self._polls.end()
 
     def _leaves_targets(self, level: CancelLevel) -> bool:
-        """Return True if this level leaves targets unread or stops without a retry."""
-        if not self._source.is_exhausted:
+        """Return True if this level leaves targets unread, polled or not retried."""
+        if not (self._source.is_exhausted and self._polls.are_over):
             return True
         if level is CancelLevel.READING:
             # At this level, `BulkSender` sets `ended_early` when it gives up a stop.

@@ -323,12 +323,20 @@ class TestProgress:
         assert failures[0].endswith("workspace 'ws-1': 500")
 
 
+REASONS = {
+    "abort": "the run was aborted",
+    "stop_reading": "the run was asked to start no more stops",
+    "cancel": "the run was cancelled",
+    "deadline": "the deadline of 20s has passed",
+}
+
+
 class TestEnding:
     """Each target has one outcome, no better than the last poll showed."""
 
     @pytest.mark.parametrize(("max_polls", "count"), [(1, 1), (1000, 150)])
     @pytest.mark.parametrize("ending", ["abort", "stop_reading", "cancel", "deadline"])
-    def test_an_end_of_polls_alone_is_not_early(
+    def test_an_end_of_polls_is_an_early_end(
         self,
         simulate: Simulate,
         monkeypatch: pytest.MonkeyPatch,
@@ -356,10 +364,24 @@ class TestEnding:
         report = simulation.run(main)
         assert simulation.seconds == pytest.approx(20 if ending == "deadline" else 19)
         assert report.counts == {ACCEPTED: count}
-        assert (report.ok, report.ended_early) == (False, None)
+        assert not report.ok
+        assert REASONS[ending] == str(report.ended_early)
         assert "the runtime was still 'active' after it" in str(
             report.failures[0].error
         )
+
+    async def test_an_accepted_stop_that_is_not_polled_any_more_is_an_early_end(
+        self, bulk: Bulk
+    ) -> None:
+        bulk.emulator.inject(Fault.ACCEPTED)
+        bulk.emulator.hold("ws-1", "r0")
+        batch = bulk.stop(1)
+        running = await bulk.started(batch, 1)
+        batch.stop_reading()
+        bulk.emulator.release("ws-1", "r0")
+        await running
+        assert batch.report.counts == {ACCEPTED: 1}
+        assert str(batch.report.ended_early) == REASONS["stop_reading"]
 
     def test_a_poll_that_raises_cancelled_error_is_named(
         self, simulate: Simulate
