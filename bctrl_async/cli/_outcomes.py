@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
+from bctrl_async import (
+    BctrlError,
+    RuntimeRef,
+    RuntimeStatus,
+    StopOutcome,
+    StopResult,
+)
 from bctrl_async.cli import _output as out
 
 _MAX_ALIAS = 100
@@ -119,9 +125,12 @@ def _summary(error: BctrlError) -> str:
 
 def _reported_error(outcome: StopOutcome) -> BctrlError | None:
     """Return the error of an outcome, unless its runtime's status says as much."""
-    if outcome.result.is_accepted and outcome.runtime is not None:
-        return None
-    return outcome.error
+    if not outcome.result.is_accepted or outcome.runtime is None:
+        return outcome.error
+    if outcome.runtime.status == RuntimeStatus.ACTIVE and outcome.running is None:
+        # No poll was answered, and the error has the reason.
+        return outcome.error
+    return None
 
 
 def _reason(outcome: StopOutcome) -> str:

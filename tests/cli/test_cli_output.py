@@ -70,6 +70,17 @@ async def test_a_long_line_wraps_between_words_on_a_terminal(command: Command) -
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+async def test_a_stop_that_no_poll_confirmed_has_the_reason(command: Command) -> None:
+    """Fault: a runtime whose polls failed was "active (unconfirmed)", and no more."""
+    command.api.inject(Fault.ACCEPTED)
+    command.api.inject(Reply(403, code="workspace.forbidden"), method="GET")
+    _, out, _ = await command("stop", "ws", "a")
+    assert out.startswith(
+        "a  accepted         status active (unconfirmed), the stop was accepted, and "
+        "no poll was answered, so the runtime may still run: the server answered 403 "
+    )
+
+
 async def test_a_name_is_cut_at_a_bound(command: Command) -> None:
     _, out, _ = await command("stop", "ws", "a" * 300)
     assert out.startswith(f"{'a' * 100}...  not_found")
