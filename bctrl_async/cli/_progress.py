@@ -3,6 +3,7 @@
 import asyncio
 import math
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
@@ -161,26 +162,33 @@ class Display:
             parts.append("1 retry")
         elif retries:
             parts.append(f"{retries:,} retries")
-        obstacle = _obstacle_text(progress)
-        if obstacle:
-            parts.append(obstacle)
+        parts.append(_obstacle_text(progress))
         if self.is_interrupted:
             parts.append("Ctrl-C again to abort")
-        return ", ".join(parts)
+        return ", ".join(part for part in parts if part)
 
     def _asked_text(self, progress: "RunProgress") -> str:
-        """Return how many were asked to stop, and how many of them have not ended."""
+        """Return how many were asked to stop, and how many of them may still run."""
         asked = int(self._progress.tasks[0].completed) + progress.polling
         text = f"asked {asked:,}"
         if self._batch.total is not None:
             text += f" of {self._batch.total:,}"
-        longest = format_duration(math.ceil(progress.polling_for))
-        return f"{text}, {progress.polling:,} still ending for up to {longest}"
+        text += f", {progress.polling:,} may still run"
+        if self.is_interrupted:
+            return f"{text}, no longer polled"
+        text += f", polled for up to {format_duration(math.ceil(progress.polling_for))}"
+        failures = progress.polling_failures
+        if failures:
+            text += f", {failures.total():,} cannot be polled: {_most_common(failures)}"
+        return text
 
     def _calls_text(self, progress: "RunProgress") -> str:
         waiting = self._session.stats.waiting
         if progress.is_throttled and waiting and not progress.in_flight:
             return f"{waiting:,} waiting"
+        if progress.polling and not progress.in_flight:
+            # The next poll is not due yet.
+            return ""
         return f"{progress.in_flight} in flight"
 
 
@@ -196,10 +204,15 @@ def _obstacle_text(progress: "RunProgress") -> str:
     if progress.is_full:
         return "no more are asked until some have ended"
     if progress.retrying:
-        [(reason, _)] = progress.retrying.most_common(1)
-        after = f"after {reason}" if reason.isdecimal() else "after no answer"
-        return f"{progress.retrying.total():,} waiting to retry {after}"
+        count = progress.retrying.total()
+        return f"{count:,} waiting to retry after {_most_common(progress.retrying)}"
     return ""
+
+
+def _most_common(failures: Counter[str]) -> str:
+    """Return the most common of failures: a status, or `no answer`."""
+    [(failure, _)] = failures.most_common(1)
+    return failure if failure.isdecimal() else "no answer"
 
 
 async def run_with_progress(
