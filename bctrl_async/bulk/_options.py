@@ -25,7 +25,7 @@ def verify_for(verify: bool | float) -> float:  # noqa: FBT001 - the value of `v
         return _VERIFY_FOR
     if verify is False:
         return 0.0
-    return _config.seconds(verify, "verify")
+    return _config.seconds(verify, "verify", "a positive number of seconds, or False")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

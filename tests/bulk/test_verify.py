@@ -37,6 +37,7 @@ from support.wire_faults import OVERSIZED
 
 from bctrl_async import (
     BctrlAuthenticationError,
+    BctrlConfigError,
     BctrlError,
     BctrlNotFoundError,
     BctrlPermissionError,
@@ -280,6 +281,17 @@ class TestPolling:
         simulation = simulate(active_until(5))
         simulation.run(main)
         assert simulation.seconds < 15
+
+
+@pytest.mark.parametrize("verify", [0, -1.0])
+def test_a_wrong_time_for_polls_is_an_error_that_names_false(
+    simulate: Simulate, verify: float
+) -> None:
+    expected = "expected a positive number of seconds, or False"
+    with pytest.raises(
+        BctrlConfigError, match=f"^invalid verify {verify}: {expected}$"
+    ):
+        simulate(polled(ACTIVE)).stop(verify=verify)
 
 
 class TestProgress:
