@@ -31,6 +31,8 @@ from bctrl_async.journal import Journal, JournalReader
 if TYPE_CHECKING:
     from bctrl_async import BctrlSession, StopBatch
 
+_VERIFY_FOR = 120.0
+"""Seconds of polling by default, as without the command."""
 _find_wildcard = re.compile(r"[*?[]").search
 
 Targets = Iterable[Any] | AsyncIterable[Any]
@@ -48,12 +50,14 @@ class RunOptions:
     ] = None
     journal_max_age: opt.JournalMaxAge = None
     verify: Annotated[
-        bool,
-        opt.in_run_flags(
+        opt.Wait | None,
+        opt.in_run(
             negative="--no-verify",
-            help="Poll until each runtime has stopped; the default.",
+            allow_repeating=True,
+            show_default="2m",
+            help="Poll each runtime for up to DURATION until it has stopped.",
         ),
-    ] = True
+    ] = _VERIFY_FOR
     ignore_not_found: opt.IgnoreNotFound = False
     dry_run: Annotated[
         bool, opt.in_run_flags(help="Print the targets, stop nothing.")
@@ -127,7 +131,7 @@ class Job:
                 on_outcome=show,
                 deadline=deadline,
                 journal=journal,
-                verify=self.options.verify,
+                verify=self.options.verify or False,
                 missing_ok=self.options.ignore_not_found,
             )
             return loop.run(self._run_batch(session, batch, printer))

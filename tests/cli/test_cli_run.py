@@ -147,6 +147,20 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(command: Command) ->
     assert (code, out.count("0 of 3 no longer running, 3 unconfirmed")) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("option", "is_polled"),
+    [("--verify=1ms", True), ("--verify=0", False), ("--no-verify", False)],
+)
+async def test_verify_says_for_how_long_runtimes_are_polled(
+    command: Command, option: str, *, is_polled: bool
+) -> None:
+    command.api.add_runtime("ws", "a", stop_takes=3600)
+    code, out, _ = await command("stop", option, "ws", "a")
+    assert code == 1
+    assert "status active (still running)" in out
+    assert (len(command.api.requests) > 1) is is_polled
+
+
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
