@@ -115,7 +115,8 @@ def stop(
     since is counted, and not stopped: run the command again to stop the rest.
     The exit code is about what was listed at first.
 
-    After Ctrl-C nothing new is sent, and requests in flight are waited for; a
+    After Ctrl-C no other runtime is asked to stop, and none is polled: what was
+    asked and has not ended may still run. Requests in flight are waited for; a
     second Ctrl-C aborts them.
 
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or
