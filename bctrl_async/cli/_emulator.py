@@ -39,6 +39,10 @@ _DEMO_FAULTS = dict.fromkeys(
 )
 _SLOW_STOP = 1.0
 """Seconds that some runtimes of the demo take to end."""
+_VERIFY_FOR = 5.0
+"""Seconds of polling in the demo, for which a user waits at its end."""
+_ATTEMPTS = 8
+"""The attempts of a stop in the demo, so many that none of them stays unknown."""
 
 
 def _alias(number: int) -> str:
@@ -221,12 +225,14 @@ def demo(
 
     async def stop_all() -> tuple[StopReport, bool]:
         async with server:
-            retry = RetryPolicy(attempts=4, base=0.05, cap=0.4)
+            retry = RetryPolicy(attempts=_ATTEMPTS, base=0.05, cap=0.4)
             session = BctrlSession(
                 _KEY, base_url=server.url, max_connections=40, retry=retry
             )
             async with session:
-                batch = session.stop_runtimes(targets, on_outcome=outcomes.append)
+                batch = session.stop_runtimes(
+                    targets, on_outcome=outcomes.append, verify=_VERIFY_FOR
+                )
                 is_interrupted = await run_with_progress(batch, session, output)
                 return batch.report, is_interrupted
 

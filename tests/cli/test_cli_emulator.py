@@ -158,6 +158,21 @@ async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
     assert code == 1
 
 
+@pytest.mark.usefixtures("_quick")
+async def test_a_stop_that_stays_unknown_does_not_hold_up_the_demo(
+    command: Command,
+) -> None:
+    """Fault: its runtime was polled for two minutes, in one demo of four."""
+    command.patch.setattr(
+        "bctrl_async.cli._emulator._DEMO_FAULTS", {Fault.SERVER_ERROR: 1.0}
+    )
+    command.patch.setattr("bctrl_async.cli._emulator._VERIFY_FOR", 0.1, raising=False)
+    code, out, _ = await command("demo", "--runtimes", "1")
+    assert out.startswith("0 of 1 no longer running, 1 still running after ")
+    assert ": 1 unknown\nIt took " in out
+    assert code == 0
+
+
 HANGING_DEMO = """
 import sys
 from functools import partial
