@@ -39,6 +39,8 @@ _SLOW_LIST = 2.0
 """Seconds after which a list that fails is not tried again at once."""
 _PAUSES_PER_LIST = 4
 """A slow list that fails takes at most a fifth of the time of polls."""
+_MIN_PAUSE = 0.5
+"""The least seconds between two lists, also if the time of a poll is up between them."""
 _MAX_PAUSE = 60.0
 """The most seconds between a list that failed and the next."""
 _GATEWAY_PATIENCE = 60.0
@@ -125,6 +127,11 @@ class Workspace:
     def is_over(self) -> bool:
         """True if it has no polls."""
         return not self.polls
+
+    @property
+    def ends_at(self) -> float:
+        """The time at which the first of its polls has had its seconds."""
+        return next(iter(self.polls)).deadline
 
     def prefers_list(self, now: float) -> bool:
         """Return True if a list may be had, and costs less than a GET of each."""
@@ -377,7 +384,8 @@ class Polls:
         workspace.lists += 1
         if workspace.prefers_list(now):
             delay = _delay(workspace.lists, has_answer=bool(workspace.list_size))
-            self._schedule_at(now + max(delay, wait), workspace)
+            at = min(now + delay, max(workspace.ends_at, now + _MIN_PAUSE))
+            self._schedule_at(max(at, now + wait), workspace)
             return
         workspace.is_listed = False
         if now < workspace.list_at < math.inf:

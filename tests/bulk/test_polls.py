@@ -281,6 +281,24 @@ class TestSchedule:
         assert len(due) == len(set(map(id, due))) == 10
         assert polls.take(math.inf) is None
 
+    def test_a_workspace_is_listed_once_the_time_of_a_poll_is_up(self) -> None:
+        """Fault: its next list was as late as between any two."""
+        polls = Polls(RetryPolicy(), 3.0)
+        for number in range(20):
+            target = RuntimeRef("ws-1", f"r{number}")
+            polls.add(outcome_of(target, ACTIVE), 0.0, None, number / 100)
+        workspace = polls.take(2.0)
+        assert isinstance(workspace, Workspace)
+        workspace.on_list(20)
+        workspace.lists = 10
+
+        polls.end_list(workspace, 2.0)
+        assert polls.next_at == 3.0
+        assert polls.take(3.0) is workspace
+
+        polls.end_list(workspace, 3.0)
+        assert polls.next_at == 3.5
+
     def test_the_end_of_a_run_takes_each_poll_once(self) -> None:
         polls = Polls(RetryPolicy(), 120.0)
         for number in range(10):
