@@ -366,6 +366,10 @@ def _check_duration(plan: Plan, run: BulkRun) -> Problems:
         rounds = -(-len(run.items) // plan.max_polls)
         seen_after = max(plan.stop_seconds.values()) + plan.policy.cap + plan.timeout
         longest += rounds * seen_after
+    # So does each runtime that still runs once its polls have had their time.
+    failures = run.report.failures if run.report is not None else ()
+    running = sum(outcome.running is True for outcome in failures)
+    longest += plan.verify_seconds * -(-running // plan.max_polls)
     climate = plan.climate
     if climate.hazards & _UNANSWERED:
         # While nobody is answered, the last stop fails at no cost, and is probed for.
