@@ -172,7 +172,7 @@ class Ledger:
 
     def _log_started_since(self, runtimes: tuple[Runtime, ...]) -> None:
         _log.warning(
-            "started since the workspace was listed, and not stopped: %d that match: %s",
+            "started since the workspace was listed, and not stopped: %d (%s)",
             len(runtimes),
             ", ".join(quote(runtime.alias) for runtime in runtimes[:_MAX_NAMED]),
             extra={

@@ -40,7 +40,7 @@ _SLOW_LIST = 2.0
 _PAUSES_PER_LIST = 4
 """A slow list that fails takes at most a fifth of the time of polls."""
 _MIN_PAUSE = 0.5
-"""The least seconds between two lists, also if the time of a poll is up between them."""
+"""The least seconds between two lists, however many polls end between them."""
 _MAX_PAUSE = 60.0
 """The most seconds between a list that failed and the next."""
 _GATEWAY_PATIENCE = 60.0
