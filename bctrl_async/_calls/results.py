@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from bctrl_async._kinds import Failure, Kind, kind_of
 from bctrl_async.errors import BctrlError
+from bctrl_async.filters import parse_time
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 from bctrl_async.outcomes import StopOutcome, StopResult, now
 
@@ -129,9 +130,13 @@ def outcome_with_runtime(
 ) -> StopOutcome:
     """Return an outcome updated by a polled status, which counts like the stop's.
 
-    A runtime of another id has taken the alias, so the runtime has ended.
+    A later runtime has taken the alias, so the runtime has ended. An earlier runtime
+    is the answer of a server that is behind, which says nothing.
     """
-    if outcome.runtime is not None and outcome.runtime.id != runtime.id:
+    known = outcome.runtime
+    if known is not None and known.id != runtime.id:
+        if not _is_later(runtime, known):
+            return outcome
         return _ended(outcome, sent_at)
     result = outcome.result
     error = outcome.error
@@ -149,6 +154,15 @@ def outcome_with_runtime(
     return _polled(
         outcome, sent_at, result, running=running, runtime=runtime, error=error
     )
+
+
+def _is_later(runtime: Runtime, known: Runtime) -> bool:
+    """Return True if a runtime was created after another, by their readable times."""
+    created = parse_time(runtime.created_at)
+    known_created = parse_time(known.created_at)
+    if created is None or known_created is None:
+        return False
+    return created > known_created
 
 
 def _polled(

@@ -126,8 +126,15 @@ def make_runtime(
     }
 
 
-def time_of_end(created_at: str) -> str:
-    """Return the `updatedAt` of a runtime that ends now, later than its `createdAt`."""
+def time_of_start(replaced: WireRuntime | None) -> str:
+    """Return the `createdAt` of a runtime, later than the replaced runtime's."""
+    if replaced is None:
+        return "2026-01-01T00:00:00.000Z"
+    return time_after(replaced["createdAt"])
+
+
+def time_after(created_at: str) -> str:
+    """Return the present time, or a time after a `createdAt` that is in the future."""
     time = datetime.now(UTC)
     # The contract specifies no format for a time, and a test may create a runtime in
     # the future.

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from bctrl_async.emulator._assertions import Target
-from bctrl_async.emulator._contract import WireRuntime, time_of_end
+from bctrl_async.emulator._contract import WireRuntime, time_after
 
 
 class Endings:
@@ -52,4 +52,4 @@ class Endings:
         runtime = self._runtimes[target]
         runtime["status"] = status
         runtime["summary"]["browserRunning"] = False
-        runtime["updatedAt"] = time_of_end(runtime["createdAt"])
+        runtime["updatedAt"] = time_after(runtime["createdAt"])

@@ -224,7 +224,7 @@ class Emulator:
         *,
         kind: str = "browser",
         status: str = "active",
-        created_at: str = "2026-01-01T00:00:00.000Z",
+        created_at: str | None = None,
         stop_takes: float | None = None,
     ) -> None:
         """Add a runtime, or replace the runtime with the same workspace id and alias.
@@ -238,7 +238,8 @@ class Emulator:
             kind: `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
             created_at: The `createdAt`, any text: the contract specifies no format. It
-                is the `updatedAt`, too, until the runtime ends.
+                is the `updatedAt`, too, until the runtime ends. None for the present
+                time if another is replaced, and else for the start of 2026.
             stop_takes: Seconds from a stop until the runtime ends, up to a day; None
                 for the emulator's.
 
@@ -248,8 +249,10 @@ class Emulator:
         if stop_takes is None:
             stop_takes = self._stop_takes
         contract.check_range(0, 86_400, stop_takes=stop_takes)
-        runtime = contract.make_runtime(workspace_id, alias, kind, status, created_at)
         replaced = self._runtimes.get((workspace_id, alias))
+        if created_at is None:
+            created_at = contract.time_of_start(replaced)
+        runtime = contract.make_runtime(workspace_id, alias, kind, status, created_at)
         if replaced is not None:
             runtime["id"] = contract.next_id(replaced["id"])
         # A UUID stands for the name, unless it is the name of another workspace.

@@ -649,7 +649,7 @@ class Emulator:
         *,
         kind: str = 'browser',  # `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
         status: str = 'active',  # `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
-        created_at: str = '2026-01-01T00:00:00.000Z',  # The `createdAt`, any text: the contract specifies no format.
+        created_at: str | None = None,  # The `createdAt`, any text: the contract specifies no format.
         stop_takes: float | None = None,  # Seconds from a stop until the runtime ends, up to a day; None for the emulator's.
     ) -> None:
         """Add a runtime, or replace the runtime with the same workspace id and alias."""

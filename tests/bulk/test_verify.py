@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
+from uuid import UUID
 
 import pytest
 from msgspec.structs import replace
@@ -57,6 +58,8 @@ STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult
 NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
 ALREADY = StopResult.ALREADY_STOPPED
 ACTIVE = runtime("active")
+EARLIER = replace(runtime(), id=UUID(int=7), created_at="2026-12-03T01:00:00Z")
+LATER = replace(ACTIVE, id=UUID(int=8), created_at="2026-12-03T03:00:00Z")
 OWN = "server.unavailable"
 """The code of the API's own 503; a gateway's has none."""
 
@@ -69,6 +72,14 @@ def active_until(until: float, ended: str = "stopped") -> Server:
 def polled(answer: Answer, stop: Answer = ACTIVE) -> Server:
     """Answer every poll, and every stop, alike."""
     return lambda request: stop if request.stops else answer
+
+
+def behind(request: Request) -> Runtime:
+    """Answer polls for some seconds with an earlier runtime, as a late replica does."""
+    if not request.stops and request.at < 10:
+        return EARLIER
+    status = "active" if request.at < 20 else "stopped"
+    return replace(runtime(status), created_at="2026-12-03T02:00:00Z")
 
 
 def active_or_disconnected_until(until: float) -> Server:
@@ -177,7 +188,15 @@ CASES = {
         gone_after(2, disconnected()), (ALREADY, False), (2, 10), options=TWICE
     ),
     "another runtime takes its alias": Case(
-        polled(replace(ACTIVE, id="rt_2")), ENDED, (0, 1), 1
+        polled(LATER, replace(ACTIVE, created_at="2026-12-03T02:00:00Z")),
+        ENDED,
+        (0, 1),
+        1,
+    ),
+    # Fault: whatever had another id had taken the alias.
+    "the polls show an earlier runtime": Case(behind, DONE, (20, 26)),
+    "the polls show a runtime of no known age": Case(
+        polled(LATER), RUNS_ON, (120, 121), 40
     ),
     # A gateway may say 200 to anything.
     "it is accepted unread, and gone": Case(polled(GONE, UNREAD), IS_GONE, (0, 1), 1),

@@ -148,18 +148,22 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(command: Command) ->
 
 
 @pytest.mark.parametrize(
-    ("option", "polls"), [("--verify=1ms", 1), ("--verify=0", 0), ("--no-verify", 0)]
+    ("option", "methods"),
+    [
+        ("--verify=1ms", ["POST", "GET"]),
+        ("--verify=0", ["POST"]),
+        ("--no-verify", ["POST"]),
+    ],
 )
 async def test_verify_says_for_how_long_runtimes_are_polled(
-    command: Command, option: str, polls: int
+    command: Command, option: str, methods: list[str]
 ) -> None:
     command.api.add_runtime("ws", "a", stop_takes=3600)
     code, out, _ = await command("stop", option, "ws", "a")
     assert code == 1
     assert "status active (still running)" in out
-    assert [request.method for request in command.api.requests] == (
-        ["POST"] + polls * ["GET"]
-    )
+    # A timer may end a little early, and then a second poll follows.
+    assert [request.method for request in command.api.requests][:2] == methods
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
