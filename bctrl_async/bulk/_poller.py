@@ -152,13 +152,13 @@ class Poller:
         is_down = failure.kind.is_local or (
             failure.kind.is_unanswered and not self._sender.has_answered_since(call)
         )
-        if is_down or failure.kind.is_throttling:
+        if is_down:
             for poll in polls:
                 self._fail(poll, failure, call)
-        if is_down:
             return
         recurs = _would_fail_again(failure, call)
-        workspace.on_list_failure(now, now - started, recurs=recurs)
+        wait = failure.retry_after or 0.0
+        workspace.on_list_failure(now, now - started, wait, recurs=recurs)
         if now < workspace.list_at:
             for poll in polls:
                 if not poll.is_over:

@@ -145,14 +145,22 @@ class Workspace:
         self.failed_lists = 0
         self.list_size = size
 
-    def on_list_failure(self, now: float, seconds: float, *, recurs: bool) -> None:
-        """Record a list that failed after some seconds; set when another is tried."""
+    def on_list_failure(
+        self, now: float, seconds: float, wait: float, *, recurs: bool
+    ) -> None:
+        """Record a list that failed after some seconds; set when another is tried.
+
+        The server has asked to `wait` for some seconds.
+        """
         self.failed_lists += 1
         if recurs:
             self.list_at = math.inf
         elif seconds >= _SLOW_LIST or self.failed_lists >= _MAX_FAILED_LISTS:
             pause = max(_PAUSES_PER_LIST * seconds, 2.0**self.failed_lists)
-            self.list_at = now + min(pause, _MAX_PAUSE)
+            self.list_at = now + max(min(pause, _MAX_PAUSE), wait)
+        elif now + wait > self.ends_at:
+            # A list would come too late for some polls.
+            self.list_at = now + wait
 
 
 class Polls:

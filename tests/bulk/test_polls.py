@@ -206,12 +206,13 @@ class TestWithoutAList:
         assert report.counts == {STOPPED: 30}
         assert simulation.seconds < 15
 
+    @pytest.mark.parametrize("retry_after", [None, 200.0, 400.0])
     def test_each_is_got_if_the_lists_alone_are_throttled(
-        self, simulate: Simulate
+        self, simulate: Simulate, retry_after: float | None
     ) -> None:
-        """Fault: the first GET came after five minutes."""
+        """Faults: the first GET came after five minutes, or none after 400 s."""
         simulation = simulate(active_until(3))
-        simulation.list_answer = lambda _: throttled()
+        simulation.list_answer = lambda _: throttled(retry_after)
         report = simulation.stop(30, verify=True)
 
         assert report.counts == {STOPPED: 30}
