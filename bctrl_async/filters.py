@@ -95,7 +95,9 @@ class Selection:
         self.workspace_id: str = workspace_id
         self._where = where
         self.at: datetime = datetime.now(UTC)
-        """The time of the list, by which ages are judged."""
+        """The time of the list."""
+        self._ages_at: datetime = self.at
+        """The time by which ages are judged."""
         self.running: dict[str, Runtime | None] = {}
         """The listed runtimes that may run, by alias; None if it cannot be parsed."""
         self.items: list[Runtime | BctrlResponseError] = []
@@ -125,17 +127,22 @@ class Selection:
     def _add_runtime(self, runtime: Runtime) -> None:
         if not runtime.status.is_final:
             self.running[runtime.alias] = runtime
-        if _is_selected(runtime, self._where):
+        if self._selects(runtime):
             self.items.append(runtime)
         elif self._may_be_old(runtime):
             # If the runtime was left out, it could run for ever.
             self.items.append(_unreadable_age(self.workspace_id, runtime))
 
+    def _selects(self, runtime: Runtime) -> bool:
+        if isinstance(self._where, RuntimeFilter):
+            return self._where.decide(runtime, self._ages_at) is True
+        return _is_selected(runtime, self._where)
+
     def _may_be_old(self, runtime: Runtime) -> bool:
         """Return True if its unreadable age alone leaves out a running runtime."""
         if runtime.status.is_final or not isinstance(self._where, RuntimeFilter):
             return False
-        return self._where.decide(runtime, self.at) is None
+        return self._where.decide(runtime, self._ages_at) is None
 
     def keep(
         self, condition: Callable[[RuntimeRef | BctrlResponseError], bool]
@@ -161,8 +168,14 @@ class Selection:
         return self.running.get(item.alias)
 
     def anew(self) -> Selection:
-        """Return an empty selection of the same workspace, for a later list."""
-        return Selection(self.workspace_id, self._where)
+        """Return an empty selection of the same workspace, for a later list.
+
+        It judges ages by the same time: a runtime has not started since because it has
+        reached an age.
+        """
+        later = Selection(self.workspace_id, self._where)
+        later._ages_at = self._ages_at
+        return later
 
     def keep_as(self, earlier: Selection) -> None:
         """Keep what the conditions of an earlier selection would have kept."""

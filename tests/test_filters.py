@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from support import runtimes
 
 from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind
+from bctrl_async.filters import Selection
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TEN = "2026-01-01T10:00:00.000Z"
@@ -126,3 +127,12 @@ def test_a_value_that_is_unknown_is_logged_since_it_may_be_mistyped(
         f"unknown status 'actve' {knows} active, stopped, failed, any",
         f"unknown kind 'desktp' {knows} browser, desktop, spreadsheet",
     ]
+
+
+def test_a_later_list_selects_by_the_ages_of_the_first() -> None:
+    """Fault: a runtime that reached the age during the run had "started since"."""
+    first = Selection("ws-1", RuntimeFilter(older_than=3600))
+    young = runtime(created_at=(first.at - timedelta(hours=1)).isoformat())
+    later = first.anew()
+    later.add([young])
+    assert not later.items

@@ -90,10 +90,15 @@ class Input:
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the listed runtime if no request can have ended it."""
-        if self.selection is None or not outcome.result.has_no_effect:
+        if self.selection is None:
             return outcome
         runtime = self.selection.running.get(outcome.target.alias)
         if runtime is None:
+            return outcome
+        if outcome.runtime is not None and outcome.runtime.id != runtime.id:
+            # It took the alias between the list and the stop.
+            self.selection.running[outcome.target.alias] = outcome.runtime
+        if not outcome.result.has_no_effect:
             return outcome
         running = running_of(outcome.result, runtime)
         # `at` is the time of the list: another run may have stopped it since.

@@ -45,7 +45,10 @@ class LastLook:
         self._state = sender.state
         self._calls = calls
         self._list_call = calls.last_list(first.workspace_id)
-        self._targets = {item.alias: first.runtime_of(item) for item in first.items}
+        self._targets = {
+            item.alias: first.running.get(item.alias or "") or first.runtime_of(item)
+            for item in first.items
+        }
         failures = self._ledger.tally.failures
         self._failed = {outcome.target.alias for outcome in failures}
         self._found = first.anew()

@@ -291,6 +291,22 @@ class TestContradiction:
     def active(self, emulator: Emulator) -> dict[str, object]:
         return {**emulator.runtimes["ws-1", "crm"]}
 
+    async def test_a_stop_shows_which_runtime_it_has_ended(self, bulk: Bulk) -> None:
+        """Fault: what took an alias after the first list had "started since"."""
+
+        def replaces(_: Runtime) -> bool:
+            if lists(bulk.emulator) == 1:
+                bulk.emulator.add_runtime("ws-1", "crm")
+                late = {**bulk.emulator.runtimes["ws-1", "crm"]}
+                bulk.emulator.inject(
+                    Reply(200, body={"runtimes": [late]}), method="GET"
+                )
+            return True
+
+        report = await stop_all(bulk, lambda: None, where=replaces)
+        assert report.ok
+        assert aliases(report) == []
+
     async def test_a_late_list_is_set_right_by_a_get(
         self, bulk: Bulk, active: dict[str, object], tmp_path: Path
     ) -> None:
