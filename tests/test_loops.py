@@ -196,6 +196,31 @@ class TestEagerTasks:
 
         assert str(eagerly(main()).ended_early) == "the run was aborted"
 
+    def test_workers_are_not_resumed_within_each_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: RecursionError, if a run ended while its bound held up its input."""
+        monkeypatch.setattr("bctrl_async.bulk._polls._MAX_POLLS", 300)
+
+        async def main() -> StopReport:
+            async with (
+                Emulator(port=0, api_key="key", stop_takes=3600) as emulator,
+                BctrlSession(
+                    "key", base_url=emulator.url, max_connections=300
+                ) as session,
+            ):
+                targets = add_runtimes(emulator, 900)
+                batch = session.stop_runtimes(targets, concurrency=300)
+                run = asyncio.ensure_future(batch)
+                while not batch.progress.is_full:
+                    await asyncio.sleep(0)
+                batch.abort()
+                return await run
+
+        report = eagerly(main())
+        assert report.total == 900
+        assert str(report.ended_early) == "the run was aborted"
+
     def test_the_first_lease_is_for_all_calls_of_a_turn_of_the_loop(self) -> None:
         """Fault: it was asked for before any of them waited, and had no slot."""
         pace = MemoryPace(rate=1000)

@@ -430,7 +430,8 @@ class Run:
         """Start a worker in place of a paused worker, unless too many targets wait."""
         if self._paused_workers and not self._is_full:
             self._paused_workers -= 1
-            self._start_worker()
+            # An eager worker would take its item within this settling, and so on.
+            asyncio.get_running_loop().call_soon(self._start_worker)
 
     def _start_poller(self) -> None:
         """Start a poller if a poll is due, or else wait for the next.
