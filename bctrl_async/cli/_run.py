@@ -98,6 +98,8 @@ class Job:
     options: RunOptions
     connection: Connection
     output: out.Output
+    workspace: str
+    """The workspace as the user names it; empty if it is not named."""
 
     def connect(self, *, needs_key: bool = True) -> "BctrlSession":
         """Make a session, for one event loop: listing and stopping run in two."""
@@ -223,7 +225,8 @@ class Job:
             for runtime in runtimes:
                 self.output.print_object(
                     {
-                        "workspace_id": str(runtime.workspace_id),
+                        # The API gives a UUID, which would be another target.
+                        "workspace_id": self.workspace,
                         "alias": runtime.alias,
                         "started_since": True,
                         "runtime": msgspec.to_builtins(runtime),

@@ -136,10 +136,11 @@ def stop(
     choice.check()
     choice.check_names(aliases)
     workspace = connection.workspace(workspace_name, is_needed=choice.everything)
-    job = Job(options, connection, out.Output(prints_json=output_format == "json"))
+    output = out.Output(prints_json=output_format == "json")
+    job = Job(options, connection, output, workspace)
     shard = choice.shard
     if choice.everything:
-        return _stop_all(job, workspace, choice)
+        return _stop_all(job, choice)
     if choice.file is not None:
         # FILE must agree with WORKSPACE, but may name others than a default.
         parser = LineParser(
@@ -154,7 +155,7 @@ def stop(
     return job.run([target for target in targets if shard.keeps(target)], aliases)
 
 
-def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
+def _stop_all(job: Job, choice: TargetOptions) -> int:
     """List the runtimes of a workspace that match, ask, and stop them."""
     asks = not (choice.yes or job.options.dry_run)
     if asks:
@@ -164,7 +165,7 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
     matches = loop.run(
         find_runtimes(
             session,
-            workspace,
+            job.workspace,
             choice.filter(),
             job.output,
             pattern=choice.alias,
@@ -175,7 +176,7 @@ def _stop_all(job: Job, workspace: str, choice: TargetOptions) -> int:
     deadline = _remaining(job.options.deadline, started)
     matches.drop_replaced().keep(choice.shard.keeps)
     if not matches:
-        scope = out.escape(workspace)
+        scope = out.escape(job.workspace)
         if choice.shard != WHOLE:
             scope += f" in shard {choice.shard.number}/{choice.shard.total}"
         out.print_info(f"Nothing to stop: no runtime of {scope} matches")

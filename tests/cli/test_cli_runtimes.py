@@ -152,6 +152,8 @@ async def test_all_tells_what_has_started_since(command: Command, output: str) -
     if output == "json":
         told = outcomes_of(out)[-1]
         assert (told["alias"], told["started_since"]) == ("later", True)
+        # Fault: the line had the workspace's UUID, which `--from` took for another.
+        assert told["workspace_id"] == "mixed" != new["workspaceId"]
 
 
 async def test_a_shard_tells_of_its_own_part_alone(command: Command) -> None:
