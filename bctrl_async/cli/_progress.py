@@ -168,19 +168,25 @@ class Display:
         return ", ".join(part for part in parts if part)
 
     def _asked_text(self, progress: "RunProgress") -> str:
-        """Return how many were asked to stop, and how many of them may still run."""
-        asked = int(self._progress.tasks[0].completed) + progress.polling
-        text = f"asked {asked:,}"
-        if self._batch.total is not None:
-            text += f" of {self._batch.total:,}"
-        text += f", {progress.polling:,} may still run"
+        """Return how many are to go, and how many were asked and may still run."""
+        text = f"{progress.polling:,} asked and may still run"
         if self.is_interrupted:
             return f"{text}, no longer polled"
+        left = self._count_left(progress)
+        if left:
+            text = f"{left:,} to go, {text}"
         text += f", polled for up to {format_duration(math.ceil(progress.polling_for))}"
         failures = progress.polling_failures
         if failures:
             text += f", {failures.total():,} cannot be polled: {_most_common(failures)}"
         return text
+
+    def _count_left(self, progress: "RunProgress") -> int:
+        """Return how many are neither done nor polled; 0 if the total is unknown."""
+        if self._batch.total is None:
+            return 0
+        done = int(self._progress.tasks[0].completed)
+        return self._batch.total - done - progress.polling
 
     def _calls_text(self, progress: "RunProgress") -> str:
         waiting = self._session.stats.waiting

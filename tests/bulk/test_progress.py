@@ -87,14 +87,24 @@ LINES = {
     ),
     "12 done, 3.0/s, 0 in flight, 1 retry, 12 stopped": (Batch(None, retries=1), 3),
     # There is no time left: runtimes that are polled stop when they stop.
-    "80 of 1,000 done, 20/s, asked 580 of 1,000, 500 may still run, polled for up to "
-    "1m55s, 7 in flight, 80 stopped": (
+    "80 of 1,000 done, 20/s, 420 to go, 500 asked and may still run, polled for "
+    "up to 1m55s, 7 in flight, 80 stopped": (
         Batch(1000, progress=Progress(7, polling=500, polling_for=114.5)),
         20,
     ),
+    # Fault: invalid targets, and those of an earlier run, counted as asked.
+    "20 of 25 done, 5 asked and may still run, polled for up to 2m, 15 stopped, "
+    "5 invalid": (
+        Batch(
+            25,
+            Counter({STOPPED: 15, StopResult.INVALID: 5}),
+            progress=Progress(0, polling=5, polling_for=120.0),
+        ),
+        0,
+    ),
     # Fault: polls that failed for two minutes were shown nowhere.
-    "0 of 3 done, asked 3 of 3, 3 may still run, polled for up to 2m, 2 cannot be "
-    "polled: 502, 1 in flight": (
+    "0 of 3 done, 3 asked and may still run, polled for up to 2m, 2 cannot be polled: "
+    "502, 1 in flight": (
         Batch(
             3,
             progress=Progress(
@@ -103,7 +113,7 @@ LINES = {
         ),
         0,
     ),
-    "0 done, asked 1, 1 may still run, polled for up to 1s, 1 cannot be polled: no "
+    "0 done, 1 asked and may still run, polled for up to 1s, 1 cannot be polled: no "
     "answer": (
         Batch(
             None,
@@ -117,8 +127,8 @@ LINES = {
         0,
     ),
     # The next polls are not due yet.
-    "0 done, asked 100,000, 100,000 may still run, polled for up to 12s, no more are "
-    "asked until some have ended": (
+    "0 done, 100,000 asked and may still run, polled for up to 12s, no more are asked "
+    "until some have ended": (
         Batch(
             None,
             progress=Progress(0, polling=100_000, polling_for=12.0, is_full=True),
@@ -172,10 +182,10 @@ def test_a_line_says_how_far_the_run_is_and_what_it_waits_for(line: str) -> None
 
 def test_after_ctrl_c_nothing_is_polled_any_longer() -> None:
     """Fault: it went on to count down the two minutes of the polls."""
-    shown = Shown(Batch(3, progress=Progress(0, polling=3)))
+    shown = Shown(Batch(4, progress=Progress(0, polling=3)))
     shown.display.is_interrupted = True
     assert shown.display.line() == (
-        "0 of 3 answered, asked 3 of 3, 3 may still run, no longer polled, "
+        "0 of 4 answered, 3 asked and may still run, no longer polled, "
         "Ctrl-C again to abort"
     )
 
