@@ -189,13 +189,15 @@ class Display:
         return self._batch.total - done - progress.polling
 
     def _calls_text(self, progress: "RunProgress") -> str:
-        waiting = self._session.stats.waiting
-        if progress.is_throttled and waiting and not progress.in_flight:
-            return f"{waiting:,} waiting"
-        if progress.polling and not progress.in_flight:
-            # The next poll is not due yet.
+        if progress.in_flight:
+            return f"{progress.in_flight} in flight"
+        if progress.polling:
+            # The next poll may not be due yet, which counts as waiting, too.
             return ""
-        return f"{progress.in_flight} in flight"
+        waiting = self._session.stats.waiting
+        if progress.is_throttled and waiting:
+            return f"{waiting:,} waiting"
+        return "0 in flight"
 
 
 def _obstacle_text(progress: "RunProgress") -> str:

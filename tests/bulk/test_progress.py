@@ -280,3 +280,14 @@ def test_a_run_whose_stops_are_all_throttled_shows_how_many_wait() -> None:
         shown.display.line()
         == "40 of 100 done, 60 waiting, throttled by the server, 40 stopped"
     )
+
+
+def test_the_wait_for_the_next_poll_is_not_shown_as_a_call_that_waits() -> None:
+    progress = Progress(0, polling=5, polling_for=60.0, is_throttled=True)
+    shown = Shown(Batch(5, progress=progress))
+    shown.stats.waiting = 1
+
+    assert shown.display.line() == (
+        "0 of 5 done, 5 asked and may still run, polled for up to 1m, "
+        "throttled by the server"
+    )
