@@ -24,7 +24,8 @@ class SessionStats(msgspec.Struct, kw_only=True):
             (`"BctrlTimeoutError"`) if there was no usable answer.
         cancelled: Attempts whose call was cancelled, so that no answer was waited for.
         in_flight: Attempts in flight.
-        waiting: Calls that wait for the session's limits or for their next attempt.
+        waiting: Calls that wait for the session's limits or for their next attempt; one
+            more for each bulk stop while its next poll is not due yet.
     """
 
     attempts: int = 0

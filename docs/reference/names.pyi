@@ -121,7 +121,7 @@ class SessionStats(msgspec.Struct):
     in_flight: int = 0
     """Attempts in flight."""
     waiting: int = 0
-    """Calls that wait for the session's limits or for their next attempt."""
+    """Calls that wait for the session's limits or for their next attempt; one more for each bulk stop while its next poll is not due yet."""
     @property
     def throttled(self) -> int:
         """The number of attempts that were answered with 429 or 503."""
