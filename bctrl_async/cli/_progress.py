@@ -168,8 +168,8 @@ class Display:
         return ", ".join(part for part in parts if part)
 
     def _asked_text(self, progress: "RunProgress") -> str:
-        """Return how many are to go, and how many were asked and may still run."""
-        text = f"{progress.polling:,} asked and may still run"
+        """Return how many are to go, and how many were asked to stop and are polled."""
+        text = f"{progress.polling:,} asked to stop"
         if self.is_interrupted:
             return f"{text}, no longer polled"
         left = self._count_left(progress)

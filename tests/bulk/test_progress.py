@@ -87,14 +87,13 @@ LINES = {
     ),
     "12 done, 3.0/s, 0 in flight, 1 retry, 12 stopped": (Batch(None, retries=1), 3),
     # There is no time left: runtimes that are polled stop when they stop.
-    "80 of 1,000 done, 20/s, 420 to go, 500 asked and may still run, polled for "
+    "80 of 1,000 done, 20/s, 420 to go, 500 asked to stop, polled for "
     "up to 1m55s, 7 in flight, 80 stopped": (
         Batch(1000, progress=Progress(7, polling=500, polling_for=114.5)),
         20,
     ),
     # Fault: invalid targets, and those of an earlier run, counted as asked.
-    "20 of 25 done, 5 asked and may still run, polled for up to 2m, 15 stopped, "
-    "5 invalid": (
+    "20 of 25 done, 5 asked to stop, polled for up to 2m, 15 stopped, 5 invalid": (
         Batch(
             25,
             Counter({STOPPED: 15, StopResult.INVALID: 5}),
@@ -103,7 +102,7 @@ LINES = {
         0,
     ),
     # Fault: polls that failed for two minutes were shown nowhere.
-    "0 of 3 done, 3 asked and may still run, polled for up to 2m, 2 cannot be polled: "
+    "0 of 3 done, 3 asked to stop, polled for up to 2m, 2 cannot be polled: "
     "502, 1 in flight": (
         Batch(
             3,
@@ -113,8 +112,7 @@ LINES = {
         ),
         0,
     ),
-    "0 done, 1 asked and may still run, polled for up to 1s, 1 cannot be polled: no "
-    "answer": (
+    "0 done, 1 asked to stop, polled for up to 1s, 1 cannot be polled: no answer": (
         Batch(
             None,
             progress=Progress(
@@ -127,7 +125,7 @@ LINES = {
         0,
     ),
     # The next polls are not due yet.
-    "0 done, 100,000 asked and may still run, polled for up to 12s, no more are asked "
+    "0 done, 100,000 asked to stop, polled for up to 12s, no more are asked "
     "until some have ended": (
         Batch(
             None,
@@ -185,8 +183,7 @@ def test_after_ctrl_c_nothing_is_polled_any_longer() -> None:
     shown = Shown(Batch(4, progress=Progress(0, polling=3)))
     shown.display.is_interrupted = True
     assert shown.display.line() == (
-        "0 of 4 answered, 3 asked and may still run, no longer polled, "
-        "Ctrl-C again to abort"
+        "0 of 4 answered, 3 asked to stop, no longer polled, Ctrl-C again to abort"
     )
 
 
@@ -288,6 +285,5 @@ def test_the_wait_for_the_next_poll_is_not_shown_as_a_call_that_waits() -> None:
     shown.stats.waiting = 1
 
     assert shown.display.line() == (
-        "0 of 5 done, 5 asked and may still run, polled for up to 1m, "
-        "throttled by the server"
+        "0 of 5 done, 5 asked to stop, polled for up to 1m, throttled by the server"
     )
