@@ -242,7 +242,8 @@ class BulkSender:
         if not self._may_retry(call):
             if not call.retries.may_succeed(failure):
                 return False
-            self.state.set_ended_early(self.state.reason)
+            if call.operation.stops:
+                self.state.set_ended_early(self.state.reason)
             raise _RunEndedError
         if failure.kind.is_throttling and call.operation.stops:
             delay = self._breaker.on_throttled(call)

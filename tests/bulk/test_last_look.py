@@ -517,6 +517,20 @@ class TestFailure:
         assert batch.report.ok
         assert "the deadline of 30s has passed" in str(batch.report.look_error)
 
+    @pytest.mark.moves_clock
+    async def test_a_list_whose_time_is_up_with_it_leaves_the_outcomes(
+        self, bulk: Bulk
+    ) -> None:
+        """Fault: all was stopped, and `ended_early` was set."""
+        bulk.emulator.inject(None, Fault.HANG, method="GET")
+        batch = bulk.session.stop_workspace("ws-1")
+        running = await started(batch, bulk.emulator, 3)
+        pass_time(60)
+        await running
+
+        assert batch.report.ok
+        assert batch.report.look_error is not None
+
     async def test_an_end_while_it_asks_again_sends_nothing_more(
         self, bulk: Bulk
     ) -> None:
