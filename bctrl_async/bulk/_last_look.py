@@ -65,6 +65,9 @@ class LastLook:
 
         A contradiction ends the run early.
         """
+        if not self._state.goes_on():
+            # The run has ended since this task was made.
+            return
         timer = asyncio.get_running_loop().call_later(
             _MAX_SECONDS, self._state.end_early, _TIME_IS_UP, CancelLevel.READING
         )

@@ -506,6 +506,28 @@ class TestFailure:
         assert report.started_since is None
         assert report.look_error is not None
 
+    @pytest.mark.parametrize("turns", range(1, 7))
+    async def test_an_end_in_any_turn_after_the_last_outcome_sends_nothing_more(
+        self, bulk: Bulk, turns: int
+    ) -> None:
+        """Fault: an end in the turn in which it started was missed."""
+        attempts: list[int] = []
+
+        def abort_after(turns: int) -> None:
+            if turns:
+                asyncio.get_running_loop().call_soon(abort_after, turns - 1)
+                return
+            batch.abort()
+            attempts.append(bulk.session.stats.attempts)
+
+        batch = bulk.session.stop_workspace(
+            "ws-1", concurrency=1, on_outcome=lambda _: abort_after(turns)
+        )
+        report = await asyncio.wait_for(batch, BOUND)
+
+        assert report.counts == {STOPPED: 1}
+        assert attempts == [bulk.session.stats.attempts]
+
     @pytest.mark.moves_clock
     async def test_a_deadline_within_it_leaves_the_outcomes(self, bulk: Bulk) -> None:
         bulk.emulator.inject(None, Fault.HANG, method="GET")
