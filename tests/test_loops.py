@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 from unittest.mock import Mock
 
 import pytest
-from support.helpers import add_runtimes, pass_time
+from support.helpers import add_runtimes, pass_time, until
 from support.loops import eager_task_factory, package_of
 from support.pacing import Member, MemoryPace
 from support.throttling import past_start
@@ -18,6 +19,9 @@ from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopReport, StopRe
 from bctrl_async._http.fast.exchange import Exchange, _Deadlines
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.limiter import Limiter
+from bctrl_async.bulk._poller import Poller
+from bctrl_async.bulk._polls import Poll, Workspace
+from bctrl_async.bulk._state import Worker
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import (
     Attempt,
@@ -220,6 +224,44 @@ class TestEagerTasks:
         report = eagerly(main())
         assert report.total == 900
         assert str(report.ended_early) == "the run was aborted"
+
+    def test_pollers_are_not_started_within_each_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: RecursionError, if polls of many throttled workspaces were due."""
+        work = Poller.work
+
+        async def work_throttled(
+            poller: Poller,
+            worker: Worker,
+            job: Poll | Workspace,
+            hold: AbstractContextManager[None],
+        ) -> StopOutcome | None:
+            if isinstance(job, Poll) and job.is_over:
+                return await work(poller, worker, job, hold)
+            with hold:
+                await asyncio.sleep(0)
+            if job.is_over:
+                return None
+            return await work(poller, worker, job, nullcontext())
+
+        monkeypatch.setattr(Poller, "work", work_throttled)
+
+        async def main() -> StopReport:
+            async with Emulator(port=0, api_key="key", stop_takes=3600) as emulator:
+                session = BctrlSession("key", base_url=emulator.url)
+                targets = [(f"ws-{number}", "crm") for number in range(300)]
+                for target in targets:
+                    emulator.add_runtime(*target)
+                batch = session.stop_runtimes(targets)
+                run = asyncio.ensure_future(batch)
+                await until(lambda: batch.progress.polling == len(targets))
+                # All polls are due then.
+                await session.close()
+                return await run
+
+        report = eagerly(main())
+        assert report.counts == {StopResult.ACCEPTED: 300}
 
     def test_the_first_lease_is_for_all_calls_of_a_turn_of_the_loop(self) -> None:
         """Fault: it was asked for before any of them waited, and had no slot."""

@@ -500,7 +500,8 @@ class Run:
         self._poller_count -= 1
         try:
             with self.polls.hold(job):
-                self._start_poller()
+                # An eager poller may hold its job at once, too, and so on.
+                asyncio.get_running_loop().call_soon(self._start_poller)
                 yield
         finally:
             self._poller_count += 1
