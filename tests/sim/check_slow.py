@@ -100,8 +100,7 @@ def _seconds_of_gets(plan: Plan, count: int) -> float:
     """Return the seconds in which each runtime is got after a list that failed."""
     if plan.list_trouble is None:
         return 0.0
-    parallel = min(plan.worker_count, plan.climate.descriptors)
-    return _ROUND_TRIP * math.ceil(count / parallel)
+    return _ROUND_TRIP * math.ceil(count / plan.slot_count)
 
 
 def _is_asked(exchanges: list[Exchange], record: Recorded, target: Target) -> bool:
