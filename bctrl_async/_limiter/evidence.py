@@ -34,6 +34,11 @@ class History(msgspec.Struct, kw_only=True):
         self.has_lane_slot = history.has_lane_slot
         self.waits_since = history.waits_since
 
+    def follow(self, history: History) -> None:
+        """Follow an earlier call about the same target, so that no attempt is first."""
+        self.throttled = history.throttled
+        self.throttled_at = history.throttled_at
+
     def count_throttled(self) -> None:
         """Count a throttled response."""
         self.throttled += 1

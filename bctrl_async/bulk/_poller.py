@@ -73,6 +73,7 @@ class Poller:
         self, worker: Worker, poll: Poll, hold: AbstractContextManager[None]
     ) -> None:
         call = self._calls.poll(poll.outcome.target)
+        call.retries.follow(poll.history)
         answer = await self._sender.send_poll(
             worker, call, poll.deadline, hold, poll.observer
         )

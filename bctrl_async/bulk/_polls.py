@@ -24,6 +24,7 @@ import msgspec
 from bctrl_async import _quick_failures
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._kinds import Failure
+from bctrl_async._limiter.evidence import History
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome
 
@@ -63,8 +64,8 @@ class Poll(msgspec.Struct, eq=False):
     """The number of requests so far, GETs and lists."""
     failure: Failure | None = None
     """The failure of the last request."""
-    throttled_since: float = math.inf
-    """The time of the first throttled request in a row."""
+    history: History = msgspec.field(default_factory=History)
+    """The throttled requests in a row; it follows a stop that was not accepted."""
     is_answered: bool = False
     """True once a request was answered."""
     is_got: bool = False
@@ -222,10 +223,13 @@ class Polls:
         started: float,
         observer: StopObserver | None,
         now: float,
+        history: History,
     ) -> None:
-        """Poll a runtime whose stop was just answered, or given up."""
+        """Poll a runtime whose stop, of this history, was answered or given up."""
         self._last_deadline = now + self._seconds
         poll = Poll(outcome, started, self._last_deadline, observer)
+        if not outcome.result.is_accepted:
+            poll.history.follow(history)
         name = outcome.target.workspace_id
         workspace = self._workspaces.get(name)
         if workspace is None:
@@ -261,7 +265,7 @@ class Polls:
         patience = self._policy.max_throttle_wait
         if poll.failure.kind.is_unanswered:
             patience = min(patience, _GATEWAY_PATIENCE)
-        return max(poll.deadline, poll.throttled_since + patience)
+        return max(poll.deadline, poll.history.waits_since + patience)
 
     @property
     def next_at(self) -> float:
@@ -337,7 +341,7 @@ class Polls:
         if not poll.is_over:
             poll.outcome = outcome
             self._set_failure(poll, None)
-            poll.throttled_since = math.inf
+            poll.history = History()
             poll.is_answered = True
         self._on_request(poll, now, is_last=not self.needs(outcome))
 
@@ -346,10 +350,11 @@ class Polls:
     ) -> None:
         """Keep the failure of a request, after which another may follow."""
         self._set_failure(poll, failure)
-        if not poll.is_throttled:
-            poll.throttled_since = math.inf
-        elif poll.throttled_since == math.inf:
-            poll.throttled_since = now
+        if poll.is_throttled:
+            poll.history.count_throttled()
+            poll.history.wait_from(now)
+        else:
+            poll.history = History()
         self._on_request(poll, now, is_last=is_last)
 
     def _set_failure(self, poll: Poll, failure: Failure | None) -> None:

@@ -409,7 +409,8 @@ class Run:
         if not self.state.goes_on():
             self.state.set_ended_early(self.state.reason)
             return self.ledger.record(outcome, stop.observer)
-        self.polls.add(outcome, stop.started, stop.observer, _now())
+        history = stop.call.retries
+        self.polls.add(outcome, stop.started, stop.observer, _now(), history)
         self._start_poller()
         return None
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from support.simulated import (
     Server,
     Simulate,
     bad_gateway,
+    dead,
     disconnected,
     server_error,
     targets,
@@ -37,6 +39,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.results import outcome_of
 from bctrl_async._http.lists import RuntimeList
+from bctrl_async._limiter.evidence import History
 from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.observer import BulkObserver, CallObserver, Observer
 
@@ -270,7 +273,7 @@ class TestSchedule:
         polls = Polls(RetryPolicy(), 120.0)
         target = RuntimeRef("ws-1", "r0")
         for _ in range(10):
-            polls.add(outcome_of(target, ACTIVE), 0.0, None, 0.0)
+            polls.add(outcome_of(target, ACTIVE), 0.0, None, 0.0, History())
         workspace = polls.take(10.0)
         assert isinstance(workspace, Workspace)
         workspace.list_size = 1000
@@ -287,7 +290,7 @@ class TestSchedule:
         polls = Polls(RetryPolicy(), 3.0)
         for number in range(20):
             target = RuntimeRef("ws-1", f"r{number}")
-            polls.add(outcome_of(target, ACTIVE), 0.0, None, number / 100)
+            polls.add(outcome_of(target, ACTIVE), 0.0, None, number / 100, History())
         workspace = polls.take(2.0)
         assert isinstance(workspace, Workspace)
         workspace.on_list(20)
@@ -304,7 +307,7 @@ class TestSchedule:
         polls = Polls(RetryPolicy(), 120.0)
         for number in range(10):
             target = RuntimeRef("ws-1", f"r{number}")
-            polls.add(outcome_of(target, ACTIVE), 0.0, None, 0.0)
+            polls.add(outcome_of(target, ACTIVE), 0.0, None, 0.0, History())
         workspace = polls.take(10.0)
         assert isinstance(workspace, Workspace)
         for poll in workspace.polls:
@@ -420,6 +423,17 @@ class TestThrottled:
         last_stop = simulation.stops[-1].at
         for number in range(count):
             assert simulation.ended_at[f"healthy/{number}"] < last_stop + 10
+
+    def test_dead_runtimes_slow_down_their_workspace_once(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: polls counted as first attempts, and held up the others for 25 s."""
+        gone = dead(*range(20), fail=partial(unavailable, retry_after=600.0))
+        simulation = simulate(gone, 0.01)
+        report = simulation.stop(120, verify=True, max_connections=100)
+
+        assert report.counts == {STOPPED: 100, StopResult.UNKNOWN: 20}
+        assert simulation.stops[-1].at < 10
 
     def test_nobody_knows_if_what_is_throttled_for_ever_runs(
         self, simulate: Simulate

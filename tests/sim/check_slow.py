@@ -100,8 +100,7 @@ def _seconds_of_gets(plan: Plan, count: int) -> float:
     """Return the seconds in which each runtime is got after a list that failed."""
     if plan.list_trouble is None:
         return 0.0
-    parallel = min(plan.worker_count, plan.climate.descriptors)
-    return _ROUND_TRIP * math.ceil(count / parallel)
+    return _ROUND_TRIP * math.ceil(count / plan.slot_count)
 
 
 def _is_asked(exchanges: list[Exchange], record: Recorded, target: Target) -> bool:
@@ -134,11 +133,20 @@ def check_polls(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems
     most += _gets_after_lists(plan, seconds) * len(run.items)
     if gets > most:
         yield Problem("many polls", f"{gets} GETs polled {len(run.items)} runtimes")
-    lists = sum(exchange.lists for exchange in served)
+    if plan.list_trouble is not None and plan.list_trouble.lists == math.inf:
+        yield from _check_failed_lists(plan, plan.list_trouble.fault, served)
+
+
+def _check_failed_lists(plan: Plan, fault: Fault, served: list[Exchange]) -> Problems:
+    """Check that lists are tried seldom if all but the first fail."""
+    requests = sum(exchange.lists for exchange in served)
+    # aiohttp itself sends a GET again, once, if its connection closes.
+    per_list = 2 if fault is Fault.DROP_BEFORE else 1
+    lists = 1 + (requests - 1) / per_list
     # A list that the input is fetched from may be retried, and so may the last look.
-    is_hopeless = plan.list_trouble is not None and plan.list_trouble.lists == math.inf
-    if is_hopeless and lists > 2 * plan.policy.attempts + _FAILED_LISTS:
-        yield Problem("many lists", f"{lists} lists were tried, and all but one failed")
+    if lists > 2 * plan.policy.attempts + _FAILED_LISTS:
+        tried = f"{lists:.0f} lists were tried"
+        yield Problem("many lists", f"{tried}, and all but one failed")
 
 
 def _gets_after_lists(plan: Plan, seconds: float) -> float:

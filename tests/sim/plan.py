@@ -391,6 +391,11 @@ class Plan:
         """The number of workers of a bulk stop."""
         return min(self.max_connections, self.concurrency or self.max_connections)
 
+    @property
+    def slot_count(self) -> int:
+        """The number of workers that have a connection at a time."""
+        return int(min(self.worker_count, self.climate.descriptors))
+
     def longest(self, count: int, workers: int) -> float:
         """Return the seconds in which workers make all attempts of these calls."""
         attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)

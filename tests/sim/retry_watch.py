@@ -63,5 +63,5 @@ class RetryWatch:
         """Return True if neither a limit nor a lack of slots holds up a retry."""
         limiter = self._limiter
         is_held = limiter.is_throttled or limiter.retry_after > 0.0
-        has_slot = limiter.in_use < self._plan.worker_count
+        has_slot = limiter.in_use < self._plan.slot_count
         return self._run.ended_at is None and has_slot and not is_held
