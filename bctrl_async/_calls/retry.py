@@ -129,7 +129,7 @@ class RetryQuota:
         return True
 
 
-class RetryState(History):
+class RetryState(History, gc=True):
     """The retries of one call: its failures so far, and its next delay."""
 
     policy: RetryPolicy

@@ -15,7 +15,7 @@ _MAX_FAIR = 2
 """Throttled responses of a call after which another is about its target."""
 
 
-class History(msgspec.Struct, kw_only=True):
+class History(msgspec.Struct, kw_only=True, gc=False):
     """The earlier throttled responses of a call, and its place in the limiter."""
 
     workspace: str = ""
