@@ -117,17 +117,19 @@ class Display:
             text += " answered"
         self._progress.update(self._task, completed=done, description=text)
         task = self._progress.tasks[0]
+        # The clock would stop at the last outcome, which a last look may follow.
+        task.finished_time = None
         task.fields["rate"] = self._rate_text(task)
         return task
 
     def _rate_text(self, task: Task) -> str:
-        """Return the rate, and the time left unless runtimes are polled."""
+        """Return the rate, and the time left if any is and no runtime is polled."""
         progress = self._batch.progress
         if not task.speed or progress.is_unanswered or self.is_interrupted:
             return ""
         decimals = 1 if task.speed < _DECIMALS_BELOW else 0
         rate = f"{task.speed:,.{decimals}f}/s"
-        if task.time_remaining is None or progress.polling:
+        if not task.time_remaining or progress.polling:
             return rate
         return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 

@@ -254,6 +254,18 @@ def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
     assert results == "40 stopped, 60 not_sent"
 
 
+def test_time_goes_on_in_the_last_look_and_none_is_left() -> None:
+    """Fault: a last look of a minute had "119/s, 0:00:00 left 0:00:06" throughout."""
+    shown = Shown(Batch(40, progress=Progress(1, is_looking=True)))
+    shown.advance(10)
+    shown.drawn()
+    shown.now += 5.0
+    bar, *_ = shown.drawn()
+
+    assert bar.startswith("40 of 40 ━")
+    assert bar.endswith("━ 10/s 0:00:09")
+
+
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_fullest_view_fits_eighty_columns(*, interrupted: bool) -> None:
     counts = Counter(dict.fromkeys(StopResult, 12_345))
