@@ -91,7 +91,8 @@ class Display:
     def view(self) -> Group:
         """Return the live display: a bar, the state and the results so far."""
         self._update()
-        lines = [self._state_text(), format_counts(self._batch.counts)]
+        counts = format_counts(self._batch.counts)
+        lines = [self._asked_text(), self._state_text(), counts]
         return Group(self._progress, *(Text(line) for line in lines if line))
 
     def line(self) -> str:
@@ -101,7 +102,8 @@ class Display:
         if not self.is_interrupted:
             text += " done"
         counts = format_counts(self._batch.counts)
-        parts = [text, task.fields["rate"], self._state_text(), counts]
+        rate = task.fields["rate"]
+        parts = [text, rate, self._asked_text(), self._state_text(), counts]
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
@@ -152,8 +154,6 @@ class Display:
         progress = self._batch.progress
         retries = self._batch.retries
         parts = []
-        if progress.polling:
-            parts.append(self._asked_text(progress))
         if progress.is_looking:
             parts.append("looking once more")
         parts.append(self._calls_text(progress))
@@ -169,8 +169,11 @@ class Display:
             parts.append("Ctrl-C again to abort")
         return ", ".join(part for part in parts if part)
 
-    def _asked_text(self, progress: "RunProgress") -> str:
+    def _asked_text(self) -> str:
         """Return how many are to go, and how many were asked to stop and are polled."""
+        progress = self._batch.progress
+        if not progress.polling:
+            return ""
         text = f"{progress.polling:,} asked to stop"
         if self.is_interrupted:
             return f"{text}, no longer polled"
@@ -193,11 +196,9 @@ class Display:
     def _calls_text(self, progress: "RunProgress") -> str:
         if progress.in_flight:
             return f"{progress.in_flight} in flight"
-        if progress.polling:
-            # The next poll may not be due yet, which counts as waiting, too.
-            return ""
         waiting = self._session.stats.waiting
-        if progress.is_throttled and waiting:
+        # The wait for the next poll counts as waiting, too.
+        if progress.is_throttled and waiting and not progress.polling:
             return f"{waiting:,} waiting"
         return "0 in flight"
 

@@ -93,7 +93,8 @@ LINES = {
         20,
     ),
     # Fault: invalid targets, and those of an earlier run, counted as asked.
-    "20 of 25 done, 5 asked to stop, polled for up to 2m, 15 stopped, 5 invalid": (
+    "20 of 25 done, 5 asked to stop, polled for up to 2m, 0 in flight, 15 stopped, "
+    "5 invalid": (
         Batch(
             25,
             Counter({STOPPED: 15, StopResult.INVALID: 5}),
@@ -112,7 +113,8 @@ LINES = {
         ),
         0,
     ),
-    "0 done, 1 asked to stop, polled for up to 1s, 1 cannot be polled: no answer": (
+    "0 done, 1 asked to stop, polled for up to 1s, 1 cannot be polled: no answer, "
+    "0 in flight": (
         Batch(
             None,
             progress=Progress(
@@ -125,8 +127,8 @@ LINES = {
         0,
     ),
     # The next polls are not due yet.
-    "0 done, 100,000 asked to stop, polled for up to 12s, no more are asked "
-    "until some have ended": (
+    "0 done, 100,000 asked to stop, polled for up to 12s, 0 in flight, "
+    "no more are asked until some have ended": (
         Batch(
             None,
             progress=Progress(0, polling=100_000, polling_for=12.0, is_full=True),
@@ -183,7 +185,8 @@ def test_after_ctrl_c_nothing_is_polled_any_longer() -> None:
     shown = Shown(Batch(4, progress=Progress(0, polling=3)))
     shown.display.is_interrupted = True
     assert shown.display.line() == (
-        "0 of 4 answered, 3 asked to stop, no longer polled, Ctrl-C again to abort"
+        "0 of 4 answered, 3 asked to stop, no longer polled, 0 in flight, "
+        "Ctrl-C again to abort"
     )
 
 
@@ -254,6 +257,27 @@ def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
     assert results == "40 stopped, 60 not_sent"
 
 
+def test_what_is_polled_has_a_line_of_its_own_in_the_view() -> None:
+    """Fault: the state was broken within "throttled by the server" by turns."""
+    progress = Progress(16, is_throttled=True, polling=1234, polling_for=120.0)
+    shown = Shown(Batch(3000, retries=69, progress=progress))
+
+    _, *state = shown.drawn()
+    assert state == [
+        "1,766 to go, 1,234 asked to stop, polled for up to 2m",
+        "16 in flight, 69 retries, throttled by the server",
+    ]
+
+    shown.batch.progress = Progress(0, polling=1234, polling_for=120.0)
+    shown.batch.retries = 0
+    _, *state = shown.drawn()
+    # A line that came with each poll would move the line below it.
+    assert state == [
+        "1,766 to go, 1,234 asked to stop, polled for up to 2m",
+        "0 in flight",
+    ]
+
+
 def test_time_goes_on_in_the_last_look_and_none_is_left() -> None:
     """Fault: a last look of a minute had "119/s, 0:00:00 left 0:00:06" throughout."""
     shown = Shown(Batch(40, progress=Progress(1, is_looking=True)))
@@ -297,5 +321,6 @@ def test_the_wait_for_the_next_poll_is_not_shown_as_a_call_that_waits() -> None:
     shown.stats.waiting = 1
 
     assert shown.display.line() == (
-        "0 of 5 done, 5 asked to stop, polled for up to 1m, throttled by the server"
+        "0 of 5 done, 5 asked to stop, polled for up to 1m, 0 in flight, "
+        "throttled by the server"
     )
