@@ -3,7 +3,7 @@
 import asyncio
 import math
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
@@ -63,10 +63,11 @@ class Display:
             console=console,
             auto_refresh=False,
             expand=has_total,
-            speed_estimate_period=_RATE_PERIOD,
         )
         self._task = self._progress.add_task("", total=batch.total, rate="")
         self.is_drawn = False
+        self._samples: deque[tuple[float, int]] = deque()
+        """Times in the last `_RATE_PERIOD`, and the number of outcomes at each."""
         self._answers = 0
         self._answered_at = console.get_time()
 
@@ -121,19 +122,34 @@ class Display:
         task = self._progress.tasks[0]
         # The clock would stop at the last outcome, which a last look may follow.
         task.finished_time = None
-        task.fields["rate"] = self._rate_text(task)
+        task.fields["rate"] = self._rate_text(self._measure_rate(done), task.remaining)
         return task
 
-    def _rate_text(self, task: Task) -> str:
-        """Return the rate, and the time left if any is and no runtime is polled."""
+    def _rate_text(self, speed: float, remaining: float | None) -> str:
+        """Return the rate, and the time left where the rate predicts it."""
         progress = self._batch.progress
-        if not task.speed or progress.is_unanswered or self.is_interrupted:
+        if not speed or progress.is_unanswered or self.is_interrupted:
             return ""
-        decimals = 1 if task.speed < _DECIMALS_BELOW else 0
-        rate = f"{task.speed:,.{decimals}f}/s"
-        if not task.time_remaining or progress.polling:
+        decimals = 1 if speed < _DECIMALS_BELOW else 0
+        rate = f"{speed:,.{decimals}f}/s"
+        if not remaining or progress.polling:
             return rate
-        return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
+        return f"{rate}, {timedelta(seconds=math.ceil(remaining / speed))} left"
+
+    def _measure_rate(self, done: int) -> float:
+        """Return how many outcomes a second came in the last `_RATE_PERIOD`.
+
+        Rich measures from the first of them to the last, which is no time at all for
+        the polls that one list ends.
+        """
+        now = self._console.get_time()
+        self._samples.append((now, done))
+        while now - self._samples[0][0] > _RATE_PERIOD:
+            self._samples.popleft()
+        start, before = self._samples[0]
+        if now == start:
+            return 0.0
+        return (done - before) / (now - start)
 
     def _measure_silence(self) -> float:
         """Return for how many seconds requests were in flight and none was answered."""

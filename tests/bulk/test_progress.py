@@ -203,6 +203,19 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
     assert "20/s, " in shown.display.line()
 
 
+def test_a_rate_includes_the_time_before_and_after_a_burst() -> None:
+    """Fault: a list that ended 145 runtimes gave 689/s, and the next gap no rate."""
+    shown = Shown(Batch(1000, progress=Progress(0, polling=900, polling_for=60.0)))
+    shown.display.line()
+    shown.now += 5.0
+    for _ in range(2):
+        shown.batch.counts[STOPPED] += 50
+        assert f", {shown.batch.counts.total() // 5}/s, " in shown.display.line()
+        shown.now += 0.01
+    shown.now += 4.0
+    assert ", 11/s, " in shown.display.line()
+
+
 def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
     """Fault: it had "0 of 300 done, 100 in flight" for a minute."""
     shown = Shown(Batch(300, progress=Progress(100)))
@@ -287,7 +300,7 @@ def test_time_goes_on_in_the_last_look_and_none_is_left() -> None:
     bar, *_ = shown.drawn()
 
     assert bar.startswith("40 of 40 ━")
-    assert bar.endswith("━ 10/s 0:00:09")
+    assert bar.endswith("━ 4.4/s 0:00:09")
 
 
 @pytest.mark.parametrize("interrupted", [True, False])
