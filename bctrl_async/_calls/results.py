@@ -119,7 +119,7 @@ def outcome_without_answer(
     """Return the outcome of a stop if no poll was answered; the last had a failure."""
     if outcome.error is not None:
         return outcome
-    problem = "and no poll was answered, so the runtime may still run"
+    problem = "and no poll was answered"
     if failure is not None:
         problem += f": {failure.summary}"
     return replace(outcome, running=None, error=_accepted_error(outcome, problem))

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
@@ -63,10 +63,11 @@ class Display:
             console=console,
             auto_refresh=False,
             expand=has_total,
-            speed_estimate_period=_RATE_PERIOD,
         )
         self._task = self._progress.add_task("", total=batch.total, rate="")
         self.is_drawn = False
+        self._samples: deque[tuple[float, int]] = deque()
+        """Times in the last `_RATE_PERIOD`, and the number of outcomes at each."""
         self._answers = 0
         self._answered_at = console.get_time()
 
@@ -91,7 +92,8 @@ class Display:
     def view(self) -> Group:
         """Return the live display: a bar, the state and the results so far."""
         self._update()
-        lines = [self._state_text(), format_counts(self._batch.counts)]
+        counts = format_counts(self._batch.counts)
+        lines = [self._asked_text(), self._state_text(), counts]
         return Group(self._progress, *(Text(line) for line in lines if line))
 
     def line(self) -> str:
@@ -101,7 +103,8 @@ class Display:
         if not self.is_interrupted:
             text += " done"
         counts = format_counts(self._batch.counts)
-        parts = [text, task.fields["rate"], self._state_text(), counts]
+        rate = task.fields["rate"]
+        parts = [text, rate, self._asked_text(), self._state_text(), counts]
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
@@ -117,19 +120,36 @@ class Display:
             text += " answered"
         self._progress.update(self._task, completed=done, description=text)
         task = self._progress.tasks[0]
-        task.fields["rate"] = self._rate_text(task)
+        # The clock would stop at the last outcome, which a last look may follow.
+        task.finished_time = None
+        task.fields["rate"] = self._rate_text(self._measure_rate(done), task.remaining)
         return task
 
-    def _rate_text(self, task: Task) -> str:
-        """Return the rate, and the time left unless runtimes are polled."""
+    def _rate_text(self, speed: float, remaining: float | None) -> str:
+        """Return the rate, and the time left where the rate predicts it."""
         progress = self._batch.progress
-        if not task.speed or progress.is_unanswered or self.is_interrupted:
+        if not speed or progress.is_unanswered or self.is_interrupted:
             return ""
-        decimals = 1 if task.speed < _DECIMALS_BELOW else 0
-        rate = f"{task.speed:,.{decimals}f}/s"
-        if task.time_remaining is None or progress.polling:
+        decimals = 1 if speed < _DECIMALS_BELOW else 0
+        rate = f"{speed:,.{decimals}f}/s"
+        if not remaining or progress.polling:
             return rate
-        return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
+        return f"{rate}, {timedelta(seconds=math.ceil(remaining / speed))} left"
+
+    def _measure_rate(self, done: int) -> float:
+        """Return how many outcomes a second came in the last `_RATE_PERIOD`.
+
+        Rich measures from the first of them to the last, which is no time at all for
+        the polls that one list ends.
+        """
+        now = self._console.get_time()
+        self._samples.append((now, done))
+        while now - self._samples[0][0] > _RATE_PERIOD:
+            self._samples.popleft()
+        start, before = self._samples[0]
+        if now == start:
+            return 0.0
+        return (done - before) / (now - start)
 
     def _measure_silence(self) -> float:
         """Return for how many seconds requests were in flight and none was answered."""
@@ -150,8 +170,6 @@ class Display:
         progress = self._batch.progress
         retries = self._batch.retries
         parts = []
-        if progress.polling:
-            parts.append(self._asked_text(progress))
         if progress.is_looking:
             parts.append("looking once more")
         parts.append(self._calls_text(progress))
@@ -167,8 +185,11 @@ class Display:
             parts.append("Ctrl-C again to abort")
         return ", ".join(part for part in parts if part)
 
-    def _asked_text(self, progress: "RunProgress") -> str:
+    def _asked_text(self) -> str:
         """Return how many are to go, and how many were asked to stop and are polled."""
+        progress = self._batch.progress
+        if not progress.polling:
+            return ""
         text = f"{progress.polling:,} asked to stop"
         if self.is_interrupted:
             return f"{text}, no longer polled"
@@ -191,11 +212,9 @@ class Display:
     def _calls_text(self, progress: "RunProgress") -> str:
         if progress.in_flight:
             return f"{progress.in_flight} in flight"
-        if progress.polling:
-            # The next poll may not be due yet, which counts as waiting, too.
-            return ""
         waiting = self._session.stats.waiting
-        if progress.is_throttled and waiting:
+        # The wait for the next poll counts as waiting, too.
+        if progress.is_throttled and waiting and not progress.polling:
             return f"{waiting:,} waiting"
         return "0 in flight"
 

@@ -232,11 +232,12 @@ class Job:
                         "runtime": msgspec.to_builtins(runtime),
                     }
                 )
-        names = [out.escape(runtime.alias) for runtime in runtimes[: out.MAX_SHOWN]]
+        shown = runtimes[: out.MAX_SHOWN]
+        names = ", ".join(out.escape(runtime.alias) for runtime in shown)
         if len(runtimes) > out.MAX_SHOWN:
-            names.append("…")
+            names += f" and {len(runtimes) - out.MAX_SHOWN:,} more"
         out.print_info(
-            f"Started since, and not stopped: {', '.join(names)}. "
+            f"Started since, and not stopped: {names}. "
             "Run the same command again to stop them"
         )
 

@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 _TARGETS = [("ws-1", f"crm-{number}") for number in range(3000)]
 _FAULTS = {Fault.ACCEPTED: 0.01, Fault.DROP_AFTER: 0.01, Fault.SERVER_ERROR: 0.01}
 _DRAWN_AT = 800
-_WIDTH = 50
+_WIDTH = 52
 """Columns; the text of more would be too small on a phone."""
 
 

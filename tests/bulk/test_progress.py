@@ -93,7 +93,8 @@ LINES = {
         20,
     ),
     # Fault: invalid targets, and those of an earlier run, counted as asked.
-    "20 of 25 done, 5 asked to stop, polled for up to 2m, 15 stopped, 5 invalid": (
+    "20 of 25 done, 5 asked to stop, polled for up to 2m, 0 in flight, 15 stopped, "
+    "5 invalid": (
         Batch(
             25,
             Counter({STOPPED: 15, StopResult.INVALID: 5}),
@@ -112,7 +113,8 @@ LINES = {
         ),
         0,
     ),
-    "0 done, 1 asked to stop, polled for up to 1s, 1 cannot be polled: no answer": (
+    "0 done, 1 asked to stop, polled for up to 1s, 1 cannot be polled: no answer, "
+    "0 in flight": (
         Batch(
             None,
             progress=Progress(
@@ -125,8 +127,8 @@ LINES = {
         0,
     ),
     # The next polls are not due yet.
-    "0 done, 100,000 asked to stop, polled for up to 12s, no more are asked "
-    "until some have ended": (
+    "0 done, 100,000 asked to stop, polled for up to 12s, 0 in flight, "
+    "no more are asked until some have ended": (
         Batch(
             None,
             progress=Progress(0, polling=100_000, polling_for=12.0, is_full=True),
@@ -183,7 +185,8 @@ def test_after_ctrl_c_nothing_is_polled_any_longer() -> None:
     shown = Shown(Batch(4, progress=Progress(0, polling=3)))
     shown.display.is_interrupted = True
     assert shown.display.line() == (
-        "0 of 4 answered, 3 asked to stop, no longer polled, Ctrl-C again to abort"
+        "0 of 4 answered, 3 asked to stop, no longer polled, 0 in flight, "
+        "Ctrl-C again to abort"
     )
 
 
@@ -198,6 +201,19 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
     )
     shown.advance(20)
     assert "20/s, " in shown.display.line()
+
+
+def test_a_rate_includes_the_time_before_and_after_a_burst() -> None:
+    """Fault: a list that ended 145 runtimes gave 689/s, and the next gap no rate."""
+    shown = Shown(Batch(1000, progress=Progress(0, polling=900, polling_for=60.0)))
+    shown.display.line()
+    shown.now += 5.0
+    for _ in range(2):
+        shown.batch.counts[STOPPED] += 50
+        assert f", {shown.batch.counts.total() // 5}/s, " in shown.display.line()
+        shown.now += 0.01
+    shown.now += 4.0
+    assert ", 11/s, " in shown.display.line()
 
 
 def test_a_server_that_hangs_is_shown_by_the_time_without_an_answer() -> None:
@@ -254,6 +270,39 @@ def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
     assert results == "40 stopped, 60 not_sent"
 
 
+def test_what_is_polled_has_a_line_of_its_own_in_the_view() -> None:
+    """Fault: the state was broken within "throttled by the server" by turns."""
+    progress = Progress(16, is_throttled=True, polling=1234, polling_for=120.0)
+    shown = Shown(Batch(3000, retries=69, progress=progress))
+
+    _, *state = shown.drawn()
+    assert state == [
+        "1,766 to go, 1,234 asked to stop, polled for up to 2m",
+        "16 in flight, 69 retries, throttled by the server",
+    ]
+
+    shown.batch.progress = Progress(0, polling=1234, polling_for=120.0)
+    shown.batch.retries = 0
+    _, *state = shown.drawn()
+    # A line that came with each poll would move the line below it.
+    assert state == [
+        "1,766 to go, 1,234 asked to stop, polled for up to 2m",
+        "0 in flight",
+    ]
+
+
+def test_time_goes_on_in_the_last_look_and_none_is_left() -> None:
+    """Fault: a last look of a minute had "119/s, 0:00:00 left 0:00:06" throughout."""
+    shown = Shown(Batch(40, progress=Progress(1, is_looking=True)))
+    shown.advance(10)
+    shown.drawn()
+    shown.now += 5.0
+    bar, *_ = shown.drawn()
+
+    assert bar.startswith("40 of 40 ━")
+    assert bar.endswith("━ 4.4/s 0:00:09")
+
+
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_fullest_view_fits_eighty_columns(*, interrupted: bool) -> None:
     counts = Counter(dict.fromkeys(StopResult, 12_345))
@@ -285,5 +334,6 @@ def test_the_wait_for_the_next_poll_is_not_shown_as_a_call_that_waits() -> None:
     shown.stats.waiting = 1
 
     assert shown.display.line() == (
-        "0 of 5 done, 5 asked to stop, polled for up to 1m, throttled by the server"
+        "0 of 5 done, 5 asked to stop, polled for up to 1m, 0 in flight, "
+        "throttled by the server"
     )

@@ -77,7 +77,7 @@ async def test_a_stop_that_no_poll_confirmed_has_the_reason(command: Command) ->
     _, out, _ = await command("stop", "ws", "a")
     assert out.startswith(
         "a  accepted         status active (unconfirmed), the stop was accepted, and "
-        "no poll was answered, so the runtime may still run: the server answered 403 "
+        "no poll was answered: the server answered 403 "
     )
 
 

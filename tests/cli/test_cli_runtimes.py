@@ -137,6 +137,18 @@ async def test_all_stops_what_matches(
     assert command.api.status("ws", "a") == "active"
 
 
+async def test_all_names_the_first_that_have_started_since(command: Command) -> None:
+    """Fault: "a, b, …. Run the same command" left open how many were not named."""
+    new = dict(command.api.runtimes["mixed", NEW])
+    later = [{**new, "alias": f"later-{n}", "id": str(uuid4())} for n in range(12)]
+    give_list(command.api, new)
+    give_list(command.api, *later)
+    _, _, err = await command(*STOP_ALL)
+
+    names = ", ".join(f"later-{n}" for n in range(10))
+    assert f"not stopped: {names} and 2 more. Run the same command again" in err
+
+
 @pytest.mark.parametrize("output", ["table", "json"])
 async def test_all_tells_what_has_started_since(command: Command, output: str) -> None:
     new = dict(command.api.runtimes["mixed", NEW])
