@@ -143,7 +143,7 @@ class Poller:
         call: Call[RuntimeList],
         started: float,
     ) -> None:
-        """Record the failure of a list; get each runtime if no list may be had.
+        """Record the failure of a list; get each runtime that the next is too late for.
 
         A GET would fail as well if the server is down or the machine cannot connect:
         that counts as a request of each poll.
@@ -160,10 +160,10 @@ class Poller:
         recurs = _would_fail_again(failure, call)
         wait = failure.retry_after or 0.0
         workspace.on_list_failure(now, now - started, wait, recurs=recurs)
-        if now < workspace.list_at:
-            for poll in polls:
-                if not poll.is_over:
-                    self._polls.get(poll)
+        comes_later = now < workspace.list_at
+        for poll in polls:
+            if not poll.is_over and (comes_later or now >= poll.deadline):
+                self._polls.get(poll)
 
 
 async def _by_alias(items: RuntimeList) -> dict[str | None, Runtime | None]:

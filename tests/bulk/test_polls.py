@@ -209,6 +209,20 @@ class TestWithoutAList:
         assert report.counts == {STOPPED: 30}
         assert simulation.seconds < 15
 
+    def test_each_is_got_at_once_if_its_time_is_up_when_a_list_fails(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: another list was tried before."""
+        simulation = simulate(active_until(2))
+        simulation.before_response = lambda request: asyncio.sleep(
+            0.0 if request.alias else 1.0
+        )
+        simulation.list_answer = lambda _: server_error()
+        report = simulation.stop(30, verify=2.0)
+
+        assert report.counts == {STOPPED: 30}
+        assert simulation.lists[-1].at < simulation.stops[-1].at + 2.2
+
     @pytest.mark.parametrize("retry_after", [None, 200.0, 400.0])
     def test_each_is_got_if_the_lists_alone_are_throttled(
         self, simulate: Simulate, retry_after: float | None

@@ -15,7 +15,7 @@ from sim.check_throttling import (
     check_throttling,
     waits_itself,
 )
-from sim.exchange import Exchange, Target
+from sim.exchange import Exchange, Fate, Target
 from sim.loop import STALL
 from sim.plan import Ending, Kind, Plan
 from sim.records import REACTION, BulkRun, PlannedError
@@ -411,9 +411,10 @@ def _check_dead_targets(
     workspaces = {workspace for workspace, _ in climate.poison}
     # The stops that workers have taken share the connections of the machine.
     turns = -(-min(len(run.items), plan.worker_count) // plan.slot_count)
+    held = turns * plan.latency + _seconds_of_silence(plan, run)
     for record in run.recorded:
         outcome = record.outcome
-        longest = 4.0 * plan.timeout + turns * plan.latency
+        longest = 4.0 * plan.timeout + held
         if outcome.target[0] in workspaces:
             # The lane of a workspace with dead targets may have its slowest rate.
             longest += 1.0 / SLOWEST
@@ -429,6 +430,16 @@ def _check_dead_targets(
     took_all = run.ended - run.began
     if not plan.is_paced and not plan.verify and took_all > bound:
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
+
+
+def _seconds_of_silence(plan: Plan, run: BulkRun) -> float:
+    """Return the seconds for which dead targets hold connections that others lack."""
+    if plan.slot_count == plan.worker_count:
+        return 0.0
+    poison = plan.climate.poison
+    silent = [target for target, fate in poison.items() if fate is Fate.SILENCE]
+    attempts = plan.policy.attempts * sum(map(run.items.count, silent))
+    return -(-attempts // plan.slot_count) * plan.timeout
 
 
 def _check_outage(

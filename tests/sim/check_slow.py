@@ -26,6 +26,8 @@ _MIN_LIST = 5.0
 """The most and the least seconds that are left to a list, or half of all polls."""
 _PAUSES = 4.0
 """How many times as long as a list that has failed its runtimes are got."""
+_LOOK_SECONDS = 60.0
+"""The most seconds for a last look."""
 _FAILED_LISTS = 6
 """The most lists that fail before they are as seldom as a minute."""
 
@@ -139,14 +141,30 @@ def check_polls(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems
 
 def _check_failed_lists(plan: Plan, fault: Fault, served: list[Exchange]) -> Problems:
     """Check that lists are tried seldom if all but the first fail."""
-    requests = sum(exchange.lists for exchange in served)
+    looks = _looks(plan, served)
+    polls = sum(exchange.lists for exchange in served) - looks
     # aiohttp itself sends a GET again, once, if its connection closes.
     per_list = 2 if fault is Fault.DROP_BEFORE else 1
-    lists = 1 + (requests - 1) / per_list
-    # A list that the input is fetched from may be retried, and so may the last look.
-    if lists > 2 * plan.policy.attempts + _FAILED_LISTS:
+    lists = 1 + (polls - 1) / per_list
+    # A list that the input is fetched from may be retried.
+    if lists > plan.policy.attempts + _FAILED_LISTS:
         tried = f"{lists:.0f} lists were tried"
         yield Problem("many lists", f"{tried}, and all but one failed")
+    most: float = plan.policy.attempts
+    if fault is Fault.RATE_LIMITED:
+        # Throttling costs it no attempts, and its patience is a minute.
+        most = _LOOK_SECONDS / (plan.policy.cap / 4)
+    if looks / per_list > most:
+        yield Problem("many lists", f"a last look tried {looks / per_list:.0f} lists")
+
+
+def _looks(plan: Plan, served: list[Exchange]) -> int:
+    """Return the number of lists of a last look, which comes after all else."""
+    if plan.input != "workspace":
+        return 0
+    others = [exchange.written for exchange in served if not exchange.lists]
+    last = max(others, default=math.inf)
+    return sum(exchange.lists and exchange.written > last for exchange in served)
 
 
 def _gets_after_lists(plan: Plan, seconds: float) -> float:

@@ -396,6 +396,15 @@ class Plan:
         """The number of workers that have a connection at a time."""
         return int(min(self.worker_count, self.climate.descriptors))
 
+    def seconds_in_turn(self, count: int) -> float:
+        """Return the most seconds of these requests if they lack connections.
+
+        Each takes two segments, which share what connections the machine can hold.
+        """
+        if self.slot_count == self.worker_count:
+            return 0.0
+        return -(-count // self.slot_count) * 4.0 * self.climate.base_latency
+
     def longest(self, count: int, workers: int) -> float:
         """Return the seconds in which workers make all attempts of these calls."""
         attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)
