@@ -8,6 +8,7 @@ a test starts, `warm_client.py`.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import selectors
@@ -188,6 +189,9 @@ def _load_command() -> Main:
     with redirect_stderr(io.StringIO()):
         # What is imported when a command has arguments.
         import_module("bctrl_async.cli").main(["get", "", ""])
+    # What is imported when a command makes a session, or a server.
+    for name in ("aiohttp.web", "bctrl_async.emulator", "bctrl_async.session", "csv"):
+        import_module(name)
     return cast("Main", import_module("bctrl_async.__main__").main)
 
 
@@ -210,6 +214,9 @@ def _load_uvicorn() -> Main:
 if __name__ == "__main__":
     _, path, module = sys.argv
     main = {"bctrl_async": _load_command, "uvicorn": _load_uvicorn}[module]()
+    # No collection in a fork, nor its end, looks at the modules, whose memory it would
+    # have to copy.
+    gc.freeze()
     arguments = _Server(path).serve()
     if arguments is not None:
         sys.argv = [module, *arguments]
