@@ -18,6 +18,7 @@ import pytest
 from support.commands import Process, start
 from support.helpers import BOUND, add_runtimes, until, wait_for_requests
 from support.journal_lines import read_lines
+from support.warm_server import program
 
 from bctrl_async import BctrlAuthenticationError, RuntimeRef
 from bctrl_async.emulator import Emulator
@@ -26,6 +27,8 @@ from bctrl_async.journal import Journal, read_journals
 KEY = "emulator-key"
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dask"
 CHUNK = 5
+PROGRAM_CHUNK = 200
+"""The targets of a chunk of the program, in which a kill hits requests in flight."""
 LISTEN = "host='127.0.0.1', dashboard_address=':0'"
 
 # Few functions of dask have types. Its own log would show each worker that comes and
@@ -239,35 +242,43 @@ asyncio.run(main())
 
 
 class Processes:
-    """A cluster of processes, and the program of the example."""
+    """A cluster of processes, and the program of the example, with smaller chunks."""
 
     def __init__(self, stack: AsyncExitStack, folder: Path, emulator: Emulator) -> None:
         self._stack = stack
         self._folder = folder
         self._url = emulator.url
-        self.targets = add_runtimes(emulator, 6_000)
+        self.targets = add_runtimes(emulator, 6 * PROGRAM_CHUNK)
         lines = "".join(
             f"{workspace_id},{alias}\n" for workspace_id, alias in self.targets
         )
         (folder / "list.csv").write_text(lines)
+        code = (EXAMPLE / "stop_on_dask.py").read_text()
+        assert code.count("\nCHUNK = 1_000\n") == 1
+        code = code.replace("CHUNK = 1_000", f"CHUNK = {PROGRAM_CHUNK}")
+        for name, source in {
+            "scheduler": SCHEDULER,
+            "worker": WORKER,
+            "stop_on_dask": code,
+        }.items():
+            (folder / f"{name}.py").write_text(source)
         self.journal = folder / "tonight.jsonl"
 
     async def start_cluster(self) -> list[Process]:
         """Start a scheduler and two workers."""
-        scheduler = await self._start("-c", SCHEDULER, "0")
+        scheduler = await self._start("scheduler", "0")
         assert scheduler.stdout is not None
         self._address = (await scheduler.stdout.readline()).decode().strip()
         # The program says which server it is.
         workers = [
-            await self._start("-c", WORKER, self._address, BCTRL_API_KEY=KEY)
-            for _ in "12"
+            await self._start("worker", self._address, BCTRL_API_KEY=KEY) for _ in "12"
         ]
         return [scheduler, *workers]
 
     async def start_program(self) -> Process:
         arguments = self._address, "list.csv", self.journal.name
-        script = str(EXAMPLE / "stop_on_dask.py")
-        return await self._start(script, *arguments, BCTRL_BASE_URL=self._url)
+        variables = {"BCTRL_BASE_URL": self._url}
+        return await self._start("stop_on_dask", *arguments, **variables)
 
     async def _start(self, *arguments: str, **variables: str) -> Process:
         with (
@@ -277,7 +288,7 @@ class Processes:
             for name, value in variables.items():
                 patch.setenv(name, value)
             patch.chdir(self._folder)
-            process = await start(sys.executable, *arguments, stderr=log.fileno())
+            process = await start(*program("runpy"), *arguments, stderr=log.fileno())
         self._stack.push_async_callback(kill, process)
         return process
 
@@ -300,12 +311,13 @@ async def test_after_a_kill_the_list_is_resumed_and_each_target_has_one_last_wor
 ) -> None:
     async with processes(tmp_path, emulator) as cluster:
         scheduler, worker, _ = await cluster.start_cluster()
-        program = await cluster.start_program()
-        await until(lambda: len(emulator.requests) >= 3_500)
+        running = await cluster.start_program()
+        # The workers are amid the third chunk and the fourth.
+        await until(lambda: len(emulator.requests) >= 3.5 * PROGRAM_CHUNK)
         await kill(
-            {"scheduler": scheduler, "worker": worker, "program": program}[victim]
+            {"scheduler": scheduler, "worker": worker, "program": running}[victim]
         )
-        code = await asyncio.wait_for(program.wait(), 4 * BOUND)
+        code = await asyncio.wait_for(running.wait(), 4 * BOUND)
 
         outcomes = list(read_journals([cluster.journal], cluster.targets))
         assert [outcome.target for outcome in outcomes] == cluster.targets
@@ -319,13 +331,13 @@ async def test_after_a_kill_the_list_is_resumed_and_each_target_has_one_last_wor
             return
         if victim == "scheduler":
             await cluster.start_cluster()
-        program = await cluster.start_program()
-        assert await asyncio.wait_for(program.wait(), 4 * BOUND) == 0
+        running = await cluster.start_program()
+        assert await asyncio.wait_for(running.wait(), 4 * BOUND) == 0
 
         assert all(
             each.ok for each in read_journals([cluster.journal], cluster.targets)
         )
         entries = read_lines(cluster.journal.read_bytes()).entries
         assert Counter(each["alias"] for each in entries) == Counter(
-            f"r{n}" for n in range(6_000)
+            alias for _, alias in cluster.targets
         )

@@ -8,8 +8,10 @@ a test starts, `warm_client.py`.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -41,7 +43,8 @@ def program(module: str = "bctrl_async") -> tuple[str, ...]:
     Where processes cannot fork, it is `python -m MODULE`.
 
     Args:
-        module: `bctrl_async` or `uvicorn`.
+        module: `bctrl_async`, `uvicorn`, or `runpy`, which runs a module that uses
+            dask.
     """
     if not hasattr(os, "fork"):
         return (sys.executable, "-m", module)
@@ -188,6 +191,9 @@ def _load_command() -> Main:
     with redirect_stderr(io.StringIO()):
         # What is imported when a command has arguments.
         import_module("bctrl_async.cli").main(["get", "", ""])
+    # What is imported when a command makes a session, or a server.
+    for name in ("aiohttp.web", "bctrl_async.emulator", "bctrl_async.session", "csv"):
+        import_module(name)
     return cast("Main", import_module("bctrl_async.__main__").main)
 
 
@@ -207,9 +213,30 @@ def _load_uvicorn() -> Main:
     return cast("Main", import_module("uvicorn").main)
 
 
+def _load_dask() -> Main:
+    for name in ("bctrl_async.journal", "bctrl_async.session", "distributed"):
+        import_module(name)
+
+    def run() -> None:
+        # `python -m` does so.
+        sys.path.insert(0, "")
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+    return run
+
+
 if __name__ == "__main__":
     _, path, module = sys.argv
-    main = {"bctrl_async": _load_command, "uvicorn": _load_uvicorn}[module]()
+    load = {
+        "bctrl_async": _load_command,
+        "uvicorn": _load_uvicorn,
+        "runpy": _load_dask,
+    }
+    main = load[module]()
+    # No collection in a fork, nor its end, looks at the modules, whose memory it would
+    # have to copy.
+    gc.freeze()
     arguments = _Server(path).serve()
     if arguments is not None:
         sys.argv = [module, *arguments]
