@@ -19,12 +19,14 @@ _K_FIRST = 3.0
 _K_MAX = 8.0
 """Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on
 the first curve, and at most on later curves."""
+_K_ROUND_TRIPS = 4.0
+"""K lasts at least this many round trips, as an answer tells of an earlier rate."""
 _K_PAUSES = 4.0
 _K_PAUSED_MAX = 60.0
 """K lasts at least this many Retry-Afters, because the next throttled response costs
 another pause; the second value is the most seconds to which this rule raises K."""
 _DOUBLING = 0.7
-"""Seconds in which a slow start doubles the rate."""
+"""Seconds in which a slow start doubles the rate, unless a round trip is longer."""
 _FADING = 2.0
 """Seconds in which a slow start halves the rate as long as nothing succeeds."""
 
@@ -41,6 +43,8 @@ class Curve:
         self.first_rate: float = 0.0
         self.growth_start: float = -math.inf
         self.stepped_at: float = -math.inf
+        self.round_trip: float = 0.0
+        """The seconds from an attempt to its answer."""
         self._k = _K_MIN
 
     def start(
@@ -58,7 +62,7 @@ class Curve:
         """Grow from below a peak, and be back at it after K seconds."""
         k = max(math.cbrt((1.0 - BETA) * peak / _CUBIC), _K_MIN)
         k_max = _K_FIRST if self.peak is None else _K_MAX
-        k = min(k, k_max)
+        k = max(min(k, k_max), _K_ROUND_TRIPS * self.round_trip)
         self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
         self.start(now, growth_start, BETA * peak, peak)
 
@@ -67,7 +71,7 @@ class Curve:
         elapsed = max(now - self.growth_start, 0.0)
         if self.peak is None:
             # `exp2` overflows after a long time without attempts.
-            doublings = min(elapsed / _DOUBLING, 60.0)
+            doublings = min(elapsed / max(_DOUBLING, self.round_trip), 60.0)
             return self.first_rate * math.exp2(doublings)
         return (
             self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3

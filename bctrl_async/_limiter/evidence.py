@@ -24,6 +24,8 @@ class History(msgspec.Struct, kw_only=True, gc=False):
     """The time of the last throttled response; inf if there is none."""
     waits_since: float = math.inf
     """The time since which it has waited for a slot, or was throttled; or inf."""
+    started_at: float = -math.inf
+    """The time at which its attempt got a slot; -inf before any rate bounds it."""
     has_lane_slot: bool = False
     """True while it has a slot of the lane of its workspace."""
     may_park: bool = False
@@ -33,6 +35,7 @@ class History(msgspec.Struct, kw_only=True, gc=False):
         """Take the place in the limiter of an earlier history, of the same call."""
         self.has_lane_slot = history.has_lane_slot
         self.waits_since = history.waits_since
+        self.started_at = history.started_at
 
     def follow(self, history: History) -> None:
         """Follow an earlier call about the same target, so that no attempt is first."""
@@ -94,25 +97,3 @@ class Evidence:
         contribution = self._contributions.pop(workspace, 0.0) - _DECAY
         if contribution > 0.0:
             self._contributions[workspace] = contribution
-
-
-class Successes:
-    """The times of the last successes of calls never throttled, and of throttled calls.
-
-    The former are a fair sample of the targets; the latter are not, since targets that
-    are throttled again and again have more retries.
-    """
-
-    def __init__(self) -> None:
-        self.unthrottled_at: float = -math.inf
-        self.recovered_at: float = -math.inf
-
-    def any_since(self, time: float) -> bool:
-        """Return True if any attempt has succeeded since a time."""
-        return max(self.unthrottled_at, self.recovered_at) >= time
-
-    def throttles_alone(self, throttled_at: float) -> bool:
-        """Return True if only this target has been throttled since `throttled_at`."""
-        # Others succeeded at once since then. The success of a retry would show that
-        # load was the reason, and not the target.
-        return self.unthrottled_at >= throttled_at >= self.recovered_at

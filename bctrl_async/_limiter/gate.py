@@ -63,7 +63,7 @@ class Gate:
             pace, lambda: self._queues.count, self._admit, on_misconfigured
         )
         # The pace bounds the first attempts too; a slower start would waste slots.
-        self.rate.start.is_over = True
+        self.rate.is_starting = False
         return self._leases
 
     @property
@@ -87,14 +87,22 @@ class Gate:
         return self.rate.pause.retry_after_ends
 
     def acquire_nowait(self) -> bool:
-        """Acquire a slot without waiting; return False if that is not possible."""
+        """Acquire a slot if no rate bounds attempts, and no wait is needed."""
         if self.in_use >= self._limit or self._error is not None or self._queues.count:
             return False
         if self._leases is not None or not self.rate.is_unlimited:
-            now = asyncio.get_running_loop().time()
-            if self._delay(now) > 0.0:
-                return False
-            self._on_start(now)
+            return False
+        self.in_use += 1
+        return True
+
+    def acquire_if_due(self) -> bool:
+        """Acquire a slot if the rate allows an attempt now, and no wait is needed."""
+        if self.in_use >= self._limit or self._error is not None or self._queues.count:
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._delay(now) > 0.0:
+            return False
+        self._on_start(now)
         self.in_use += 1
         return True
 
@@ -132,7 +140,7 @@ class Gate:
             return False
         # Any attempt in flight may be the probe, whose answer may end the pause.
         may_be_probed = self.rate.pause.is_probed and self.in_use > 0
-        probe_delay = self.rate.delay(now, self.in_use)
+        probe_delay = self.rate.delay(now)
         if may_be_probed or probe_delay <= 0.0:
             return False
         advice = None
@@ -241,9 +249,7 @@ class Gate:
         pause = self.rate.pause
         was_probed = pause.is_probed
         earlier_end = pause.retry_after_ends
-        self.rate.on_throttled(
-            now, retry_after, self.in_use, history, is_explained=is_explained
-        )
+        self.rate.on_throttled(now, retry_after, history, is_explained=is_explained)
         self._set_shared_timer()
         if self.rate.has_limit and self._limited_since is None:
             self._log_throttled(now, status)
@@ -257,7 +263,7 @@ class Gate:
 
     def _log_throttled(self, now: float, status: int | None) -> None:
         self._limited_since = now
-        delay = self.rate.delay(now, 0)
+        delay = self.rate.delay(now)
         _log.info(
             "throttled by the server (status %d): %s slow down, and the next attempt "
             "starts in %.3f s",
@@ -273,7 +279,7 @@ class Gate:
 
     def lift_limit(self) -> None:
         """Start again, as a limit for all explains the throttling; admit who waits."""
-        self.rate = AdaptiveRate.of_workspace(self.rate.deliveries)
+        self.rate = AdaptiveRate.of_workspace(self.rate.answers)
         self._limited_since = None
         for waiter in self._queues.waiting:
             # This wakes a parked stop. When a worker takes the stop up, it passes the
@@ -286,7 +292,7 @@ class Gate:
         """Return the seconds until the next attempt may start; inf if unknown."""
         delay = 0.0
         if not self.rate.is_unlimited:
-            delay = self.rate.delay(now, self.in_use)
+            delay = self.rate.delay(now)
         if delay <= 0.0 and self._leases is not None:
             # The leases come last: while the rate allows no attempt, a new lease would
             # be lost.
@@ -337,8 +343,7 @@ class Gate:
             waiter.admitted.set_result(None)
 
     def _schedule_wakeup(self, when: float) -> None:
-        # The time is inf while the window is full, or a lease is awaited: then
-        # `release` or the lease admits the next.
+        # The time is inf while a lease is awaited, which admits the next.
         if when >= self._wakeup_at - _TIMER_TOLERANCE:
             return
         if self._wakeup_timer is not None:

@@ -72,7 +72,7 @@ class Limiter:
 
     def answers_others(self, since: float) -> bool:
         """Return True if a call that was never throttled was answered since a time."""
-        return self._all.rate.successes.unthrottled_at >= since
+        return self._all.rate.answers.unthrottled_at >= since
 
     @property
     def retry_after(self) -> float:
@@ -89,7 +89,7 @@ class Limiter:
         return workspace in self._lanes
 
     def acquire_nowait(self, workspace: str = "") -> bool:
-        """Acquire a slot without waiting; return False if that is not possible."""
+        """Acquire a slot if no rate bounds attempts, and no wait is needed."""
         return workspace not in self._lanes and self._all.acquire_nowait()
 
     async def acquire(
@@ -117,6 +117,7 @@ class Limiter:
         except BaseException:
             self.leave_lane(history)
             raise
+        history.started_at = asyncio.get_running_loop().time()
 
     async def _pass_next_gate(
         self, patience: float, priority: Priority, history: History
@@ -125,7 +126,7 @@ class Limiter:
         lane = self._lane_to_pass(priority, history)
         gate = self._all if lane is None else lane
         # `add` checks the patience of a throttled call first.
-        if not history.was_throttled and gate.acquire_nowait():
+        if not history.was_throttled and gate.acquire_if_due():
             return lane is None
         if lane is not None and history.may_park:
             raise RecalledError("its workspace is throttled")
@@ -162,7 +163,7 @@ class Limiter:
         lane = self._lane_to_pass(priority, history)
         if lane is None:
             return None
-        if not history.was_throttled and lane.acquire_nowait():
+        if not history.was_throttled and lane.acquire_if_due():
             history.has_lane_slot = True
             return None
         waiter = _waiter(patience, priority, history, is_in_lane=True)
@@ -240,12 +241,12 @@ class Limiter:
         target_failed = False
         retry_after = failure.retry_after
         if kind.is_unanswered:
-            target_failed = rate.successes.throttles_alone(history.throttled_at)
+            target_failed = rate.answers.throttles_alone(history.throttled_at)
             # A gateway's Retry-After holds its own call only.
             retry_after = None
         if _quick_failures.is_on:
             # The rate learns nothing from the answer: its limits would make calls wait.
-            rate.start.is_over = True
+            rate.is_starting = False
             return target_failed
         self._on_throttled(failure.status, retry_after, history)
         return target_failed
@@ -288,8 +289,8 @@ class Limiter:
         lane = self._lanes.get(workspace)
         if lane is None:
             self._forget_oldest_lane()
-            deliveries = self._all.rate.deliveries.of(workspace)
-            lane = Gate(math.inf, AdaptiveRate.of_workspace(deliveries), workspace)
+            answers = self._all.rate.answers.of(workspace)
+            lane = Gate(math.inf, AdaptiveRate.of_workspace(answers), workspace)
             self._lanes[workspace] = lane
         return lane
 

@@ -1,33 +1,35 @@
 """Adapt the request rate to throttling. Sans-IO: responses and clock readings drive it.
 
 The rate is controlled like a TCP sender's, and each idea has its class. The first
-attempts are paced (`start.py`); then nothing is computed until enough throttled
-responses show a limit (`evidence.py`). The rate pauses (`pause.py`) and starts slowly,
-near what the server accepted before (RFC 5681 section 3.1; `deliveries.py`). More
+attempts are paced; then nothing is computed until enough throttled responses show a
+limit (`evidence.py`). The rate pauses (`pause.py`) and starts slowly, near what the
+server accepted before (RFC 5681 section 3.1; `answers.py`). More
 throttling makes it step down to a share of the delivered rate (multiplicative decrease,
 RFC 9438 section 4.6). From there it follows a cubic curve (section 4.2; botocore's
-adaptive mode does the same; `curve.py`). For servers that limit concurrency, a window
-of attempts in flight adapts, too (`window.py`). Steps down that change nothing are
-undone (`baseline.py`).
+adaptive mode does the same; `curve.py`). Steps down that change nothing are undone
+(`baseline.py`).
 """
 
 from __future__ import annotations
 
 import math
 
+from bctrl_async._limiter.answers import Answers
 from bctrl_async._limiter.baseline import ThrottlingBaseline
 from bctrl_async._limiter.curve import BETA, MIN_RATE, SLOWEST_START, Curve
-from bctrl_async._limiter.deliveries import Deliveries
-from bctrl_async._limiter.evidence import Evidence, History, Successes
+from bctrl_async._limiter.evidence import Evidence, History
 from bctrl_async._limiter.pause import Pause
-from bctrl_async._limiter.start import Start
-from bctrl_async._limiter.window import Window
 
+_START_RATE = 150.0
+_START_GROWTH = 20.0
+_START_SUCCESSES = 200
+"""Attempts per second at first, how many more after each success, and the successes
+that end the start. Only answers raise its rate, so a busy process starts slowly."""
 _PAUSE = 0.5
 """Seconds of the pause after a limit is shown, if a Retry-After is not longer."""
 _RECOVERY = 0.25
-"""Seconds after a step down in which throttling causes no other step (RFC 9002 section
-7.3.2)."""
+"""Seconds after a step down in which throttling causes no other step, and no attempt
+that started before it does later (RFC 9002 section 7.3.2)."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BURST = 0.02
@@ -39,7 +41,7 @@ _GONE_RATIO = 10.0
 
 
 class AdaptiveRate:
-    """A rate (at most `cap` a second) and a window that adapt, on a monotonic clock.
+    """A rate (at most `cap` a second) that adapts, on a monotonic clock.
 
     Throttling is about its target until enough different targets show a limit for all.
     """
@@ -48,27 +50,26 @@ class AdaptiveRate:
         self, cap: float | None = None, evidence: Evidence | None = None
     ) -> None:
         self._cap = math.inf if cap is None else cap
-        self.start: Start = Start()
+        self.is_starting: bool = True
+        """True until enough have succeeded, or the server has shown a limit."""
         self.pause: Pause = Pause()
-        self.successes: Successes = Successes()
-        self.deliveries: Deliveries = Deliveries()
+        self.answers: Answers = Answers()
         self.has_limit: bool = False
         """True from the evidence of a limit of the server until the limit is gone."""
         self.all_throttled_since: float = math.inf
         """The time since which all responses were throttled, or inf."""
         self._evidence = evidence or Evidence(is_of_all=True)
         self._curve = Curve()
-        self._window = Window()
         self._baseline = ThrottlingBaseline()
         self._next_start = -math.inf
         self._limited_at = self._fades_from = -math.inf
 
     @classmethod
-    def of_workspace(cls, deliveries: Deliveries) -> AdaptiveRate:
-        """Make the rate of a workspace, given its deliveries; it limits nothing yet."""
+    def of_workspace(cls, answers: Answers) -> AdaptiveRate:
+        """Make the rate of a workspace, given its answers; it limits nothing yet."""
         rate = cls(evidence=Evidence(is_of_all=False))
-        rate.deliveries = deliveries
-        rate.start.is_over = True
+        rate.answers = answers
+        rate.is_starting = False
         return rate
 
     @property
@@ -81,17 +82,15 @@ class AdaptiveRate:
         """True if attempts may start at any rate."""
         return (
             not self.has_limit
-            and self.start.is_over
+            and not self.is_starting
             and not self.pause.is_on
             and self._cap == math.inf
         )
 
-    def delay(self, now: float, in_flight: int) -> float:
-        """Return the seconds until an attempt may start; inf in a full window."""
+    def delay(self, now: float) -> float:
+        """Return the seconds until an attempt may start."""
         if now < self.pause.end_time:
             return self.pause.delay(now)
-        if self._window.is_full(now, in_flight):
-            return math.inf
         return max(self._next_start - _BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
@@ -108,24 +107,19 @@ class AdaptiveRate:
         """Record a response that was not throttled; it ends a pause that was probed."""
         if self.pause.is_probed:
             self._end_pause(now)
-        self.deliveries.add(now, history.workspace)
+        self.answers.add(now, history)
+        self._curve.round_trip = self.answers.round_trip
         self.all_throttled_since = math.inf
-        if history.was_throttled:
-            self.successes.recovered_at = now
-        else:
-            self.successes.unthrottled_at = now
+        if not history.was_throttled:
             self._evidence.on_success(history.workspace)
         old_rate = self._baseline.on_success(now)
         if old_rate is not None:
             self._restore(old_rate, now)
-        if self.has_limit:
-            self._window.grow()
 
     def on_throttled(
         self,
         now: float,
         retry_after: float | None,
-        in_flight: int,
         history: History,
         *,
         is_explained: bool = False,
@@ -145,10 +139,15 @@ class AdaptiveRate:
             return
         is_evidence = self._evidence.on_throttled(history.workspace)
         if is_evidence or was_probed:
-            self._on_evidence(now, retry_after, in_flight, was_probed=was_probed)
+            self._on_evidence(now, retry_after, history, was_probed=was_probed)
 
     def _on_evidence(
-        self, now: float, retry_after: float | None, in_flight: int, *, was_probed: bool
+        self,
+        now: float,
+        retry_after: float | None,
+        history: History,
+        *,
+        was_probed: bool,
     ) -> None:
         if was_probed and retry_after is not None:
             # The newer Retry-After replaces the older.
@@ -160,7 +159,7 @@ class AdaptiveRate:
             wait = retry_after
         is_limited = self.has_limit or self._evidence.shows_limit
         if is_limited and not self._baseline.covers(now):
-            self._slow_down(now, wait, in_flight)
+            self._slow_down(now, wait, history)
 
     def _tells_of_limit(self, history: History) -> bool:
         """Return True if a throttled retry counts as evidence of the limit.
@@ -170,16 +169,16 @@ class AdaptiveRate:
         return (
             self.has_limit
             and history.is_fair
-            and self.successes.recovered_at >= history.throttled_at
+            and self.answers.recovered_at >= history.throttled_at
         )
 
     def _was_shown_by_dead_targets(self, history: History) -> bool:
         """Return True if targets that are throttled for ever have shown the limit."""
-        has_recovered = self.successes.recovered_at >= self._limited_at
-        is_dead = self.successes.throttles_alone(history.throttled_at)
+        has_recovered = self.answers.recovered_at >= self._limited_at
+        is_dead = self.answers.throttles_alone(history.throttled_at)
         return is_dead and not has_recovered and self._evidence.excess < 1.0
 
-    def _slow_down(self, now: float, wait: float, in_flight: int) -> None:
+    def _slow_down(self, now: float, wait: float, history: History) -> None:
         """Start slowly under a new limit, or step down; pause as the server asks."""
         pause_ends = now + wait
         self.pause.retry_after_ends = max(self.pause.retry_after_ends, pause_ends)
@@ -188,7 +187,9 @@ class AdaptiveRate:
             # Attempts in flight end within a Retry-After, so throttling right after it
             # is a new event. Without it, the pause belongs to the event.
             last_event = self._curve.stepped_at
-        is_new_event = now >= last_event + _RECOVERY
+        # An attempt that started before the last step down tells nothing of it.
+        is_later = not self.has_limit or history.started_at > self._curve.stepped_at
+        is_new_event = is_later and now >= last_event + _RECOVERY
         if is_new_event:
             self._lift_limit_if_gone(now)
         if not self.has_limit:
@@ -196,7 +197,7 @@ class AdaptiveRate:
             pause_ends = max(pause_ends, now + _PAUSE)
             self._fades_from = pause_ends
         elif is_new_event and self._is_answered():
-            self._step_down(now, in_flight, wait)
+            self._step_down(now, wait)
         if pause_ends > max(now, self.pause.end_time):
             # Until then the rate does not grow, and at the end there is no burst.
             self.pause.start(pause_ends)
@@ -214,32 +215,29 @@ class AdaptiveRate:
 
     def _is_answered(self) -> bool:
         """Return True if any attempt has succeeded since the limit was shown."""
-        return self.successes.any_since(self._limited_at)
+        return self.answers.any_since(self._limited_at)
 
     def _start_slowly(self, now: float) -> None:
         self.has_limit = True
-        self.start.is_over = True
+        self.is_starting = False
         self._limited_at = now
         # The first rate is computed after the pause.
         self._curve.start(now, self.pause.end_time, 0.0, None)
 
-    def _step_down(self, now: float, in_flight: int, pause: float) -> None:
+    def _step_down(self, now: float, pause: float) -> None:
         curve = self._curve
         current = self._current_rate(now)
-        # In less time than a recovery period, deliveries are too few to measure a rate.
-        peak = self.deliveries.rate(
+        # In less time than a recovery period, answers are too few to measure a rate.
+        peak = self.answers.rate(
             now, min(_SPAN, max(now - curve.growth_start, _RECOVERY))
         )
-        if curve.peak is None:
-            peak = min(peak, self.deliveries.rate_beyond_burst(now, curve.growth_start))
-        # However few the deliveries were, the peak is at least half of the rate.
+        # However few the answers were, the peak is at least half of the rate.
         peak = max(peak, current / 2, self._baseline.plateau, MIN_RATE)
         old_rate = self._baseline.record_step(now, BETA * peak)
         if old_rate is not None:
             self._restore(old_rate, now)
             return
         curve.step_down(now, self.pause.end_time, peak, pause)
-        self._window.shrink(in_flight)
 
     def _lift_limit_if_gone(self, now: float) -> None:
         if self.has_limit:
@@ -251,22 +249,22 @@ class AdaptiveRate:
         # server can do.
         peak = rate if self._baseline.is_trying else None
         self._curve.start(now, self.pause.end_time, rate, peak)
-        self._window.open()
 
     def _current_rate(self, now: float) -> float:
         """Return the rate at this time; lift the limit if it is gone."""
-        successes = len(self.deliveries.times)
-        if not self.start.end_after(successes):
-            return self.start.rate(successes)
+        if self.is_starting:
+            successes = self.answers.count
+            if successes < _START_SUCCESSES:
+                return _START_RATE + _START_GROWTH * successes
+            self.is_starting = False
         if not self.has_limit:
             return math.inf
         curve = self._curve
         if curve.peak is None:
             return self._slow_start_rate(now)
         max_rate = _GONE_RATIO * curve.peak
-        rate = min(curve.rate(now), max_rate)
-        # While the window is the binding limit, a high rate proves nothing.
-        if rate < max_rate or self._window.is_binding(now):
+        rate = curve.rate(now)
+        if rate < max_rate:
             return rate
         return self._lift_limit()
 
@@ -274,19 +272,16 @@ class AdaptiveRate:
         curve = self._curve
         if not curve.first_rate:
             # The rate is computed after the pause, when those in flight are answered.
-            self.deliveries.measure_burst(self._limited_at - _PAUSE, self._limited_at)
-            curve.first_rate = max(
-                _SLOW_START_SHARE * self.deliveries.burst, SLOWEST_START
-            )
+            accepted = self.answers.count_since(self._limited_at - _PAUSE)
+            curve.first_rate = max(_SLOW_START_SHARE * accepted, SLOWEST_START)
         if not self._is_answered():
             return curve.fade(now, self._fades_from)
         rate = curve.rate(now)
-        if rate < _GONE_RATIO * max(curve.first_rate, self.deliveries.rate(now, _SPAN)):
+        if rate < _GONE_RATIO * max(curve.first_rate, self.answers.rate(now, _SPAN)):
             return rate
         return self._lift_limit()
 
     def _lift_limit(self) -> float:
         """Lift the limit; return the rate without it."""
         self.has_limit = False
-        self._window.open()
         return math.inf

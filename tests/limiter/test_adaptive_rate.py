@@ -23,12 +23,24 @@ def refuse(
     rate: AdaptiveRate, times: int = 8, retry_after: float | None = None
 ) -> None:
     for _ in range(times):
-        rate.on_throttled(0.0, retry_after, 1, FIRST)
+        rate.on_throttled(0.0, retry_after, FIRST)
 
 
-def repeat(throttled_at: float, throttled: int = 1) -> History:
+def first(started_at: float) -> History:
+    """Return the history of a first attempt that got its slot at this time."""
+    return History(workspace="ws-1", started_at=started_at)
+
+
+def repeat(
+    throttled_at: float, throttled: int = 1, started_at: float = -math.inf
+) -> History:
     """Return the history of a call that was throttled so many times."""
-    return History(workspace="ws-1", throttled_at=throttled_at, throttled=throttled)
+    return History(
+        workspace="ws-1",
+        throttled_at=throttled_at,
+        throttled=throttled,
+        started_at=started_at,
+    )
 
 
 def limited() -> AdaptiveRate:
@@ -59,7 +71,7 @@ def test_the_eighth_throttled_response_slows_down_other_calls(
     rate = rate_of_workspace()
     refuse(rate, times)
     assert rate.has_limit is (times == 8)
-    assert rate.delay(0.0, 1) == pytest.approx(delay)
+    assert rate.delay(0.0) == pytest.approx(delay)
 
 
 def test_throttling_when_the_limit_would_be_lifted_starts_anew() -> None:
@@ -67,11 +79,11 @@ def test_throttling_when_the_limit_would_be_lifted_starts_anew() -> None:
     rate = limited()
     rate.on_success(0.6, FIRST)
     rate.on_start(1.0)
-    rate.on_throttled(2.0, None, 1, FIRST)
-    rate.on_throttled(1000.0, None, 1, FIRST)
+    rate.on_throttled(2.0, None, FIRST)
+    rate.on_throttled(1000.0, None, first(started_at=999.9))
     assert rate.has_limit
-    assert rate.delay(1000.0, 1) == pytest.approx(0.5)
-    assert rate.delay(1001.0, 100) < math.inf
+    assert rate.delay(1000.0) == pytest.approx(0.5)
+    assert rate.delay(1001.0) < math.inf
 
 
 def test_while_nothing_succeeds_the_rate_fades_to_an_attempt_in_two_seconds() -> None:
@@ -79,7 +91,7 @@ def test_while_nothing_succeeds_the_rate_fades_to_an_attempt_in_two_seconds() ->
     rate = limited()
     assert rate._current_rate(0.5) == 20.0
     for now in (1.0, 2.0, 3.0):
-        rate.on_throttled(now, None, 1, FIRST)
+        rate.on_throttled(now, None, FIRST)
     assert rate._current_rate(0.5 + _FADING) == pytest.approx(10.0)
     assert rate._current_rate(1000.0) == 0.5
     rate.on_success(1000.0, FIRST)
@@ -94,7 +106,7 @@ class TestEvidence:
         """Fault: thirty targets over their quota stopped 3,000 behind them."""
         rate = rate_of_workspace()
         for number in range(100):
-            rate.on_throttled(1.0 + number, retry_after, 1, repeat(number, 2))
+            rate.on_throttled(1.0 + number, retry_after, repeat(number, 2))
         assert not rate.has_limit
         assert rate.pause.retry_after_ends < 0.0
 
@@ -107,8 +119,23 @@ class TestEvidence:
         rate._restore(100.0, 1.0)
         for throttled, is_slower in ((2, False), (1, True)):
             before = rate._current_rate(2.0)
-            rate.on_throttled(2.0, None, 1, repeat(0.9, throttled))
+            rate.on_throttled(2.0, None, repeat(0.9, throttled, 1.9))
             assert (rate._current_rate(2.0) < before) is is_slower
+
+    def test_attempts_that_started_before_a_step_down_cause_no_other(self) -> None:
+        """Fault: answers after 4 s took nine times the ideal time."""
+        rate = limited()
+        for now in (1.0, 2.0, 3.0, 4.0):
+            rate.on_success(now, first(started_at=now - 4.0))
+        rate._restore(100.0, 4.0)
+        rate.on_throttled(5.0, None, first(started_at=4.1))
+        stepped = rate._current_rate(5.0)
+        assert stepped < 100.0
+        rate.on_throttled(8.0, None, first(started_at=4.9))
+        assert rate._current_rate(8.0) >= stepped
+        before = rate._current_rate(9.0)
+        rate.on_throttled(9.0, None, first(started_at=5.1))
+        assert rate._current_rate(9.0) < before
 
     def test_two_successes_make_up_for_a_throttled_response(self) -> None:
         rate = rate_of_workspace()
@@ -149,7 +176,7 @@ class TestEvidence:
         rate = AdaptiveRate()
         for number in range(100):
             history = History(workspace=f"ws-{number}")
-            rate.on_throttled(0.0, 30.0, 1, history, is_explained=True)
+            rate.on_throttled(0.0, 30.0, history, is_explained=True)
         assert not rate.has_limit
         assert not rate.has_evidence
 
@@ -161,15 +188,15 @@ class TestEvidence:
         self, others: list[History], *, is_alone: bool
     ) -> None:
         rate = AdaptiveRate()
-        rate.on_throttled(10.0, None, 1, FIRST)
+        rate.on_throttled(10.0, None, FIRST)
         for history in others:
             rate.on_success(11.0, history)
 
-        assert rate.successes.throttles_alone(10.0) is is_alone
+        assert rate.answers.throttles_alone(10.0) is is_alone
         # Nobody has been answered since its next attempt, and of a first nothing is
         # known.
-        assert not rate.successes.throttles_alone(12.0)
-        assert not rate.successes.throttles_alone(math.inf)
+        assert not rate.answers.throttles_alone(12.0)
+        assert not rate.answers.throttles_alone(math.inf)
 
 
 class TestGrowthAndPauses:
@@ -179,7 +206,7 @@ class TestGrowthAndPauses:
         """Fault: after a Retry-After of 30 s, then 10 s, it grew in the pause."""
         rate = rate_of_workspace()
         refuse(rate, retry_after=30.0)
-        rate.on_throttled(1.0, 10.0, 10, FIRST)
+        rate.on_throttled(1.0, 10.0, FIRST)
         rate.on_success(29.0, FIRST)
         rate.on_start(30.0)
         assert rate.has_limit
@@ -196,7 +223,7 @@ class TestGrowthAndPauses:
         while rate._baseline._phase is trial:
             rate.on_success(1.1, FIRST)
 
-        assert rate.delay(1.1, 0) == 29.9
+        assert rate.delay(1.1) == 29.9
         rate.on_start(31.0)
         assert rate.has_limit
         assert rate._current_rate(31.0) == 100.0

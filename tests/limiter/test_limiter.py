@@ -193,7 +193,7 @@ class TestWait:
     ) -> None:
         """Fault: a days-long Retry-After is waited out (openai family)."""
         limiter = Limiter(1, AdaptiveRate())
-        assert limiter.acquire_nowait()
+        await limiter.acquire(60.0)
         impatient = asyncio.create_task(limiter.acquire(10.0))
         patient = asyncio.create_task(limiter.acquire(7200.0))
         await asyncio.sleep(1)
@@ -214,7 +214,7 @@ class TestWait:
 
     async def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
         limiter = Limiter(2, AdaptiveRate(cap=0.1))
-        assert limiter.acquire_nowait()
+        await limiter.acquire(60.0)
         cancelled = asyncio.create_task(limiter.acquire(60.0))
         waiting = asyncio.create_task(limiter.acquire(60.0))
         await asyncio.sleep(1)
@@ -256,7 +256,7 @@ class TestPatience:
     ) -> None:
         """The only slot stays in use; others are answered 2 s before each time."""
         limiter = Limiter(1, AdaptiveRate())
-        assert limiter.acquire_nowait()
+        await limiter.acquire(60.0)
 
         async def wait(start: float, patience: float) -> float:
             await asyncio.sleep(start)
@@ -280,7 +280,7 @@ class TestPatience:
     async def test_a_short_patience_ends_in_time_beside_a_long_one(self) -> None:
         """Fault: a call with a patience of 0.3 s failed after 2.9 s."""
         limiter = Limiter(1, AdaptiveRate())
-        assert limiter.acquire_nowait()
+        await limiter.acquire(60.0)
         workspaces = [f"ws-{number}" for number in range(8)]
         patient = asyncio.create_task(limiter.acquire(3.0))
         await asyncio.sleep(0.0)

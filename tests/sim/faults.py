@@ -222,12 +222,12 @@ FAULTS = {
     "dead-upstream": KnownFault(
         "a gateway's 503 for a dead target passes for throttling",
         "dead targets",
-        {"bctrl_async._limiter.evidence.Successes.throttles_alone": lambda *_: False},
+        {"bctrl_async._limiter.answers.Answers.throttles_alone": lambda *_: False},
     ),
     "lone-503": KnownFault(
         "a gateway's 503 costs an attempt although all are answered so",
         "outage",
-        {"bctrl_async._limiter.evidence.Successes.throttles_alone": lambda *_: True},
+        {"bctrl_async._limiter.answers.Answers.throttles_alone": lambda *_: True},
     ),
     "page-accepted": KnownFault(
         "a login page with status 200 is an accepted stop",

@@ -27,7 +27,7 @@ Server = Callable[[float], BctrlError | None]
 def past_start(cap: float | None = None) -> AdaptiveRate:
     """Make a rate whose start is over, long ago: all attempts have succeeded."""
     rate = AdaptiveRate(cap)
-    while not rate.start.is_over:
+    while rate.is_starting:
         rate.on_success(-1000.0, History())
         rate.on_start(-1000.0)
     return rate
