@@ -82,4 +82,5 @@ class Curve:
         # The start moves along, so that the growth starts with the first success.
         self.growth_start = max(self.growth_start, now)
         halvings = max(now - since, 0.0) / _FADING
-        return max(SLOWEST_START * math.exp2(-halvings), MIN_RATE)
+        rate = min(self.first_rate, SLOWEST_START)
+        return max(rate * math.exp2(-halvings), MIN_RATE)

@@ -30,6 +30,9 @@ _PAUSE = 0.5
 _RECOVERY = 0.25
 """Seconds after a step down in which throttling causes no other step, and no attempt
 that started before it does later (RFC 9002 section 7.3.2)."""
+_REFUSED = 1.0
+"""Seconds without a success, or two round trips if they are longer, after which the
+rate starts anew (the retransmission timeout of RFC 6298 section 5)."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BURST = 0.02
@@ -132,11 +135,15 @@ class AdaptiveRate:
         was_probed = self.pause.on_throttled(now)
         if is_explained:
             return
-        if history.was_throttled and not self._tells_of_limit(history):
-            # The response is about its target.
+        if self._is_refused_throughout(now):
+            self._fade(now)
+        if history.was_throttled:
             if self._was_shown_by_dead_targets(history):
                 self._lift_limit()
-            return
+                return
+            if not self._tells_of_limit(history):
+                # The response is about its target.
+                return
         is_evidence = self._evidence.on_throttled(history.workspace)
         if is_evidence or was_probed:
             self._on_evidence(now, retry_after, history, was_probed=was_probed)
@@ -166,11 +173,11 @@ class AdaptiveRate:
 
         If no retry counted, a limit of few attempts a second would throttle many.
         """
-        return (
-            self.has_limit
-            and history.is_fair
-            and self.answers.recovered_at >= history.throttled_at
-        )
+        if self._curve.peak is None:
+            # After an outage of 429s, all calls may be retries.
+            return self.has_limit
+        has_recovered = self.answers.recovered_at >= history.throttled_at
+        return self.has_limit and history.is_fair and has_recovered
 
     def _was_shown_by_dead_targets(self, history: History) -> bool:
         """Return True if targets that are throttled for ever have shown the limit."""
@@ -212,6 +219,20 @@ class AdaptiveRate:
             self._curve.growth_start -= seconds
             # The probe counts towards the cap.
             self._next_start = max(now, self.pause.asked_at + 1.0 / self._cap) + _BURST
+
+    def _is_refused_throughout(self, now: float) -> bool:
+        """Return True if nothing succeeds any more at a rate that was stepped down."""
+        if not self.has_limit or self._curve.peak is None:
+            return False
+        since = max(self.all_throttled_since, self._curve.stepped_at)
+        return now - since > max(_REFUSED, 2.0 * self.answers.round_trip)
+
+    def _fade(self, now: float) -> None:
+        """Let the rate fade from what it is; start slowly from there with a success."""
+        rate = min(self._current_rate(now), SLOWEST_START)
+        self._start_slowly(now)
+        self._curve.first_rate = rate
+        self._fades_from = now
 
     def _is_answered(self) -> bool:
         """Return True if any attempt has succeeded since the limit was shown."""

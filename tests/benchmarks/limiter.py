@@ -216,6 +216,9 @@ def _rows() -> dict[str, _Case]:
         "fixed window of 100": partial(
             one, make=lambda _: fixed_window(100), ideal=19.0
         ),
+        "900 in 60 s": partial(
+            one, make=lambda _: fixed_window(900, 60.0), count=4500, ideal=240.0
+        ),
         "8": partial(_together, count=8),
         "16": partial(_together, count=16),
         "30 of 3000 first": partial(_beside, count=30, total=3000),
@@ -245,6 +248,17 @@ def _rows() -> dict[str, _Case]:
             size=800,
             make_server=partial(_limited, 100.0, 20),
             ideal=39.8,
+        )
+    for seconds in (1.0, 2.0, 4.0):
+        rows[f"answers after {seconds:.0f} s"] = partial(
+            _workspaces,
+            count=1,
+            size=8000,
+            make_server=partial(_limited, 200.0, 20),
+            ideal=39.9,
+            is_shuffled=False,
+            latency=seconds,
+            max_connections=1200,
         )
     for multiple in (1.1, 1.2, 1.3):
         # The connections would allow this multiple of the limit.

@@ -98,6 +98,57 @@ def test_while_nothing_succeeds_the_rate_fades_to_an_attempt_in_two_seconds() ->
     assert rate._current_rate(1000.7) == pytest.approx(40.0)
 
 
+def stepped_down() -> AdaptiveRate:
+    """Make a rate that has stepped down to some 85 a second at 5 s."""
+    rate = limited()
+    for number in range(100):
+        rate.on_success(4.0 + number / 100, FIRST)
+    rate._restore(100.0, 4.5)
+    rate.on_throttled(5.0, None, first(started_at=4.9))
+    assert 80.0 < rate._current_rate(5.0) < 90.0
+    return rate
+
+
+class TestRefusal:
+    def test_a_rate_at_which_nothing_succeeds_any_more_fades(self) -> None:
+        """Fault: of 600 a minute, most were asked for in vain, and targets given up."""
+        rate = stepped_down()
+        for now in (5.1, 6.0):
+            rate.on_throttled(now, None, repeat(4.0))
+            assert rate._current_rate(now) > 80.0
+        rate.on_throttled(6.2, None, repeat(4.0))
+        assert rate._current_rate(6.2) == 20.0
+        assert rate._current_rate(8.2) == pytest.approx(10.0)
+
+    def test_it_grows_from_there_once_an_attempt_succeeds(self) -> None:
+        rate = stepped_down()
+        rate._restore(8.0, 5.0)
+        rate.on_throttled(5.5, None, first(started_at=5.4))
+        rate.on_throttled(7.0, None, repeat(4.0))
+        assert rate._current_rate(9.0) < 5.0
+        rate.on_success(9.1, repeat(4.0))
+        assert 5.0 < rate._current_rate(9.1) < 8.0
+        assert rate._current_rate(10.5) > 16.0
+
+    def test_a_step_down_is_given_two_round_trips(self) -> None:
+        rate = stepped_down()
+        for number in range(100):
+            rate.on_success(5.0 + number / 100, first(started_at=2.0))
+        rate.on_throttled(7.0, None, repeat(6.5))
+        rate.on_throttled(14.0, None, repeat(6.5))
+        assert rate._current_rate(14.0) > 20.0
+        rate.on_throttled(15.5, None, repeat(6.5))
+        assert rate._current_rate(15.5) == 20.0
+
+    def test_in_a_slow_start_a_retry_makes_it_step_down(self) -> None:
+        """Fault: after an outage of 429s, all calls were retries, and none counted."""
+        rate = limited()
+        rate.on_success(0.6, repeat(0.0))
+        before = rate._current_rate(1.5)
+        rate.on_throttled(1.5, None, repeat(1.4, 5, started_at=1.4))
+        assert rate._current_rate(1.5) < before
+
+
 class TestEvidence:
     """First attempts are a fair sample of all, and repeats of their target."""
 
@@ -114,13 +165,12 @@ class TestEvidence:
         self,
     ) -> None:
         """Fault: of eight processes on one limit, one had twice what another had."""
-        rate = limited()
-        rate.on_success(1.0, repeat(0.0))
-        rate._restore(100.0, 1.0)
+        rate = stepped_down()
+        rate.on_success(5.5, repeat(4.0))
         for throttled, is_slower in ((2, False), (1, True)):
-            before = rate._current_rate(2.0)
-            rate.on_throttled(2.0, None, repeat(0.9, throttled, 1.9))
-            assert (rate._current_rate(2.0) < before) is is_slower
+            before = rate._current_rate(6.0)
+            rate.on_throttled(6.0, None, repeat(5.4, throttled, 5.9))
+            assert (rate._current_rate(6.0) < before) is is_slower
 
     def test_attempts_that_started_before_a_step_down_cause_no_other(self) -> None:
         """Fault: answers after 4 s took nine times the ideal time."""

@@ -100,6 +100,10 @@ CASES = {
         partial(no_burst, 1), 2000, 40, 0.1, latency=0.002
     ),
     "a fixed window": Case(partial(fixed_window, 200), 20_000, 110, 0.05),
+    # Fault: without a success the rate stayed, so most requests were throttled.
+    "a window of a minute": Case(partial(fixed_window, 600, 60.0), 2000, 200, 0.4),
+    # Fault: each late answer of a burst made the rate step down.
+    "answers after four seconds": Case(bucket, 4000, 30, 0.3, latency=4.0, limit=1000),
     # The full rate takes four seconds; some eight if the samples' rate is taken for it.
     "a high limit": Case(
         partial(token_bucket, lambda _: 5000.0, burst=50), 20_000, 7, 0.1, latency=0.005

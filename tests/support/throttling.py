@@ -79,13 +79,14 @@ def token_bucket(
     return serve
 
 
-def fixed_window(limit: int, retry_after: float | None = None) -> Server:
-    """Make a server that accepts up to `limit` requests in each second of the clock."""
+def fixed_window(limit: int, seconds: float = 1.0) -> Server:
+    """Make a server that accepts up to `limit` requests in each window of the clock."""
     counts: Counter[int] = Counter()
 
     def serve(now: float) -> BctrlError | None:
-        counts[int(now)] += 1
-        return throttled(retry_after) if counts[int(now)] > limit else None
+        window = int(now / seconds)
+        counts[window] += 1
+        return throttled() if counts[window] > limit else None
 
     return serve
 
