@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -148,6 +149,8 @@ def _command(seed: int, args: Namespace) -> str:
 
 
 if __name__ == "__main__":
+    # A shell starts background jobs with SIGINT ignored: Ctrl-C would end no run then.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("PYTHONHASHSEED") != "0":
         # A fixed hash seed gives sets of strings the same order in every process.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
