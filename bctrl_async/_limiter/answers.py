@@ -32,16 +32,12 @@ class Answers:
         """The time of the last success of a call that was throttled."""
 
     def add(self, now: float, history: History) -> None:
-        """Record a success."""
+        """Record a success; the caller sets its time."""
         self._times.append(now)
         self._workspaces.append(history.workspace)
-        if history.started_at > -math.inf:
+        if history.started_at:
             seconds = now - history.started_at
             self.round_trip += _SMOOTHING * (seconds - self.round_trip)
-        if history.was_throttled:
-            self.recovered_at = now
-        else:
-            self.unthrottled_at = now
 
     def of(self, workspace: str) -> Answers:
         """Return a copy of the samples, for one workspace."""

@@ -24,8 +24,8 @@ class History(msgspec.Struct, kw_only=True, gc=False):
     """The time of the last throttled response; inf if there is none."""
     waits_since: float = math.inf
     """The time since which it has waited for a slot, or was throttled; or inf."""
-    started_at: float = -math.inf
-    """The time at which its attempt got a slot; -inf before any rate bounds it."""
+    started_at: float = 0.0
+    """The time at which its attempt got a slot; 0 if no rate bounded it."""
     has_lane_slot: bool = False
     """True while it has a slot of the lane of its workspace."""
     may_park: bool = False

@@ -111,9 +111,11 @@ class AdaptiveRate:
         if self.pause.is_probed:
             self._end_pause(now)
         self.answers.add(now, history)
-        self._curve.round_trip = self.answers.round_trip
         self.all_throttled_since = math.inf
-        if not history.was_throttled:
+        if history.was_throttled:
+            self.answers.recovered_at = now
+        else:
+            self.answers.unthrottled_at = now
             self._evidence.on_success(history.workspace)
         old_rate = self._baseline.on_success(now)
         if old_rate is not None:
@@ -132,6 +134,7 @@ class AdaptiveRate:
         `is_explained` is True if a limit of its workspace is the reason.
         """
         self.all_throttled_since = min(self.all_throttled_since, now)
+        self._curve.round_trip = self.answers.round_trip
         was_probed = self.pause.on_throttled(now)
         if is_explained:
             return

@@ -31,9 +31,7 @@ def first(started_at: float) -> History:
     return History(workspace="ws-1", started_at=started_at)
 
 
-def repeat(
-    throttled_at: float, throttled: int = 1, started_at: float = -math.inf
-) -> History:
+def repeat(throttled_at: float, throttled: int = 1, started_at: float = 0.0) -> History:
     """Return the history of a call that was throttled so many times."""
     return History(
         workspace="ws-1",
@@ -176,7 +174,7 @@ class TestEvidence:
         """Fault: answers after 4 s took nine times the ideal time."""
         rate = limited()
         for now in (1.0, 2.0, 3.0, 4.0):
-            rate.on_success(now, first(started_at=now - 4.0))
+            rate.on_success(now, first(started_at=now - 4.5))
         rate._restore(100.0, 4.0)
         rate.on_throttled(5.0, None, first(started_at=4.1))
         stepped = rate._current_rate(5.0)
