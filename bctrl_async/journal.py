@@ -18,9 +18,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from io import BufferedReader, RawIOBase
 from os.path import samestat
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -42,6 +43,9 @@ from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 try:
     import fcntl
@@ -179,6 +183,29 @@ def _unknown_outcome(target: RuntimeRef, latest: StopOutcome | None) -> StopOutc
     )
 
 
+class _Tail(RawIOBase):
+    """An open file from an offset on, read beside writes, which move its position."""
+
+    def __init__(self, file: BinaryIO, lock: threading.Lock, offset: int) -> None:
+        self._file = file
+        self._lock = lock
+        self._offset = offset
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read what fits into a buffer; return the number of bytes."""
+        view = memoryview(buffer)
+        with self._lock:
+            self._file.seek(self._offset)
+            data = self._file.read(len(view))
+        view[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
+
+
 class JournalReader:
     """The entries of a journal that is read, of any server if `base_url` is empty."""
 
@@ -277,18 +304,10 @@ class JournalReader:
         return outcome
 
     def _line_at(self, offset: int) -> bytes:
-        # `readline` of an unbuffered file would read each byte on its own.
-        data = b""
-        # A write of another thread would move the position in the file.
-        with self._lock:
-            self.file.seek(offset)
-            while b"\n" not in data:
-                part = self.file.read(1024)
-                if not part:
-                    break
-                data += part
-        line, newline, _ = data.partition(b"\n")
-        return line + newline
+        return self._read_from(offset, buffer_size=1024).readline()
+
+    def _read_from(self, offset: int, buffer_size: int = 65_536) -> BufferedReader:
+        return BufferedReader(_Tail(self.file, self._lock, offset), buffer_size)
 
     def _unusable(
         self,
@@ -384,10 +403,9 @@ class JournalFile(JournalReader):
         self._check_writable()
         try:
             self._check_place()
-            # Each write moves the position of `file`.
-            with self._reading, self._place.open("rb") as lines:
-                lines.seek(self.end)
-                self._read_entries(lines)
+            # The machine may have no file descriptor left to open it again.
+            with self._reading:
+                self._read_entries(self._read_from(self.end))
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
 

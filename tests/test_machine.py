@@ -11,17 +11,25 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from support.commands import finish, start
+from support.helpers import Bulk
 from support.runtimes import WIRE
 from support.servers import http_answer, raw_server
 
-from bctrl_async import BctrlNetworkError, BctrlSession, RetryPolicy, StopResult
+from bctrl_async import (
+    BctrlNetworkError,
+    BctrlSession,
+    RetryPolicy,
+    Runtime,
+    StopResult,
+)
 from bctrl_async._calls.results import result_of
+from bctrl_async.journal import read_journals
 
 LIMIT = 64
 PROGRAM = """
@@ -79,6 +87,30 @@ def no_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_a_descriptor_a_last_look_corrects_the_journal(
+    bulk: Bulk, tmp_path: Path
+) -> None:
+    """Fault: all was stopped, and an error said to use another journal."""
+    path = tmp_path / "journal.jsonl"
+    with ExitStack() as stack:
+
+        def where(_: Runtime) -> bool:
+            if bulk.emulator.stops:
+                stack.enter_context(no_descriptors())
+            return True
+
+        report = await bulk.session.stop_workspace(
+            "ws-1",
+            where=where,
+            journal=path,
+            on_outcome=lambda _: bulk.emulator.add_runtime("ws-1", "crm"),
+        )
+
+    assert report.ok
+    [outcome] = read_journals([path], [("ws-1", "crm")])
+    assert not outcome.ok
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
