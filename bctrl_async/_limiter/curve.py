@@ -62,7 +62,7 @@ class Curve:
         """Grow from below a peak, and be back at it after K seconds."""
         k = max(math.cbrt((1.0 - BETA) * peak / _CUBIC), _K_MIN)
         k_max = _K_FIRST if self.peak is None else _K_MAX
-        k = max(min(k, k_max), _K_ROUND_TRIPS * self.round_trip)
+        k = min(k, k_max)
         self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
         self.start(now, growth_start, BETA * peak, peak)
 
@@ -73,9 +73,9 @@ class Curve:
             # `exp2` overflows after a long time without attempts.
             doublings = min(elapsed / max(_DOUBLING, self.round_trip), 60.0)
             return self.first_rate * math.exp2(doublings)
-        return (
-            self.peak + (self.peak - self.first_rate) * (elapsed / self._k - 1.0) ** 3
-        )
+        # A server that was slow, and is fast now, is not bound to its old round trip.
+        k = max(self._k, _K_ROUND_TRIPS * self.round_trip)
+        return self.peak + (self.peak - self.first_rate) * (elapsed / k - 1.0) ** 3
 
     def fade(self, now: float, since: float) -> float:
         """Return the rate while nothing succeeds: it fades, and does not step down."""

@@ -205,6 +205,8 @@ class Limiter:
         target_failed = False
         if type(answer) is Failure:
             target_failed = self._on_failure(answer, history)
+            # No rate may bound its next attempt.
+            history.started_at = 0.0
         elif answer is not None:
             self._on_success(history)
         # Most calls are in no lane, so this check saves the call of `leave_lane`.

@@ -117,6 +117,8 @@ class AdaptiveRate:
         else:
             self.answers.unthrottled_at = now
             self._evidence.on_success(history.workspace)
+        if self.has_limit:
+            self._curve.round_trip = self.answers.round_trip
         old_rate = self._baseline.on_success(now)
         if old_rate is not None:
             self._restore(old_rate, now)
@@ -138,15 +140,15 @@ class AdaptiveRate:
         was_probed = self.pause.on_throttled(now)
         if is_explained:
             return
+        if self.answers.throttles_alone(history.throttled_at):
+            # The response is about its target.
+            if self._was_shown_by_dead_targets():
+                self._lift_limit()
+            return
         if self._is_refused_throughout(now):
             self._fade(now)
-        if history.was_throttled:
-            if self._was_shown_by_dead_targets(history):
-                self._lift_limit()
-                return
-            if not self._tells_of_limit(history):
-                # The response is about its target.
-                return
+        if history.was_throttled and not self._tells_of_limit(history):
+            return
         is_evidence = self._evidence.on_throttled(history.workspace)
         if is_evidence or was_probed:
             self._on_evidence(now, retry_after, history, was_probed=was_probed)
@@ -182,11 +184,10 @@ class AdaptiveRate:
         has_recovered = self.answers.recovered_at >= history.throttled_at
         return self.has_limit and history.is_fair and has_recovered
 
-    def _was_shown_by_dead_targets(self, history: History) -> bool:
-        """Return True if targets that are throttled for ever have shown the limit."""
+    def _was_shown_by_dead_targets(self) -> bool:
+        """Return True if a target that is throttled alone may have shown the limit."""
         has_recovered = self.answers.recovered_at >= self._limited_at
-        is_dead = self.answers.throttles_alone(history.throttled_at)
-        return is_dead and not has_recovered and self._evidence.excess < 1.0
+        return not has_recovered and self._evidence.excess < 1.0
 
     def _slow_down(self, now: float, wait: float, history: History) -> None:
         """Start slowly under a new limit, or step down; pause as the server asks."""
@@ -231,7 +232,7 @@ class AdaptiveRate:
         return now - since > max(_REFUSED, 2.0 * self.answers.round_trip)
 
     def _fade(self, now: float) -> None:
-        """Let the rate fade from what it is; start slowly from there with a success."""
+        """Let the rate fade, from 20 a second at most; start slowly with a success."""
         rate = min(self._current_rate(now), SLOWEST_START)
         self._start_slowly(now)
         self._curve.first_rate = rate

@@ -112,9 +112,9 @@ class TestRefusal:
         """Fault: of 600 a minute, most were asked for in vain, and targets given up."""
         rate = stepped_down()
         for now in (5.1, 6.0):
-            rate.on_throttled(now, None, repeat(4.0))
+            rate.on_throttled(now, None, repeat(5.05))
             assert rate._current_rate(now) > 80.0
-        rate.on_throttled(6.2, None, repeat(4.0))
+        rate.on_throttled(6.2, None, repeat(5.05))
         assert rate._current_rate(6.2) == 20.0
         assert rate._current_rate(8.2) == pytest.approx(10.0)
 
@@ -122,7 +122,7 @@ class TestRefusal:
         rate = stepped_down()
         rate._restore(8.0, 5.0)
         rate.on_throttled(5.5, None, first(started_at=5.4))
-        rate.on_throttled(7.0, None, repeat(4.0))
+        rate.on_throttled(7.0, None, repeat(5.05))
         assert rate._current_rate(9.0) < 5.0
         rate.on_success(9.1, repeat(4.0))
         assert 5.0 < rate._current_rate(9.1) < 8.0
@@ -137,6 +137,26 @@ class TestRefusal:
         assert rate._current_rate(14.0) > 20.0
         rate.on_throttled(15.5, None, repeat(6.5))
         assert rate._current_rate(15.5) == 20.0
+
+    def test_a_server_that_was_slow_is_fast_as_soon_as_its_answers_are(self) -> None:
+        """Fault: one slow minute kept the rate low for five."""
+        rate = stepped_down()
+        for number in range(50):
+            rate.on_success(5.0 + number / 100, first(started_at=-25.0))
+        rate.on_throttled(6.0, None, first(started_at=5.9))
+        assert rate._current_rate(20.0) < 90.0
+        for number in range(50):
+            now = 20.0 + number / 100
+            rate.on_success(now, first(started_at=now - 0.1))
+        assert rate._current_rate(21.0) > 100.0
+
+    def test_in_a_slow_start_a_retry_of_a_dead_target_does_not_count(self) -> None:
+        """Fault: twenty dead targets slowed down 480 for twice as long."""
+        rate = limited()
+        rate.on_success(1.0, FIRST)
+        before = rate._current_rate(1.5)
+        rate.on_throttled(1.5, None, repeat(0.9, 1, started_at=1.4))
+        assert rate._current_rate(1.5) == before
 
     def test_in_a_slow_start_a_retry_makes_it_step_down(self) -> None:
         """Fault: after an outage of 429s, all calls were retries, and none counted."""

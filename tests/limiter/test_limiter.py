@@ -212,6 +212,22 @@ class TestWait:
         await patient
         assert now() == pytest.approx(61)
 
+    async def test_a_wait_between_attempts_is_no_round_trip(self) -> None:
+        """Fault: the wait for a Retry-After slowed down the session from then on."""
+        limiter = Limiter(1, AdaptiveRate())
+        history = History(workspace="ws-1")
+        await asyncio.sleep(1.0)
+        await limiter.acquire(300.0, history=history)
+        await asyncio.sleep(0.1)
+        release(limiter, throttled(60.0), history)
+        await asyncio.sleep(60.0)
+        # No rate bounds its next attempt.
+        limiter._all.rate.is_starting = False
+        assert limiter.acquire_nowait()
+        await asyncio.sleep(0.1)
+        release(limiter, "a runtime", history)
+        assert limiter._all.rate.answers.round_trip < 1.0
+
     async def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
         limiter = Limiter(2, AdaptiveRate(cap=0.1))
         await limiter.acquire(60.0)
