@@ -18,10 +18,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from io import BufferedReader, RawIOBase
 from os.path import samestat
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Self
+from typing import BinaryIO, Literal, Self
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -43,9 +42,6 @@ from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.filters import Selection
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 try:
     import fcntl
@@ -183,29 +179,6 @@ def _unknown_outcome(target: RuntimeRef, latest: StopOutcome | None) -> StopOutc
     )
 
 
-class _Tail(RawIOBase):
-    """An open file from an offset on, read beside writes, which move its position."""
-
-    def __init__(self, file: BinaryIO, lock: threading.Lock, offset: int) -> None:
-        self._file = file
-        self._lock = lock
-        self._offset = offset
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read what fits into a buffer; return the number of bytes."""
-        view = memoryview(buffer)
-        with self._lock:
-            self._file.seek(self._offset)
-            data = self._file.read(len(view))
-        view[: len(data)] = data
-        self._offset += len(data)
-        return len(data)
-
-
 class JournalReader:
     """The entries of a journal that is read, of any server if `base_url` is empty."""
 
@@ -263,7 +236,7 @@ class JournalReader:
             self.end = len(line)
             self._read_entries(lines)
 
-    def _read_entries(self, lines: BinaryIO) -> None:
+    def _read_entries(self, lines: Iterable[bytes]) -> None:
         for line in lines:
             if not line.endswith(b"\n"):
                 # The line is still being written, or a crash cut it short.
@@ -304,10 +277,22 @@ class JournalReader:
         return outcome
 
     def _line_at(self, offset: int) -> bytes:
-        return self._read_from(offset, buffer_size=1024).readline()
+        return next(self._lines_from(offset, size=1024), b"")
 
-    def _read_from(self, offset: int, buffer_size: int = 65_536) -> BufferedReader:
-        return BufferedReader(_Tail(self.file, self._lock, offset), buffer_size)
+    def _lines_from(self, offset: int, size: int = 65_536) -> Iterator[bytes]:
+        """Yield the whole lines from an offset on."""
+        rest = b""
+        while True:
+            # A write of another thread would move the position in the file.
+            with self._lock:
+                self.file.seek(offset)
+                part = self.file.read(size)
+            if not part:
+                break
+            offset += len(part)
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                yield line + b"\n"
 
     def _unusable(
         self,
@@ -405,7 +390,7 @@ class JournalFile(JournalReader):
             self._check_place()
             # The machine may have no file descriptor left to open it again.
             with self._reading:
-                self._read_entries(self._read_from(self.end))
+                self._read_entries(self._lines_from(self.end))
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
 
