@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+from support.helpers import Bulk
 from support.pacing import Member, MemoryPace
 from support.simulated import ANSWER, Request, Simulate, targets
 from support.throttling import past_start, release, show_limit, throttled
@@ -401,3 +402,11 @@ class TestEverythingIsThrottled:
         assert report.counts[STOPPED] > 10
         assert report.counts[NOT_SENT] == 0
         assert simulation.seconds > 15
+
+
+async def test_a_stop_that_no_rate_bounds_takes_its_slot_at_once(bulk: Bulk) -> None:
+    bulk.session._limiter._all.rate.is_starting = False
+    assert (await bulk.session.stop_runtime("ws-1", "crm")).status == "stopped"
+    assert bulk.session._limiter.in_use == 0
+    # Nothing measures a round trip where no rate could learn from it.
+    assert bulk.session._limiter._all.rate.answers.round_trip == 0.0
