@@ -281,7 +281,7 @@ class JournalReader:
 
     def _lines_from(self, offset: int, size: int = 65_536) -> Iterator[bytes]:
         """Yield the whole lines from an offset on."""
-        rest = b""
+        tail = b""
         while True:
             # A write of another thread would move the position in the file.
             with self._lock:
@@ -290,7 +290,7 @@ class JournalReader:
             if not part:
                 break
             offset += len(part)
-            *lines, rest = (rest + part).split(b"\n")
+            *lines, tail = (tail + part).split(b"\n")
             for line in lines:
                 yield line + b"\n"
 

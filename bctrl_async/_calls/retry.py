@@ -129,6 +129,7 @@ class RetryQuota:
         return True
 
 
+# Failures have exceptions, whose frames may refer to their call.
 class RetryState(History, gc=True):
     """The retries of one call: its failures so far, and its next delay."""
 

@@ -32,7 +32,7 @@ class Answers:
         """The time of the last success of a call that was throttled."""
 
     def add(self, now: float, history: History) -> None:
-        """Record a success; the caller sets its time."""
+        """Record when a success came, of whom, and how late."""
         self._times.append(now)
         self._workspaces.append(history.workspace)
         if history.started_at:

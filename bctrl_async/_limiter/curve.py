@@ -43,8 +43,6 @@ class Curve:
         self.first_rate: float = 0.0
         self.growth_start: float = -math.inf
         self.stepped_at: float = -math.inf
-        self.round_trip: float = 0.0
-        """The seconds from an attempt to its answer."""
         self._k = _K_MIN
 
     def start(
@@ -66,15 +64,14 @@ class Curve:
         self._k = max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
         self.start(now, growth_start, BETA * peak, peak)
 
-    def rate(self, now: float) -> float:
-        """Return the rate at this time."""
+    def rate(self, now: float, round_trip: float) -> float:
+        """Return the rate at this time, which grows no faster than answers come."""
         elapsed = max(now - self.growth_start, 0.0)
         if self.peak is None:
             # `exp2` overflows after a long time without attempts.
-            doublings = min(elapsed / max(_DOUBLING, self.round_trip), 60.0)
+            doublings = min(elapsed / max(_DOUBLING, round_trip), 60.0)
             return self.first_rate * math.exp2(doublings)
-        # A server that was slow, and is fast now, is not bound to its old round trip.
-        k = max(self._k, _K_ROUND_TRIPS * self.round_trip)
+        k = max(self._k, _K_ROUND_TRIPS * round_trip)
         return self.peak + (self.peak - self.first_rate) * (elapsed / k - 1.0) ** 3
 
     def fade(self, now: float, since: float) -> float:

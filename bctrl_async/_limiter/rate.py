@@ -3,11 +3,10 @@
 The rate is controlled like a TCP sender's, and each idea has its class. The first
 attempts are paced; then nothing is computed until enough throttled responses show a
 limit (`evidence.py`). The rate pauses (`pause.py`) and starts slowly, near what the
-server accepted before (RFC 5681 section 3.1; `answers.py`). More
-throttling makes it step down to a share of the delivered rate (multiplicative decrease,
-RFC 9438 section 4.6). From there it follows a cubic curve (section 4.2; botocore's
-adaptive mode does the same; `curve.py`). Steps down that change nothing are undone
-(`baseline.py`).
+server accepted before (RFC 5681 section 3.1; `answers.py`). More throttling makes it
+step down to a share of the delivered rate (multiplicative decrease, RFC 9438 section
+4.6). From there it follows a cubic curve (section 4.2; botocore's adaptive mode does
+the same; `curve.py`). Steps down that change nothing are undone (`baseline.py`).
 """
 
 from __future__ import annotations
@@ -117,8 +116,6 @@ class AdaptiveRate:
         else:
             self.answers.unthrottled_at = now
             self._evidence.on_success(history.workspace)
-        if self.has_limit:
-            self._curve.round_trip = self.answers.round_trip
         old_rate = self._baseline.on_success(now)
         if old_rate is not None:
             self._restore(old_rate, now)
@@ -136,7 +133,6 @@ class AdaptiveRate:
         `is_explained` is True if a limit of its workspace is the reason.
         """
         self.all_throttled_since = min(self.all_throttled_since, now)
-        self._curve.round_trip = self.answers.round_trip
         was_probed = self.pause.on_throttled(now)
         if is_explained:
             return
@@ -288,7 +284,7 @@ class AdaptiveRate:
         if curve.peak is None:
             return self._slow_start_rate(now)
         max_rate = _GONE_RATIO * curve.peak
-        rate = curve.rate(now)
+        rate = curve.rate(now, self.answers.round_trip)
         if rate < max_rate:
             return rate
         return self._lift_limit()
@@ -301,7 +297,7 @@ class AdaptiveRate:
             curve.first_rate = max(_SLOW_START_SHARE * accepted, SLOWEST_START)
         if not self._is_answered():
             return curve.fade(now, self._fades_from)
-        rate = curve.rate(now)
+        rate = curve.rate(now, self.answers.round_trip)
         if rate < _GONE_RATIO * max(curve.first_rate, self.answers.rate(now, _SPAN)):
             return rate
         return self._lift_limit()

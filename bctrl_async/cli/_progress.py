@@ -193,9 +193,9 @@ class Display:
         text = f"{progress.polling:,} asked to stop"
         if self.is_interrupted:
             return f"{text}, no longer polled"
-        left = self._count_left(progress)
-        if left:
-            text = f"{left:,} to go, {text}"
+        count = self._count_left(progress)
+        if count:
+            text = f"{count:,} to go, {text}"
         text += f", polled for up to {format_duration(math.ceil(progress.polling_for))}"
         failures = progress.polling_failures
         if failures:

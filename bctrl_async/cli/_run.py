@@ -232,8 +232,8 @@ class Job:
                         "runtime": msgspec.to_builtins(runtime),
                     }
                 )
-        shown = runtimes[: out.MAX_SHOWN]
-        names = ", ".join(out.escape(runtime.alias) for runtime in shown)
+        first = runtimes[: out.MAX_SHOWN]
+        names = ", ".join(out.escape(runtime.alias) for runtime in first)
         if len(runtimes) > out.MAX_SHOWN:
             names += f" and {len(runtimes) - out.MAX_SHOWN:,} more"
         out.print_info(

@@ -249,26 +249,23 @@ def _rows() -> dict[str, _Case]:
             make_server=partial(_limited, 100.0, 20),
             ideal=39.8,
         )
+    alone = partial(_workspaces, count=1, is_shuffled=False)
     for seconds in (1.0, 2.0, 4.0):
         rows[f"answers after {seconds:.0f} s"] = partial(
-            _workspaces,
-            count=1,
+            alone,
             size=8000,
             make_server=partial(_limited, 200.0, 20),
             ideal=39.9,
-            is_shuffled=False,
             latency=seconds,
             max_connections=1200,
         )
     for multiple in (1.1, 1.2, 1.3):
         # The connections would allow this multiple of the limit.
         rows[f"speed {multiple}"] = partial(
-            _workspaces,
-            count=1,
+            alone,
             size=6000,
             make_server=partial(_limited, 200.0, 50),
             ideal=(6000 - 50) / 200,
-            is_shuffled=False,
             latency=0.05,
             max_connections=round(10 * multiple),
         )
