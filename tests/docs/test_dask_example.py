@@ -15,7 +15,7 @@ from typing import Any
 
 import distributed
 import pytest
-from support.commands import Process, start
+from support.commands import Process, kill, start
 from support.helpers import BOUND, add_runtimes, until, wait_for_requests
 from support.journal_lines import read_lines
 from support.warm_server import program
@@ -293,12 +293,6 @@ class Processes:
         return process
 
 
-async def kill(process: Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
-
-
 @asynccontextmanager
 async def processes(folder: Path, emulator: Emulator) -> AsyncIterator[Processes]:
     async with AsyncExitStack() as stack:
@@ -311,12 +305,15 @@ async def test_after_a_kill_the_list_is_resumed_and_each_target_has_one_last_wor
 ) -> None:
     async with processes(tmp_path, emulator) as cluster:
         scheduler, worker, _ = await cluster.start_cluster()
+        last = [alias for _, alias in cluster.targets[-PROGRAM_CHUNK:]]
+        emulator.hold("ws-1", *last)
         running = await cluster.start_program()
         # The workers are amid the third chunk and the fourth.
         await until(lambda: len(emulator.requests) >= 3.5 * PROGRAM_CHUNK)
         await kill(
             {"scheduler": scheduler, "worker": worker, "program": running}[victim]
         )
+        emulator.release("ws-1", *last)
         code = await asyncio.wait_for(running.wait(), 4 * BOUND)
 
         outcomes = list(read_journals([cluster.journal], cluster.targets))

@@ -22,7 +22,7 @@ from docket import Docket, Retry, Worker
 from docket.dependencies import ForcedRetry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from support.commands import Process, start
+from support.commands import Process, kill, start
 from support.helpers import BOUND, add_runtimes, until, wait_for_requests
 from support.redis_server import SERVER, redis_server
 
@@ -370,12 +370,6 @@ class Backend:
             return await start(
                 sys.executable, *arguments, stdout=log.fileno(), stderr=log.fileno()
             )
-
-
-async def kill(*processes: Process) -> None:
-    for process in processes:
-        process.kill()
-        await process.wait()
 
 
 @pytest.mark.usefixtures("_environment")

@@ -92,6 +92,16 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
     return process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
+async def kill(*processes: Process) -> None:
+    """Kill processes, and wait until their pipes are closed, too."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            process.kill()
+        async with asyncio.timeout(BOUND):
+            # What runs for a process in a warm server ends a moment after it.
+            await process.communicate()
+
+
 async def begin_to_end(
     process: Process, signal_: signal.Signals = signal.SIGINT
 ) -> str:
