@@ -134,11 +134,20 @@ def pytest_collection_modifyitems(
                 item.add_marker("moves_clock")
             if item.get_closest_marker("moves_clock"):
                 item.add_marker(pytest.mark.skip("the clock of uvloop cannot be moved"))
+    if config.getoption("long_way"):
+        # Their requests end where the two ways would part.
+        simulated = [item for item in items if _is_simulated(item)]
+        config.hook.pytest_deselected(items=simulated)
+        items[:] = [item for item in items if not _is_simulated(item)]
     for item in items:
         if item.path.stem in _NOT_MEASURED:
             item.add_marker("no_cover")
     # What they cache would not be run again where it is measured.
     items.sort(key=lambda item: item.path.stem in _NOT_MEASURED)
+
+
+def _is_simulated(item: pytest.Item) -> bool:
+    return "simulate" in getattr(item, "fixturenames", ())
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
