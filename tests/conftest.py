@@ -185,7 +185,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     colors = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
     proxies = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
     proxies += [name.upper() for name in proxies]
-    for name in (*colors, *proxies, *filter(re.compile("BCTRL_").match, os.environ)):
+    names = [*colors, *proxies, *filter(re.compile("BCTRL_").match, os.environ)]
+    for name in (*names, "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
     # The command's config file is there.
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
