@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -32,9 +31,6 @@ from bctrl_async.emulator import Emulator
 from bctrl_async.testing import bctrl_aioresponses  # noqa: F401 - a fixture.
 
 KEY = "emulator-key"
-
-# The lowest versions are tested without docket, which needs a newer OpenTelemetry.
-collect_ignore = [] if find_spec("docket") else ["docs/test_docket_example.py"]
 
 # The tests start hundreds of processes, each of which would compile the package again.
 sys.dont_write_bytecode = False

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import distributed
 import pytest
 from support.commands import Process, kill, start
 from support.helpers import BOUND, add_runtimes, until, wait_for_requests
@@ -33,7 +32,7 @@ LISTEN = "host='127.0.0.1', dashboard_address=':0'"
 
 # Few functions of dask have types. Its own log would show each worker that comes and
 # goes.
-dask: Any = distributed
+dask: Any = pytest.importorskip("distributed", reason="it needs the extra `examples`")
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 

@@ -18,8 +18,6 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from docket import Docket, Retry, Worker
-from docket.dependencies import ForcedRetry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from support.commands import Process, kill, start
@@ -29,6 +27,10 @@ from support.redis_server import SERVER, redis_server
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal, read_journals
+
+pytest.importorskip("docket", reason="it needs the extra `examples`")
+from docket import Docket, Retry, Worker
+from docket.dependencies import ForcedRetry
 
 KEY = "emulator-key"
 TOKEN = "let-me-in"
