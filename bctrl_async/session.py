@@ -56,6 +56,8 @@ __all__ = ["BctrlSession"]
 _IDEMPOTENCY_KEY = "Idempotency-Key"
 _SLICE = 1_000
 """The number of listed runtimes that are filtered before other tasks get a turn."""
+_TURNS_TO_LEAVE = 2
+"""The turns of the loop from the end of a run until its reader has left its block."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -158,6 +160,7 @@ class BctrlSession:
         self._timeout = transport.time_limit(timeout)
         self._retry = retry
         self._observer = observer
+        self._open_runs: dict[Run, None] = {}
         max_connections = _config.count(max_connections, "max_connections")
         if http is not None:
             pool_options = (trust_env, checked_proxy, ssl)
@@ -228,12 +231,24 @@ class BctrlSession:
         """Close the session and its pool, unless that is borrowed; repeating is safe.
 
         Calls that wait fail with `BctrlConfigError`, calls in flight with
-        `BctrlNetworkError`.
+        `BctrlNetworkError`. Bulk stops end early. They are waited for until each target
+        has its outcome, in the journal, too, except those that still deliver outcomes
+        to your code, which may itself wait for `close`.
 
         Raises:
             BctrlConfigError: The session belongs to another loop that still runs.
         """
         await self._sender.close()
+        if not self._sender.is_in_its_loop:
+            return
+        runs = list(self._open_runs)
+        for run in runs:
+            run.end()
+        for run in runs:
+            await run.wait_until_over()
+        if runs:
+            for _ in range(_TURNS_TO_LEAVE):
+                await asyncio.sleep(0)
 
     async def stop_runtime(
         self,
@@ -644,6 +659,7 @@ class BctrlSession:
             concurrency=max(concurrency, 1),
             base_url=self.base_url,
             observer=self._observer,
+            open_runs=self._open_runs,
         )
 
     def _make_call(

@@ -78,6 +78,11 @@ class Sender:
         return self._pool.was_opened
 
     @property
+    def is_in_its_loop(self) -> bool:
+        """True if the running loop is the loop in which the pool was opened."""
+        return self._pool.is_in_its_loop
+
+    @property
     def stats(self) -> SessionStats:
         """The statistics so far."""
         return replace(

@@ -82,7 +82,7 @@ class Pool:
                 "the session was opened before a fork",
                 advice="Make one session per process",
             )
-        if self._loop is not asyncio.get_running_loop():
+        if not self.is_in_its_loop:
             problem = "the session belongs to another event loop"
             advice = "Make one session per event loop"
             if not self.has_open_loop:
@@ -91,6 +91,11 @@ class Pool:
                     ": one in each asyncio.run; in a test, use `with TestClient(app)`"
                 )
             raise BctrlConfigError(problem, advice=advice)
+
+    @property
+    def is_in_its_loop(self) -> bool:
+        """True if the running loop is the loop in which the pool was opened."""
+        return self._loop is asyncio.get_running_loop()
 
     @property
     def has_open_loop(self) -> bool:

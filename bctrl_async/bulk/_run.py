@@ -30,7 +30,7 @@ from bctrl_async.bulk._poller import Poller
 from bctrl_async.bulk._polls import Poll, Polls, Workspace
 from bctrl_async.bulk._sender import BulkSender
 from bctrl_async.bulk._state import Progress, RunState, Worker
-from bctrl_async.errors import BctrlError, format_duration
+from bctrl_async.errors import BctrlError, format_duration, session_closed
 from bctrl_async.filters import Selection
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome
@@ -42,7 +42,8 @@ _JOBS_IN_A_ROW = 10
 class Run:
     """A bulk stop, with its workers, and a few pollers beside them.
 
-    The journal belongs to the server at `base_url`.
+    The journal belongs to the server at `base_url`. The run is one of `open_runs` from
+    its start until it is over.
 
     Its parts hold neither it nor its methods: a reference cycle would keep failures.
     """
@@ -57,6 +58,7 @@ class Run:
         concurrency: int,
         base_url: str,
         observer: Observer | None,
+        open_runs: dict[Run, None],
     ) -> None:
         self.source: Input = source
         self.parked: Parked = Parked()
@@ -87,6 +89,9 @@ class Run:
         self._tasks: dict[asyncio.Task[None], Worker] = {}
         self._is_idle = asyncio.Event()
         """Set while nothing `is_busy`."""
+        self._open_runs = open_runs
+        self._is_over = asyncio.Event()
+        """Set once every outcome is recorded, in the journal, too."""
         # A worker that waits for the input has no slot.
         self._slots = asyncio.Semaphore(concurrency)
         self._slots_in_use = 0
@@ -140,6 +145,7 @@ class Run:
 
     async def execute(self) -> None:
         """Execute the run; then raise the error of journal, input or delivery."""
+        self._open_runs[self] = None
         if self._observer is not None:
             self.ledger.observer = notify(self._observer.begin_bulk)
         try:
@@ -165,6 +171,25 @@ class Run:
                 # The run was left, or ended, before its last look had ended.
                 self.ledger.set_look_error(self.state.reason)
             self.ledger.end(self.source.count)
+            # If the coroutine was closed, the last of its tasks ends the run.
+            if not self.is_busy:
+                self._set_over()
+
+    def _set_over(self) -> None:
+        self._open_runs.pop(self, None)
+        self._is_over.set()
+
+    def end(self) -> None:
+        """End the run early, as its session is closed."""
+        self.state.end_early(session_closed(), CancelLevel.WAITING)
+
+    async def wait_until_over(self) -> None:
+        """Wait until the run is over, unless its user may be what waits."""
+        is_delivering = self.receivers and self.state.level < CancelLevel.DELIVERY
+        # An input, such as a generator, may close the session within a worker.
+        if is_delivering or asyncio.current_task() in self._tasks:
+            return
+        await self._is_over.wait()
 
     async def _close_journal(self) -> None:
         # If the coroutine was closed, the last of its tasks closes the journal.
@@ -280,10 +305,11 @@ class Run:
         if self.is_busy:
             return
         self._is_idle.set()
-        journal = self.ledger.journal
-        if journal is not None and self.ledger.ended_at is not None:
+        if self.ledger.ended_at is not None:
             # The coroutine of `execute` was closed before its tasks ended.
-            self.ledger.release(journal)
+            if self.ledger.journal is not None:
+                self.ledger.release(self.ledger.journal)
+            self._set_over()
 
     async def _guard(
         self, work: Callable[[Worker], Awaitable[None]], worker: Worker

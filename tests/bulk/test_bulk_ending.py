@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import subprocess
 import sys
 import tracemalloc
@@ -34,7 +35,14 @@ from support.helpers import (
 )
 from support.leaks import bulk_tasks
 
-from bctrl_async import BctrlSession, RetryPolicy, StopBatch, StopOutcome, StopResult
+from bctrl_async import (
+    BctrlSession,
+    RetryPolicy,
+    StopBatch,
+    StopOutcome,
+    StopReport,
+    StopResult,
+)
 from bctrl_async._http.fast.answer import Connector
 from bctrl_async.emulator import Emulator, Fault, Reply
 
@@ -230,6 +238,82 @@ async def test_the_wait_for_a_silent_input_ends_if(
     await asyncio.wait_for(running, BOUND)
     assert batch.report.counts == {STOPPED: 1}
     assert not batch.report.ok
+
+
+class TestClosedSession:
+    """Fault: a server that had shut down ended its process before the account."""
+
+    @pytest.mark.parametrize("run", [await_batch, read_all])
+    async def test_a_cancelled_run_is_over_when_its_session_is_closed(
+        self, bulk: Bulk, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        reports: list[StopReport] = []
+
+        async def run_and_report(batch: StopBatch) -> None:
+            try:
+                await run(batch)
+            finally:
+                reports.append(batch.report)
+
+        path = tmp_path / "journal"
+        bulk.emulator.inject(*[Fault.HANG] * 10)
+        batch = bulk.stop(5_000, concurrency=10, journal=path)
+        caplog.set_level(logging.INFO, "bctrl_async")
+        running = await started(batch, bulk.emulator, 10, run_and_report)
+        running.cancel()
+        await bulk.session.close()
+
+        [report] = reports
+        assert report.counts == {UNKNOWN: 10, NOT_SENT: 4_990}
+        assert len(path.read_bytes().splitlines()) == 1 + 5_000
+        assert "a bulk stop ended early, with 5000 targets read" in caplog.text
+        await asyncio.wait([running])
+        assert_conserved(batch, bulk.emulator)
+
+    async def test_a_run_that_waits_for_its_input_is_over_too(self, bulk: Bulk) -> None:
+        async def one_target() -> AsyncIterator[tuple[str, str]]:
+            yield "ws-1", "crm"
+            await asyncio.Event().wait()
+
+        batch = bulk.session.stop_runtimes(one_target())
+        running = await bulk.started(batch, 1)
+        await until(lambda: batch.counts)
+        async with asyncio.timeout(BOUND):
+            await asyncio.gather(bulk.session.close(), bulk.session.close())
+
+        assert CLOSED in str(batch.report.ended_early)
+        await running
+
+    async def test_its_reader_can_close_it(self, bulk: Bulk) -> None:
+        async with asyncio.timeout(BOUND):
+            async with bulk.stop(300) as batch:
+                await until(lambda: len(batch.counts) and batch.counts.total() > 100)
+                await bulk.session.close()
+                outcomes = [outcome async for outcome in batch]
+
+        assert len(outcomes) == 300
+
+    async def test_its_input_can_close_it(self, bulk: Bulk) -> None:
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            async with bulk.session:
+                yield "ws-1", "crm"
+
+        async with asyncio.timeout(BOUND):
+            report = await bulk.session.stop_runtimes(targets(), concurrency=1)
+
+        assert report.counts == {STOPPED: 1}
+
+    async def test_a_run_whose_coroutine_was_closed_is_over_too(
+        self, bulk: Bulk
+    ) -> None:
+        batch = bulk.stop(2_000, concurrency=1)
+        bulk.emulator.inject(Fault.HANG)
+        batch.send(None)
+        await wait_for_requests(bulk.emulator, 1)
+        batch.close()
+        await bulk.session.close()
+
+        assert batch.report.counts == {UNKNOWN: 1, NOT_SENT: 1_999}
 
 
 @pytest.mark.parametrize("run", [await_batch, read_all])
