@@ -505,7 +505,7 @@ class BctrlSession:
                 0.5 s and later every 5 s, so that a list may come some seconds after
                 the time is up. A throttled poll waits as long as the
                 `patience`. `StopOutcome.running` is True if the last answer said so,
-                and None if no poll was answered. Polls have the lowest priority, and
+                and None if all polls failed. Polls have the lowest priority, and
                 get a twentieth of the rate while stops wait. Once 100,000 runtimes are
                 polled, no target is read until some have ended.
             missing_ok: Count a runtime that is `not_found` as no longer running. By

@@ -113,15 +113,11 @@ def _accepted_error(outcome: StopOutcome, problem: str) -> BctrlError:
     )
 
 
-def outcome_without_answer(
-    outcome: StopOutcome, failure: Failure | None
-) -> StopOutcome:
+def outcome_without_answer(outcome: StopOutcome, failure: Failure) -> StopOutcome:
     """Return the outcome of a stop if no poll was answered; the last had a failure."""
     if outcome.error is not None:
         return outcome
-    problem = "and no poll was answered"
-    if failure is not None:
-        problem += f": {failure.summary}"
+    problem = f"and no poll was answered: {failure.summary}"
     return replace(outcome, running=None, error=_accepted_error(outcome, problem))
 
 

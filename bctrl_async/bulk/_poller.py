@@ -64,7 +64,8 @@ class Poller:
 
     def _record(self, poll: Poll) -> StopOutcome:
         outcome = replace(poll.outcome, elapsed=time.monotonic() - poll.started)
-        if not poll.is_answered:
+        # Without any request, what the server said to the stop is its last word.
+        if poll.failure is not None and not poll.is_answered:
             outcome = outcome_without_answer(outcome, poll.failure)
         self._polls.remove()
         return self._sender.ledger.record(outcome, poll.observer)

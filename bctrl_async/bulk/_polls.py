@@ -358,9 +358,11 @@ class Polls:
         self._on_request(poll, now, is_last=is_last)
 
     def _set_failure(self, poll: Poll, failure: Failure | None) -> None:
-        if not poll.is_over:
-            self._count(poll.failure, -1)
-            self._count(failure, 1)
+        if poll.is_over:
+            # The run has ended meanwhile, which may be why the request failed.
+            return
+        self._count(poll.failure, -1)
+        self._count(failure, 1)
         poll.failure = failure
 
     def _count(self, failure: Failure | None, change: int) -> None:

@@ -240,6 +240,28 @@ async def test_the_wait_for_a_silent_input_ends_if(
     assert not batch.report.ok
 
 
+@pytest.mark.parametrize("moment", ["before its poll", "during its poll"])
+async def test_an_accepted_stop_is_still_running_if_the_run_ends(
+    emulator: Emulator, connect: Connect, moment: str
+) -> None:
+    """Fault: whether its poll was due decided; and its end passed for a failure."""
+    emulator.add_runtime("ws-1", "r0", stop_takes=60)
+    if moment == "during its poll":
+        emulator.inject(Fault.HANG, method="GET")
+    async with connect() as session:
+        batch = session.stop_runtimes([("ws-1", "r0")])
+        running = await started(batch, emulator, 1)
+        await until(lambda: batch.progress.polling)
+        if moment == "during its poll":
+            await wait_for_requests(emulator, 2)
+        batch.stop_reading()
+        await running
+
+    [outcome] = batch.report.failures
+    assert outcome.running
+    assert "the runtime was still 'active'" in str(outcome.error)
+
+
 class TestClosedSession:
     """Fault: a server that had shut down ended its process before the account."""
 
