@@ -96,6 +96,8 @@ class Selection:
         self._where = where
         self.at: datetime = datetime.now(UTC)
         """The time of the list."""
+        self.seconds: float = 0.0
+        """The seconds that the list took before the run; its deadline includes them."""
         self._ages_at: datetime = self.at
         """The time by which ages are judged."""
         self.running: dict[str, Runtime | None] = {}

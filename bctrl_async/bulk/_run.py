@@ -239,10 +239,13 @@ class Run:
         deadline = self._options.deadline
         if deadline is None:
             return None
-        self._ends_at = _now() + deadline
+        seconds_left = deadline
+        if self.source.selection is not None:
+            seconds_left = max(deadline - self.source.selection.seconds, 0.0)
+        self._ends_at = _now() + seconds_left
         reason = f"the deadline of {format_duration(deadline)} has passed"
         return asyncio.get_running_loop().call_later(
-            deadline, self.state.ask_to_end, reason, CancelLevel.IN_FLIGHT
+            seconds_left, self.state.ask_to_end, reason, CancelLevel.IN_FLIGHT
         )
 
     def _set_unread(self) -> None:

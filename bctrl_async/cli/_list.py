@@ -1,6 +1,7 @@
 """The commands `list` and `get`, and the list that `stop --all` uses."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -52,6 +53,7 @@ async def find_runtimes(
     """List the runtimes that match a filter, and whose alias matches a pattern."""
     unreadable: list[BctrlResponseError] = []
     listing = session.list_runtimes(workspace, on_unreadable=unreadable.append)
+    started = time.monotonic()
     try:
         async with session, show_waiting(output):
             runtimes = await asyncio.wait_for(listing, deadline)
@@ -65,6 +67,7 @@ async def find_runtimes(
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
     matches = FoundRuntimes(workspace, where)
+    matches.seconds = time.monotonic() - started
     # The whole list corrects a journal.
     matches.add([*runtimes, *unreadable])
     if pattern is not None:

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from bctrl_async import (
     BctrlConfigError,
-    BctrlError,
     RuntimeRef,
     StopOutcome,
     StopReport,
@@ -25,7 +24,7 @@ from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._pace import open_rate
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.cli._targets import UnreadInputError, collect
-from bctrl_async.errors import format_duration, quote
+from bctrl_async.errors import quote
 from bctrl_async.journal import Journal, JournalReader
 
 if TYPE_CHECKING:
@@ -114,24 +113,22 @@ class Job:
         """Stop targets, or print them if the run is dry; return the exit code."""
         if self.options.dry_run:
             return self.print_targets(targets, self.options.journal)
-        return self.stop(targets, aliases, deadline=self.options.deadline)
+        return self.stop(targets, aliases)
 
-    def stop(
-        self, targets: Targets, aliases: Sequence[str] = (), *, deadline: float | None
-    ) -> int:
+    def stop(self, targets: Targets, aliases: Sequence[str] = ()) -> int:
         """Stop targets, print their outcomes, and return the exit code."""
         session = self.connect()
         printer = OutcomePrinter(self.output, aliases)
 
         def show(outcome: StopOutcome) -> None:
-            self._explain(outcome.error)
+            self.connection.explain(outcome.error)
             printer.print(outcome)
 
         with self._open_journal(session) as journal:
             batch = session.stop_runtimes(
                 targets,
                 on_outcome=show,
-                deadline=deadline,
+                deadline=self.options.deadline,
                 journal=journal,
                 verify=self.options.verify or False,
                 missing_ok=self.options.ignore_not_found,
@@ -176,14 +173,6 @@ class Job:
         max_age = self.options.journal_max_age
         return Journal(path, base_url=session.base_url, max_age=max_age)
 
-    def _explain(self, error: BctrlError | None) -> None:
-        """Say in an error where the key comes from, and which deadline the user set."""
-        self.connection.explain(error)
-        if error is not None and self.options.deadline is not None:
-            # The run's deadline is what a listing has left of the user's deadline.
-            deadline = f"the deadline of {format_duration(self.options.deadline)} "
-            error.summary = re.sub(r"the deadline of \S+ ", deadline, error.summary)
-
     def _report(
         self,
         batch: "StopBatch",
@@ -196,7 +185,7 @@ class Job:
 
         The error of a run that has raised is not printed here.
         """
-        self._explain(batch.ended_early)
+        self.connection.explain(batch.ended_early)
         printer.finish()
         report = batch.report
         reason = report.ended_early

@@ -1,7 +1,6 @@
 """The command `stop`, and the three ways to say which runtimes it stops."""
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,7 +159,6 @@ def _stop_all(job: Job, choice: TargetOptions) -> int:
     asks = not (choice.yes or job.options.dry_run)
     if asks:
         _check_terminal()
-    started = time.monotonic()
     session = job.connect()
     matches = loop.run(
         find_runtimes(
@@ -172,8 +170,6 @@ def _stop_all(job: Job, choice: TargetOptions) -> int:
             deadline=job.options.deadline,
         )
     )
-    # The user's time to answer does not count.
-    deadline = _remaining(job.options.deadline, started)
     matches.drop_replaced().keep(choice.shard.keeps)
     if not matches:
         scope = out.escape(job.workspace)
@@ -190,7 +186,7 @@ def _stop_all(job: Job, choice: TargetOptions) -> int:
     if job.options.dry_run:
         # The list decides what is sent, not the journal.
         return job.print_targets(matches, journal=None)
-    return job.stop(matches, deadline=deadline)
+    return job.stop(matches)
 
 
 def _check_terminal() -> None:
@@ -221,10 +217,3 @@ def _confirm(matches: FoundRuntimes, base_url: str) -> bool:
     except KeyboardInterrupt:
         out.print_info("\nNothing was stopped")  # The line goes below the ^C.
         raise
-
-
-def _remaining(deadline: float | None, started: float) -> float | None:
-    """Return the seconds until a deadline. If none is left, 1 ms sends nothing."""
-    if deadline is None:
-        return None
-    return max(round(deadline - (time.monotonic() - started), 2), 0.001)

@@ -25,7 +25,6 @@ from support.commands import (
 from support.helpers import BOUND
 from support.warm_server import program
 
-from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOP_ALL = ("stop", "mixed", "--all", "--yes")
@@ -228,23 +227,23 @@ async def test_the_deadline_includes_the_listing(command: Command) -> None:
     assert (code, command.api.stops) == (1, [])
 
 
-@pytest.mark.parametrize(("listing", "left"), [(10.0001, 50.0), (100.0, 0.001)])
-async def test_stops_get_the_time_left(
-    command: Command, *, listing: float, left: float
-) -> None:
-    def stop(
-        session: BctrlSession, items: object, *, deadline: float, **options: object
-    ) -> object:
-        assert deadline == left
-        return stop_runtimes(session, items, deadline=0.05, **options)  # type: ignore[arg-type]  # passed on.
-
-    stop_runtimes = BctrlSession.stop_runtimes
-    command.patch.setattr(BctrlSession, "stop_runtimes", stop)
+@pytest.mark.parametrize("listing", [59.9, 100.0])
+async def test_stops_get_the_time_left(command: Command, listing: float) -> None:
     clock = Mock(monotonic=Mock(side_effect=[0.0, listing]))
-    command.patch.setattr("bctrl_async.cli._stop.time", clock)
+    command.patch.setattr("bctrl_async.cli._list.time", clock)
     command.api.inject(*[Fault.HANG] * 3)
     error = "bctrl-async: error: ended early: the deadline of 1m has passed\n"
-    assert (await command(*STOP_ALL, "--deadline", "60s"))[::2] == (1, error)
+    async with asyncio.timeout(BOUND):
+        code, _, err = await command(*STOP_ALL, "--deadline", "60s")
+    assert (code, err) == (1, error)
+
+
+async def test_a_last_look_that_the_deadline_ends_says_so(command: Command) -> None:
+    """Fault: it named the seconds that the first list had left, such as 14.7s."""
+    command.api.inject(Fault.LATENCY, Fault.HANG, method="GET")
+    words = (*STOP_ALL, "--alias", NEW, "--deadline", "1s")
+    _, out, _ = await command(*words)
+    assert "the deadline of 1s has passed" in out
 
 
 @pytest.mark.parametrize("readable", [0, 1])
