@@ -203,7 +203,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             yield f"{len(self.started_since):,} started since"
         if self.look_error is not None:
             reason = self.look_error.summary
-            yield f"nobody knows what has started since: {reason}"
+            yield f"nobody knows what has started since ({reason})"
         if self.ended_early is not None:
             yield f"ended early: {self.ended_early}"
 

@@ -403,7 +403,7 @@ class TestContradiction:
 
         assert report.ok
         assert report.started_since is None
-        assert "nobody knows what has started since: the server answered 403" in str(
+        assert "nobody knows what has started since (the server answered 403" in str(
             report
         )
 
@@ -417,7 +417,7 @@ class TestFailure:
 
         assert report.ok
         assert report.started_since is None
-        assert "nobody knows what has started since: the server answered 403" in str(
+        assert "nobody knows what has started since (the server answered 403" in str(
             report
         )
         assert json.loads(json.dumps(report.to_dict()))["look_error"]["status"] == 403
