@@ -194,7 +194,8 @@ class Job:
             summary += "; the input was not read to its end"
         if reason is not None and not (is_interrupted or has_raised):
             out.print_error(f"ended early: {printer.describe(reason)}")
-        self.output.print_summary(summary, is_needed=not report.ok)
+        is_needed = not report.ok or report.look_error is not None
+        self.output.print_summary(summary, is_needed=is_needed)
         # The summary may be what stdout does not take.
         code = _exit_code(report, self.output)
         _print_missing(report)
