@@ -58,13 +58,13 @@ class Connection:
     timeout: Annotated[
         opt.Duration | None,
         opt.in_connection(
-            show_default="60s; 10s to read", help="Time limit of one attempt."
+            show_default="60s in stop, else 10s", help="Time limit of one attempt."
         ),
     ] = None
     attempts: Annotated[
         opt.Count | None,
         opt.in_connection(
-            show_default="4; 2 to read",
+            show_default="4 in stop, 2 in list and get",
             help="Attempts that may fail; 429 and 503 do not count.",
         ),
     ] = None
