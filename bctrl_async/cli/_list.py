@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
@@ -53,9 +53,10 @@ async def find_runtimes(
     """List the runtimes that match a filter, and whose alias matches a pattern."""
     unreadable: list[BctrlResponseError] = []
     listing = session.list_runtimes(workspace, on_unreadable=unreadable.append)
+    awaited = f"the list of workspace {out.escape(workspace)}"
     started = time.monotonic()
     try:
-        async with session, show_waiting(output):
+        async with session, show_waiting(output, awaited):
             runtimes = await asyncio.wait_for(listing, deadline)
     except BctrlError:
         # A `BctrlTimeoutError` is a `TimeoutError`, too, but not the deadline's.
@@ -184,7 +185,10 @@ def _print_details(output: out.Output, runtimes: Sequence[Runtime]) -> None:
 
 
 async def _get_all(
-    session: "BctrlSession", workspace: str, aliases: Iterable[str], output: out.Output
+    session: "BctrlSession",
+    workspace: str,
+    aliases: Collection[str],
+    output: out.Output,
 ) -> list[Runtime | BctrlError]:
     async def get(alias: str) -> Runtime | BctrlError:
         try:
@@ -192,7 +196,8 @@ async def _get_all(
         except BctrlError as error:
             return error
 
-    async with session, show_waiting(output):
+    awaited = f"the status of {out.pluralize(len(aliases), 'runtime')}"
+    async with session, show_waiting(output, awaited):
         return await asyncio.gather(*(get(alias) for alias in aliases))
 
 

@@ -299,13 +299,16 @@ def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def show_waiting(output: Output) -> AsyncIterator[None]:
-    """Show a notice on the terminal if the answer within the block takes long."""
+async def show_waiting(output: Output, awaited: str) -> AsyncIterator[None]:
+    """Say what is awaited if the block takes long: live on a terminal, or in a line."""
     console, live = output.progress_console()
-    status = console.status("Waiting for an answer")
-    timer = asyncio.get_running_loop().call_later(_SHOW_WAITING_AFTER, status.start)
-    if not live:
-        timer.cancel()
+    text = f"Waiting for {awaited}"
+    status = console.status(Text(text))
+    call_later = asyncio.get_running_loop().call_later
+    if live:
+        timer = call_later(_SHOW_WAITING_AFTER, status.start)
+    else:
+        timer = call_later(_LINE_EVERY, print_info, text)
     try:
         yield
     finally:

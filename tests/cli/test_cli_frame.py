@@ -20,6 +20,7 @@ from support.servers import http_answer, raw_server
 
 from bctrl_async import __main__, __version__, cli
 from bctrl_async.cli import _app, _options
+from bctrl_async.emulator import Fault
 from bctrl_async.errors import format_duration
 
 # Durations
@@ -98,8 +99,18 @@ async def test_control_characters_in_an_error_are_escaped(
 # What is drawn on a terminal
 
 
-@pytest.mark.parametrize("args", ["list ws", "get ws a", "doctor ws", "stop --all ws"])
-async def test_a_read_says_that_it_waits_for_an_answer(
+THE_LIST = "Waiting for the list of workspace ws"
+WAITS = {
+    "list ws": THE_LIST,
+    "get ws a": "Waiting for the status of 1 runtime",
+    "doctor ws": THE_LIST,
+    "stop --all ws": THE_LIST,
+}
+"""What commands print while they wait for an answer."""
+
+
+@pytest.mark.parametrize("args", WAITS)
+async def test_a_read_says_on_a_terminal_what_it_waits_for(
     command: Command, args: str
 ) -> None:
     terminal, answers = Terminal(), asyncio.Event()
@@ -115,11 +126,21 @@ async def test_a_read_says_that_it_waits_for_an_answer(
     async with raw_server(fail) as url:
         command.setenv(BCTRL_BASE_URL=url)
         running = asyncio.create_task(command(*args.split()))
-        await terminal.until("Waiting for an answer")
+        await terminal.until(WAITS[args])
         answers.set()
         assert (await running)[0] == 1
     assert "the server answered 404" in await terminal.rest()
     assert "Waiting" not in "\n".join(terminal.screen)
+
+
+async def test_a_read_without_a_terminal_says_once_what_it_waits_for(
+    command: Command,
+) -> None:
+    """Fault: `stop --all` in a job of CI was silent for minutes, then failed."""
+    command.patch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0)
+    command.api.inject(Fault.LATENCY, method="GET")
+    _, _, err = await command("stop", "ws", "--all", "--dry-run")
+    assert err.count(THE_LIST) == 1
 
 
 @pytest.mark.parametrize(
