@@ -31,8 +31,8 @@ from bctrl_async.models import Runtime
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=msgspec.Struct)
 
-# A year is longer than any call waits, and within the range of every clock.
-_MAX_RETRY_AFTER = 365 * 86400.0
+# An hour is longer than any call waits, and a Retry-After may be wrong by years.
+_MAX_RETRY_AFTER = 3600.0
 
 _SUCCESS = 2
 """The first digit of a 2xx."""

@@ -11,7 +11,6 @@ from dataclasses import replace
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.capacity import Capacity
 from bctrl_async._limiter.evidence import History
-from bctrl_async._limiter.pause import PROBE_INTERVAL
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, format_duration
@@ -22,6 +21,8 @@ _log = logging.getLogger("bctrl_async")
 
 _TIMER_TOLERANCE = 0.01
 """Seconds by which a wakeup may be late before its timer is replaced."""
+_TICK = 0.25
+"""The fewest seconds between two looks at the patience of all waiters."""
 _LATER = 1.0
 """Seconds by which a Retry-After must be later to be news for those that wait."""
 
@@ -49,9 +50,9 @@ class Gate:
         self._limited_since: float | None = None
         self._wakeup_timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
-        self._shortest_patience = math.inf
-        self._shared_timer: asyncio.TimerHandle | None = None
-        self._shared_timer_at = math.inf
+        self._patience_timer: asyncio.Handle | None = None
+        self._patience_ends = math.inf
+        """The time of the timer."""
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
 
@@ -84,7 +85,7 @@ class Gate:
     @property
     def retry_after_ends(self) -> float:
         """The time until which the server has asked all to wait."""
-        return self.rate.pause.retry_after_ends
+        return self.rate.retry_after_ends
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot if no rate bounds attempts, and no wait is needed."""
@@ -109,8 +110,8 @@ class Gate:
     def add(self, waiter: Waiter) -> None:
         """Add a waiter, which is admitted at once if possible.
 
-        It fails if a Retry-After is longer than it waits, with no probe due or in
-        flight, or if the server throttles every attempt for that long.
+        It fails if a Retry-After is longer than it waits, or if the server throttles
+        every attempt for that long.
         """
         if self._error is not None:
             waiter.fail(replace(self._error))
@@ -122,7 +123,7 @@ class Gate:
         self._admit()
         # A call without patience still waits for its first attempt.
         if waiter.patience and not waiter.admitted.done():
-            self._watch_patience(waiter, now)
+            self._watch_patience(self._deadline(waiter, now))
 
     def take(self, workspace: str) -> list[Waiter]:
         """Remove and return the waiters of a workspace, but no canary, in order."""
@@ -138,17 +139,8 @@ class Gate:
         wait = self.retry_after_ends - now
         if wait <= waiter.patience:
             return False
-        # Any attempt in flight may be the probe, whose answer may end the pause.
-        may_be_probed = self.rate.pause.is_probed and self.in_use > 0
-        probe_delay = self.rate.delay(now)
-        if may_be_probed or probe_delay <= 0.0:
-            return False
-        advice = None
-        if wait > PROBE_INTERVAL:
-            advice = f"Probes are sent once a minute; retry in {probe_delay:.0f} s"
         error = BctrlRateLimitError(
             f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
-            advice=advice,
             retry_after=wait,
         )
         waiter.fail(error)
@@ -165,51 +157,33 @@ class Gate:
         since = max(waiter.history.waits_since, min(self.rate.all_throttled_since, now))
         return since + waiter.patience
 
-    def _watch_patience(self, waiter: Waiter, now: float) -> None:
-        """End the patience of a waiter in time, should all be throttled until then.
+    def _watch_patience(self, deadline: float) -> None:
+        """End the patience of waiters at this time, if all is throttled until then.
 
-        While it is not so, those that wait share a timer: a timer for each would take
-        most of the time and memory of a waiter.
+        All share a timer: a timer for each would take most of the memory of a waiter.
         """
-        if self._throttles_all:
-            deadline = self._deadline(waiter, now)
-            loop = asyncio.get_running_loop()
-            waiter.set_timer(loop.call_at(deadline, self._on_deadline, waiter))
-        else:
-            # `on_throttled` sets the shared timer.
-            self._shortest_patience = min(self._shortest_patience, waiter.patience)
-
-    def _on_deadline(self, waiter: Waiter) -> None:
-        now = asyncio.get_running_loop().time()
-        waiter.cancel_timer()
-        if not self._fail_if_in_vain(waiter, now) and waiter.patience:
-            # Others were answered meanwhile, or it has more patience than others.
-            self._watch_patience(waiter, now)
-
-    def _set_shared_timer(self) -> None:
-        """Set the timer that waiters share for the earliest end of a patience."""
-        deadline = self.rate.all_throttled_since + self._shortest_patience
-        if deadline >= self._shared_timer_at:
+        if not self._throttles_all or deadline >= self._patience_ends:
             return
-        if self._shared_timer is not None:
-            self._shared_timer.cancel()
-        self._shared_timer_at = deadline
+        if self._patience_timer is not None:
+            self._patience_timer.cancel()
+        self._patience_ends = deadline
         loop = asyncio.get_running_loop()
-        self._shared_timer = loop.call_at(deadline, self._on_shared_timer)
+        self._patience_timer = loop.call_at(deadline, self._on_patience_timer)
 
-    def _on_shared_timer(self) -> None:
-        self._shared_timer_at = math.inf
+    def _on_patience_timer(self) -> None:
         now = asyncio.get_running_loop().time()
-        deadline = self.rate.all_throttled_since + self._shortest_patience
-        if now < deadline - _TIMER_TOLERANCE:
-            # Others were answered meanwhile.
-            self._set_shared_timer()
-            return
-        self._shortest_patience = math.inf
-        for waiter in self._queues.waiting:
-            if not waiter.has_timer:
-                # It fails, or gets a timer of its own.
-                self._on_deadline(waiter)
+        self._patience_ends = math.inf
+        self._fail_waits_in_vain(now)
+        self._watch_all(now)
+
+    def _watch_all(self, now: float) -> None:
+        """Set the timer for the earliest end of a patience."""
+        deadlines = [
+            self._deadline(waiter, now)
+            for waiter in self._queues.waiting
+            if waiter.patience
+        ]
+        self._watch_patience(max(min(deadlines, default=math.inf), now + _TICK))
 
     def on_lack(self, failure: Failure) -> None:
         """Let no more be in flight than the others, as the machine holds no more."""
@@ -226,12 +200,9 @@ class Gate:
         if not self._queues.count:
             return
         self._admit()
-        if self.rate.pause.is_probed and not self.in_use:
-            # The probe ended without an answer, so nothing in flight may end the pause.
-            self._fail_waits_in_vain(asyncio.get_running_loop().time())
 
     def on_success(self, now: float, history: History) -> None:
-        """Record a response that was not throttled, which may end a pause."""
+        """Record a response that was not throttled."""
         self.rate.on_success(now, history)
         if self._queues.count:
             self._admit()
@@ -246,15 +217,15 @@ class Gate:
         is_explained: bool = False,
     ) -> None:
         """Record a throttled response; fail those whose wait is now too long."""
-        pause = self.rate.pause
-        was_probed = pause.is_probed
-        earlier_end = pause.retry_after_ends
+        was_answered = not self._throttles_all
+        earlier_end = self.rate.retry_after_ends
         self.rate.on_throttled(now, retry_after, history, is_explained=is_explained)
-        self._set_shared_timer()
+        if was_answered:
+            self._watch_all(now)
         if self.rate.has_limit and self._limited_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
-        if was_probed or pause.retry_after_ends > earlier_end + _LATER:
+        if self.rate.retry_after_ends > earlier_end + _LATER:
             self._fail_waits_in_vain(now)
 
     def _fail_waits_in_vain(self, now: float) -> None:
@@ -347,7 +318,7 @@ class Gate:
         if when >= self._wakeup_at - _TIMER_TOLERANCE:
             return
         if self._wakeup_timer is not None:
-            self._wakeup_timer.cancel()  # A pause has ended before its time.
+            self._wakeup_timer.cancel()
         self._wakeup_at = when
         self._wakeup_timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
@@ -362,11 +333,9 @@ class Gate:
         for waiter in self._queues.waiting:
             waiter.fail(replace(error))
         self.cancel_timers()
-        # No call waits any more, so a late answer sets no timer.
-        self._shortest_patience = math.inf
 
     def cancel_timers(self) -> None:
         """Cancel the timers of a gate that is closed or forgotten."""
-        for timer in (self._wakeup_timer, self._shared_timer):
+        for timer in (self._wakeup_timer, self._patience_timer):
             if timer is not None:
                 timer.cancel()

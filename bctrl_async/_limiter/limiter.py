@@ -102,9 +102,8 @@ class Limiter:
 
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
-            BctrlRateLimitError: A Retry-After is longer than `patience` seconds, with
-                no probe due or in flight; or the server throttles every attempt for
-                that long.
+            BctrlRateLimitError: A Retry-After is longer than `patience` seconds, or
+                the server throttles every attempt for that long.
             RecalledError: A bulk stop is to wait in the lane of its workspace, with
                 `enqueue`.
         """

@@ -46,7 +46,6 @@ class Waiter(msgspec.Struct, eq=False):
     has_task: bool = True
     """False if its call gets its slot when a task takes it up."""
     error: Exception | None = None
-    _timer: asyncio.Handle | None = None
 
     @property
     def is_admitted(self) -> bool:
@@ -64,23 +63,6 @@ class Waiter(msgspec.Struct, eq=False):
         if not self.admitted.done():
             self.error = error
             self.admitted.set_result(None)
-
-    @property
-    def has_timer(self) -> bool:
-        """True if a timer of its own ends its patience."""
-        return self._timer is not None
-
-    def set_timer(self, timer: asyncio.Handle) -> None:
-        """Keep a timer for as long as it waits, in place of an earlier timer."""
-        self.cancel_timer()
-        self._timer = timer
-        self.admitted.add_done_callback(self.cancel_timer)
-
-    def cancel_timer(self, *_: object) -> None:
-        """Cancel its timer, if it is set."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class Queues:

@@ -2,7 +2,7 @@
 
 The rate is controlled like a TCP sender's, and each idea has its class. The first
 attempts are paced; then nothing is computed until enough throttled responses show a
-limit (`evidence.py`). The rate pauses (`pause.py`) and starts slowly, near what the
+limit (`evidence.py`). The rate pauses and starts slowly, near what the
 server accepted before (RFC 5681 section 3.1; `answers.py`). More throttling makes it
 step down to a share of the delivered rate (multiplicative decrease, RFC 9438 section
 4.6). From there it follows a cubic curve (section 4.2; botocore's adaptive mode does
@@ -17,7 +17,6 @@ from bctrl_async._limiter.answers import Answers
 from bctrl_async._limiter.baseline import ThrottlingBaseline
 from bctrl_async._limiter.curve import BETA, MIN_RATE, SLOWEST_START, Curve
 from bctrl_async._limiter.evidence import Evidence, History
-from bctrl_async._limiter.pause import Pause
 
 _START_RATE = 150.0
 _START_GROWTH = 20.0
@@ -54,7 +53,8 @@ class AdaptiveRate:
         self._cap = math.inf if cap is None else cap
         self.is_starting: bool = True
         """True until enough have succeeded, or the server has shown a limit."""
-        self.pause: Pause = Pause()
+        self.retry_after_ends: float = -math.inf
+        """The time until which the server has asked all calls to wait."""
         self.answers: Answers = Answers()
         self.has_limit: bool = False
         """True from the evidence of a limit of the server until the limit is gone."""
@@ -63,6 +63,7 @@ class AdaptiveRate:
         self._evidence = evidence or Evidence(is_of_all=True)
         self._curve = Curve()
         self._baseline = ThrottlingBaseline()
+        self._pause_ends = -math.inf
         self._next_start = -math.inf
         self._limited_at = self._fades_from = -math.inf
 
@@ -82,33 +83,20 @@ class AdaptiveRate:
     @property
     def is_unlimited(self) -> bool:
         """True if attempts may start at any rate."""
-        return (
-            not self.has_limit
-            and not self.is_starting
-            and not self.pause.is_on
-            and self._cap == math.inf
-        )
+        return not self.has_limit and not self.is_starting and self._cap == math.inf
 
     def delay(self, now: float) -> float:
         """Return the seconds until an attempt may start."""
-        if now < self.pause.end_time:
-            return self.pause.delay(now)
         return max(self._next_start - _BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
-        """Record the start of an attempt. In a pause, it is a probe."""
-        if now < self.pause.end_time:
-            self.pause.on_probe(now)
-            return
-        self.pause.is_on = False
+        """Record the start of an attempt."""
         rate = min(self._current_rate(now), self._cap)
         if rate < math.inf:
             self._next_start = max(self._next_start, now) + 1.0 / rate
 
     def on_success(self, now: float, history: History) -> None:
-        """Record a response that was not throttled; it ends a pause that was probed."""
-        if self.pause.is_probed:
-            self._end_pause(now)
+        """Record a response that was not throttled."""
         self.answers.add(now, history)
         self.all_throttled_since = math.inf
         if history.was_throttled:
@@ -133,7 +121,6 @@ class AdaptiveRate:
         `is_explained` is True if a limit of its workspace is the reason.
         """
         self.all_throttled_since = min(self.all_throttled_since, now)
-        was_probed = self.pause.on_throttled(now)
         if is_explained:
             return
         if self.answers.throttles_alone(history.throttled_at):
@@ -145,21 +132,12 @@ class AdaptiveRate:
             self._fade(now)
         if history.was_throttled and not self._tells_of_limit(history):
             return
-        is_evidence = self._evidence.on_throttled(history.workspace)
-        if is_evidence or was_probed:
-            self._on_evidence(now, retry_after, history, was_probed=was_probed)
+        if self._evidence.on_throttled(history.workspace):
+            self._on_evidence(now, retry_after, history)
 
     def _on_evidence(
-        self,
-        now: float,
-        retry_after: float | None,
-        history: History,
-        *,
-        was_probed: bool,
+        self, now: float, retry_after: float | None, history: History
     ) -> None:
-        if was_probed and retry_after is not None:
-            # The newer Retry-After replaces the older.
-            self._end_pause(now)
         self._baseline.on_throttled(now)
         wait = 0.0
         if self._evidence.shows_limit and retry_after is not None:
@@ -188,7 +166,7 @@ class AdaptiveRate:
     def _slow_down(self, now: float, wait: float, history: History) -> None:
         """Start slowly under a new limit, or step down; pause as the server asks."""
         pause_ends = now + wait
-        self.pause.retry_after_ends = max(self.pause.retry_after_ends, pause_ends)
+        self.retry_after_ends = max(self.retry_after_ends, pause_ends)
         last_event = self._curve.growth_start
         if wait:
             # Attempts in flight end within a Retry-After, so throttling right after it
@@ -205,20 +183,11 @@ class AdaptiveRate:
             self._fades_from = pause_ends
         elif is_new_event and self._is_answered():
             self._step_down(now, wait)
-        if pause_ends > max(now, self.pause.end_time):
+        if pause_ends > max(now, self._pause_ends):
             # Until then the rate does not grow, and at the end there is no burst.
-            self.pause.start(pause_ends)
+            self._pause_ends = pause_ends
             self._curve.growth_start = pause_ends
             self._next_start = pause_ends + _BURST
-
-    def _end_pause(self, now: float) -> None:
-        """End the pause before its time, after an answer to a probe."""
-        seconds = self.pause.end(now)
-        if seconds:
-            # The rate grows that much earlier, too.
-            self._curve.growth_start -= seconds
-            # The probe counts towards the cap.
-            self._next_start = max(now, self.pause.asked_at + 1.0 / self._cap) + _BURST
 
     def _is_refused_throughout(self, now: float) -> bool:
         """Return True if nothing succeeds any more at a rate that was stepped down."""
@@ -243,7 +212,7 @@ class AdaptiveRate:
         self.is_starting = False
         self._limited_at = now
         # The first rate is computed after the pause.
-        self._curve.start(now, self.pause.end_time, 0.0, None)
+        self._curve.start(now, self._pause_ends, 0.0, None)
 
     def _step_down(self, now: float, pause: float) -> None:
         curve = self._curve
@@ -258,7 +227,7 @@ class AdaptiveRate:
         if old_rate is not None:
             self._restore(old_rate, now)
             return
-        curve.step_down(now, self.pause.end_time, peak, pause)
+        curve.step_down(now, self._pause_ends, peak, pause)
 
     def _lift_limit_if_gone(self, now: float) -> None:
         if self.has_limit:
@@ -269,7 +238,7 @@ class AdaptiveRate:
         # A trial needs a constant rate. After it, a slow start finds out what the
         # server can do.
         peak = rate if self._baseline.is_trying else None
-        self._curve.start(now, self.pause.end_time, rate, peak)
+        self._curve.start(now, self._pause_ends, rate, peak)
 
     def _current_rate(self, now: float) -> float:
         """Return the rate at this time; lift the limit if it is gone."""
@@ -303,6 +272,7 @@ class AdaptiveRate:
         return self._lift_limit()
 
     def _lift_limit(self) -> float:
-        """Lift the limit; return the rate without it."""
+        """Lift the limit, with its Retry-After; return the rate without it."""
         self.has_limit = False
+        self.retry_after_ends = -math.inf
         return math.inf

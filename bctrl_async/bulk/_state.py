@@ -34,8 +34,7 @@ class Progress(msgspec.Struct, frozen=True):
             until some have ended.
         is_throttled: True while the session slows down because of a 429 or 503.
         retry_after: The seconds for which the server has asked to wait (Retry-After); 0
-            if it has not. In a pause of more than a minute, one attempt a minute is
-            made as a probe.
+            if it has not.
         is_unanswered: True while the server answers nothing and is only probed.
         is_looking: True while the workspace is listed once more, at the end.
         retrying: The number of targets that wait for another attempt, by the result of

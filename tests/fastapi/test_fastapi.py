@@ -458,7 +458,7 @@ class TestProblems:
             (errors.BctrlRateLimitError("", retry_after=0.2), "1"),
             (errors.BctrlRateLimitError("", retry_after=0.0), "0"),
             (errors.BctrlServerError("", status=503, retry_after=30), "30"),
-            (errors.BctrlRateLimitError("", retry_after=365 * 86400.0), "60"),
+            (errors.BctrlRateLimitError("", retry_after=3600.0), "60"),
             (errors.BctrlRateLimitError(""), None),
             (errors.BctrlServerError("", status=500, retry_after=30), None),
         ],

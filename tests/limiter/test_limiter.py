@@ -4,8 +4,10 @@ import asyncio
 from collections import Counter
 
 import pytest
-from support.helpers import Bulk
+from support.helpers import Bulk, pass_time
 from support.pacing import Member, MemoryPace
+from support.runtimes import RUNTIME
+from support.servers import answering, http_answer, raw_server
 from support.simulated import ANSWER, Request, Simulate, targets
 from support.throttling import past_start, release, show_limit, throttled
 from support.virtual_time import in_virtual_time, now
@@ -18,6 +20,7 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
+    RuntimeStatus,
     StopResult,
 )
 from bctrl_async._kinds import Failure, Kind
@@ -208,10 +211,9 @@ class TestWait:
             assert caught.value.retry_after == pytest.approx(3600)
             assert (caught.value.status, caught.value.may_have_stopped) == (None, False)
 
-        # Its patience would last for the whole hour, so it waits; a minute later it is
-        # the probe.
+        # Its patience lasts for the whole hour.
         await patient
-        assert now() == pytest.approx(61)
+        assert now() == pytest.approx(3601)
 
     async def test_a_wait_between_attempts_is_no_round_trip(self) -> None:
         """Fault: the wait for a Retry-After slowed down the session from then on."""
@@ -410,3 +412,21 @@ async def test_a_stop_that_no_rate_bounds_takes_its_slot_at_once(bulk: Bulk) -> 
     assert bulk.session._limiter.in_use == 0
     # Nothing measures a round trip where no rate could learn from it.
     assert bulk.session._limiter._all.rate.answers.round_trip == 0.0
+
+
+async def test_a_session_recovers_from_an_absurd_retry_after_within_an_hour() -> None:
+    """Fault: one Retry-After with an epoch in it locks a client for years."""
+    throttling = http_answer("429 X", b"", "Retry-After: 1795651200")
+    answers = *[throttling] * 8, http_answer("200 OK", RUNTIME)
+    async with (
+        raw_server(answering(*answers)) as url,
+        BctrlSession("k", base_url=url) as session,
+    ):
+        for _ in range(9):
+            with pytest.raises(BctrlRateLimitError):
+                await session.stop_runtime("ws-1", "crm")
+        assert session.stats.attempts == 8
+
+        pass_time(3600.0)
+        runtime = await session.stop_runtime("ws-1", "crm")
+        assert runtime.status is RuntimeStatus.STOPPED

@@ -42,7 +42,6 @@ FOUND_BY = {
     "late-answer": 70,
     "late-poll": 1545,
     "limit-by-targets": 316,
-    "locked": 146,
     "lost-slot": 291,
     "lone-503": 2375,
     "long-list": 1151,

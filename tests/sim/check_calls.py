@@ -6,7 +6,6 @@ from bctrl_async import (
     BctrlConflictError,
     BctrlError,
     BctrlNotFoundError,
-    BctrlRateLimitError,
     Runtime,
 )
 from sim.check_throttling import check_service
@@ -15,18 +14,12 @@ from sim.records import SingleCall
 from sim.rules import (
     NOT_RUNNING,
     PATIENCE,
-    REFUSED,
     Problem,
     Problems,
     may_have_stopped,
     name,
 )
 from sim.world import World
-
-_PROBE_WAIT = 130.0
-"""Seconds after which a session has sent a probe, however long a Retry-After is."""
-_PROBE_INTERVAL = 60.0
-"""Seconds that a cancelled probe costs: the server is asked once a minute."""
 
 
 def check_call(world: World, call: SingleCall) -> Problems:
@@ -56,7 +49,6 @@ def check_call(world: World, call: SingleCall) -> Problems:
         found = [
             *_check_error(call, ended, exchanges, now),
             *_check_conflict(call, ended, exchanges, now),
-            *_check_throttling(world, call, ended),
         ]
         if not world.plan.climate.hazards - {"cut"} and call.before == "active":
             found.append(Problem("calm", "although nothing failed"))
@@ -107,26 +99,3 @@ def _check_conflict(
         yield Problem("own work", "although it had stopped the runtime itself")
     if call.stopped_ok:
         yield Problem("stopped_ok", "in spite of stopped_ok")
-
-
-def _check_throttling(world: World, call: SingleCall, error: BctrlError) -> Problems:
-    """Check that a long Retry-After does not lock a session for ever."""
-    climate = world.plan.climate
-    if not isinstance(error, BctrlRateLimitError) or climate.hazards - {
-        "long_retry_after",
-        "cut",
-    }:
-        return
-    refused = [
-        exchange.written
-        for exchange in world.network.exchanges
-        if exchange.status in REFUSED
-    ]
-    if not refused:
-        return
-    cancelled = sum(
-        earlier.result is None and refused[-1] < earlier.began < call.began
-        for earlier in world.calls
-    )
-    if call.began > refused[-1] + _PROBE_WAIT + cancelled * _PROBE_INTERVAL:
-        yield Problem("locked", f"{call.began - refused[-1]:.0f} s after the last 429")

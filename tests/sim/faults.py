@@ -270,15 +270,6 @@ FAULTS = {
         "own work",
         {"bctrl_async.BctrlSession._get_stopped_or_raise": _stop_without_a_look},
     ),
-    "locked": KnownFault(
-        "an absurd Retry-After locks the session",
-        "locked",
-        {
-            "bctrl_async._limiter.evidence._ENOUGH": 1.0,
-            "bctrl_async._limiter.pause.PROBE_INTERVAL": math.inf,
-            "bctrl_async._limiter.gate.PROBE_INTERVAL": math.inf,
-        },
-    ),
     "lost-outcome": KnownFault(
         "the target of a worker that is cancelled in flight has no outcome",
         "lost outcome",
