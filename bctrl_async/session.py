@@ -34,6 +34,7 @@ from bctrl_async._http.request import (
     plain_texts,
 )
 from bctrl_async._kinds import Failure, Kind
+from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
@@ -786,4 +787,5 @@ def _lowest_limit(connector: aiohttp.BaseConnector | None, limit: int) -> int:
 def _make_limiter(limit: int, rate: float | Pace | None) -> Limiter:
     if rate is None or isinstance(rate, Pace):
         return Limiter(limit, AdaptiveRate(), rate)
-    return Limiter(limit, AdaptiveRate(_config.per_second(rate, "rate")))
+    fixed = FixedRate(_config.per_second(rate, "rate"))
+    return Limiter(limit, AdaptiveRate(), fixed)

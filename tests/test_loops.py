@@ -17,6 +17,7 @@ from support.throttling import past_start
 
 from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopReport, StopResult
 from bctrl_async._http.fast.exchange import Exchange, _Deadlines
+from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.bulk._poller import Poller
@@ -111,7 +112,7 @@ class TestEarlyTimers:
             on_timer(gate)
 
         async def main() -> None:
-            limiter = Limiter(100, past_start(700))
+            limiter = Limiter(100, past_start(), FixedRate(700))
             await asyncio.gather(*(limiter.acquire(60.0) for _ in range(30)))
 
         monkeypatch.setattr(Gate, "_on_timer", count)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bctrl_async._kinds import Failure
-from bctrl_async._limiter.capacity import Capacity
+from bctrl_async._limiter.bounds import Capacity, FixedRate
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
@@ -45,7 +45,8 @@ class Gate:
         self._text_of_calls = "all calls of the session"
         if workspace is not None:
             self._text_of_calls = f"all calls in workspace {workspace!r}"
-        self._leases: Leases | None = None
+        self._bound: FixedRate | Leases | None = None
+        """The rate of the caller, which holds whatever the server allows."""
         self._queues = Queues()
         self._limited_since: float | None = None
         self._wakeup_timer: asyncio.Handle | None = None
@@ -56,16 +57,19 @@ class Gate:
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
 
+    def bound_by(self, rate: FixedRate) -> None:
+        """Let a rate of the caller bound the attempts, too."""
+        self._bound = rate
+
     def use_pace(
         self, pace: Pace, on_misconfigured: Callable[[BctrlError], None]
     ) -> Leases:
         """Let a pace bound the rate; `on_misconfigured` gets a bad store's error."""
-        self._leases = Leases(
-            pace, lambda: self._queues.count, self._admit, on_misconfigured
-        )
+        leases = Leases(pace, lambda: self._queues.count, self._admit, on_misconfigured)
+        self._bound = leases
         # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.is_starting = False
-        return self._leases
+        return leases
 
     @property
     def is_empty(self) -> bool:
@@ -91,7 +95,7 @@ class Gate:
         """Acquire a slot if no rate bounds attempts, and no wait is needed."""
         if self.in_use >= self._limit or self._error is not None or self._queues.count:
             return False
-        if self._leases is not None or not self.rate.is_unlimited:
+        if self._bound is not None or not self.rate.is_unlimited:
             return False
         self.in_use += 1
         return True
@@ -264,17 +268,17 @@ class Gate:
         delay = 0.0
         if not self.rate.is_unlimited:
             delay = self.rate.delay(now)
-        if delay <= 0.0 and self._leases is not None:
-            # The leases come last: while the rate allows no attempt, a new lease would
-            # be lost.
-            delay = self._leases.delay(now)
+        if delay <= 0.0 and self._bound is not None:
+            # It comes last: while the server allows no attempt, a new lease would be
+            # lost.
+            delay = self._bound.delay(now)
         return delay
 
     def _on_start(self, now: float) -> None:
         if not self.rate.is_unlimited:
             self.rate.on_start(now)
-        if self._leases is not None:
-            self._leases.on_start(now)
+        if self._bound is not None:
+            self._bound.on_start(now)
         if self._limited_since is not None and not self.rate.has_limit:
             self._log_full_speed(now - self._limited_since)
             self._limited_since = None
@@ -299,7 +303,7 @@ class Gate:
             waiter = self._queues.next()
             if waiter is None:
                 return
-            if self._leases is not None or not self.rate.is_unlimited:
+            if self._bound is not None or not self.rate.is_unlimited:
                 now = max(asyncio.get_running_loop().time(), due)
                 delay = self._delay(now)
                 if delay > 0.0:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from bctrl_async import _quick_failures
 from bctrl_async._kinds import Failure
+from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.queues import Priority, Waiter
@@ -34,14 +35,16 @@ class Limiter:
     """
 
     def __init__(
-        self, limit: int, rate: AdaptiveRate, pace: Pace | None = None
+        self, limit: int, rate: AdaptiveRate, bound: FixedRate | Pace | None = None
     ) -> None:
         self.limit: int = limit
         self._all = Gate(limit, rate)
         self._lanes: dict[str, Gate] = {}
         self._leases: Leases | None = None
-        if pace is not None:
-            self._leases = self._all.use_pace(pace, on_misconfigured=self.close)
+        if isinstance(bound, FixedRate):
+            self._all.bound_by(bound)
+        elif bound is not None:
+            self._leases = self._all.use_pace(bound, on_misconfigured=self.close)
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
         self._sleepers: set[asyncio.Future[None]] = set()

@@ -42,15 +42,12 @@ _GONE_RATIO = 10.0
 
 
 class AdaptiveRate:
-    """A rate (at most `cap` a second) that adapts, on a monotonic clock.
+    """A rate that adapts, on a monotonic clock.
 
     Throttling is about its target until enough different targets show a limit for all.
     """
 
-    def __init__(
-        self, cap: float | None = None, evidence: Evidence | None = None
-    ) -> None:
-        self._cap = math.inf if cap is None else cap
+    def __init__(self, evidence: Evidence | None = None) -> None:
         self.is_starting: bool = True
         """True until enough have succeeded, or the server has shown a limit."""
         self.retry_after_ends: float = -math.inf
@@ -83,7 +80,7 @@ class AdaptiveRate:
     @property
     def is_unlimited(self) -> bool:
         """True if attempts may start at any rate."""
-        return not self.has_limit and not self.is_starting and self._cap == math.inf
+        return not self.has_limit and not self.is_starting
 
     def delay(self, now: float) -> float:
         """Return the seconds until an attempt may start."""
@@ -91,7 +88,7 @@ class AdaptiveRate:
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt."""
-        rate = min(self._current_rate(now), self._cap)
+        rate = self._current_rate(now)
         if rate < math.inf:
             self._next_start = max(self._next_start, now) + 1.0 / rate
 

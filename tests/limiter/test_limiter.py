@@ -24,6 +24,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._kinds import Failure, Kind
+from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
@@ -232,7 +233,7 @@ class TestWait:
         assert limiter._all.rate.answers.round_trip < 1.0
 
     async def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
-        limiter = Limiter(2, AdaptiveRate(cap=0.1))
+        limiter = Limiter(2, AdaptiveRate(), FixedRate(0.1))
         await limiter.acquire(60.0)
         cancelled = asyncio.create_task(limiter.acquire(60.0))
         waiting = asyncio.create_task(limiter.acquire(60.0))

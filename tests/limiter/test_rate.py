@@ -13,6 +13,7 @@ from support import virtual_time
 from support.throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import BctrlError
+from bctrl_async._limiter.bounds import FixedRate
 
 bucket = partial(token_bucket, lambda _: 200.0, burst=50)
 
@@ -181,7 +182,7 @@ def test_until_an_attempt_succeeds_150_a_second_start() -> None:
 class TestCap:
     @pytest.mark.parametrize("cap", [1, 300])
     def test_no_second_has_more_starts_than_the_cap(self, cap: int) -> None:
-        run = Run(unlimited(), cap=cap)
+        run = Run(unlimited(), bound=FixedRate(cap))
         virtual_time.run(run.gather(5 * cap))
         assert run.seconds == pytest.approx((5 * cap - 1) / cap, abs=0.1)
         for start in run.starts:
@@ -189,7 +190,7 @@ class TestCap:
             assert started <= cap * 1.02 + 1
 
     def test_below_a_limit_nothing_is_throttled(self) -> None:
-        run = Run(token_bucket(lambda _: 200.0, burst=10), cap=100)
+        run = Run(token_bucket(lambda _: 200.0, burst=10), bound=FixedRate(100))
         virtual_time.run(run.bulk(1000))
         assert run.throttled == 0
         assert run.seconds == pytest.approx(10, rel=0.05)

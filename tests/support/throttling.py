@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._kinds import Failure, Repeat
+from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.queues import Priority
@@ -24,9 +25,9 @@ Server = Callable[[float], BctrlError | None]
 """Takes the time of a request; returns its error, or None for a success."""
 
 
-def past_start(cap: float | None = None) -> AdaptiveRate:
+def past_start() -> AdaptiveRate:
     """Make a rate whose start is over, long ago: all attempts have succeeded."""
-    rate = AdaptiveRate(cap)
+    rate = AdaptiveRate()
     while rate.is_starting:
         rate.on_success(-1000.0, History())
         rate.on_start(-1000.0)
@@ -104,7 +105,7 @@ class Run:
     limit: int = 100
     server_limit: float = math.inf
     """Requests in flight that the server accepts."""
-    cap: float | None = None
+    bound: FixedRate | None = None
     halfway: bool = False
     """The server decides half a latency after a request was sent, not at once."""
     requests: int = 0
@@ -145,13 +146,13 @@ class Run:
             await limiter.sleep(delay)
 
     async def gather(self, count: int) -> None:
-        limiter = Limiter(self.limit, AdaptiveRate(self.cap))
+        limiter = Limiter(self.limit, AdaptiveRate(), self.bound)
         start = asyncio.get_running_loop().time()
         await asyncio.gather(*(self.stop(limiter) for _ in range(count)))
         self.seconds = asyncio.get_running_loop().time() - start
 
     async def bulk(self, count: int) -> None:
-        limiter = Limiter(self.limit, AdaptiveRate(self.cap))
+        limiter = Limiter(self.limit, AdaptiveRate(), self.bound)
         remaining = iter(range(count))
 
         async def work() -> None:

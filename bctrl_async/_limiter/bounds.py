@@ -1,4 +1,4 @@
-"""The capacity: how many attempts in flight the machine has connections for."""
+"""The bounds that are not the server's: of the caller, and of the machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,28 @@ _GROWTH_INTERVAL = 1.0
 """Seconds after which a capacity grows, if the machine has lacked nothing meanwhile."""
 
 
+_BURST = 0.02
+"""Seconds' worth of attempts that may start at once, to make up for late timers."""
+
+
+class FixedRate:
+    """The rate that the caller gave: at most so many attempts a second."""
+
+    def __init__(self, rate: float) -> None:
+        self._interval = 1.0 / rate
+        self._next_start = -math.inf
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until an attempt may start."""
+        return max(self._next_start - _BURST - now, 0.0)
+
+    def on_start(self, now: float) -> None:
+        """Record the start of an attempt."""
+        self._next_start = max(self._next_start, now) + self._interval
+
+
 class Capacity:
-    """A bound on attempts in flight, which comes down if the machine lacks something.
+    """The connections of the machine: a bound that comes down if it lacks something.
 
     It grows by one attempt, then by twice as many each time, until the machine lacks
     something again. So a full machine makes one failed attempt a second.
