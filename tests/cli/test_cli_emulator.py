@@ -209,7 +209,7 @@ async def test_the_demo_counts_the_runtimes_that_are_still_ending_as_such() -> N
     await wait_for_line(process.stderr, "GET")
     process.send_signal(signal.SIGINT)
     code, out, _ = await finish(process)
-    assert out.startswith("Interrupted: 0 of 1 no longer running, 1 unconfirmed ")
+    assert out.startswith("Interrupted: 0 of 1 no longer running, 1 still running ")
     stopped = "0 of 1 runtimes are stopped, 1 still ending"
     assert f"\nThe emulator confirms: {stopped}; 0 of 1 names have no runtime.\n" in out
     assert code == 130

@@ -15,11 +15,11 @@ from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResu
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.results import result_of, running_of
 from bctrl_async._kinds import Doubt, Failure
+from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.evidence import Evidence, History
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.limiter import Limiter, RecalledError
 from bctrl_async._limiter.queues import Priority
-from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.bulk._input import Input
 from bctrl_async.bulk._ledger import Ledger
@@ -37,7 +37,7 @@ _result_of, _running_of = result_of, running_of
 _release, _cancel = Limiter.release, Worker.cancel
 _set_ended_early = RunState.set_ended_early
 _lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
-_on_throttled, _on_start = Evidence.on_throttled, AdaptiveRate.on_start
+_on_throttled, _on_start = Evidence.on_throttled, FixedRate.on_start
 _done, _correct = JournalFile.done, JournalFile.correct
 _end, _correct_ledger, _look_again = Ledger.end, Ledger.correct, Run._look_again
 
@@ -91,7 +91,7 @@ def _show_limit_of_all(evidence: Evidence, workspace: str) -> bool:
     return _on_throttled(evidence, workspace)
 
 
-def _start_in_past(rate: AdaptiveRate, now: float) -> None:
+def _start_in_past(rate: FixedRate, now: float) -> None:
     _on_start(rate, min(now, max(rate._next_start, 0.0)))
 
 
@@ -329,7 +329,7 @@ FAULTS = {
     "caught-up": KnownFault(
         "after a stall, all attempts start that the rate would have allowed meanwhile",
         "rate",
-        {"bctrl_async._limiter.rate.AdaptiveRate.on_start": _start_in_past},
+        {"bctrl_async._limiter.bounds.FixedRate.on_start": _start_in_past},
     ),
     "kept-lane": KnownFault(
         "a call keeps its slot in the lane of its workspace",
