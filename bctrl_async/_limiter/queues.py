@@ -59,10 +59,9 @@ class Waiter(msgspec.Struct, eq=False):
             raise self.error
 
     def fail(self, error: Exception) -> None:
-        """Let the call fail, unless it was admitted or cancelled."""
-        if not self.admitted.done():
-            self.error = error
-            self.admitted.set_result(None)
+        """Let the call fail, which still waits."""
+        self.error = error
+        self.admitted.set_result(None)
 
 
 class Queues:
