@@ -171,13 +171,13 @@ class Run:
                 # The run was left, or ended, before its last look had ended.
                 self.ledger.set_look_error(self.state.reason)
             self.ledger.end(self.source.count)
-            # If the coroutine was closed, the last of its tasks ends the run.
-            if not self.is_busy:
-                self._set_over()
+            self._set_over()
 
     def _set_over(self) -> None:
-        self._open_runs.pop(self, None)
-        self._is_over.set()
+        # If the coroutine was closed, the last of its tasks ends the run.
+        if not self.is_busy:
+            self._open_runs.pop(self, None)
+            self._is_over.set()
 
     def end(self) -> None:
         """End the run early, as its session is closed."""
