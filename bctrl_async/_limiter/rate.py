@@ -31,6 +31,9 @@ that started before it does later (RFC 9002 section 7.3.2)."""
 _REFUSED = 1.0
 """Seconds without a success, or two round trips if they are longer, after which the
 rate starts anew (the retransmission timeout of RFC 6298 section 5)."""
+_REFUSALS = 8
+"""Fair responses that must have been throttled in a row by then, because a few dead
+targets are throttled for as long."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BURST = 0.02
@@ -57,6 +60,8 @@ class AdaptiveRate:
         """True from the evidence of a limit of the server until the limit is gone."""
         self.all_throttled_since: float = math.inf
         """The time since which all responses were throttled, or inf."""
+        self._refusals = 0
+        """The fair responses that were throttled since the last success."""
         self._evidence = evidence or Evidence(is_of_all=True)
         self._curve = Curve()
         self._baseline = ThrottlingBaseline()
@@ -96,6 +101,7 @@ class AdaptiveRate:
         """Record a response that was not throttled."""
         self.answers.add(now, history)
         self.all_throttled_since = math.inf
+        self._refusals = 0
         if history.was_throttled:
             self.answers.recovered_at = now
         else:
@@ -118,6 +124,7 @@ class AdaptiveRate:
         `is_explained` is True if a limit of its workspace is the reason.
         """
         self.all_throttled_since = min(self.all_throttled_since, now)
+        self._refusals += history.is_fair
         if is_explained:
             return
         if self.answers.throttles_alone(history.throttled_at):
@@ -127,7 +134,7 @@ class AdaptiveRate:
             return
         if self._is_refused_throughout(now):
             self._fade(now)
-        if history.was_throttled and not self._tells_of_limit(history):
+        if history.was_throttled and not self._tells_of_limit(now, history):
             return
         if self._evidence.on_throttled(history.workspace):
             self._on_evidence(now, retry_after, history)
@@ -144,14 +151,16 @@ class AdaptiveRate:
         if is_limited and not self._baseline.covers(now):
             self._slow_down(now, wait, history)
 
-    def _tells_of_limit(self, history: History) -> bool:
+    def _tells_of_limit(self, now: float, history: History) -> bool:
         """Return True if a throttled retry counts as evidence of the limit.
 
         If no retry counted, a limit of few attempts a second would throttle many.
         """
         if self._curve.peak is None:
-            # After an outage of 429s, all calls may be retries.
-            return self.has_limit
+            # After an outage of 429s, all calls may be retries. While other calls are
+            # answered, these tell enough.
+            is_sampled = self.answers.unthrottled_at >= now - self._longest_silence
+            return self.has_limit and not is_sampled
         has_recovered = self.answers.recovered_at >= history.throttled_at
         return self.has_limit and history.is_fair and has_recovered
 
@@ -191,7 +200,13 @@ class AdaptiveRate:
         if not self.has_limit or self._curve.peak is None:
             return False
         since = max(self.all_throttled_since, self._curve.stepped_at)
-        return now - since > max(_REFUSED, 2.0 * self.answers.round_trip)
+        is_long = now - since > self._longest_silence
+        return is_long and self._refusals >= _REFUSALS
+
+    @property
+    def _longest_silence(self) -> float:
+        """The seconds for which a server that accepts attempts may accept none."""
+        return max(_REFUSED, 2.0 * self.answers.round_trip)
 
     def _fade(self, now: float) -> None:
         """Let the rate fade, from 20 a second at most; start slowly with a success."""

@@ -107,22 +107,34 @@ def stepped_down() -> AdaptiveRate:
     return rate
 
 
+def refuse_for(rate: AdaptiveRate, start: float, seconds: float) -> None:
+    """Throttle eight calls once more in so many seconds."""
+    for number in range(8):
+        rate.on_throttled(start + seconds * number / 7, None, repeat(start - 0.5))
+
+
 class TestRefusal:
     def test_a_rate_at_which_nothing_succeeds_any_more_fades(self) -> None:
         """Fault: of 600 a minute, most were asked for in vain, and targets given up."""
         rate = stepped_down()
-        for now in (5.1, 6.0):
-            rate.on_throttled(now, None, repeat(5.05))
-            assert rate._current_rate(now) > 80.0
+        refuse_for(rate, 5.1, 0.9)
+        assert rate._current_rate(6.0) > 80.0
         rate.on_throttled(6.2, None, repeat(5.05))
         assert rate._current_rate(6.2) == 20.0
         assert rate._current_rate(8.2) == pytest.approx(10.0)
+
+    def test_a_few_dead_targets_do_not_let_it_fade(self) -> None:
+        """Fault: five in a workspace of sixty held up the others for a minute."""
+        rate = stepped_down()
+        for number in range(100):
+            rate.on_throttled(5.1 + number / 10, None, repeat(5.05, 2))
+        assert rate._current_rate(15.0) > 80.0
 
     def test_it_grows_from_there_once_an_attempt_succeeds(self) -> None:
         rate = stepped_down()
         rate._restore(8.0, 5.0)
         rate.on_throttled(5.5, None, first(started_at=5.4))
-        rate.on_throttled(7.0, None, repeat(5.05))
+        refuse_for(rate, 5.6, 1.4)
         assert rate._current_rate(9.0) < 5.0
         rate.on_success(9.1, repeat(4.0))
         assert 5.0 < rate._current_rate(9.1) < 8.0
@@ -132,8 +144,7 @@ class TestRefusal:
         rate = stepped_down()
         for number in range(100):
             rate.on_success(5.0 + number / 100, first(started_at=2.0))
-        rate.on_throttled(7.0, None, repeat(6.5))
-        rate.on_throttled(14.0, None, repeat(6.5))
+        refuse_for(rate, 7.0, 7.0)
         assert rate._current_rate(14.0) > 20.0
         rate.on_throttled(15.5, None, repeat(6.5))
         assert rate._current_rate(15.5) == 20.0
@@ -165,6 +176,17 @@ class TestRefusal:
         before = rate._current_rate(1.5)
         rate.on_throttled(1.5, None, repeat(1.4, 5, started_at=1.4))
         assert rate._current_rate(1.5) < before
+
+    def test_in_a_slow_start_no_retry_counts_while_first_attempts_are_answered(
+        self,
+    ) -> None:
+        """Fault: five dead targets in a workspace of sixty held up the others."""
+        rate = limited()
+        rate.on_success(0.6, repeat(0.0))
+        rate.on_success(1.4, FIRST)
+        before = rate._current_rate(1.5)
+        rate.on_throttled(1.5, None, repeat(0.5, 5, started_at=1.45))
+        assert rate._current_rate(1.5) == before
 
 
 class TestEvidence:
