@@ -12,9 +12,7 @@ _log = logging.getLogger("bctrl_async.capacity")
 
 _GROWTH_INTERVAL = 1.0
 """Seconds after which a capacity grows, if the machine has lacked nothing meanwhile."""
-
-
-_BURST = 0.02
+BURST = 0.02
 """Seconds' worth of attempts that may start at once, to make up for late timers."""
 
 
@@ -27,7 +25,7 @@ class FixedRate:
 
     def delay(self, now: float) -> float:
         """Return the seconds until an attempt may start."""
-        return max(self._next_start - _BURST - now, 0.0)
+        return max(self._next_start - BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt."""

@@ -15,6 +15,7 @@ import math
 
 from bctrl_async._limiter.answers import Answers
 from bctrl_async._limiter.baseline import ThrottlingBaseline
+from bctrl_async._limiter.bounds import BURST
 from bctrl_async._limiter.curve import BETA, MIN_RATE, SLOWEST_START, Curve
 from bctrl_async._limiter.evidence import Evidence, History
 
@@ -36,8 +37,6 @@ _REFUSALS = 8
 targets are throttled for as long."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
-_BURST = 0.02
-"""Seconds' worth of attempts that may start at once, to make up for late timers."""
 _SLOW_START_SHARE = 1.3
 """A slow start's first rate, in proportion to the successes of the last _PAUSE."""
 _GONE_RATIO = 10.0
@@ -89,7 +88,7 @@ class AdaptiveRate:
 
     def delay(self, now: float) -> float:
         """Return the seconds until an attempt may start."""
-        return max(self._next_start - _BURST - now, 0.0)
+        return max(self._next_start - BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt."""
@@ -193,7 +192,7 @@ class AdaptiveRate:
             # Until then the rate does not grow, and at the end there is no burst.
             self._pause_ends = pause_ends
             self._curve.growth_start = pause_ends
-            self._next_start = pause_ends + _BURST
+            self._next_start = pause_ends + BURST
 
     def _is_refused_throughout(self, now: float) -> bool:
         """Return True if nothing succeeds any more at a rate that was stepped down."""
@@ -284,7 +283,7 @@ class AdaptiveRate:
         return self._lift_limit()
 
     def _lift_limit(self) -> float:
-        """Lift the limit, with its Retry-After; return the rate without it."""
+        """Lift the limit, with its pause; return the rate without it."""
         self.has_limit = False
-        self.retry_after_ends = -math.inf
+        self.retry_after_ends = self._pause_ends = self._next_start = -math.inf
         return math.inf

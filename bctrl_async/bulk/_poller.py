@@ -64,7 +64,7 @@ class Poller:
 
     def _record(self, poll: Poll) -> StopOutcome:
         outcome = replace(poll.outcome, elapsed=time.monotonic() - poll.started)
-        # Without any request, what the server said to the stop is its last word.
+        # A stop that was never polled ends as the server answered it.
         if poll.failure is not None and not poll.is_answered:
             outcome = outcome_without_answer(outcome, poll.failure)
         self._polls.remove()

@@ -40,7 +40,7 @@ PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _log = logging.getLogger("bctrl_async.fastapi")  # The docs name this logger.
 _STATE_KEY = "bctrl_session"
 _MAX_RETRY_AFTER = 60
-"""The most seconds of our Retry-After: calls in other workspaces may go on."""
+"""The most seconds of our Retry-After: those of the API may be a mistake."""
 
 
 def lifespan(

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from bctrl_async._limiter.baseline import _Trial
+from bctrl_async._limiter.bounds import BURST
 from bctrl_async._limiter.curve import _DOUBLING, _FADING
 from bctrl_async._limiter.evidence import Evidence, History
-from bctrl_async._limiter.rate import _BURST, AdaptiveRate
+from bctrl_async._limiter.rate import AdaptiveRate
 
 FIRST = History(workspace="ws-1")
 
@@ -303,6 +304,20 @@ class TestGrowthAndPauses:
         assert rate._current_rate(30.0) == pytest.approx(20.0)
         assert rate._current_rate(30.7) == pytest.approx(40.0)
 
+    def test_a_limit_that_was_lifted_leaves_no_pause_behind(self) -> None:
+        """Fault: the next limit paused for the rest of an old Retry-After."""
+        rate = rate_of_workspace()
+        for _ in range(8):
+            rate.on_throttled(1.0, 600.0, FIRST)
+        for _ in range(20):
+            rate.on_success(1.1, FIRST)
+        rate.on_throttled(1.2, 600.0, repeat(1.05))
+        assert not rate.has_limit
+        for _ in range(8):
+            rate.on_throttled(5.0, None, FIRST)
+
+        assert rate.delay(5.0) == pytest.approx(0.5)
+
     def test_a_trial_that_passes_in_a_pause_starts_slowly_after_it(self) -> None:
         """Fault: the pause counted as slow start, which then lifted the limit."""
         rate = limited()
@@ -310,7 +325,7 @@ class TestGrowthAndPauses:
         rate._baseline._old_rate = 100.0
         rate._restore(100.0, 1.0)
         rate._pause_ends = 31.0
-        rate._next_start = 31.0 + _BURST
+        rate._next_start = 31.0 + BURST
         while rate._baseline._phase is trial:
             rate.on_success(1.1, FIRST)
 
