@@ -70,8 +70,14 @@ class Answers:
         """Return True if any attempt has succeeded since a time."""
         return max(self.unthrottled_at, self.recovered_at) >= time
 
-    def throttles_alone(self, throttled_at: float) -> bool:
-        """Return True if only this target has been throttled since `throttled_at`."""
+    def throttles_alone(
+        self, throttled_at: float, exempt_at: float = -math.inf
+    ) -> bool:
+        """Return True if only this target has been throttled since `throttled_at`.
+
+        `exempt_at` is the time of the last success in a workspace that is exempt.
+        """
         # Others succeeded at once since then. The success of a retry would show that
         # load was the reason, and not the target.
-        return self.unthrottled_at >= throttled_at >= self.recovered_at
+        answered_at = max(self.unthrottled_at, exempt_at)
+        return answered_at >= throttled_at >= self.recovered_at

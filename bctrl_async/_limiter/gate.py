@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from itertools import chain
 
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import Capacity, FixedRate
-from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.evidence import History, Standing
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, format_duration
@@ -47,7 +48,11 @@ class Gate:
             self._text_of_calls = f"all calls in workspace {workspace!r}"
         self._bound: FixedRate | Leases | None = None
         """The rate of the caller, which holds whatever the server allows."""
-        self._queues = Queues()
+        self._queues: dict[Standing, Queues] = {Standing.UNKNOWN: Queues()}
+        self._count = 0
+        """The waiters in the queues; some of them may wait no more."""
+        self._turn = 0
+        """The standing that comes next of those whom the limit holds."""
         self._limited_since: float | None = None
         self._wakeup_timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
@@ -65,7 +70,7 @@ class Gate:
         self, pace: Pace, on_misconfigured: Callable[[BctrlError], None]
     ) -> Leases:
         """Let a pace bound the rate; `on_misconfigured` gets a bad store's error."""
-        leases = Leases(pace, lambda: self._queues.count, self._admit, on_misconfigured)
+        leases = Leases(pace, lambda: self._count, self._admit, on_misconfigured)
         self._bound = leases
         # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.is_starting = False
@@ -74,7 +79,7 @@ class Gate:
     @property
     def is_empty(self) -> bool:
         """True if no call waits, and none is in flight."""
-        return not (self.in_use or self._queues.count)
+        return not (self.in_use or self._count)
 
     @property
     def is_limiting(self) -> bool:
@@ -84,7 +89,8 @@ class Gate:
     @property
     def waiting(self) -> list[Waiter]:
         """The waiters."""
-        return self._queues.waiting
+        each = self._queues.values()
+        return list(chain.from_iterable(queues.waiting for queues in each))
 
     @property
     def retry_after_ends(self) -> float:
@@ -93,48 +99,63 @@ class Gate:
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot if no rate bounds attempts, and no wait is needed."""
-        if self.in_use >= self._limit or self._error is not None or self._queues.count:
+        if self.in_use >= self._limit or self._error is not None or self._count:
             return False
         if self._bound is not None or not self.rate.is_unlimited:
             return False
         self.in_use += 1
         return True
 
-    def acquire_if_due(self) -> bool:
+    def acquire_if_due(self, standing: Standing = Standing.UNKNOWN) -> bool:
         """Acquire a slot if the rate allows an attempt now, and no wait is needed."""
-        if self.in_use >= self._limit or self._error is not None or self._queues.count:
+        if self.in_use >= self._limit or self._error is not None:
             return False
         now = asyncio.get_running_loop().time()
-        if self._delay(now) > 0.0:
+        if self._is_anyone_before(standing) or self._delay(now, standing) > 0.0:
             return False
-        self._on_start(now)
+        self._on_start(now, standing)
         self.in_use += 1
         return True
 
-    def add(self, waiter: Waiter) -> None:
-        """Add a waiter, which is admitted at once if possible.
+    def _is_anyone_before(self, standing: Standing) -> bool:
+        """Return True if a call of this standing must wait for its turn."""
+        if standing is not Standing.EXEMPT:
+            return self._count > 0
+        return standing in self._queues and self._queues[standing].count > 0
 
-        It fails if a Retry-After is longer than it waits, or if the server throttles
+    def add(self, *waiters: Waiter) -> None:
+        """Add waiters, which are admitted at once if possible.
+
+        They fail if a Retry-After is longer than they wait, or if the server throttles
         every attempt for that long.
         """
-        if self._error is not None:
-            waiter.fail(replace(self._error))
-            return
         now = asyncio.get_running_loop().time()
-        if self._fail_if_in_vain(waiter, now):
-            return
-        self._queues.add(waiter)
+        for waiter in waiters:
+            if self._error is not None:
+                waiter.fail(replace(self._error))
+            elif not self._fail_if_in_vain(waiter, now):
+                self._queues.setdefault(waiter.standing, Queues()).add(waiter)
+                self._count += 1
         self._admit()
-        # A call without patience still waits for its first attempt.
-        if waiter.patience and not waiter.admitted.done():
-            self._watch_patience(self._deadline(waiter, now))
+        for waiter in waiters:
+            # A call without patience still waits for its first attempt.
+            if waiter.patience and not waiter.admitted.done():
+                self._watch_patience(self._deadline(waiter, now))
 
-    def take(self, workspace: str) -> list[Waiter]:
-        """Remove and return the waiters of a workspace, but no canary, in order."""
-        return self._queues.take(workspace)
+    def take(self, workspaces: Collection[str]) -> list[Waiter]:
+        """Remove and return the waiters of workspaces, but no canary, in order."""
+        each = list(self._queues.values())
+        waiters = list(chain.from_iterable(queues.take(workspaces) for queues in each))
+        self._recount()
+        return waiters
+
+    def _recount(self) -> None:
+        self._count = sum(queues.count for queues in self._queues.values())
 
     def _fail_if_in_vain(self, waiter: Waiter, now: float) -> bool:
         """Fail a waiter, and return True, if no attempt may succeed in its patience."""
+        if waiter.standing is Standing.EXEMPT:
+            return False
         if waiter.patience and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
             span = format_duration(waiter.patience)
             problem = f"the server throttled {self._text_of_calls} for {span}"
@@ -183,9 +204,7 @@ class Gate:
     def _watch_all(self, now: float) -> None:
         """Set the timer for the earliest end of a patience."""
         deadlines = [
-            self._deadline(waiter, now)
-            for waiter in self._queues.waiting
-            if waiter.patience
+            self._deadline(waiter, now) for waiter in self.waiting if waiter.patience
         ]
         self._watch_patience(max(min(deadlines, default=math.inf), now + _TICK))
 
@@ -201,14 +220,14 @@ class Gate:
     def release(self) -> None:
         """Release a slot."""
         self.in_use -= 1
-        if not self._queues.count:
+        if not self._count:
             return
         self._admit()
 
     def on_success(self, now: float, history: History) -> None:
         """Record a response that was not throttled."""
         self.rate.on_success(now, history)
-        if self._queues.count:
+        if self._count:
             self._admit()
 
     def on_throttled(
@@ -233,7 +252,7 @@ class Gate:
             self._fail_waits_in_vain(now)
 
     def _fail_waits_in_vain(self, now: float) -> None:
-        for waiter in self._queues.waiting:
+        for waiter in self.waiting:
             self._fail_if_in_vain(waiter, now)
 
     def _log_throttled(self, now: float, status: int | None) -> None:
@@ -256,17 +275,17 @@ class Gate:
         """Start again, as a limit for all explains the throttling; admit who waits."""
         self.rate = AdaptiveRate.of_workspace(self.rate.answers)
         self._limited_since = None
-        for waiter in self._queues.waiting:
+        for waiter in self.waiting:
             # This wakes a parked stop. When a worker takes the stop up, it passes the
             # lane again, which may have a new limit then.
             if not waiter.has_task:
                 waiter.admitted.cancel()
         self._admit()
 
-    def _delay(self, now: float) -> float:
+    def _delay(self, now: float, standing: Standing) -> float:
         """Return the seconds until the next attempt may start; inf if unknown."""
         delay = 0.0
-        if not self.rate.is_unlimited:
+        if self._bounds(standing):
             delay = self.rate.delay(now)
         if delay <= 0.0 and self._bound is not None:
             # It comes last: while the server allows no attempt, a new lease would be
@@ -274,8 +293,12 @@ class Gate:
             delay = self._bound.delay(now)
         return delay
 
-    def _on_start(self, now: float) -> None:
-        if not self.rate.is_unlimited:
+    def _bounds(self, standing: Standing) -> bool:
+        """Return True if the learned rate bounds those of a standing."""
+        return standing is not Standing.EXEMPT and not self.rate.is_unlimited
+
+    def _on_start(self, now: float, standing: Standing) -> None:
+        if self._bounds(standing):
             self.rate.on_start(now)
         if self._bound is not None:
             self._bound.on_start(now)
@@ -300,22 +323,55 @@ class Gate:
         if self._capacity is not None:
             self._limit = self._capacity.grow(asyncio.get_running_loop().time())
         while self.in_use < self._limit:
-            waiter = self._queues.next()
+            waiter = self._next_due(due)
             if waiter is None:
                 return
-            if self._bound is not None or not self.rate.is_unlimited:
-                now = max(asyncio.get_running_loop().time(), due)
-                delay = self._delay(now)
-                if delay > 0.0:
-                    self._schedule_wakeup(now + delay)
-                    return
-                self._on_start(now)
             # A call without a task takes its slot in `enter_lane`: all workers may wait
             # in the lane until then.
             if waiter.has_task:
                 self.in_use += 1
-            self._queues.remove(waiter)
+            self._queues[waiter.standing].remove(waiter)
+            self._count -= 1
             waiter.admitted.set_result(None)
+
+    def _next_due(self, due: float) -> Waiter | None:
+        """Return the waiter to admit now, and record its start, or None."""
+        for standing in self._order():
+            waiter = self._queues[standing].next()
+            if waiter is not None and self._start_if_due(waiter, due):
+                return waiter
+        self._recount()
+        return None
+
+    def _order(self) -> Iterable[Standing]:
+        """Return the standings of waiters, in the order of their next turn."""
+        if len(self._queues) == 1:
+            return self._queues
+        if self.rate.is_unlimited:
+            # All but the unknown came while there was a limit.
+            return sorted(self._queues, reverse=True)
+        # Whoever the limit holds comes first, since its rate lets the exempt pass. They
+        # take turns, as the limit may be about some workspaces, or first attempts only.
+        return sorted(self._queues, key=self._turns_until)
+
+    def _turns_until(self, standing: Standing) -> int:
+        if standing is Standing.EXEMPT:
+            return standing
+        return (standing - self._turn) % Standing.EXEMPT
+
+    def _start_if_due(self, waiter: Waiter, due: float) -> bool:
+        standing = waiter.standing
+        if self._bound is None and not self._bounds(standing):
+            return True
+        now = max(asyncio.get_running_loop().time(), due)
+        delay = self._delay(now, standing)
+        if delay > 0.0:
+            self._schedule_wakeup(now + delay)
+            return False
+        self._on_start(now, standing)
+        if standing is not Standing.EXEMPT:
+            self._turn = (standing + 1) % Standing.EXEMPT
+        return True
 
     def _schedule_wakeup(self, when: float) -> None:
         # The time is inf while a lease is awaited, which admits the next.
@@ -334,7 +390,7 @@ class Gate:
     def close(self, error: BctrlError) -> None:
         """Close the gate: current and future waiters fail with a copy of an error."""
         self._error = error
-        for waiter in self._queues.waiting:
+        for waiter in self.waiting:
             waiter.fail(replace(error))
         self.cancel_timers()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from bctrl_async import _quick_failures
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import FixedRate
-from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.evidence import History, Standing, Standings
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.queues import Priority, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
@@ -31,7 +31,7 @@ class Limiter:
 
     A lane is a gate of its own that comes before: a workspace over its quota slows down
     alone. If eight workspaces are throttled, they show a limit for all, which takes the
-    place of theirs.
+    place of theirs. It does not hold a workspace that is exempt.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class Limiter:
         self.limit: int = limit
         self._all = Gate(limit, rate)
         self._lanes: dict[str, Gate] = {}
+        self._standings = Standings()
+        self._exempt_answered_at = -math.inf
         self._leases: Leases | None = None
         if isinstance(bound, FixedRate):
             self._all.bound_by(bound)
@@ -75,7 +77,8 @@ class Limiter:
 
     def answers_others(self, since: float) -> bool:
         """Return True if a call that was never throttled was answered since a time."""
-        return self._all.rate.answers.unthrottled_at >= since
+        answered_at = self._all.rate.answers.unthrottled_at
+        return max(answered_at, self._exempt_answered_at) >= since
 
     @property
     def retry_after(self) -> float:
@@ -127,12 +130,16 @@ class Limiter:
         """Pass the lane of a call, or the gate for all; return True for the latter."""
         lane = self._lane_to_pass(priority, history)
         gate = self._all if lane is None else lane
+        standing = Standing.UNKNOWN
+        if lane is None:
+            standing = self._standing(history.workspace)
         # `add` checks the patience of a throttled call first.
-        if not history.was_throttled and gate.acquire_if_due():
+        if not history.was_throttled and gate.acquire_if_due(standing):
             return lane is None
         if lane is not None and history.may_park:
             raise RecalledError("its workspace is throttled")
         waiter = _waiter(patience, priority, history, is_in_lane=lane is not None)
+        waiter.standing = standing
         gate.add(waiter)
         try:
             await waiter.admitted
@@ -230,9 +237,44 @@ class Limiter:
 
     def _on_success(self, history: History) -> None:
         now = asyncio.get_running_loop().time()
-        self._all.rate.on_success(now, history)
-        if history.workspace in self._lanes:
-            self._lanes[history.workspace].on_success(now, history)
+        rate = self._all.rate
+        if self._lanes or rate.has_limit:
+            self._on_success_beside_throttled(now, history)
+        else:
+            rate.on_success(now, history)
+
+    def _on_success_beside_throttled(self, now: float, history: History) -> None:
+        workspace = history.workspace
+        if not history.was_throttled:
+            was_exempt = self._is_exempt(workspace)
+            self._standings.on_success(workspace)
+            if self._is_exempt(workspace) and not was_exempt:
+                self._queue_anew([workspace])
+        if self._is_exempt(workspace):
+            # Its answers tell nothing of a limit that does not hold it.
+            self._exempt_answered_at = now
+        else:
+            self._all.rate.on_success(now, history)
+        if workspace in self._lanes:
+            self._lanes[workspace].on_success(now, history)
+
+    def _standing(self, workspace: str) -> Standing:
+        if not self._all.rate.has_limit:
+            return Standing.UNKNOWN
+        standing = self._standings.of(workspace)
+        if standing is Standing.EXEMPT or self._all.rate.refuses_first:
+            return standing
+        return Standing.UNKNOWN
+
+    def _is_exempt(self, workspace: str) -> bool:
+        return self._standing(workspace) is Standing.EXEMPT
+
+    def _queue_anew(self, workspaces: Collection[str]) -> None:
+        """Let the waiters of workspaces wait as their standing is now."""
+        waiters = self._all.take(workspaces)
+        for waiter in waiters:
+            waiter.standing = self._standing(waiter.history.workspace)
+        self._all.add(*waiters)
 
     def _on_failure(self, failure: Failure, history: History) -> bool:
         kind = failure.kind
@@ -245,7 +287,9 @@ class Limiter:
         target_failed = False
         retry_after = failure.retry_after
         if kind.is_unanswered:
-            target_failed = rate.answers.throttles_alone(history.throttled_at)
+            target_failed = rate.answers.throttles_alone(
+                history.throttled_at, self._exempt_answered_at
+            )
             # A gateway's Retry-After holds its own call only.
             retry_after = None
         if _quick_failures.is_on:
@@ -262,6 +306,10 @@ class Limiter:
         lane = self._lane(history.workspace)
         lane_had_limit = lane.rate.has_limit
         all_had_limit = self._all.rate.has_limit
+        was_exempt = self._is_exempt(history.workspace)
+        self._standings.on_throttled(
+            history.workspace, is_first=not history.was_throttled
+        )
         lane.on_throttled(now, status, retry_after, history)
         if lane.rate.has_limit and not lane_had_limit:
             self._move_waiters(history.workspace, lane)
@@ -270,6 +318,9 @@ class Limiter:
         )
         if self._all.rate.has_limit and not all_had_limit:
             self._lift_lanes()
+            self._queue_anew(self._standings.workspaces)
+        if was_exempt:
+            self._queue_anew([history.workspace])
 
     def _lift_lanes(self) -> None:
         for workspace, lane in list(self._lanes.items()):
@@ -280,12 +331,13 @@ class Limiter:
 
     def _move_waiters(self, workspace: str, lane: Gate) -> None:
         """Move those who wait at the gate for all into a lane that has a limit now."""
-        for waiter in self._all.take(workspace):
+        for waiter in self._all.take([workspace]):
             self.leave_lane(waiter.history)
             if waiter.history.may_park:
                 waiter.fail(RecalledError("its workspace is throttled"))
             else:
                 waiter.is_in_lane = True
+                waiter.standing = Standing.UNKNOWN
                 lane.add(waiter)
 
     def _lane(self, workspace: str) -> Gate:

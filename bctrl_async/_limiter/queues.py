@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Collection
 from enum import IntEnum
 
 import msgspec
 
-from bctrl_async._limiter.evidence import History
+from bctrl_async._limiter.evidence import History, Standing
 
 
 class Priority(IntEnum):
@@ -41,6 +42,8 @@ class Waiter(msgspec.Struct, eq=False):
     priority: Priority
     patience: float
     """Seconds for which it waits while all is throttled, or as Retry-After asks."""
+    standing: Standing = Standing.UNKNOWN
+    """Whether the limit for all may hold it; at the gate for all."""
     is_in_lane: bool = False
     """True if it waits for a slot of its workspace, not of the session."""
     has_task: bool = True
@@ -119,21 +122,22 @@ class Queues:
             elif Priority.SINGLE <= waiter.priority < priority:
                 self._passes[priority] += 1
 
-    def take(self, workspace: str) -> list[Waiter]:
-        """Remove and return the waiters of a workspace, but no canary, in order."""
+    def take(self, workspaces: Collection[str]) -> list[Waiter]:
+        """Remove and return the waiters of workspaces, but no canary, in order."""
         removed: list[Waiter] = []
         for priority in Priority:
             if priority is not Priority.CANARY:
-                removed += self._take_from(priority, workspace)
+                removed += self._take_from(priority, workspaces)
         return removed
 
-    def _take_from(self, priority: Priority, workspace: str) -> list[Waiter]:
-        queue = self._queues[priority]
-        removed = [waiter for waiter in queue if waiter.history.workspace == workspace]
-        if removed:
-            remaining = [
-                waiter for waiter in queue if waiter.history.workspace != workspace
-            ]
-            self._queues[priority] = deque(remaining)
-            self.count -= len(removed)
+    def _take_from(
+        self, priority: Priority, workspaces: Collection[str]
+    ) -> list[Waiter]:
+        removed: list[Waiter] = []
+        remaining: deque[Waiter] = deque()
+        for waiter in self._queues[priority]:
+            is_removed = waiter.history.workspace in workspaces
+            (removed if is_removed else remaining).append(waiter)
+        self._queues[priority] = remaining
+        self.count -= len(removed)
         return [waiter for waiter in removed if not waiter.admitted.done()]

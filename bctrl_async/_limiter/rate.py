@@ -86,6 +86,11 @@ class AdaptiveRate:
         """True if attempts may start at any rate."""
         return not self.has_limit and not self.is_starting
 
+    @property
+    def refuses_first(self) -> bool:
+        """True if no first attempt has succeeded since the limit was shown."""
+        return self.has_limit and self.answers.unthrottled_at < self._limited_at
+
     def delay(self, now: float) -> float:
         """Return the seconds until an attempt may start."""
         return max(self._next_start - BURST - now, 0.0)
