@@ -23,12 +23,10 @@ _T = TypeVar("_T")
 
 MAGIC = b'{"journal":"bctrl_async"'
 MAX_LINE = 1 << 16  # bytes
-VERSIONS = frozenset({3, 4})
-_VERSION = 4
+VERSION = 1
 _MAX_TEXT = 1000  # characters to which texts are cut if a line is too long
 _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
-_RUNNING_BY_STATE = {"not_running": False, "still_running": True}
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -81,7 +79,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """An outcome in a journal; in version 3 it has a `state` in place of `running`."""
+    """An outcome in a journal."""
 
     index: int
     workspace_id: str
@@ -97,7 +95,6 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     resumed: bool = False
     runtime: Runtime | None = None
     error: ErrorRecord | None = None
-    state: str = ""
 
     @classmethod
     def of(cls, outcome: StopOutcome) -> Self:
@@ -142,7 +139,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         error = None
         if self.error is not None:
             error = self.error.error(target, self.attempts)
-        outcome = StopOutcome(
+        return StopOutcome(
             index=self.index,
             target=target,
             result=self.result,
@@ -156,12 +153,6 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             request_id=self.request_id,
             resumed=self.resumed,
         )
-        # In version 3, a `state` says whether it runs, or that the target is invalid.
-        if self.state == "invalid":
-            return replace(outcome, result=StopResult.INVALID)
-        if self.state:
-            return replace(outcome, running=_RUNNING_BY_STATE.get(self.state))
-        return outcome
 
 
 _encode = msgspec.json.Encoder().encode
@@ -170,7 +161,7 @@ _check_entry = msgspec.json.Decoder(Entry).decode
 
 def header_line(base_url: str) -> bytes:
     """Return the first line of a journal that starts now."""
-    return _seal(_encode(Header("bctrl_async", _VERSION, base_url, datetime.now(UTC))))
+    return _seal(_encode(Header("bctrl_async", VERSION, base_url, datetime.now(UTC))))
 
 
 def entry_line(outcome: StopOutcome) -> bytes:

@@ -29,7 +29,7 @@ from bctrl_async import _config, _refs
 from bctrl_async._entries import (
     MAGIC,
     MAX_LINE,
-    VERSIONS,
+    VERSION,
     Entry,
     EntryTarget,
     Header,
@@ -246,7 +246,7 @@ class JournalReader:
             self.end += len(line)
 
     def _check_header(self, header: Header, max_age: float | None) -> None:
-        if header.version not in VERSIONS:
+        if header.version != VERSION:
             raise ValueError("another version wrote it")
         if self.base_url not in {"", header.base_url}:
             raise ValueError(f"it belongs to another server, {header.base_url}")

@@ -109,7 +109,7 @@ class TestFile:
 
         header, found, _ = read_lines(stops.path.read_bytes())
         assert (header["version"], header["base_url"]) == (
-            4,
+            1,
             f"{stops.emulator.url}/v1",
         )
         stopped, accepted, missing, invalid = sorted(

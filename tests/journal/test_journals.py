@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "1"
 
 
-def header(base_url: str = SERVER, hours: float = 0.0, version: int = 4) -> bytes:
+def header(base_url: str = SERVER, hours: float = 0.0, version: int = 1) -> bytes:
     """Return the header of a journal that was started so many hours ago."""
     return header_line(base_url, NOW - timedelta(hours=hours), version)
 
@@ -213,30 +213,6 @@ def test_an_item_that_was_not_a_target_is_invalid(path: Path) -> None:
     assert str(outcome.error) == "invalid target 3"
 
 
-@pytest.mark.parametrize(
-    ("state", "result", "is_running"),
-    [
-        ("not_running", "stopped", False),
-        ("still_running", "rejected", True),
-        ("unconfirmed", "rejected", None),
-        ("invalid", "invalid", None),
-    ],
-)
-def test_an_entry_of_version_3_has_a_state_that_says_whether_it_runs(
-    path: Path, state: str, result: str, *, is_running: bool | None
-) -> None:
-    was = "stopped" if state == "not_running" else "rejected"
-    line = entry("a", None, state=state, result=was, ok=state == "not_running")
-    [outcome] = read_journals([write(path, line, first=header(version=3))])
-
-    assert (outcome.result, outcome.running) == (result, is_running)
-    # A run that resumes it appends to it.
-    journal = Journal(path, base_url=SERVER)
-    journal.write(replace(outcome, target=RuntimeRef("ws-1", "b"), running=True))
-    journal.close()
-    assert running(read_journals([path])) == {"a": is_running, "b": True}
-
-
 def test_a_journal_has_only_names_that_are_for_users(path: Path) -> None:
     with Journal(path, base_url=SERVER) as journal:
         names = {name for name in dir(journal) if not name.startswith("_")}
@@ -313,7 +289,7 @@ UNUSABLE = {
     "notes": (b"my notes", "it is not a journal"),
     "a list": (b"ws-1,a\n", "it is not a journal"),
     "other JSON": (b"{}\n", "it is not a journal"),
-    "a later version": (header(version=5), "another version wrote it"),
+    "a later version": (header(version=2), "another version wrote it"),
     "a changed entry": (
         header() + entry("a").replace(b"a", b"b", 1),
         "damaged at byte",
@@ -443,7 +419,7 @@ class TestCutShort:
         write(path, first=header()[:end])
         assert list(read_journals([path])) == []
         Journal(path, base_url=SERVER).close()
-        assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":4')
+        assert path.read_bytes().startswith(b'{"journal":"bctrl_async","version":1')
 
     def test_a_journal_is_read_while_it_is_written(self, path: Path) -> None:
         write(path, entry("a"), entry("b")[:-1])

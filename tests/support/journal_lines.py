@@ -44,7 +44,7 @@ def sealed(record: Record) -> bytes:
     return seal(json.dumps(record, separators=(",", ":")).encode()[:-1])
 
 
-def header_line(base_url: str, started: datetime, version: int = 4) -> bytes:
+def header_line(base_url: str, started: datetime, version: int = 1) -> bytes:
     """Return the header of a journal."""
     known = {"journal": "bctrl_async", "version": version, "base_url": base_url}
     return sealed(known | {"started": started.isoformat()})
