@@ -380,6 +380,7 @@ class BctrlSession:
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - of an attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Runtime:
         """Get a runtime of a workspace.
 
@@ -388,6 +389,7 @@ class BctrlSession:
             alias: As for `stop_runtime`.
             timeout: As for `stop_runtime`.
             retry: As for `stop_runtime`.
+            headers: As for `stop_runtime`.
 
         Returns:
             The runtime as the server describes it.
@@ -397,7 +399,9 @@ class BctrlSession:
         """
         workspace_id, alias = plain_texts(workspace_id, alias)
         with observe_call(self._observer, GET, workspace_id, alias) as observer:
-            return await self._read(GET, workspace_id, alias, observer, timeout, retry)
+            return await self._read(
+                GET, workspace_id, alias, observer, timeout, retry, headers
+            )
 
     async def list_runtimes(
         self,
@@ -406,6 +410,7 @@ class BctrlSession:
         on_unreadable: Callable[[BctrlResponseError], object] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - of an attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> list[Runtime]:
         """List all runtimes of a workspace.
 
@@ -419,6 +424,7 @@ class BctrlSession:
                 can be parsed.
             timeout: As for `stop_runtime`.
             retry: As for `stop_runtime`.
+            headers: As for `stop_runtime`.
 
         Returns:
             The runtimes in the server's order.
@@ -437,7 +443,7 @@ class BctrlSession:
         runtimes: list[Runtime] = []
         with observe_call(self._observer, LIST, workspace_id, None) as observer:
             for item in await self._read(
-                LIST, workspace_id, None, observer, timeout, retry
+                LIST, workspace_id, None, observer, timeout, retry, headers
             ):
                 if isinstance(item, Runtime):
                     runtimes.append(item)
@@ -716,11 +722,17 @@ class BctrlSession:
         observer: CallObserver | None,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
+        headers: Mapping[str, str] | None,
     ) -> _T:
         """Make a call that stops nothing, within `observe_call`."""
         limit = self._time_limit(timeout)
         call = self._make_call(
-            operation, limit, workspace_id, alias, policy=self._policy(retry)
+            operation,
+            limit,
+            workspace_id,
+            alias,
+            policy=self._policy(retry),
+            headers=_optional_headers(headers),
         )
         return await self._sender.call(call, observer)
 

@@ -91,6 +91,8 @@ class TestHeaders:
             await session.list_runtimes("ws-1")
             await session.get_runtime("ws-1", "crm")
             headers = {"x-team": "red", "User-Agent": "you/2"}
+            await session.list_runtimes("ws-1", headers=headers)
+            await session.get_runtime("ws-1", "crm", headers=headers)
             await session.stop_runtime("ws-1", "crm", headers=headers)
             await session.stop_runtimes([("ws-1", "mail")])
 
@@ -102,12 +104,14 @@ class TestHeaders:
             ("blue", "me/1"),
             ("blue", "me/1"),
             ("red", "you/2"),
+            ("red", "you/2"),
+            ("red", "you/2"),
             ("blue", "me/1"),
         ]
         keys = {call.headers["Authorization"] for call in emulator.requests}
         assert keys == {"Bearer emulator-key"}
         assert ways.taken == (
-            (0, 4) if request.config.getoption("long_way") else (2, 2)
+            (0, 6) if request.config.getoption("long_way") else (2, 4)
         )
 
     async def test_every_attempt_has_the_idempotency_key_of_its_call(
@@ -123,8 +127,13 @@ class TestHeaders:
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         key = {"authorization": "Bearer other"}
-        with pytest.raises(BctrlConfigError, match="is set by the session"):
-            await session.stop_runtime("ws-1", "crm", headers=key)
+        for call in (
+            session.stop_runtime("ws-1", "crm", headers=key),
+            session.get_runtime("ws-1", "crm", headers=key),
+            session.list_runtimes("ws-1", headers=key),
+        ):
+            with pytest.raises(BctrlConfigError, match="is set by the session"):
+                await call
         with pytest.raises(BctrlConfigError, match="is set by the session"):
             BctrlSession("key", headers=key)
         advice = r"an Idempotency-Key for all calls .*\. Pass it in headers= of a call$"

@@ -64,6 +64,7 @@ class BctrlSession:
         *,
         timeout: float | None = None,  # As for `stop_runtime`.
         retry: RetryPolicy | None = None,  # As for `stop_runtime`.
+        headers: Mapping[str, str] | None = None,  # As for `stop_runtime`.
     ) -> Runtime:
         """Get a runtime of a workspace."""
     async def list_runtimes(
@@ -73,6 +74,7 @@ class BctrlSession:
         on_unreadable: Callable[[BctrlResponseError], object] | None = None,  # Called with the error of each runtime that cannot be parsed; the others are then returned.
         timeout: float | None = None,  # As for `stop_runtime`.
         retry: RetryPolicy | None = None,  # As for `stop_runtime`.
+        headers: Mapping[str, str] | None = None,  # As for `stop_runtime`.
     ) -> list[Runtime]:
         """List all runtimes of a workspace."""
     def stop_runtimes(
