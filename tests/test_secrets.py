@@ -11,6 +11,7 @@ import reprlib
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -183,6 +184,20 @@ async def test_an_echoed_key_is_in_no_error_no_frame_no_log_line_and_no_span(
     assert "qwer" not in "".join(
         [metrics.to_json(), *(span.to_json() or "" for span in spans)]
     )
+
+
+@pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
+async def test_an_echoed_key_is_in_no_report_and_no_journal(
+    answer: bytes, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    async with served(closing(answer), KEY, retry=ONCE) as session:
+        report = await session.stop_runtimes(
+            [("ws-1", "crm")], journal=journal, verify=False
+        )
+
+    assert report.failures
+    assert "qwer" not in f"{report}{report.failures}{journal.read_text('utf-8')}"
 
 
 @pytest.mark.parametrize("is_borrowed", [False, True], ids=["fast path", "aiohttp"])
