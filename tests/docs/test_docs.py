@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import gzip
 import inspect
 import logging
 import os
@@ -20,13 +19,11 @@ from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
 
-import aiohttp
 import pytest
 from support.helpers import BOUND
 from support.warm_server import program
 
-from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
-from bctrl_async.emulator import Emulator, Reply
+from bctrl_async.emulator import Emulator
 from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
 ROOT = Path(__file__).parents[2]
@@ -179,56 +176,6 @@ def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
                 shell(block.code)
     if any(block.file and block.file.startswith("test_") for block in blocks(page)):
         run_tests()
-
-
-@pytest.fixture
-def _config_file(
-    bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A config file with the profile `default`."""
-    file = tmp_path / "config.toml"
-    profile = f"base_url = '{bctrl_emulator.url}'\napi_key_env = 'BCTRL_API_KEY'\n"
-    file.write_text(f"[profiles.default]\n{profile}", "utf-8")
-    monkeypatch.setenv("BCTRL_CONFIG", str(file))
-
-
-@pytest.mark.usefixtures("_emulator_environment", "_config_file")
-async def test_each_line_that_replaces_another_runs(
-    bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
-) -> None:
-    bctrl_emulator.add_runtime("demo", "crm")
-    text = (DOCS / "how-to" / "migrate.md").read_text("utf-8")
-    table = text.partition("## From an earlier version")[2].partition("###")[0]
-    rows = re.findall(r"(?m)^\| .* \| `(.*)` \|$", table)
-    assert rows
-    for row in rows:
-        if row.startswith("export"):
-            shell(row)
-            continue
-        async with BctrlSession() as session:
-            namespace: dict[str, object] = {
-                "BctrlSession": BctrlSession,
-                "Reply": Reply,
-                "StopResult": StopResult,
-                "aiohttp": aiohttp,
-                "emulator": bctrl_emulator,
-                "gzip": gzip,
-                "key": "once-7",
-                "outcome": StopOutcome(
-                    index=0, target=RuntimeRef("demo", "crm"), result=StopResult.STOPPED
-                ),
-                "report": await session.stop_runtimes([]),
-                "session": session,
-                "trace": aiohttp.TraceConfig(),
-            }
-            code = compile(
-                row, "migrate.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            )
-            returned = eval(code, namespace)  # noqa: S307 - our docs.
-            if inspect.iscoroutine(returned):
-                await returned
 
 
 def test_the_code_of_the_pages_is_typed(
