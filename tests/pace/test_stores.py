@@ -34,7 +34,7 @@ from bctrl_async.redis import _RESERVE, RedisPace
 RATE = 200.0
 START = 1_800_000_000.123457
 """A time with as many digits as a real server's."""
-GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "share-a-rate.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "many-processes.md"
 
 
 class Clock:
