@@ -432,7 +432,7 @@ async def test_the_guide_to_prometheus_has_all_metrics(traced: Traced) -> None:
     assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.37.0"
     names = {metric.name: prometheus_name(metric) for metric in scope.metrics}
 
-    page = (DOCS / "how-to" / "prometheus.md").read_text("utf-8")
+    page = (DOCS / "how-to" / "telemetry.md").read_text("utf-8")
     assert dict(re.findall(r"^\| `([\w.]+)` \| `(\w+)`", page, re.MULTILINE)) == names
     rules = (DOCS / "examples" / "prometheus" / "bctrl-rules.yaml").read_text("utf-8")
     expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
