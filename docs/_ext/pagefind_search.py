@@ -38,6 +38,7 @@ _ASIDE = {
 _KEYWORDS = {
     "explanation/comparison": "memory usage",
     "reference/endings": "timeout",
+    "how-to/asyncio": "timeout",
     "how-to/configure": "custom headers. user agent. secret rotation, rotate the key. "
     "self-signed certificate. mTLS, client certificate",
     "how-to/fastapi": "SSE, server-sent events",

@@ -86,6 +86,8 @@ async def hits(tab: Tab, words: str) -> list[str]:
 
 # What each page is found by, and first.
 FOUND = {
+    "how-to/asyncio": "timeout, which time limit",
+    "how-to/bulk-script": "pandas, DataFrame",
     "explanation/comparison": "memory usage",
     "how-to/configure": "mTLS, custom headers, user agent, secret rotation, "
     "self-signed certificate",
