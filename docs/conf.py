@@ -20,7 +20,6 @@ copyright = "the authors of bctrl_async, MIT licence"  # noqa: A001 - Sphinx nam
 version = release = __version__
 
 extensions = [
-    "api_table",
     "cli_options",
     "myst_parser",
     # Sphinx's own search has the right page among its first three hits for 24 of 38
