@@ -52,7 +52,7 @@ _KEYWORDS = {
     "reference/errors": "connection refused",
     "reference/outcomes": "is everything stopped",
     "reference/problems": "RFC 9457",
-    "reference/session": "timeout. max_connections",
+    "reference/session": "timeout=, timeout. max_connections",
 }
 """Words to find a page by, which others have as often, or which it lacks."""
 
