@@ -200,12 +200,16 @@ def shorten(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def decode(line: bytes, struct: type[_T], offset: int) -> _T:
-    """Decode the line at an offset in its file; raise ValueError if it is damaged."""
+class DamageError(ValueError):
+    """The fault of a line that is not as it was written."""
+
+
+def decode(line: bytes, struct: type[_T]) -> _T:
+    """Decode a line; raise DamageError if it is not as it was written."""
     with suppress(msgspec.MsgspecError, RecursionError):
         if line[-_CHECKSUM_LENGTH:] == _CHECKSUM % crc32(line[:-_CHECKSUM_LENGTH]):
             return msgspec.json.decode(line, type=struct)
-    raise ValueError(f"it is damaged at byte {offset}")
+    raise DamageError("it is damaged")
 
 
 def _seal(json_object: bytes) -> bytes:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from os.path import samestat
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Literal, Self, TypeVar
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -30,6 +30,7 @@ from bctrl_async._entries import (
     MAGIC,
     MAX_LINE,
     VERSION,
+    DamageError,
     Entry,
     EntryTarget,
     Header,
@@ -50,6 +51,8 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Journal", "JournalInUseError", "read_journals"]
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("bctrl_async.journal")
 
@@ -232,7 +235,7 @@ class JournalReader:
             if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 # The file is new, or a crash cut its header short.
                 return
-            self._check_header(decode(line, Header, 0), max_age)
+            self._check_header(self._decode(line, Header, 0), max_age)
             self.end = len(line)
             self._read_entries(lines)
 
@@ -241,9 +244,22 @@ class JournalReader:
             if not line.endswith(b"\n"):
                 # The line is still being written, or a crash cut it short.
                 return
-            entry = decode(line, EntryTarget, self.end)
+            entry = self._decode(line, EntryTarget, self.end)
             self.offsets[entry.workspace_id][entry.alias] = self.end
             self.end += len(line)
+
+    def _decode(self, line: bytes, struct: type[_T], offset: int) -> _T:
+        """Decode the line at an offset; if it is damaged, say which line it is."""
+        try:
+            return decode(line, struct)
+        except DamageError as error:
+            number = 1
+            for earlier in self._lines_from(0):
+                if offset <= 0:
+                    break
+                offset -= len(earlier)
+                number += 1
+            raise DamageError(f"line {number} is damaged") from error
 
     def _check_header(self, header: Header, max_age: float | None) -> None:
         if header.version != VERSION:
@@ -266,7 +282,7 @@ class JournalReader:
             return None
         try:
             line = self._line_at(offset)
-            outcome = decode(line, Entry, offset).outcome()
+            outcome = self._decode(line, Entry, offset).outcome()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         if outcome.target != target:
@@ -301,6 +317,8 @@ class JournalReader:
     ) -> BctrlConfigError:
         if isinstance(problem, OSError):
             problem = str(problem.strerror)
+        if isinstance(problem, DamageError):
+            advice = "Use another file: sending its targets again is safe"
         return BctrlConfigError(
             f"the journal {str(self._path)!r} cannot be used: {problem}", advice=advice
         )

@@ -285,6 +285,7 @@ def test_an_outcome_that_could_not_be_read_again_is_not_written(
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
+DAMAGED = "line 2 is damaged. Use another file: sending its targets again is safe"
 UNUSABLE = {
     "notes": (b"my notes", "it is not a journal"),
     "a list": (b"ws-1,a\n", "it is not a journal"),
@@ -292,16 +293,16 @@ UNUSABLE = {
     "a later version": (header(version=2), "another version wrote it"),
     "a changed entry": (
         header() + entry("a").replace(b"a", b"b", 1),
-        "damaged at byte",
+        DAMAGED,
     ),
-    "a line between": (header() + b"\n" + entry("a"), "damaged at byte"),
+    "a line between": (header() + b"\n" + entry("a"), DAMAGED),
     "a sealed line without a result": (
         header() + sealed({"alias": "a"}) + entry("a"),
-        "damaged at byte",
+        DAMAGED,
     ),
     "JSON too deep": (
         header() + seal(b'{"alias":"a","x":' + NESTED),
-        "damaged at byte",
+        DAMAGED,
     ),
     "an old one": (header(hours=13), r"it is 13:\d\d:\d\d old; the limit is 12:00:00"),
     "a header of the future": (
@@ -314,7 +315,7 @@ UNUSABLE = {
     ),
     "an endless header": (
         b'{"journal":"bctrl_async"' + b" " * (1 << 20),
-        "damaged at byte 0",
+        "line 1 is damaged",
     ),
 }
 
@@ -394,7 +395,7 @@ def test_a_file_that_is_changed_while_it_is_read_is_an_error(path: Path) -> None
     outcomes = read_journals([write(path, entry("a"), entry("b"))])
     next(outcomes)
     path.write_bytes(header())
-    with pytest.raises(BctrlConfigError, match="it is damaged at byte"):
+    with pytest.raises(BctrlConfigError, match="line 2 is damaged"):
         next(outcomes)
 
 
