@@ -132,7 +132,8 @@ class Display:
             return ""
         decimals = 1 if speed < _DECIMALS_BELOW else 0
         rate = f"{speed:,.{decimals}f}/s"
-        if not remaining or progress.polling:
+        # A quota comes in windows: the rate of neither a burst nor a pause lasts.
+        if not remaining or progress.polling or self._session.stats.throttled:
             return rate
         return f"{rate}, {timedelta(seconds=math.ceil(remaining / speed))} left"
 

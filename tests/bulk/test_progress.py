@@ -203,6 +203,14 @@ def test_a_rate_is_shown_only_while_something_is_done() -> None:
     assert "20/s, " in shown.display.line()
 
 
+def test_no_time_left_is_said_once_the_server_has_throttled() -> None:
+    """Fault: a quota of 200 in 15 s had 0:01:41 left in a pause, then 0:00:07."""
+    shown = Shown(Batch(600, progress=Progress(1)))
+    shown.stats.failed["429"] = 1
+    shown.advance(50)
+    assert shown.display.line() == "200 of 600 done, 50/s, 1 in flight, 200 stopped"
+
+
 def test_a_rate_includes_the_time_before_and_after_a_burst() -> None:
     """Fault: a list that ended 145 runtimes gave 689/s, and the next gap no rate."""
     shown = Shown(Batch(1000, progress=Progress(0, polling=900, polling_for=60.0)))
