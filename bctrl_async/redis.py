@@ -69,6 +69,7 @@ class RedisPace(Pace):
             raise _config.invalid_type(
                 "client", type(client), "a client of redis.asyncio"
             )
+        self._place = _place_of(client)
         self._key = f"bctrl-async:{name}"
         self._reserve = client.register_script(_RESERVE)
         self._requested_at = -1e9  # Long ago.
@@ -102,3 +103,12 @@ class RedisPace(Pace):
         self._requested_at = now
         # Redis returns a fraction as text: bytes, or a str if the client decodes it.
         await asyncio.sleep(float(ahead))
+
+
+def _place_of(client: _Client) -> str:
+    """Return the host and port of a client; empty for a cluster, Sentinel or socket."""
+    pool = getattr(client, "connection_pool", None)
+    options: dict[str, object] = getattr(pool, "connection_kwargs", {})
+    if "host" not in options:
+        return ""
+    return f"{options['host']}:{options.get('port', 6379)}"

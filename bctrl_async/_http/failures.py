@@ -37,7 +37,7 @@ _ADVICE_BY_CLASS: dict[type[BaseException], str] = {
         "Check the URL of the proxy and the network; retrying is safe"
     ),
     aiohttp.ClientConnectorCertificateError: (
-        "Check the host; pass the file of a private CA as ssl= or --ca-file"
+        "Check the host; trust a private CA with ssl= or --ca-file"
     ),
     ValueError: (
         "Check the base URL and the proxies; netrc must not name the host of the API"

@@ -108,7 +108,7 @@ def test_its_password_is_not_in_a_repr_nor_in_the_frames_of_another_error() -> N
 
 
 CHECK = "Check the base URL and the network; retrying is safe"
-CHECK_HOST = "Check the host; pass the file of a private CA as ssl= or --ca-file"
+CHECK_HOST = "Check the host; trust a private CA with ssl= or --ca-file"
 CHECK_PROXY = "Check the URL of the proxy and the network; retrying is safe"
 CHECK_LOGIN = "Check the user and the password of the proxy"
 CHECK_RULES = "Check that the proxy allows and can reach the host of the API"
