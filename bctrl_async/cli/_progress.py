@@ -99,9 +99,7 @@ class Display:
     def line(self) -> str:
         """Return the progress as one line."""
         task = self._update()
-        text = task.description
-        if not self.is_interrupted:
-            text += " done"
+        text = f"{task.description} done"
         counts = format_counts(self._batch.counts)
         rate = task.fields["rate"]
         parts = [text, rate, self._asked_text(), self._state_text(), counts]
@@ -116,8 +114,6 @@ class Display:
         text = f"{done:,}"
         if self._batch.total is not None:
             text += f" of {self._batch.total:,}"
-        if self.is_interrupted:
-            text += " answered"
         self._progress.update(self._task, completed=done, description=text)
         task = self._progress.tasks[0]
         # The clock would stop at the last outcome, which a last look may follow.
@@ -183,8 +179,15 @@ class Display:
             parts.append(f"{retries:,} retries")
         parts.append(_obstacle_text(progress))
         if self.is_interrupted:
-            parts.append("Ctrl-C again to abort")
+            parts.append(self._abort_text)
         return ", ".join(part for part in parts if part)
+
+    @property
+    def _abort_text(self) -> str:
+        # Without a terminal, a supervisor has sent a signal such as SIGTERM.
+        if self._console.is_terminal:
+            return "Ctrl-C again to abort"
+        return "another signal aborts"
 
     def _asked_text(self) -> str:
         """Return how many are to go, and how many were asked to stop and are polled."""

@@ -185,7 +185,7 @@ def test_after_ctrl_c_nothing_is_polled_any_longer() -> None:
     shown = Shown(Batch(4, progress=Progress(0, polling=3)))
     shown.display.is_interrupted = True
     assert shown.display.line() == (
-        "0 of 4 answered, 3 asked to stop, no longer polled, 0 in flight, "
+        "0 of 4 done, 3 asked to stop, no longer polled, 0 in flight, "
         "Ctrl-C again to abort"
     )
 
@@ -269,7 +269,7 @@ def test_the_view_shows_a_bar_the_state_and_the_results() -> None:
     shown.display.is_interrupted = True
     bar, state, results = shown.drawn()
 
-    assert bar.startswith("40 of 100 answered ━━━")
+    assert bar.startswith("40 of 100 ━━━")
     # The bar has room for fifty, so two fifths are twenty.
     assert 15 < bar.count("━") < 25
     assert bar.endswith(" 0:00:04")

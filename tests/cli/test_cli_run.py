@@ -114,7 +114,7 @@ async def test_ctrl_c_on_a_terminal_keeps_the_summary_intact(command: Command) -
     process, terminal = await start_on_terminal("stop", "ws", "a")
     await terminal.until("1 in flight")
     process.send_signal(signal.SIGINT)
-    await terminal.until(f"1 in flight, {NOTICE}")
+    await terminal.until("1 in flight, Ctrl-C again to abort")
     process.send_signal(signal.SIGINT)
     await terminal.rest()
     first, *_, account = terminal.screen
@@ -177,7 +177,7 @@ async def test_ctrl_c_waits_and_the_second_one_aborts_a_run_that_resumes(
     await until(lambda: len(command.api.requests) == 2)
 
     said = await begin_to_end(process, signal_)
-    assert said == f"1 of 3 answered, 1 in flight, {NOTICE}, 1 stopped\n"
+    assert said == f"1 of 3 done, 1 in flight, {NOTICE}, 1 stopped\n"
     if twice:
         process.send_signal(signal_)
     else:
@@ -360,7 +360,7 @@ async def test_an_early_ctrl_c_has_a_line_of_its_own(command: Command) -> None:
         await until(lambda: batch.ended_early)
         command.api.release("ws", "a")
         assert await running
-    assert command.capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
+    assert command.capfd.readouterr().err == f"0 of 2 done, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}
 
 

@@ -24,7 +24,7 @@ from support.warm_server import program
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 """The commands of the command line, as the app has them."""
-NOTICE = "Ctrl-C again to abort"
+NOTICE = "another signal aborts"
 
 Process = asyncio.subprocess.Process
 
