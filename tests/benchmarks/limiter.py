@@ -15,8 +15,9 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import partial
 from itertools import chain
@@ -38,7 +39,7 @@ from support.simulated import (
 )
 from support.throttling import Fleet, Run, Server, fixed_window, throttled, token_bucket
 
-from bctrl_async import BctrlError
+from bctrl_async import BctrlError, BctrlSession
 
 _Figures = dict[str, float]
 _Case = Callable[[int], list[_Figures]]
@@ -123,6 +124,20 @@ def _run_together(fleet: Fleet, stops: int) -> _Figures:
 # Whole sessions
 
 
+@contextmanager
+def _simulated(
+    seed: int, server: simulated.Server, latency: float = 0.02
+) -> Iterator[Simulation]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        simulation = Simulation(monkeypatch, server, 0.0)
+        rng = random.Random(seed)
+        simulation.before_response = lambda _: asyncio.sleep(
+            _random_latency(rng, latency)
+        )
+        random.seed(seed)
+        yield simulation
+
+
 def _stop(
     seed: int,
     targets: list[tuple[str, str]],
@@ -131,15 +146,53 @@ def _stop(
     latency: float = 0.02,
     max_connections: int = 100,
 ) -> Simulation:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        simulation = Simulation(monkeypatch, server, 0.0)
-        rng = random.Random(seed)
-        simulation.before_response = lambda _: asyncio.sleep(
-            _random_latency(rng, latency)
-        )
-        random.seed(seed)
+    with _simulated(seed, server, latency) as simulation:
         simulation.stop(targets, deadline=3600.0, max_connections=max_connections)
     return simulation
+
+
+def _healthy(seed: int, tenants: int, every: float, healthy: float) -> list[_Figures]:
+    """Make calls for 15 minutes, in a healthy workspace and in throttled tenants.
+
+    Each tenant makes a call in `every` seconds, and the healthy one in `healthy`.
+    """
+    chance = random.Random(seed)
+    calls: list[tuple[float, str]] = []
+    for name, mean in (("healthy", healthy), (_THROTTLED, every / tenants)):
+        at = 0.0
+        while (at := at + chance.expovariate(1.0 / mean)) < 900.0:
+            number = chance.randrange(tenants)
+            calls.append((at, name if name == "healthy" else f"{name}-{number}"))
+
+    def serve(request: Request) -> simulated.Answer:
+        return ANSWER if request.workspace == "healthy" else throttled()
+
+    async def call(session: BctrlSession, at: float, name: str) -> float:
+        await asyncio.sleep(at)
+        with suppress(BctrlError):
+            await session.stop_runtime(name, f"at {at}")
+        return virtual_time.now() - at if name == "healthy" else math.nan
+
+    async def main(session: BctrlSession) -> list[float]:
+        return await asyncio.gather(*(call(session, *each) for each in calls))
+
+    with _simulated(seed, serve) as simulation:
+        seconds = simulation.run(main)
+    waits = sorted(wait for wait in seconds if not math.isnan(wait))
+    return [{"median s": median(waits), "99 % s": waits[int(0.99 * len(waits))]}]
+
+
+def _refused_once() -> simulated.Server:
+    """Make a server that refuses the first request of each workspace."""
+    known: set[str] = set()
+
+    def serve(request: Request) -> simulated.Answer:
+        if request.workspace in known:
+            return ANSWER
+        known.add(request.workspace)
+        return throttled()
+
+    return serve
 
 
 def _beside(seed: int, count: int, total: int) -> list[_Figures]:
@@ -248,6 +301,18 @@ def _rows() -> dict[str, _Case]:
             size=800,
             make_server=partial(_limited, 100.0, 20),
             ideal=39.8,
+        )
+    rows["400 workspaces refuse once"] = partial(
+        _workspaces,
+        count=400,
+        size=3,
+        make_server=_refused_once,
+        ideal=10.0,
+        is_shuffled=True,
+    )
+    for tenants, every, healthy in ((10, 1.5, 2.0), (40, 8.0, 1.0), (150, 40.0, 1.0)):
+        rows[f"healthy beside {tenants}"] = partial(
+            _healthy, tenants=tenants, every=every, healthy=healthy
         )
     alone = partial(_workspaces, count=1, is_shuffled=False)
     for seconds in (1.0, 2.0, 4.0):
