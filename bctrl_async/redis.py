@@ -69,10 +69,16 @@ class RedisPace(Pace):
             raise _config.invalid_type(
                 "client", type(client), "a client of redis.asyncio"
             )
-        self._place = _place_of(client)
+        self._address = _address_of(client)
         self._key = f"bctrl-async:{name}"
         self._reserve = client.register_script(_RESERVE)
         self._requested_at = -1e9  # Long ago.
+
+    def __str__(self) -> str:
+        """Return what a warning calls the pace, with the address of its server."""
+        if self._address is None:
+            return super().__str__()
+        return f"{super().__str__()} at {self._address}"
 
     async def acquire(self, slots: int) -> None:
         """Wait until this many attempts may start.
@@ -105,10 +111,10 @@ class RedisPace(Pace):
         await asyncio.sleep(float(ahead))
 
 
-def _place_of(client: _Client) -> str:
-    """Return the host and port of a client; empty for a cluster, Sentinel or socket."""
+def _address_of(client: _Client) -> str | None:
+    """Return the host and port of a client; None for a cluster, Sentinel or socket."""
     pool = getattr(client, "connection_pool", None)
     options: dict[str, object] = getattr(pool, "connection_kwargs", {})
     if "host" not in options:
-        return ""
+        return None
     return f"{options['host']}:{options.get('port', 6379)}"

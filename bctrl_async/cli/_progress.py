@@ -184,7 +184,7 @@ class Display:
 
     @property
     def _abort_text(self) -> str:
-        # Without a terminal, a supervisor has sent a signal such as SIGTERM.
+        # A supervisor, which has no terminal, sends a signal such as SIGTERM.
         if self._console.is_terminal:
             return "Ctrl-C again to abort"
         return "another signal aborts"

@@ -43,11 +43,12 @@ class Pace(ABC):
         rate: The most attempts a second of all processes together.
     """
 
-    _place: str = ""
-    """The host and port of the store, for the warning that it is away."""
-
     def __init__(self, *, rate: float) -> None:
         self.rate: float = _config.per_second(rate, "rate")
+
+    def __str__(self) -> str:
+        """Return what a warning calls the pace."""
+        return "the shared pace"
 
     @abstractmethod
     async def acquire(self, slots: int) -> None:
@@ -175,11 +176,9 @@ class Leases:
         rate = self._rate_without_store()
         # The reason is one line: the name of the error, and its text if it has any.
         reason = f"{type(error).__name__}: {text}".removesuffix(": ")
-        place = self._pace._place  # noqa: SLF001 - a field of this file's own class.
-        name = f"the shared pace at {place}".removesuffix(" at ")
         _log.warning(
             "%s cannot be asked (%s): this session goes on with %.3g attempts a second",
-            name,
+            self._pace,
             " ".join(reason.split()),
             rate,
             extra={"bctrl.event": "pace_away", "bctrl.rate": rate},
