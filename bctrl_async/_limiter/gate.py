@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from itertools import chain
 
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import Capacity, FixedRate
@@ -48,11 +47,7 @@ class Gate:
             self._text_of_calls = f"all calls in workspace {workspace!r}"
         self._bound: FixedRate | Leases | None = None
         """The rate of the caller, which holds whatever the server allows."""
-        self._queues: dict[Standing, Queues] = {Standing.UNKNOWN: Queues()}
-        self._count = 0
-        """The waiters in the queues; some of them may wait no more."""
-        self._turn = 0
-        """The standing that comes next of those whom the limit holds."""
+        self._queues = Queues()
         self._limited_since: float | None = None
         self._wakeup_timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
@@ -70,7 +65,7 @@ class Gate:
         self, pace: Pace, on_misconfigured: Callable[[BctrlError], None]
     ) -> Leases:
         """Let a pace bound the rate; `on_misconfigured` gets a bad store's error."""
-        leases = Leases(pace, lambda: self._count, self._admit, on_misconfigured)
+        leases = Leases(pace, lambda: self._queues.count, self._admit, on_misconfigured)
         self._bound = leases
         # The pace bounds the first attempts too; a slower start would waste slots.
         self.rate.is_starting = False
@@ -79,7 +74,7 @@ class Gate:
     @property
     def is_empty(self) -> bool:
         """True if no call waits, and none is in flight."""
-        return not (self.in_use or self._count)
+        return not (self.in_use or self._queues.count)
 
     @property
     def is_limiting(self) -> bool:
@@ -89,8 +84,7 @@ class Gate:
     @property
     def waiting(self) -> list[Waiter]:
         """The waiters."""
-        each = self._queues.values()
-        return list(chain.from_iterable(queues.waiting for queues in each))
+        return self._queues.waiting
 
     @property
     def retry_after_ends(self) -> float:
@@ -99,7 +93,7 @@ class Gate:
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot if no rate bounds attempts, and no wait is needed."""
-        if self.in_use >= self._limit or self._error is not None or self._count:
+        if self.in_use >= self._limit or self._error is not None or self._queues.count:
             return False
         if self._bound is not None or not self.rate.is_unlimited:
             return False
@@ -111,17 +105,11 @@ class Gate:
         if self.in_use >= self._limit or self._error is not None:
             return False
         now = asyncio.get_running_loop().time()
-        if self._is_anyone_before(standing) or self._delay(now, standing) > 0.0:
+        if self._queues.are_ahead_of(standing) or self._delay(now, standing) > 0.0:
             return False
         self._on_start(now, standing)
         self.in_use += 1
         return True
-
-    def _is_anyone_before(self, standing: Standing) -> bool:
-        """Return True if a call of this standing must wait for its turn."""
-        if standing is not Standing.EXEMPT:
-            return self._count > 0
-        return standing in self._queues and self._queues[standing].count > 0
 
     def add(self, *waiters: Waiter) -> None:
         """Add waiters, which are admitted at once if possible.
@@ -134,8 +122,7 @@ class Gate:
             if self._error is not None:
                 waiter.fail(replace(self._error))
             elif not self._fail_if_in_vain(waiter, now):
-                self._queues.setdefault(waiter.standing, Queues()).add(waiter)
-                self._count += 1
+                self._queues.add(waiter)
         self._admit()
         for waiter in waiters:
             # A call without patience still waits for its first attempt.
@@ -144,13 +131,7 @@ class Gate:
 
     def take(self, workspaces: Collection[str]) -> list[Waiter]:
         """Remove and return the waiters of workspaces, but no canary, in order."""
-        each = list(self._queues.values())
-        waiters = list(chain.from_iterable(queues.take(workspaces) for queues in each))
-        self._recount()
-        return waiters
-
-    def _recount(self) -> None:
-        self._count = sum(queues.count for queues in self._queues.values())
+        return self._queues.take(workspaces)
 
     def _fail_if_in_vain(self, waiter: Waiter, now: float) -> bool:
         """Fail a waiter, and return True, if no attempt may succeed in its patience."""
@@ -220,14 +201,13 @@ class Gate:
     def release(self) -> None:
         """Release a slot."""
         self.in_use -= 1
-        if not self._count:
-            return
-        self._admit()
+        if self._queues.count:
+            self._admit()
 
     def on_success(self, now: float, history: History) -> None:
         """Record a response that was not throttled."""
         self.rate.on_success(now, history)
-        if self._count:
+        if self._queues.count:
             self._admit()
 
     def on_throttled(
@@ -330,34 +310,15 @@ class Gate:
             # in the lane until then.
             if waiter.has_task:
                 self.in_use += 1
-            self._queues[waiter.standing].remove(waiter)
-            self._count -= 1
+            self._queues.remove(waiter)
             waiter.admitted.set_result(None)
 
     def _next_due(self, due: float) -> Waiter | None:
         """Return the waiter to admit now, and record its start, or None."""
-        for standing in self._order():
-            waiter = self._queues[standing].next()
-            if waiter is not None and self._start_if_due(waiter, due):
+        for waiter in self._queues.heads(is_limited=not self.rate.is_unlimited):
+            if self._start_if_due(waiter, due):
                 return waiter
-        self._recount()
         return None
-
-    def _order(self) -> Iterable[Standing]:
-        """Return the standings of waiters, in the order of their next turn."""
-        if len(self._queues) == 1:
-            return self._queues
-        if self.rate.is_unlimited:
-            # All but the unknown came while there was a limit.
-            return sorted(self._queues, reverse=True)
-        # Whoever the limit holds comes first, since its rate lets the exempt pass. They
-        # take turns, as the limit may be about some workspaces, or first attempts only.
-        return sorted(self._queues, key=self._turns_until)
-
-    def _turns_until(self, standing: Standing) -> int:
-        if standing is Standing.EXEMPT:
-            return standing
-        return (standing - self._turn) % Standing.EXEMPT
 
     def _start_if_due(self, waiter: Waiter, due: float) -> bool:
         standing = waiter.standing
@@ -369,8 +330,6 @@ class Gate:
             self._schedule_wakeup(now + delay)
             return False
         self._on_start(now, standing)
-        if standing is not Standing.EXEMPT:
-            self._turn = (standing + 1) % Standing.EXEMPT
         return True
 
     def _schedule_wakeup(self, when: float) -> None:

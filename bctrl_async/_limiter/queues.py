@@ -1,4 +1,4 @@
-"""The queues of those that wait for a slot."""
+"""The queues of the calls that wait for a slot."""
 
 from __future__ import annotations
 
@@ -68,6 +68,76 @@ class Waiter(msgspec.Struct, eq=False):
 
 
 class Queues:
+    """The waiters of a gate, by standing and then by priority.
+
+    Under a limit, the standings take turns, as the limit may be about some workspaces,
+    or about first attempts only.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[Standing, Queue] = {Standing.UNKNOWN: Queue()}
+        self._turn = 0
+        """The standing whose turn is next."""
+        self.count: int = 0
+        """The number of waiters in the queues; some of them may wait no more."""
+
+    @property
+    def waiting(self) -> list[Waiter]:
+        """The waiters that have no slot yet."""
+        queues = self._queues.values()
+        return [waiter for queue in queues for waiter in queue.waiting]
+
+    def are_ahead_of(self, standing: Standing) -> bool:
+        """Return True if a new call of a standing must wait behind these waiters."""
+        if standing is not Standing.EXEMPT:
+            return self.count > 0
+        return standing in self._queues and self._queues[standing].count > 0
+
+    def add(self, waiter: Waiter) -> None:
+        """Add a waiter to the end of its queue."""
+        self._queues.setdefault(waiter.standing, Queue()).add(waiter)
+        self.count += 1
+
+    def heads(self, *, is_limited: bool) -> list[Waiter]:
+        """Return the next waiter of each standing, in the order of their turns."""
+        heads = [queue.next() for queue in self._in_turn(is_limited=is_limited)]
+        # `next` has dropped those that wait no more.
+        self._count()
+        return [waiter for waiter in heads if waiter is not None]
+
+    def _in_turn(self, *, is_limited: bool) -> list[Queue]:
+        if is_limited:
+            # The exempt come last, since the rate of the others lets them pass.
+            standings = sorted(self._queues, key=self._turns_until)
+        else:
+            # All but the unknown came while there was a limit.
+            standings = sorted(self._queues, reverse=True)
+        return [self._queues[standing] for standing in standings]
+
+    def _turns_until(self, standing: Standing) -> int:
+        if standing is Standing.EXEMPT:
+            return standing
+        return (standing - self._turn) % Standing.EXEMPT
+
+    def _count(self) -> None:
+        self.count = sum(queue.count for queue in self._queues.values())
+
+    def remove(self, waiter: Waiter) -> None:
+        """Remove a waiter that `heads` returned, to be admitted."""
+        self._queues[waiter.standing].remove(waiter)
+        self.count -= 1
+        if waiter.standing is not Standing.EXEMPT:
+            self._turn = waiter.standing + 1
+
+    def take(self, workspaces: Collection[str]) -> list[Waiter]:
+        """Remove and return the waiters of workspaces, but no canary, in order."""
+        queues = self._queues.values()
+        taken = [waiter for queue in queues for waiter in queue.take(workspaces)]
+        self._count()
+        return taken
+
+
+class Queue:
     """The waiters of each priority, first come, first served."""
 
     def __init__(self) -> None:
