@@ -11,18 +11,15 @@ from dataclasses import replace
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import Capacity, FixedRate
 from bctrl_async._limiter.evidence import History, Standing
+from bctrl_async._limiter.patience import TIMER_TOLERANCE, PatienceTimer, find_error
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async.errors import BctrlError, BctrlRateLimitError, format_duration
+from bctrl_async.errors import BctrlError
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
 _log = logging.getLogger("bctrl_async")
 
-_TIMER_TOLERANCE = 0.01
-"""Seconds by which a wakeup may be late before its timer is replaced."""
-_TICK = 0.25
-"""The fewest seconds between two looks at the patience of all waiters."""
 _LATER = 1.0
 """Seconds by which a Retry-After must be later to be news for those that wait."""
 
@@ -51,9 +48,7 @@ class Gate:
         self._limited_since: float | None = None
         self._wakeup_timer: asyncio.Handle | None = None
         self._wakeup_at = math.inf
-        self._patience_timer: asyncio.Handle | None = None
-        self._patience_ends = math.inf
-        """The time of the timer."""
+        self._patience = PatienceTimer(self._on_patience_end)
         self._error: BctrlError | None = None
         """The error of each call once it is closed."""
 
@@ -124,10 +119,7 @@ class Gate:
             elif not self._fail_if_in_vain(waiter, now):
                 self._queues.add(waiter)
         self._admit()
-        for waiter in waiters:
-            # A call without patience still waits for its first attempt.
-            if waiter.patience and not waiter.admitted.done():
-                self._watch_patience(self._deadline(waiter, now))
+        self._patience.watch(waiters, self.rate, now)
 
     def take(self, workspaces: Collection[str]) -> list[Waiter]:
         """Remove and return the waiters of workspaces, but no canary, in order."""
@@ -135,59 +127,15 @@ class Gate:
 
     def _fail_if_in_vain(self, waiter: Waiter, now: float) -> bool:
         """Fail a waiter, and return True, if no attempt may succeed in its patience."""
-        if waiter.standing is Standing.EXEMPT:
+        error = find_error(waiter, self.rate, now, self._text_of_calls)
+        if error is None:
             return False
-        if waiter.patience and now >= self._deadline(waiter, now) - _TIMER_TOLERANCE:
-            span = format_duration(waiter.patience)
-            problem = f"the server throttled {self._text_of_calls} for {span}"
-            waiter.fail(BctrlRateLimitError(problem))
-            return True
-        wait = self.retry_after_ends - now
-        if wait <= waiter.patience:
-            return False
-        error = BctrlRateLimitError(
-            f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
-            retry_after=wait,
-        )
         waiter.fail(error)
         return True
 
-    @property
-    def _throttles_all(self) -> bool:
-        """True if every attempt was throttled lately."""
-        return self.rate.all_throttled_since < math.inf
-
-    def _deadline(self, waiter: Waiter, now: float) -> float:
-        """Return when the patience of a waiter ends if all is throttled until then."""
-        # Unless all is throttled already, that may start now.
-        since = max(waiter.history.waits_since, min(self.rate.all_throttled_since, now))
-        return since + waiter.patience
-
-    def _watch_patience(self, deadline: float) -> None:
-        """End the patience of waiters at this time, if all is throttled until then.
-
-        All share a timer: a timer for each would take most of the memory of a waiter.
-        """
-        if not self._throttles_all or deadline >= self._patience_ends:
-            return
-        if self._patience_timer is not None:
-            self._patience_timer.cancel()
-        self._patience_ends = deadline
-        loop = asyncio.get_running_loop()
-        self._patience_timer = loop.call_at(deadline, self._on_patience_timer)
-
-    def _on_patience_timer(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._patience_ends = math.inf
+    def _on_patience_end(self, now: float) -> None:
         self._fail_waits_in_vain(now)
-        self._watch_all(now)
-
-    def _watch_all(self, now: float) -> None:
-        """Set the timer for the earliest end of a patience."""
-        deadlines = [
-            self._deadline(waiter, now) for waiter in self.waiting if waiter.patience
-        ]
-        self._watch_patience(max(min(deadlines, default=math.inf), now + _TICK))
+        self._patience.watch(self.waiting, self.rate, now)
 
     def on_lack(self, failure: Failure) -> None:
         """Let no more be in flight than the others, as the machine holds no more."""
@@ -220,11 +168,11 @@ class Gate:
         is_explained: bool = False,
     ) -> None:
         """Record a throttled response; fail those whose wait is now too long."""
-        was_answered = not self._throttles_all
+        was_answered = self.rate.all_throttled_since == math.inf
         earlier_end = self.rate.retry_after_ends
         self.rate.on_throttled(now, retry_after, history, is_explained=is_explained)
         if was_answered:
-            self._watch_all(now)
+            self._patience.watch(self.waiting, self.rate, now)
         if self.rate.has_limit and self._limited_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
@@ -334,7 +282,7 @@ class Gate:
 
     def _schedule_wakeup(self, when: float) -> None:
         # The time is inf while a lease is awaited, which admits the next.
-        if when >= self._wakeup_at - _TIMER_TOLERANCE:
+        if when >= self._wakeup_at - TIMER_TOLERANCE:
             return
         if self._wakeup_timer is not None:
             self._wakeup_timer.cancel()
@@ -355,6 +303,6 @@ class Gate:
 
     def cancel_timers(self) -> None:
         """Cancel the timers of a gate that is closed or forgotten."""
-        for timer in (self._wakeup_timer, self._patience_timer):
-            if timer is not None:
-                timer.cancel()
+        self._patience.cancel()
+        if self._wakeup_timer is not None:
+            self._wakeup_timer.cancel()
