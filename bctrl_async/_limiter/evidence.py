@@ -1,10 +1,9 @@
-"""The evidence of a limit: the responses that show it, and whom it does not hold."""
+"""The evidence of a limit: the throttled responses that show it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from enum import IntEnum
+from typing import Protocol
 
 import msgspec
 
@@ -13,14 +12,18 @@ _DECAY = 0.5
 """Throttled responses that show a limit, and how many of them a success makes up for.
 This CUSUM test tells a limit, which throttles more than a third, from throttling that
 slowing down does not help: at random, or of some targets only."""
-_PROOF = 4.0
-_MAX_PROOF = 2.0
-"""The proof that exempts a workspace, and the most that an answer adds to it: minus the
-logarithm of how likely its answers are under a limit for all."""
-_MAX_WORKSPACES = 1000
-"""The number of workspaces above which the least recent is forgotten."""
 _MAX_FAIR = 2
 """Throttled responses of a call after which another is about its target."""
+
+
+class Slots(Protocol):
+    """A gate, as the calls that it admits see it."""
+
+    def take_slot(self) -> None:
+        """Take a slot, of a call that was admitted without."""
+
+    def release(self) -> None:
+        """Release a slot."""
 
 
 class History(msgspec.Struct, kw_only=True, gc=False):
@@ -34,14 +37,14 @@ class History(msgspec.Struct, kw_only=True, gc=False):
     """The time since which it has waited for a slot, or was throttled; or inf."""
     started_at: float = 0.0
     """The time at which its attempt got a slot; 0 if no rate bounded it."""
-    has_lane_slot: bool = False
-    """True while it has a slot of the lane of its workspace."""
+    lane: Slots | None = None
+    """The lane of its workspace, while it has a slot there."""
     may_park: bool = False
     """True if it waits in a lane without a task, as stops of a bulk stop do."""
 
     def continue_from(self, history: History) -> None:
         """Take the place in the limiter of an earlier history, of the same call."""
-        self.has_lane_slot = history.has_lane_slot
+        self.lane = history.lane
         self.waits_since = history.waits_since
         self.started_at = history.started_at
 
@@ -105,73 +108,3 @@ class Evidence:
         contribution = self._contributions.pop(workspace, 0.0) - _DECAY
         if contribution > 0.0:
             self._contributions[workspace] = contribution
-
-
-class Standing(IntEnum):
-    """Whether the limit for all may hold a workspace, by what it was answered."""
-
-    UNKNOWN = 0
-    """It was not asked yet, or there is no limit."""
-    THROTTLED = 1
-    """Its last response was throttled."""
-    ANSWERED = 2
-    """Its last response was not throttled."""
-    EXEMPT = 3
-    """The limit does not hold it: it was answered while others were throttled."""
-
-
-class _Record(msgspec.Struct):
-    """What a workspace has proved, and the responses of all by its last one."""
-
-    responses: int = 0
-    throttled: int = 0
-    proof: float = 0.0
-    standing: Standing = Standing.UNKNOWN
-
-
-class Standings:
-    """The standing of each workspace, under a limit for all.
-
-    A limit for all throttles everybody alike. So an answer proves the more, the more of
-    the others were throttled since the last response of its workspace (a sequential
-    test, like Wald's).
-    """
-
-    def __init__(self) -> None:
-        self._responses = 0
-        self._throttled = 0
-        self._records: dict[str, _Record] = {}
-        """By the time of the last response."""
-
-    @property
-    def workspaces(self) -> Collection[str]:
-        """The workspaces whose standing is known."""
-        return self._records.keys()
-
-    def of(self, workspace: str) -> Standing:
-        """Return the standing of a workspace."""
-        record = self._records.get(workspace)
-        return Standing.UNKNOWN if record is None else record.standing
-
-    def on_success(self, workspace: str) -> None:
-        """Record the success of a call that was never throttled."""
-        record = self._records.get(workspace, _Record())
-        self._responses += 1
-        throttled = self._throttled - record.throttled
-        share = throttled / (self._responses - record.responses)
-        proof = record.proof + min(-math.log1p(-share), _MAX_PROOF)
-        standing = Standing.EXEMPT if proof >= _PROOF else Standing.ANSWERED
-        self._record(workspace, proof, standing)
-
-    def on_throttled(self, workspace: str, *, is_first: bool) -> None:
-        """Record a throttled response, of a first attempt or of a later one."""
-        self._responses += is_first
-        self._throttled += is_first
-        self._record(workspace, 0.0, Standing.THROTTLED)
-
-    def _record(self, workspace: str, proof: float, standing: Standing) -> None:
-        self._records.pop(workspace, None)
-        record = _Record(self._responses, self._throttled, proof, standing)
-        self._records[workspace] = record
-        if len(self._records) > _MAX_WORKSPACES:
-            del self._records[next(iter(self._records))]

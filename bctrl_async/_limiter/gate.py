@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import Capacity, FixedRate
-from bctrl_async._limiter.evidence import History, Standing
+from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.patience import TIMER_TOLERANCE, PatienceTimer, find_error
 from bctrl_async._limiter.queues import Queues, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async._limiter.standings import Standing
 from bctrl_async.errors import BctrlError
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
@@ -70,6 +71,11 @@ class Gate:
     def is_empty(self) -> bool:
         """True if no call waits, and none is in flight."""
         return not (self.in_use or self._queues.count)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it has no call, and no evidence to remember."""
+        return self.is_empty and not self.rate.has_evidence
 
     @property
     def is_limiting(self) -> bool:
@@ -146,6 +152,10 @@ class Gate:
         now = asyncio.get_running_loop().time()
         self._limit = self._capacity.lower(now, others)
 
+    def take_slot(self) -> None:
+        """Take a slot, of a call that was admitted without."""
+        self.in_use += 1
+
     def release(self) -> None:
         """Release a slot."""
         self.in_use -= 1
@@ -166,8 +176,12 @@ class Gate:
         history: History,
         *,
         is_explained: bool = False,
-    ) -> None:
-        """Record a throttled response; fail those whose wait is now too long."""
+    ) -> bool:
+        """Record a throttled response; fail those whose wait is now too long.
+
+        Return True if it shows a limit that was not known.
+        """
+        had_limit = self.rate.has_limit
         was_answered = self.rate.all_throttled_since == math.inf
         earlier_end = self.rate.retry_after_ends
         self.rate.on_throttled(now, retry_after, history, is_explained=is_explained)
@@ -178,6 +192,7 @@ class Gate:
         # Each response that was in flight moves the end by some milliseconds.
         if self.rate.retry_after_ends > earlier_end + _LATER:
             self._fail_waits_in_vain(now)
+        return self.rate.has_limit and not had_limit
 
     def _fail_waits_in_vain(self, now: float) -> None:
         for waiter in self.waiting:
@@ -254,12 +269,12 @@ class Gate:
             waiter = self._next_due(due)
             if waiter is None:
                 return
-            # A call without a task takes its slot in `enter_lane`: all workers may wait
-            # in the lane until then.
+            # A call without a task takes its slot later: all workers may wait in the
+            # lane until then.
             if waiter.has_task:
                 self.in_use += 1
             self._queues.remove(waiter)
-            waiter.admitted.set_result(None)
+            waiter.admit(self)
 
     def _next_due(self, due: float) -> Waiter | None:
         """Return the waiter to admit now, and record its start, or None."""

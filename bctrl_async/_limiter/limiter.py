@@ -10,10 +10,11 @@ from dataclasses import replace
 from bctrl_async import _quick_failures
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import FixedRate
-from bctrl_async._limiter.evidence import History, Standing, Standings
+from bctrl_async._limiter.evidence import History, Slots
 from bctrl_async._limiter.gate import Gate
 from bctrl_async._limiter.queues import Priority, Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async._limiter.standings import Standing, Standings
 from bctrl_async.errors import BctrlError, session_closed
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
@@ -40,8 +41,7 @@ class Limiter:
         self.limit: int = limit
         self._all = Gate(limit, rate)
         self._lanes: dict[str, Gate] = {}
-        self._standings = Standings()
-        self._exempt_answered_at = -math.inf
+        self._standings = Standings(rate)
         self._leases: Leases | None = None
         if isinstance(bound, FixedRate):
             self._all.bound_by(bound)
@@ -78,7 +78,7 @@ class Limiter:
     def answers_others(self, since: float) -> bool:
         """Return True if a call that was never throttled was answered since a time."""
         answered_at = self._all.rate.answers.unthrottled_at
-        return max(answered_at, self._exempt_answered_at) >= since
+        return max(answered_at, self._standings.exempt_answered_at) >= since
 
     @property
     def retry_after(self) -> float:
@@ -115,30 +115,38 @@ class Limiter:
         """
         history = history or History()
         try:
-            # After its lane, if any, a call passes the gate for all; while it waits
+            # A call passes its lane, if any, and then the gate for all. While it waits
             # there, it may be moved into a lane.
-            while not await self._pass_next_gate(patience, priority, history):
-                history.has_lane_slot = True
+            while True:
+                gate = self._next_gate(priority, history)
+                passed = await self._pass(gate, patience, priority, history)
+                if passed is self._all:
+                    break
+                history.lane = passed
         except BaseException:
             self.leave_lane(history)
             raise
         history.started_at = asyncio.get_running_loop().time()
 
-    async def _pass_next_gate(
-        self, patience: float, priority: Priority, history: History
-    ) -> bool:
-        """Pass the lane of a call, or the gate for all; return True for the latter."""
-        lane = self._lane_to_pass(priority, history)
-        gate = self._all if lane is None else lane
+    def _next_gate(self, priority: Priority, history: History) -> Gate:
+        """Return the gate that a call passes next: its lane, or the gate for all."""
+        if history.lane is not None or priority is Priority.CANARY:
+            return self._all
+        return self._lanes.get(history.workspace, self._all)
+
+    async def _pass(
+        self, gate: Gate, patience: float, priority: Priority, history: History
+    ) -> Slots | None:
+        """Pass a gate; return it, or the lane into which the call was moved."""
         standing = Standing.UNKNOWN
-        if lane is None:
-            standing = self._standing(history.workspace)
+        if gate is self._all:
+            standing = self._standings.of(history.workspace)
         # `add` checks the patience of a throttled call first.
         if not history.was_throttled and gate.acquire_if_due(standing):
-            return lane is None
-        if lane is not None and history.may_park:
+            return gate
+        if history.may_park and gate is not self._all:
             raise RecalledError("its workspace is throttled")
-        waiter = _waiter(patience, priority, history, is_in_lane=lane is not None)
+        waiter = _waiter(patience, priority, history)
         waiter.standing = standing
         gate.add(waiter)
         try:
@@ -147,57 +155,46 @@ class Limiter:
             self._check_open()
         except BaseException:
             # A call that was admitted before it was cancelled has a slot to release.
-            if waiter.is_admitted:
-                self._gate_of(waiter).release()
+            if waiter.gate is not None:
+                waiter.gate.release()
             raise
-        # It may have been moved into a lane while it waited.
-        return not waiter.is_in_lane
+        return waiter.gate
 
     def _check_open(self) -> None:
         if self._error is not None:
             raise replace(self._error)
 
-    def _gate_of(self, waiter: Waiter) -> Gate:
-        return self._lanes[waiter.history.workspace] if waiter.is_in_lane else self._all
-
-    def _lane_to_pass(self, priority: Priority, history: History) -> Gate | None:
-        if history.has_lane_slot or priority is Priority.CANARY:
-            return None
-        return self._lanes.get(history.workspace)
-
     def enqueue(
         self, patience: float, priority: Priority, history: History
     ) -> Waiter | None:
         """Let a call wait in its lane without a task; return None if it may go on."""
-        lane = self._lane_to_pass(priority, history)
-        if lane is None:
+        lane = self._next_gate(priority, history)
+        if lane is self._all:
             return None
         if not history.was_throttled and lane.acquire_if_due():
-            history.has_lane_slot = True
+            history.lane = lane
             return None
-        waiter = _waiter(patience, priority, history, is_in_lane=True)
+        waiter = _waiter(patience, priority, history)
         waiter.has_task = False
         lane.add(waiter)
         return waiter
 
     def enter_lane(self, waiter: Waiter) -> None:
         """Enter the lane after `enqueue`; raise the error of a failed waiter."""
-        history = waiter.history
-        lane = self._lanes.get(history.workspace)
-        # A lane in which no call has a slot may have been forgotten meanwhile.
-        if waiter.is_admitted and lane is not None:
-            history.has_lane_slot = True
-            lane.in_use += 1
+        lane = waiter.gate
+        if lane is not None:
+            lane.take_slot()
+            waiter.history.lane = lane
         waiter.raise_if_failed()
 
     def leave_lane(self, history: History) -> None:
         """Release the slot that a call has in the lane of its workspace, if any."""
-        if not history.has_lane_slot:
+        if history.lane is None:
             return
-        history.has_lane_slot = False
-        lane = self._lanes[history.workspace]
-        lane.release()
-        if lane.is_empty and not lane.rate.has_evidence:
+        history.lane.release()
+        history.lane = None
+        lane = self._lanes.get(history.workspace)
+        if lane is not None and lane.is_idle:
             self._drop_lane(history.workspace)
 
     def _drop_lane(self, workspace: str) -> None:
@@ -219,7 +216,7 @@ class Limiter:
         elif answer is not None:
             self._on_success(history)
         # Most calls are in no lane, so this check saves the call of `leave_lane`.
-        if history.has_lane_slot:
+        if history.lane is not None:
             self.leave_lane(history)
         self._all.release()
         return target_failed
@@ -245,35 +242,20 @@ class Limiter:
 
     def _on_success_beside_throttled(self, now: float, history: History) -> None:
         workspace = history.workspace
-        if not history.was_throttled:
-            was_exempt = self._is_exempt(workspace)
-            self._standings.on_success(workspace)
-            if self._is_exempt(workspace) and not was_exempt:
-                self._queue_anew([workspace])
-        if self._is_exempt(workspace):
-            # Its answers tell nothing of a limit that does not hold it.
-            self._exempt_answered_at = now
-        else:
+        is_first = not history.was_throttled
+        if self._standings.on_success(workspace, now, is_first=is_first):
+            self._queue_anew([workspace])
+        # The answers of the exempt tell nothing of a limit that does not hold them.
+        if not self._standings.exempts(workspace):
             self._all.rate.on_success(now, history)
         if workspace in self._lanes:
             self._lanes[workspace].on_success(now, history)
-
-    def _standing(self, workspace: str) -> Standing:
-        if not self._all.rate.has_limit:
-            return Standing.UNKNOWN
-        standing = self._standings.of(workspace)
-        if standing is Standing.EXEMPT or self._all.rate.refuses_first:
-            return standing
-        return Standing.UNKNOWN
-
-    def _is_exempt(self, workspace: str) -> bool:
-        return self._standing(workspace) is Standing.EXEMPT
 
     def _queue_anew(self, workspaces: Collection[str]) -> None:
         """Let the waiters of workspaces wait as their standing is now."""
         waiters = self._all.take(workspaces)
         for waiter in waiters:
-            waiter.standing = self._standing(waiter.history.workspace)
+            waiter.standing = self._standings.of(waiter.history.workspace)
         self._all.add(*waiters)
 
     def _on_failure(self, failure: Failure, history: History) -> bool:
@@ -288,7 +270,7 @@ class Limiter:
         retry_after = failure.retry_after
         if kind.is_unanswered:
             target_failed = rate.answers.throttles_alone(
-                history.throttled_at, self._exempt_answered_at
+                history.throttled_at, self._standings.exempt_answered_at
             )
             # A gateway's Retry-After holds its own call only.
             retry_after = None
@@ -303,24 +285,20 @@ class Limiter:
         self, status: int | None, retry_after: float | None, history: History
     ) -> None:
         now = asyncio.get_running_loop().time()
-        lane = self._lane(history.workspace)
-        lane_had_limit = lane.rate.has_limit
-        all_had_limit = self._all.rate.has_limit
-        was_exempt = self._is_exempt(history.workspace)
-        self._standings.on_throttled(
-            history.workspace, is_first=not history.was_throttled
-        )
-        lane.on_throttled(now, status, retry_after, history)
-        if lane.rate.has_limit and not lane_had_limit:
-            self._move_waiters(history.workspace, lane)
-        self._all.on_throttled(
-            now, status, retry_after, history, is_explained=lane_had_limit
-        )
-        if self._all.rate.has_limit and not all_had_limit:
+        workspace = history.workspace
+        lane = self._lane(workspace)
+        is_explained = lane.rate.has_limit
+        is_first = not history.was_throttled
+        was_exempt = self._standings.on_throttled(workspace, is_first=is_first)
+        if lane.on_throttled(now, status, retry_after, history):
+            self._move_waiters(workspace, lane)
+        if self._all.on_throttled(
+            now, status, retry_after, history, is_explained=is_explained
+        ):
             self._lift_lanes()
             self._queue_anew(self._standings.workspaces)
-        if was_exempt:
-            self._queue_anew([history.workspace])
+        elif was_exempt:
+            self._queue_anew([workspace])
 
     def _lift_lanes(self) -> None:
         for workspace, lane in list(self._lanes.items()):
@@ -336,7 +314,6 @@ class Limiter:
             if waiter.history.may_park:
                 waiter.fail(RecalledError("its workspace is throttled"))
             else:
-                waiter.is_in_lane = True
                 waiter.standing = Standing.UNKNOWN
                 lane.add(waiter)
 
@@ -396,15 +373,11 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
-def _waiter(
-    patience: float, priority: Priority, history: History, *, is_in_lane: bool
-) -> Waiter:
+def _waiter(patience: float, priority: Priority, history: History) -> Waiter:
     """Make a waiter, and record since when its call waits."""
     loop = asyncio.get_running_loop()
     history.waits_since = min(history.waits_since, loop.time())
-    return Waiter(
-        loop.create_future(), history, priority, patience, is_in_lane=is_in_lane
-    )
+    return Waiter(loop.create_future(), history, priority, patience)
 
 
 def _seconds_until(time: float) -> float:

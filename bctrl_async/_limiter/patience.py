@@ -6,9 +6,9 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable
 
-from bctrl_async._limiter.evidence import Standing
 from bctrl_async._limiter.queues import Waiter
 from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async._limiter.standings import Standing
 from bctrl_async.errors import BctrlRateLimitError, format_duration
 
 TIMER_TOLERANCE = 0.01

@@ -10,7 +10,8 @@ from enum import IntEnum
 
 import msgspec
 
-from bctrl_async._limiter.evidence import History, Standing
+from bctrl_async._limiter.evidence import History, Slots
+from bctrl_async._limiter.standings import Standing
 
 
 class Priority(IntEnum):
@@ -44,17 +45,17 @@ class Waiter(msgspec.Struct, eq=False):
     """Seconds for which it waits while all is throttled, or as Retry-After asks."""
     standing: Standing = Standing.UNKNOWN
     """Whether the limit for all may hold it; at the gate for all."""
-    is_in_lane: bool = False
-    """True if it waits for a slot of its workspace, not of the session."""
     has_task: bool = True
     """False if its call gets its slot when a task takes it up."""
     error: Exception | None = None
 
-    @property
-    def is_admitted(self) -> bool:
-        """True if it was admitted: it did not fail, and was not cancelled."""
-        admitted = self.admitted
-        return admitted.done() and not admitted.cancelled() and self.error is None
+    gate: Slots | None = None
+    """The gate that admitted the call."""
+
+    def admit(self, gate: Slots) -> None:
+        """Let the call pass a gate."""
+        self.gate = gate
+        self.admitted.set_result(None)
 
     def raise_if_failed(self) -> None:
         """Raise the error of a waiter that has failed."""

@@ -203,7 +203,7 @@ class TestLimitForAll:
 
         assert waiter.admitted.done()
         limiter.enter_lane(waiter)
-        assert not history.has_lane_slot
+        assert history.lane is None
         await single
         assert now() == pytest.approx(0.5)
 
@@ -350,7 +350,7 @@ class Users:
 
     def _start(self, history: History, priority: Priority) -> None:
         task = asyncio.create_task(self._use(history, priority))
-        if history.has_lane_slot:
+        if history.lane is not None:
             # The task may be cancelled before its first step.
             task.add_done_callback(lambda _: self.limiter.leave_lane(history))
         self.tasks.append(task)
@@ -384,7 +384,7 @@ class Users:
                 self.waiters.remove((waiter, history))
                 with suppress(BctrlRateLimitError):
                     self.limiter.enter_lane(waiter)
-                if history.has_lane_slot:
+                if history.lane is not None:
                     self._start(history, Priority.BULK)
 
     async def _use(self, history: History, priority: Priority) -> None:

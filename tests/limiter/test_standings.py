@@ -14,99 +14,176 @@ from support.virtual_time import in_virtual_time, now
 from bctrl_async import BctrlRateLimitError, BctrlServerError, BctrlSession
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import FixedRate
-from bctrl_async._limiter.evidence import History, Standing, Standings
+from bctrl_async._limiter.evidence import History
 from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.standings import Standing, Standings
 
 HEALTHY = "ws-healthy"
-TENANTS = [f"ws-{number}" for number in range(8)]
+OTHERS = [f"ws-{number}" for number in range(8)]
 
 
-async def use(limiter: Limiter, workspace: str, answer: object) -> float:
+def standings_under_limit() -> Standings:
+    """Make the standings under a limit that has refused every first attempt so far."""
+    rate = past_start()
+    for workspace in OTHERS:
+        rate.on_throttled(0.0, None, History(workspace=workspace))
+    assert rate.refuses_first
+    return Standings(rate)
+
+
+def throttle(standings: Standings, *workspaces: str, is_first: bool = True) -> None:
+    for workspace in workspaces:
+        standings.on_throttled(workspace, is_first=is_first)
+
+
+def answer(standings: Standings, workspace: str, *, is_first: bool = True) -> bool:
+    return standings.on_success(workspace, 1.0, is_first=is_first)
+
+
+class TestStandings:
+    def test_a_workspace_that_alone_is_answered_is_exempt(self) -> None:
+        standings = standings_under_limit()
+        met = []
+        for _ in range(3):
+            throttle(standings, *OTHERS)
+            is_news = answer(standings, HEALTHY)
+            met.append((standings.of(HEALTHY), is_news))
+        exempt_before = (Standing.EXEMPT, False)
+        assert met == [
+            (Standing.ANSWERED, False),
+            (Standing.EXEMPT, True),
+            exempt_before,
+        ]
+        assert standings.of(OTHERS[0]) is Standing.THROTTLED
+        assert standings.of("ws-new") is Standing.UNKNOWN
+
+    def test_a_throttled_response_ends_an_exemption(self) -> None:
+        standings = standings_under_limit()
+        for workspace in OTHERS * 3:
+            throttle(standings, workspace)
+            answer(standings, HEALTHY)
+        assert standings.exempts(HEALTHY)
+        assert standings.on_throttled(HEALTHY, is_first=False)
+        assert standings.of(HEALTHY) is Standing.THROTTLED
+        answer(standings, HEALTHY)
+        assert standings.of(HEALTHY) is Standing.ANSWERED
+
+    def test_answers_after_an_outage_prove_nothing(self) -> None:
+        standings = standings_under_limit()
+        throttle(standings, *OTHERS * 10)
+        for workspace in OTHERS * 10:
+            answer(standings, workspace)
+        assert {standings.of(workspace) for workspace in OTHERS} == {Standing.ANSWERED}
+
+    def test_throttled_retries_prove_nothing_about_others(self) -> None:
+        """A target that is throttled for ever has any number of retries."""
+        standings = standings_under_limit()
+        for _ in range(100):
+            throttle(standings, OTHERS[0], is_first=False)
+            answer(standings, HEALTHY)
+        assert standings.of(HEALTHY) is Standing.ANSWERED
+
+    def test_retries_that_are_answered_prove_nothing(self) -> None:
+        standings = standings_under_limit()
+        for _ in range(10):
+            throttle(standings, *OTHERS)
+            answer(standings, HEALTHY, is_first=False)
+        assert standings.of(HEALTHY) is Standing.UNKNOWN
+
+    @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+    def test_few_are_exempt_where_all_are_throttled_alike(self, share: float) -> None:
+        chance = random.Random(share)
+        standings = standings_under_limit()
+        met: Counter[bool] = Counter()
+        for _ in range(10_000):
+            workspace = f"ws-{chance.randrange(20)}"
+            if chance.random() < share:
+                throttle(standings, workspace)
+            else:
+                answer(standings, workspace)
+            met[standings.exempts(workspace)] += 1
+        assert met[True] < 0.05 * met.total()
+
+    def test_nobody_queues_by_a_standing_where_first_attempts_succeed(self) -> None:
+        """They would take turns, and each workspace has the same share without."""
+        rate = past_start()
+        standings = Standings(rate)
+        for workspace in OTHERS:
+            rate.on_throttled(0.0, None, History(workspace=workspace))
+            throttle(standings, workspace)
+        answer(standings, HEALTHY)
+        rate.on_success(1.0, History(workspace=HEALTHY))
+        met = {standings.of(workspace) for workspace in [*OTHERS, HEALTHY]}
+        assert met == {Standing.UNKNOWN}
+
+    def test_nobody_is_exempt_where_there_is_no_limit(self) -> None:
+        standings = Standings(past_start())
+        for _ in range(3):
+            throttle(standings, *OTHERS)
+            assert not answer(standings, HEALTHY)
+        assert not standings.exempts(HEALTHY)
+
+    def test_the_least_recent_workspace_is_forgotten(self) -> None:
+        standings = standings_under_limit()
+        throttle(standings, *(f"ws-{number}" for number in range(1001)))
+        assert standings.of("ws-0") is Standing.UNKNOWN
+        assert len(standings.workspaces) == 1000
+
+
+async def use(limiter: Limiter, workspace: str, response: object) -> float:
     """Make an attempt that takes no time; return the seconds for which it waited."""
     began = now()
     history = History(workspace=workspace)
     await limiter.acquire(3600.0, history=history)
-    release(limiter, answer, history)
+    release(limiter, response, history)
     return now() - began
 
 
 async def exempt(limiter: Limiter, workspace: str = HEALTHY) -> None:
     """Let others be throttled, and a workspace be answered in between."""
-    show_limit(limiter, None, *TENANTS)
+    show_limit(limiter, None, *OTHERS)
     for _ in range(3):
-        show_limit(limiter, None, *TENANTS)
+        show_limit(limiter, None, *OTHERS)
         limiter._on_success(History(workspace=workspace))
 
 
-class TestStandings:
-    def test_a_workspace_that_alone_is_answered_is_exempt(self) -> None:
-        standings = Standings()
-        met = []
-        for _ in range(3):
-            for tenant in TENANTS:
-                standings.on_throttled(tenant, is_first=True)
-            standings.on_success(HEALTHY)
-            met.append(standings.of(HEALTHY))
-        assert met == [Standing.ANSWERED, Standing.EXEMPT, Standing.EXEMPT]
-        assert standings.of(TENANTS[0]) is Standing.THROTTLED
-        assert standings.of("ws-new") is Standing.UNKNOWN
+Queued = asyncio.Task[float]
 
-    def test_a_throttled_response_ends_an_exemption(self) -> None:
-        standings = Standings()
-        for tenant in TENANTS * 3:
-            standings.on_throttled(tenant, is_first=True)
-            standings.on_success(HEALTHY)
-        assert standings.of(HEALTHY) is Standing.EXEMPT
-        standings.on_throttled(HEALTHY, is_first=False)
-        assert standings.of(HEALTHY) is Standing.THROTTLED
-        standings.on_success(HEALTHY)
-        assert standings.of(HEALTHY) is Standing.ANSWERED
 
-    def test_answers_after_an_outage_prove_nothing(self) -> None:
-        standings = Standings()
-        for tenant in TENANTS * 10:
-            standings.on_throttled(tenant, is_first=True)
-        for tenant in TENANTS * 10:
-            standings.on_success(tenant)
-        assert {standings.of(tenant) for tenant in TENANTS} == {Standing.ANSWERED}
+class Busy:
+    """A limiter whose only connection is in use, by a call in a workspace."""
 
-    def test_throttled_retries_prove_nothing_about_others(self) -> None:
-        """A target that is throttled for ever has any number of retries."""
-        standings = Standings()
-        for _ in range(100):
-            standings.on_throttled(TENANTS[0], is_first=False)
-            standings.on_success(HEALTHY)
-        assert standings.of(HEALTHY) is Standing.ANSWERED
+    def __init__(self) -> None:
+        self.limiter = Limiter(1, past_start())
+        self.history = History()
+        self.ended: list[str] = []
+        """The workspaces of the calls that have ended, in order."""
 
-    @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
-    def test_few_are_exempt_where_all_are_throttled_alike(self, share: float) -> None:
-        chance = random.Random(share)
-        standings = Standings()
-        met: Counter[Standing] = Counter()
-        for _ in range(10_000):
-            workspace = f"ws-{chance.randrange(20)}"
-            if chance.random() < share:
-                standings.on_throttled(workspace, is_first=True)
-            else:
-                standings.on_success(workspace)
-            met[standings.of(workspace)] += 1
-        assert met[Standing.EXEMPT] < 0.05 * met.total()
+    async def occupy(self, workspace: str) -> None:
+        """Exempt the healthy workspace, and let a call in this one have the slot."""
+        await exempt(self.limiter)
+        self.history.workspace = workspace
+        await self.limiter.acquire(3600.0, history=self.history)
 
-    def test_the_least_recent_workspace_is_forgotten(self) -> None:
-        standings = Standings()
-        for number in range(1001):
-            standings.on_throttled(f"ws-{number}", is_first=True)
-        assert standings.of("ws-0") is Standing.UNKNOWN
-        assert len(standings.workspaces) == 1000
+    async def queue(self, workspace: str, response: object = ANSWER) -> Queued:
+        """Let another call wait for the slot."""
+        task = asyncio.create_task(use(self.limiter, workspace, response))
+        task.add_done_callback(lambda _: self.ended.append(workspace))
+        await asyncio.sleep(0)
+        return task
+
+    def release(self, response: object) -> None:
+        """Let the call that has the slot be answered."""
+        release(self.limiter, response, self.history)
 
 
 @in_virtual_time
 class TestGate:
     async def test_those_who_wait_leave_once_their_workspace_is_exempt(self) -> None:
         limiter = Limiter(10, past_start())
-        show_limit(limiter, 30.0, *TENANTS)
+        show_limit(limiter, 30.0, *OTHERS)
         waits = [asyncio.create_task(use(limiter, HEALTHY, ANSWER)) for _ in range(5)]
-        held = asyncio.create_task(use(limiter, TENANTS[0], ANSWER))
+        held = asyncio.create_task(use(limiter, OTHERS[0], ANSWER))
         await asyncio.sleep(1.0)
         assert limiter.waiting == 6
         await exempt(limiter)
@@ -115,28 +192,36 @@ class TestGate:
         assert not held.done()
         assert await held == pytest.approx(30.0, abs=0.1)
 
-    async def test_those_who_wait_for_a_connection_join_the_others(self) -> None:
-        """A throttled response shows that the limit holds their workspace, too."""
-        limiter = Limiter(1, past_start())
-        await exempt(limiter)
-        history = History(workspace=HEALTHY)
-        await limiter.acquire(3600.0, history=history)
-        waits = asyncio.create_task(use(limiter, HEALTHY, ANSWER))
-        await asyncio.sleep(0)
-        release(limiter, throttled(5.0), history)
+    async def test_those_who_wait_join_the_others_if_the_limit_holds_them_again(
+        self,
+    ) -> None:
+        busy = Busy()
+        await busy.occupy(HEALTHY)
+        waits = await busy.queue(HEALTHY)
+        busy.release(throttled(5.0))
         assert await waits >= 0.45
 
     async def test_a_limit_that_is_shown_anew_does_not_hold_the_exempt(self) -> None:
-        limiter = Limiter(1, past_start())
-        await exempt(limiter)
-        limiter._all.rate._lift_limit()
-        history = History(workspace="ws-other")
-        await limiter.acquire(3600.0, history=history)
-        waits = asyncio.create_task(use(limiter, HEALTHY, ANSWER))
-        await asyncio.sleep(0)
-        show_limit(limiter, 30.0, *TENANTS)
-        limiter.release(None, history)
+        busy = Busy()
+        await busy.occupy("ws-other")
+        busy.limiter._all.rate._lift_limit()
+        waits = await busy.queue(HEALTHY)
+        show_limit(busy.limiter, 30.0, *OTHERS)
+        busy.limiter.release(None, busy.history)
         assert await waits == 0.0
+
+    async def test_a_retry_after_of_others_does_not_fail_the_exempt(self) -> None:
+        """Fault: a call with a patience of a minute failed, and was not held."""
+        busy = Busy()
+        await busy.occupy("ws-other")
+        history = History(workspace=HEALTHY)
+        waits = asyncio.create_task(busy.limiter.acquire(60.0, history=history))
+        await asyncio.sleep(0)
+        busy.release(throttled(600.0))
+        await waits
+        busy.limiter.release(None, history)
+        with pytest.raises(BctrlRateLimitError):
+            await busy.limiter.acquire(60.0, history=History(workspace=OTHERS[0]))
 
     async def test_the_rate_of_the_caller_holds_the_exempt(self) -> None:
         limiter = Limiter(10, past_start(), FixedRate(1.0))
@@ -145,15 +230,34 @@ class TestGate:
         assert sum(waits) == pytest.approx(3.0, abs=0.05)
 
     async def test_the_exempt_pass_when_the_limit_is_lifted(self) -> None:
-        limiter = Limiter(1, past_start())
+        """They have waited for the connection, and the others for the limit, too."""
+        busy = Busy()
+        await busy.occupy(HEALTHY)
+        tasks = [await busy.queue(workspace) for workspace in (OTHERS[0], HEALTHY)]
+        busy.limiter._all.rate._lift_limit()
+        busy.limiter.release(None, busy.history)
+        assert await asyncio.gather(*tasks) == [0.0, 0.0]
+        assert busy.ended == [HEALTHY, OTHERS[0]]
+
+    async def test_answers_of_the_exempt_do_not_raise_the_limit(self) -> None:
+        limiter = Limiter(10, past_start())
         await exempt(limiter)
-        history = History(workspace=HEALTHY)
-        await limiter.acquire(3600.0, history=history)
-        waits = asyncio.create_task(use(limiter, HEALTHY, ANSWER))
-        await asyncio.sleep(0)
-        limiter._all.rate._lift_limit()
-        limiter.release(None, history)
+        answers = limiter._all.rate.answers
+        count = answers.count
+        for _ in range(100):
+            assert await use(limiter, HEALTHY, ANSWER) == 0.0
+        assert answers.count == count
+
+    async def test_a_call_that_waits_no_more_holds_up_no_other(self) -> None:
+        busy = Busy()
+        await busy.occupy(HEALTHY)
+        cancelled = await busy.queue(HEALTHY)
+        cancelled.cancel()
+        waits = await busy.queue(HEALTHY)
+        busy.limiter.release(None, busy.history)
         assert await waits == 0.0
+        assert busy.limiter.acquire_nowait() is False
+        assert await use(busy.limiter, HEALTHY, ANSWER) == 0.0
 
     async def test_a_second_503_is_of_its_target_if_the_exempt_are_answered(
         self,
@@ -161,7 +265,7 @@ class TestGate:
         limiter = Limiter(10, past_start())
         await exempt(limiter)
         failure = Failure.of(BctrlServerError("503", status=503, may_have_stopped=True))
-        history = History(workspace=TENANTS[0])
+        history = History(workspace=OTHERS[0])
         await asyncio.sleep(1.0)
         history.wait_from(now())
         assert not limiter._on_failure(failure, history)

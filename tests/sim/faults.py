@@ -36,7 +36,7 @@ _record, _aborted = Ledger.record, Call.aborted
 _result_of, _running_of = result_of, running_of
 _release, _cancel = Limiter.release, Worker.cancel
 _set_ended_early = RunState.set_ended_early
-_lane_to_pass, _prepare = Limiter._lane_to_pass, Input.prepare
+_next_gate, _prepare = Limiter._next_gate, Input.prepare
 _on_throttled, _on_start = Evidence.on_throttled, FixedRate.on_start
 _done, _correct = JournalFile.done, JournalFile.correct
 _end, _correct_ledger, _look_again = Ledger.end, Ledger.correct, Run._look_again
@@ -108,12 +108,10 @@ async def _prepare_after_reader(
 
 def _no_lane_for_singles(
     limiter: Limiter, priority: Priority, history: History
-) -> Gate | None:
-    return (
-        None
-        if priority is Priority.SINGLE
-        else _lane_to_pass(limiter, priority, history)
-    )
+) -> Gate:
+    if priority is Priority.SINGLE:
+        return limiter._all
+    return _next_gate(limiter, priority, history)
 
 
 def _move_bulk_waiters(limiter: Limiter, workspace: str, _: Gate) -> None:
@@ -339,7 +337,7 @@ FAULTS = {
     "no-lane": KnownFault(
         "single calls wait in no lane",
         "flood",
-        {"bctrl_async._limiter.limiter.Limiter._lane_to_pass": _no_lane_for_singles},
+        {"bctrl_async._limiter.limiter.Limiter._next_gate": _no_lane_for_singles},
     ),
     "no-move": KnownFault(
         "single calls that wait for a slot do not move to the lane of their workspace",

@@ -1,0 +1,119 @@
+"""The standings: whom a limit for all does not hold, by what it was answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from enum import IntEnum
+
+import msgspec
+
+from bctrl_async._limiter.rate import AdaptiveRate
+
+_PROOF = 4.0
+_MAX_PROOF = 2.0
+"""The proof that exempts a workspace, and the most that an answer adds to it: minus the
+logarithm of how likely its answers are under a limit for all."""
+_MAX_WORKSPACES = 1000
+"""The number of workspaces above which the least recent is forgotten."""
+
+
+class Standing(IntEnum):
+    """The standing of a workspace: whether the limit for all may hold it."""
+
+    UNKNOWN = 0
+    """It was not asked yet, or there is no limit."""
+    THROTTLED = 1
+    """Its last response was throttled."""
+    ANSWERED = 2
+    """Its last response was not throttled."""
+    EXEMPT = 3
+    """The limit does not hold it: it was answered while others were throttled."""
+
+
+class _Record(msgspec.Struct):
+    """The proof of a workspace, and the responses of all until its last response."""
+
+    responses: int = 0
+    throttled: int = 0
+    proof: float = 0.0
+    standing: Standing = Standing.UNKNOWN
+
+
+class Standings:
+    """The standing of each workspace under the limit for all.
+
+    A limit for all throttles everybody alike. So an answer proves the more, the more of
+    the others were throttled since the last response of its workspace (a sequential
+    test, like Wald's).
+    """
+
+    def __init__(self, rate: AdaptiveRate) -> None:
+        self.exempt_answered_at: float = -math.inf
+        """The time of the last success in a workspace that is exempt."""
+        self._rate = rate
+        self._responses = 0
+        self._throttled = 0
+        self._records: dict[str, _Record] = {}
+        """By the time of the last response."""
+
+    @property
+    def workspaces(self) -> Collection[str]:
+        """The workspaces that were asked."""
+        return self._records.keys()
+
+    def of(self, workspace: str) -> Standing:
+        """Return the standing by which a workspace queues."""
+        standing = self._recorded(workspace)
+        if standing is Standing.EXEMPT or self._rate.refuses_first:
+            return standing
+        return Standing.UNKNOWN
+
+    def exempts(self, workspace: str) -> bool:
+        """Return True if the limit does not hold a workspace."""
+        return self._recorded(workspace) is Standing.EXEMPT
+
+    def _recorded(self, workspace: str) -> Standing:
+        if not self._rate.has_limit or workspace not in self._records:
+            return Standing.UNKNOWN
+        return self._records[workspace].standing
+
+    def on_success(self, workspace: str, now: float, *, is_first: bool) -> bool:
+        """Record a success, of a call that was never throttled or of another.
+
+        Return True if the limit holds the workspace no longer.
+        """
+        was_exempt = self.exempts(workspace)
+        if is_first:
+            self._add_proof(workspace)
+        is_exempt = self.exempts(workspace)
+        if is_exempt:
+            self.exempt_answered_at = now
+        return is_exempt and not was_exempt
+
+    def _add_proof(self, workspace: str) -> None:
+        record = self._records.get(workspace, _Record())
+        self._responses += 1
+        throttled = self._throttled - record.throttled
+        share = throttled / (self._responses - record.responses)
+        proof = record.proof + min(-math.log1p(-share), _MAX_PROOF)
+        standing = Standing.EXEMPT if proof >= _PROOF else Standing.ANSWERED
+        self._record(workspace, proof, standing)
+
+    def on_throttled(self, workspace: str, *, is_first: bool) -> bool:
+        """Record a throttled response, of a first attempt or of a later one.
+
+        Return True if the limit holds the workspace again.
+        """
+        was_exempt = self.exempts(workspace)
+        self._responses += is_first
+        self._throttled += is_first
+        self._record(workspace, 0.0, Standing.THROTTLED)
+        return was_exempt
+
+    def _record(self, workspace: str, proof: float, standing: Standing) -> None:
+        self._records.pop(workspace, None)
+        record = _Record(self._responses, self._throttled, proof, standing)
+        self._records[workspace] = record
+        if len(self._records) > _MAX_WORKSPACES:
+            del self._records[next(iter(self._records))]
