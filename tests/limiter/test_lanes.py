@@ -214,6 +214,17 @@ class TestLimitForAll:
         await asyncio.sleep(0.01)
         assert sleeper.cancelled()
 
+    async def test_what_lanes_explain_shows_none(self) -> None:
+        """Fault: quotas in a sorted list took ten times as long."""
+        limiter = Limiter(10, past_start())
+        workspaces = [f"ws-{number}" for number in range(8)]
+        for workspace in workspaces:
+            show_limit(limiter, 30.0, workspace)
+            for _ in range(2):
+                limiter._on_success(History(workspace=ALLOWED))
+        show_limit(limiter, 30.0, *workspaces)
+        assert not limiter._all.rate.has_limit
+
     async def test_quotas_of_several_workspaces_show_none(self) -> None:
         """Fault: ten workspaces over their quotas held up all others."""
         limiter = Limiter(10, past_start())
