@@ -1,6 +1,8 @@
 """The limiter: fair, bounded, patient, and closable while tasks wait."""
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -189,6 +191,19 @@ class TestClose:
         await sleeping
         await limiter.sleep(3600)
         assert now() == 0
+
+    async def test_no_timer_keeps_it(self) -> None:
+        limiter = Limiter(10, past_start())
+        show_limit(limiter, 30.0, *(f"ws-{number}" for number in range(8)))
+        waits = asyncio.create_task(limiter.acquire(60.0))
+        await run_loop()
+        waits.cancel()
+        await asyncio.wait([waits])
+        limiter.close()
+        reference = weakref.ref(limiter._all)
+        del limiter, waits
+        gc.collect()
+        assert reference() is None
 
 
 @in_virtual_time

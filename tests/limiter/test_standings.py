@@ -57,6 +57,12 @@ class TestStandings:
         assert standings.of(OTHERS[0]) is Standing.THROTTLED
         assert standings.of("ws-new") is Standing.UNKNOWN
 
+    def test_one_answer_exempts_nobody(self) -> None:
+        standings = standings_under_limit()
+        throttle(standings, *OTHERS * 100)
+        answer(standings, HEALTHY)
+        assert standings.of(HEALTHY) is Standing.ANSWERED
+
     def test_a_throttled_response_ends_an_exemption(self) -> None:
         standings = standings_under_limit()
         for workspace in OTHERS * 3:
