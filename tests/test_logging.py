@@ -133,7 +133,7 @@ async def test_calls_that_settle_at_once_log_nothing(
 
 @pytest.mark.parametrize(
     ("count", "scope"),
-    [(1, "all calls in workspace 'ws-0'"), (8, "all calls of the session")],
+    [(1, "the calls in workspace 'ws-0'"), (8, "the calls of the session")],
 )
 def test_the_start_and_the_end_of_throttling_are_logged_once_each(
     caplog: Log, count: int, scope: str

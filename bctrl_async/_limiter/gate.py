@@ -40,9 +40,9 @@ class Gate:
         self._limit = limit
         self._capacity: Capacity | None = None
         """The bound of the machine; None if it has never lacked anything."""
-        self._text_of_calls = "all calls of the session"
+        self._text_of_calls = "the calls of the session"
         if workspace is not None:
-            self._text_of_calls = f"all calls in workspace {workspace!r}"
+            self._text_of_calls = f"the calls in workspace {workspace!r}"
         self._bound: FixedRate | Leases | None = None
         """The rate of the caller, which holds whatever the server allows."""
         self._queues = Queues()

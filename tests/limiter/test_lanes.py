@@ -173,7 +173,7 @@ class TestLimitForAll:
         assert report.counts == {STOPPED: 1000}
         assert simulation.seconds < 1.2 * 9.8
         lines = [record.getMessage() for record in caplog.records]
-        assert any("all calls of the session slow down" in line for line in lines)
+        assert any("the calls of the session slow down" in line for line in lines)
 
     async def test_it_lifts_their_limits(self) -> None:
         limiter = Limiter(10, past_start())
@@ -283,7 +283,7 @@ class TestRetryAfter:
 
 
 class TestPatience:
-    SCOPE = f"the server throttled all calls in workspace {OVER_QUOTA!r} for "
+    SCOPE = f"the server throttled the calls in workspace {OVER_QUOTA!r} for "
 
     def test_a_target_that_waits_in_its_lane_fails_with_it(
         self, simulate: Simulate

@@ -296,7 +296,7 @@ class TestPatience:
         async def wait(start: float, patience: float) -> float:
             await asyncio.sleep(start)
             with pytest.raises(
-                BctrlRateLimitError, match="the server throttled all calls"
+                BctrlRateLimitError, match="the server throttled the calls"
             ):
                 await limiter.acquire(patience)
             return now()
@@ -324,10 +324,10 @@ class TestPatience:
         impatient = asyncio.create_task(limiter.acquire(0.3))
         await asyncio.sleep(0.1)
         show_limit(limiter, None, *workspaces)
-        with pytest.raises(BctrlRateLimitError, match="the server throttled all calls"):
+        with pytest.raises(BctrlRateLimitError, match="the server throttled the calls"):
             await impatient
         assert now() == pytest.approx(0.4)
-        with pytest.raises(BctrlRateLimitError, match="the server throttled all calls"):
+        with pytest.raises(BctrlRateLimitError, match="the server throttled the calls"):
             await patient
         assert now() == pytest.approx(3.1)
 
