@@ -138,9 +138,11 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     def aborted(self, reason: str) -> Failure:
         """Return the failure with which this call ends if it is cancelled now."""
         retries = self.retries
-        summary = f"aborted {self._stage}: {reason}"
+        summary = f"aborted {self._stage} because {reason}"
         if retries.last_failure is not None:
             summary += f"; before that, {retries.last_failure.summary}"
+        # The text of an error has its colon after the subject.
+        summary = summary.replace(": ", ", ")
         name = self.operation.name
         has_answer = retries.status is not None
         if not (self.may_have_been_sent or retries.in_doubt or has_answer):

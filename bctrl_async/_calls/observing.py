@@ -154,9 +154,9 @@ def _answer_of(
             return call.error(failure)
     if isinstance(result, Runtime | BctrlError):
         return result
-    name = type(result).__name__
-    error = BctrlError(f"aborted: {name}")
+    reason = f"{type(result).__name__} was raised"
+    error = BctrlError(f"aborted because {reason}")
     if call is not None:
-        error = call.error(call.aborted(name))
+        error = call.error(call.aborted(reason))
     error.__cause__ = result
     return error

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,12 +29,16 @@ _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes":
 _UNREADABLE = "it has a control character, or was not saved as UTF-8"
 _UTF_16 = "the file is UTF-16: save it as UTF-8"
 _FORMATS = {
-    BOM_UTF16_LE: _UTF_16,
-    BOM_UTF16_BE: _UTF_16,
-    b"\x1f\x8b": "the file is compressed: unpack it with gunzip",
-    b"PK\x03\x04": "the file is a workbook: export it as CSV UTF-8",
+    rb"\xff\xfe|\xfe\xff": _UTF_16,
+    # Without a mark, one of the two bytes of a Latin letter is zero.
+    rb"[^\0]?\0(?!\0)": _UTF_16,
+    rb"\x1f\x8b": "the file is compressed: unpack it with gunzip",
+    rb"\xfd7zXZ\0": "the file is compressed: unpack it with unxz",
+    rb"BZh[1-9]1AY&SY": "the file is compressed: unpack it with bunzip2",
+    rb"\x28\xb5\x2f\xfd": "the file is compressed: unpack it with unzstd",
+    rb"PK\x03\x04": "the file is a workbook: export it as CSV UTF-8",
 }
-"""The first bytes of files that are no text in UTF-8, and what to do with them."""
+"""Patterns of the start of files that are no text in UTF-8, and what to do then."""
 _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
 
 
@@ -98,9 +102,10 @@ class LineParser:
         text = line.decode(errors="surrogateescape").removeprefix("\ufeff")
         # A tab stays, for it may delimit cells that are empty.
         text = text.strip(" \r\n")
-        if self._table is None and not self._is_json and text.startswith(("[", "{")):
-            self._is_json = True
-            if not _is_line(_decode(text)):
+        if self._table is None and not self._is_json:
+            self._check_format(text)
+            self._is_json = text.startswith(("[", "{"))
+            if self._is_json and not _is_line(_decode(text)):
                 self._document = bytearray(line.removeprefix(BOM_UTF8))
                 return None
         if len(line) > MAX_LINE:
@@ -113,14 +118,18 @@ class LineParser:
             return self._parse_first_row(text)
         return self._parse_row(text, self._table)
 
+    def _check_format(self, text: str) -> None:
+        """Raise an error if a first line is of a file that is no text in UTF-8."""
+        content = text.encode(errors="surrogateescape")
+        for start, reason in _FORMATS.items():
+            match = re.match(start, content)
+            if match is not None:
+                raise self._bad(text[: match.end()], reason)
+
     def _parse_first_row(self, text: str) -> Item | None:
         if re.fullmatch(r"sep=[\t;,]", text):
             return None
         if _find_unreadable(text):
-            content = text.encode(errors="surrogateescape")
-            for start, reason in _FORMATS.items():
-                if content.startswith(start):
-                    raise self._bad(text[: len(start)], reason)
             raise self._bad(text, _UNREADABLE)
         self._table = self._find_table(text)
         if self._table.header:

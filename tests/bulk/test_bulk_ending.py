@@ -422,9 +422,9 @@ class TestBlock:
         [aborted] = [outcome for outcome in batch.report.failures if outcome.index == 1]
         assert aborted.result is UNKNOWN
         assert str(aborted.error) == (
-            "stop of 'r1' in workspace 'ws-1': aborted before an answer: the run was "
-            "cancelled (the runtime may have stopped). Stop it again: a stop is safe "
-            "to repeat"
+            "stop of 'r1' in workspace 'ws-1': aborted before an answer because the "
+            "run was cancelled (the runtime may have stopped). Stop it again: a stop "
+            "is safe to repeat"
         )
 
     async def test_leaving_it_at_once_is_not_a_success(self, bulk: Bulk) -> None:
@@ -598,6 +598,31 @@ async def test_a_throttled_target_is_rejected_unless_it_may_have_stopped_before_
     [failure] = batch.report.failures
     assert failure.result is result
     assert ENDS[case][2] in str(failure.error)
+
+
+async def test_the_error_of_an_aborted_stop_is_one_sentence(
+    emulator: Emulator, connect: Connect
+) -> None:
+    """Fault: the abort, its reason and the failure before it had a colon of their own.
+
+    The colon after the subject was then the first of four.
+    """
+    emulator.inject(Reply(429, headers={"Retry-After": "5"}))
+    async with connect() as session:
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        running = asyncio.create_task(await_batch(batch))
+        await until(
+            lambda: batch.progress.retrying["429"] and not batch.progress.in_flight
+        )
+        batch.abort()
+        await running
+
+    [failure] = batch.report.failures
+    assert str(failure.error) == (
+        "stop of 'crm' in workspace 'ws-1': aborted before its next attempt because "
+        "the run was aborted; before that, the server answered 429 rate.limited, Too "
+        "Many Requests. Stop it again: a stop is safe to repeat"
+    )
 
 
 class TestConnecting:

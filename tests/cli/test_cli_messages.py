@@ -7,7 +7,9 @@ changed.
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import re
 import shlex
@@ -112,8 +114,14 @@ def add_runtimes(emulator: Emulator) -> None:
 def write_files(emulator: Emulator) -> None:
     for name, text in FILES.items():
         Path(name).write_text(text, "utf-8")
-    Path("utf-16.csv").write_text("ws,a\n", "utf-16")
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        Path(f"{encoding}.csv").write_text("ws,a\n", encoding)
+    Path("utf-16-le.json").write_text('[["ws", "a"]]', "utf-16-le")
     Path("all.csv.gz").write_bytes(gzip.compress(b"ws,a\n", mtime=0))
+    Path("all.csv.xz").write_bytes(lzma.compress(b"ws,a\n"))
+    Path("all.csv.bz2").write_bytes(bz2.compress(b"ws,a\n"))
+    # Python has no zstd before 3.14: this is a frame of a raw block.
+    Path("all.csv.zst").write_bytes(b"\x28\xb5\x2f\xfd\x20\x05\x29\0\0ws,a\n")
     now = datetime.now(UTC)
     old = now - timedelta(days=2)
     header = header_line(f"{emulator.url}/v1", now)

@@ -243,7 +243,7 @@ async def test_a_last_look_that_the_deadline_ends_says_so(command: Command) -> N
     command.api.inject(Fault.LATENCY, Fault.HANG, method="GET")
     words = (*STOP_ALL, "--alias", NEW, "--deadline", "1s", "--quiet")
     code, out, _ = await command(*words)
-    reason = "aborted before an answer: the deadline of 1s has passed"
+    reason = "aborted before an answer because the deadline of 1s has passed"
     assert code == 0
     assert f"; nobody knows what has started since ({reason})" in out
 
