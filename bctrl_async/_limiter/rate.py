@@ -33,8 +33,8 @@ _REFUSED = 1.0
 """Seconds without a success, or two round trips if they are longer, after which the
 rate starts anew (the retransmission timeout of RFC 6298 section 5)."""
 _REFUSALS = 8
-"""Fair responses that must have been throttled in a row by then, because a few dead
-targets are throttled for as long."""
+"""Calls that must have been throttled by then, because a few dead targets are throttled
+for as long."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _SLOW_START_SHARE = 1.3
@@ -60,7 +60,7 @@ class AdaptiveRate:
         self.all_throttled_since: float = math.inf
         """The time since which all responses were throttled, or inf."""
         self._refusals = 0
-        """The fair responses that were throttled since the last success."""
+        """The calls that were throttled since the last success."""
         self._evidence = evidence or Evidence(is_of_all=True)
         self._curve = Curve()
         self._baseline = ThrottlingBaseline()
@@ -128,16 +128,18 @@ class AdaptiveRate:
         `is_explained` is True if a limit of its workspace is the reason.
         """
         self.all_throttled_since = min(self.all_throttled_since, now)
-        self._refusals += history.is_fair
+        if not self.all_throttled_since <= history.throttled_at < math.inf:
+            # It counts each call once, as a dead target is retried again and again.
+            self._refusals += 1
         if is_explained:
             return
+        if self._is_refused_throughout(now):
+            self._fade(now)
         if self.answers.throttles_alone(history.throttled_at):
             # The response is about its target.
             if self._was_shown_by_dead_targets():
                 self._lift_limit()
             return
-        if self._is_refused_throughout(now):
-            self._fade(now)
         if history.was_throttled and not self._tells_of_limit(now, history):
             return
         if self._evidence.on_throttled(history.workspace):

@@ -257,6 +257,11 @@ def _limited(rate: float, burst: float) -> simulated.Server:
     return lambda request: serve(request.at) or ANSWER
 
 
+def _windowed(limit: int, seconds: float) -> simulated.Server:
+    serve = fixed_window(limit, seconds)
+    return lambda request: serve(request.at) or ANSWER
+
+
 # The rows
 
 
@@ -310,6 +315,16 @@ def _rows() -> dict[str, _Case]:
         ideal=10.0,
         is_shuffled=True,
     )
+    for count in (1, 12):
+        rows[f"20 in 60 s, {count} workspaces"] = partial(
+            _workspaces,
+            count=count,
+            size=180 // count,
+            make_server=partial(_windowed, 20, 60.0),
+            ideal=480.0,
+            is_shuffled=True,
+            max_connections=20,
+        )
     for tenants, every, healthy in ((10, 1.5, 2.0), (40, 8.0, 1.0), (150, 40.0, 1.0)):
         rows[f"healthy beside {tenants}"] = partial(
             _healthy, tenants=tenants, every=every, healthy=healthy

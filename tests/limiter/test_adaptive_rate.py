@@ -111,7 +111,7 @@ def stepped_down() -> AdaptiveRate:
 def refuse_for(rate: AdaptiveRate, start: float, seconds: float) -> None:
     """Throttle eight calls once more in so many seconds."""
     for number in range(8):
-        rate.on_throttled(start + seconds * number / 7, None, repeat(start - 0.5))
+        rate.on_throttled(start + seconds * number / 7, None, repeat(start - 1.0))
 
 
 class TestRefusal:

@@ -14,7 +14,14 @@ from hypothesis import given, settings, strategies as st
 from support import virtual_time
 from support.helpers import await_batch
 from support.simulated import ANSWER, Request, Simulate, targets_in, with_quotas
-from support.throttling import past_start, release, show_limit, throttled, token_bucket
+from support.throttling import (
+    fixed_window,
+    past_start,
+    release,
+    show_limit,
+    throttled,
+    token_bucket,
+)
 from support.virtual_time import in_virtual_time, now
 
 from bctrl_async import (
@@ -157,6 +164,17 @@ class TestQuotas:
             request.alias for request in simulation.requests if request.number == 1
         ]
         assert firsts == [alias for _, alias in targets]
+
+    def test_a_small_one_by_the_minute_is_not_flooded_by_retries(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: 55 requests were sent for each target, and one in nine given up."""
+        serve = fixed_window(20, 60.0)
+        simulation = simulate(lambda request: serve(request.at) or ANSWER, LATENCY)
+        report = simulation.stop(targets_in("ws-1", 180), concurrency=20)
+
+        assert report.counts == {STOPPED: 180}
+        assert len(simulation.requests) < 10 * 180
 
 
 @in_virtual_time
