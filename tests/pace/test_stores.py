@@ -250,6 +250,17 @@ async def test_slots_that_are_no_whole_number_from_1_are_an_error(
         await store.pace().acquire(cast("int", slots))
 
 
+@pytest.mark.parametrize(
+    ("client", "name"),
+    [
+        (Redis(host="redis.example"), "the shared pace at redis.example:6379"),
+        (Redis(unix_socket_path="/run/redis"), "the shared pace"),
+    ],
+)
+def test_a_pace_is_named_with_its_server(client: Redis, name: str) -> None:
+    assert str(RedisPace(client, rate=RATE)) == name
+
+
 async def test_a_cluster_keeps_a_pace(clock: Clock) -> None:
     with redis_server(SERVER, "--cluster-enabled", "yes") as server:
         async with Redis.from_url(server.url) as admin:
