@@ -292,10 +292,12 @@ class Limiter:
         was_exempt = self._standings.on_throttled(workspace, is_first=is_first)
         if lane.on_throttled(now, status, retry_after, history):
             self._move_waiters(workspace, lane)
+        refused_first = self._all.rate.refuses_first
         if self._all.on_throttled(
             now, status, retry_after, history, is_explained=is_explained
         ):
             self._lift_lanes()
+        if self._all.rate.refuses_first and not refused_first:
             self._queue_anew(self._standings.workspaces)
         elif was_exempt:
             self._queue_anew([workspace])

@@ -33,8 +33,8 @@ _REFUSED = 1.0
 """Seconds without a success, or two round trips if they are longer, after which the
 rate starts anew (the retransmission timeout of RFC 6298 section 5)."""
 _REFUSALS = 8
-"""Calls that must have been throttled by then, because a few dead targets are throttled
-for as long."""
+"""Calls that must have been throttled by then; fewer for a longer time, because a few
+dead targets are throttled for as long."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _SLOW_START_SHARE = 1.3
@@ -187,8 +187,6 @@ class AdaptiveRate:
         # An attempt that started before the last step down tells nothing of it.
         is_later = not self.has_limit or history.started_at > self._curve.stepped_at
         is_new_event = is_later and now >= last_event + _RECOVERY
-        if is_new_event:
-            self._lift_limit_if_gone(now)
         if not self.has_limit:
             self._start_slowly(now)
             pause_ends = max(pause_ends, now + _PAUSE)
@@ -202,12 +200,12 @@ class AdaptiveRate:
             self._next_start = pause_ends + BURST
 
     def _is_refused_throughout(self, now: float) -> bool:
-        """Return True if nothing succeeds any more at a rate that was stepped down."""
-        if not self.has_limit or self._curve.peak is None:
+        """Return True if attempts have succeeded under the limit, and none does now."""
+        if not self.has_limit or not self._is_answered():
             return False
         since = max(self.all_throttled_since, self._curve.stepped_at)
-        is_long = now - since > self._longest_silence
-        return is_long and self._refusals >= _REFUSALS
+        share = min(self._refusals / _REFUSALS, 1.0)
+        return share * (now - since) > self._longest_silence
 
     @property
     def _longest_silence(self) -> float:
@@ -247,11 +245,6 @@ class AdaptiveRate:
             return
         curve.step_down(now, self._pause_ends, peak, pause)
 
-    def _lift_limit_if_gone(self, now: float) -> None:
-        if self.has_limit:
-            # This lifts a limit that the rate has outgrown.
-            self._current_rate(now)
-
     def _restore(self, rate: float, now: float) -> None:
         # A trial needs a constant rate. After it, a slow start finds out what the
         # server can do.
@@ -268,26 +261,25 @@ class AdaptiveRate:
         if not self.has_limit:
             return math.inf
         curve = self._curve
-        if curve.peak is None:
-            return self._slow_start_rate(now)
-        max_rate = _GONE_RATIO * curve.peak
+        peak = curve.peak
+        if peak is None:
+            self._set_first_rate()
+            if not self._is_answered():
+                return curve.fade(now, self._fades_from)
+            peak = max(curve.first_rate, self.answers.rate(now, _SPAN))
+        max_rate = _GONE_RATIO * peak
         rate = curve.rate(now, self.answers.round_trip)
-        if rate < max_rate:
-            return rate
+        # Where all are refused, the limit is not gone, however fast they are sent.
+        if rate < max_rate or self.all_throttled_since < math.inf:
+            return min(rate, max_rate)
         return self._lift_limit()
 
-    def _slow_start_rate(self, now: float) -> float:
-        curve = self._curve
-        if not curve.first_rate:
-            # The rate is computed after the pause, when those in flight are answered.
+    def _set_first_rate(self) -> None:
+        """Let a slow start begin near what was accepted, once its pause is over."""
+        if not self._curve.first_rate:
+            # Those in flight were answered meanwhile.
             accepted = self.answers.count_since(self._limited_at - _PAUSE)
-            curve.first_rate = max(_SLOW_START_SHARE * accepted, SLOWEST_START)
-        if not self._is_answered():
-            return curve.fade(now, self._fades_from)
-        rate = curve.rate(now, self.answers.round_trip)
-        if rate < _GONE_RATIO * max(curve.first_rate, self.answers.rate(now, _SPAN)):
-            return rate
-        return self._lift_limit()
+            self._curve.first_rate = max(_SLOW_START_SHARE * accepted, SLOWEST_START)
 
     def _lift_limit(self) -> float:
         """Lift the limit, with its pause; return the rate without it."""

@@ -73,16 +73,19 @@ def test_the_eighth_throttled_response_slows_down_other_calls(
     assert rate.delay(0.0) == pytest.approx(delay)
 
 
-def test_throttling_when_the_limit_would_be_lifted_starts_anew() -> None:
-    """Fault: the limit was lifted by the response that asked for a limit."""
+def test_a_limit_is_not_gone_while_all_are_refused() -> None:
+    """Fault: with the last first attempts, the rate outgrew a limit that held.
+
+    Twelve tenants over their quotas then got 8,500 requests in a minute.
+    """
     rate = limited()
-    rate.on_success(0.6, FIRST)
-    rate.on_start(1.0)
-    rate.on_throttled(2.0, None, FIRST)
-    rate.on_throttled(1000.0, None, first(started_at=999.9))
-    assert rate.has_limit
-    assert rate.delay(1000.0) == pytest.approx(0.5)
-    assert rate.delay(1001.0) < math.inf
+    rate.on_success(1.0, FIRST)
+    for number in range(8):
+        rate.on_throttled(1.1 + number / 10, None, repeat(0.9))
+    assert rate._current_rate(1000.0) == 200.0
+    rate.on_success(1000.0, FIRST)
+    assert rate._current_rate(1000.0) == math.inf
+    assert not rate.has_limit
 
 
 def test_while_nothing_succeeds_the_rate_fades_to_an_attempt_in_two_seconds() -> None:
@@ -124,12 +127,25 @@ class TestRefusal:
         assert rate._current_rate(6.2) == 20.0
         assert rate._current_rate(8.2) == pytest.approx(10.0)
 
-    def test_a_few_dead_targets_do_not_let_it_fade(self) -> None:
-        """Fault: five in a workspace of sixty held up the others for a minute."""
+    def test_a_slow_start_in_which_nothing_succeeds_any_more_fades(self) -> None:
+        rate = limited()
+        rate.on_success(1.0, FIRST)
+        refuse_for(rate, 1.1, 0.9)
+        assert rate._current_rate(2.0) > 50.0
+        rate.on_throttled(2.2, None, repeat(1.05))
+        assert rate._current_rate(2.2) == 20.0
+
+    def test_the_fewer_calls_are_refused_the_longer_it_takes(self) -> None:
+        """Fault: the last four targets of a list were asked for until they gave up.
+
+        Five dead targets in a workspace of sixty held up the others for a minute.
+        """
         rate = stepped_down()
-        for number in range(100):
+        for number in range(79):
             rate.on_throttled(5.1 + number / 10, None, repeat(5.05, 2))
-        assert rate._current_rate(15.0) > 80.0
+        assert rate._current_rate(12.9) > 80.0
+        rate.on_throttled(13.1, None, repeat(5.05, 2))
+        assert rate._current_rate(13.1) == 20.0
 
     def test_it_grows_from_there_once_an_attempt_succeeds(self) -> None:
         rate = stepped_down()

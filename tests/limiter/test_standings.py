@@ -256,6 +256,20 @@ class TestGate:
             assert await use(limiter, HEALTHY, ANSWER) == 0.0
         assert answers.count == count
 
+    async def test_those_who_were_answered_take_turns_once_nobody_is(self) -> None:
+        """Fault: a healthy workspace waited behind its tenants for minutes."""
+        limiter = Limiter(100, past_start())
+        show_limit(limiter, None, *OTHERS)
+        limiter._on_success(History(workspace=HEALTHY))
+        tenants = [
+            asyncio.create_task(use(limiter, f"ws-tenant-{number}", throttled()))
+            for number in range(60)
+        ]
+        await asyncio.sleep(0)
+        assert await use(limiter, HEALTHY, ANSWER) < 10.0
+        assert not all(tenant.done() for tenant in tenants)
+        await asyncio.gather(*tenants)
+
     async def test_a_call_that_waits_no_more_holds_up_no_other(self) -> None:
         busy = Busy()
         await busy.occupy(HEALTHY)
