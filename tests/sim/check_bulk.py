@@ -380,7 +380,9 @@ def _check_duration(plan: Plan, run: BulkRun) -> Problems:
         busy = [target for target, fate in climate.poison.items() if fate == 503]
         longest += BULK_PATIENCE * -(-sum(map(run.items.count, busy)) // workers)
     if climate.hazards & THROTTLING:
-        throttled = [target for target in plan.targets if target[0] == climate.quota]
+        throttled = [
+            target for target in plan.targets if target[0] in climate.over_quota
+        ]
         # The only worker of a slow input waits for each throttled stop.
         rounds = sum(map(run.items.count, throttled)) if waits_itself(plan) else 1
         longest += PATIENCE + 2 * BULK_PATIENCE * rounds

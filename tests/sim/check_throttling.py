@@ -35,7 +35,7 @@ def check_throttling(plan: Plan, run: BulkRun) -> Problems:
         if not _is_other(plan, outcome.target):
             continue
         # A short patience may end in bad luck.
-        is_patient = plan.policy.patience is None or plan.climate.quota is not None
+        is_patient = plan.policy.patience is None or plan.climate.over_quota
         is_lost = outcome.result in {StopResult.REJECTED, StopResult.NOT_SENT}
         # A starved process may see no answer in time.
         if is_patient and is_lost and not plan.stalls:
@@ -57,7 +57,8 @@ def waits_itself(plan: Plan) -> bool:
 
 def _longest(plan: Plan, count: int) -> float:
     """Return the seconds within which all other targets have their outcomes."""
-    seconds = len(plan.stalls) + count * (plan.input_delay + plan.latency) + plan.idle
+    seconds = len(plan.stalls) + count * plan.input_delay + plan.idle
+    seconds += -(-count // plan.slot_count) * plan.latency
     if not plan.ideal and "gateway_retry_after" not in plan.climate.hazards:
         return 20.0 + seconds + count * 0.2
     slack = 10.0
@@ -72,7 +73,7 @@ def _longest(plan: Plan, count: int) -> float:
 
 def _is_other(plan: Plan, target: Target) -> bool:
     climate = plan.climate
-    is_bad = target[0] == climate.quota or target in climate.dead
+    is_bad = target[0] in climate.over_quota or target in climate.dead
     return not is_bad and target in plan.targets
 
 
@@ -97,6 +98,10 @@ def check_service(world: World, call: SingleCall) -> Problems:
     plan = world.plan
     if "service" not in plan.climate.hazards or not _is_other(plan, call.target):
         return
+    if len(plan.climate.over_quota) >= _SHOWN and plan.climate.retry_after == "30":
+        # So many workspaces show a limit for all, whose Retry-After holds everybody but
+        # the exempt.
+        return
     took = call.ended - call.began
     longest = 2.0 + len(plan.stalls) + len(world.calls) * plan.latency
     # Where the machine lacks connections, calls wait for those before them.
@@ -114,9 +119,12 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
     """Check that a workspace that is throttled for ever is asked seldom."""
     if "service" not in plan.climate.hazards:
         return
-    own = [
-        exchange for exchange in exchanges if exchange.target[0] == plan.climate.quota
-    ]
+    for workspace in plan.climate.over_quota:
+        own = [exchange for exchange in exchanges if exchange.target[0] == workspace]
+        yield from _check_flood_of(plan, own, exchanges[-1].written)
+
+
+def _check_flood_of(plan: Plan, own: list[Exchange], ended: float) -> Problems:
     shown = _limit_shown_at(own)
     if shown is None:
         return
@@ -127,7 +135,7 @@ def check_flood(plan: Plan, exchanges: list[Exchange]) -> Problems:
         yield Problem(
             "flood", f"{early} requests of a workspace were sent in its pause"
         )
-    most = _FADES + plan.max_connections + SLOWEST * (exchanges[-1].written - shown)
+    most = _FADES + plan.max_connections + SLOWEST * (ended - shown)
     if len(since) > most:
         yield Problem(
             "flood", f"{len(since)} requests of a throttled workspace were sent"

@@ -128,8 +128,8 @@ class Climate:
     partitions: list[Span] = field(default_factory=list)
     poison: dict[Target, Fate | int] = field(default_factory=dict)
     server_faults: dict[Fault | WireFault, float] = field(default_factory=dict)
-    quota: str | None = None
-    """A workspace whose stops are all throttled."""
+    over_quota: frozenset[str] = frozenset()
+    """Workspaces whose stops are all throttled."""
     random_share: float = 0.0
     """The share of stops that are throttled at random."""
     buckets: dict[str, Server] = field(default_factory=dict)
@@ -173,10 +173,10 @@ class Climate:
         workspace = exchange.target[0]
         if "service" in self.hazards:
             # The quota is of reads, too.
-            return workspace == self.quota
+            return workspace in self.over_quota
         if not exchange.stops:
             return False
-        if workspace == self.quota:
+        if workspace in self.over_quota:
             return True
         bucket = self.buckets.get(workspace)
         if bucket is not None and bucket(now) is not None:

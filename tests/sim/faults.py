@@ -280,7 +280,7 @@ FAULTS = {
     ),
     "held-input": KnownFault(
         "throttled targets of a workspace over its quota hold up all others",
-        "slow",
+        "throttled others",
         {"bctrl_async.bulk._parked._MAX_STOPS": 0},
     ),
     "held-retries": KnownFault(

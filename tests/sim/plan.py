@@ -163,7 +163,7 @@ class Plan:
             climate.random_share = rng.uniform(0.01, 0.2)
         elif len(workspaces) > 1:
             climate.hazards = frozenset({"quota"})
-            climate.quota = rng.choice(workspaces)
+            climate.over_quota = frozenset({rng.choice(workspaces)})
             order = rng.choice(["first", "spread", "last"])
             if order != "spread" and self.input != "workspace":
                 self.items.sort(key=self._is_over_quota, reverse=order == "first")
@@ -171,7 +171,10 @@ class Plan:
             self.items.sort(key=_is_invalid)
 
     def _is_over_quota(self, item: object) -> bool:
-        return isinstance(item, RuntimeRef) and item.workspace_id == self.climate.quota
+        return (
+            isinstance(item, RuntimeRef)
+            and item.workspace_id in self.climate.over_quota
+        )
 
     def _draw_end(self, rng: random.Random, count: int) -> None:
         """Draw the moment of the end: a step, a time, or a number of outcomes."""
@@ -250,7 +253,7 @@ class Plan:
             self._set_items(scene.targets, rng)
         climate = self.climate
         climate.hazards = frozenset({scene.hazard})
-        climate.quota, climate.buckets = scene.quota, scene.buckets
+        climate.over_quota, climate.buckets = scene.over_quota, scene.buckets
         climate.dead, climate.dead_retry_after = scene.dead, scene.dead_retry_after
         climate.random_share, climate.retry_after = (
             scene.random_share,
@@ -263,6 +266,9 @@ class Plan:
         self.rate = self.pace = self.concurrency = None
         self.max_connections = rng.choice([5, 20, 100])
         self.latency = min(self.latency, 0.01)
+        if scene.latency is not None:
+            self.latency = scene.latency
+            climate.timeout = self.timeout = 4.0 * scene.latency
         # At the bound, what waits for dead targets would hold up the others.
         self.max_polls = 1000
 

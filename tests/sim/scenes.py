@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from support.throttling import Server, token_bucket
+from support.throttling import Server, fixed_window, sliding_log, token_bucket
 
 from sim.exchange import Target
 
@@ -21,28 +21,31 @@ class Scene:
 
     Attributes:
         ideal: The seconds that the limits alone would take.
+        latency: The seconds that each answer takes, if they are the scene's own.
     """
 
     hazard: str
     targets: list[Target]
-    quota: str | None = None
+    over_quota: frozenset[str] = frozenset()
     buckets: dict[str, Server] = field(default_factory=dict)
     dead: frozenset[Target] = frozenset()
     dead_retry_after: str | None = None
     random_share: float = 0.0
     retry_after: str | None = None
     ideal: float = 0.0
+    latency: float | None = None
 
 
 def draw_service(rng: random.Random) -> Scene:
-    """Draw single calls of workspaces, the first of which is always throttled."""
-    workspaces = [_BAD, *(f"ws-{number}" for number in range(rng.randint(2, 4)))]
-    weights = [rng.choice([1, 4])] + [2] * (len(workspaces) - 1)
-    owners = rng.choices(workspaces, weights, k=rng.randint(40, 120))
+    """Draw single calls of workspaces, some of which are always throttled."""
+    bad = [f"{_BAD}-{number}" for number in range(rng.choice([1, 1, 3, 12]))]
+    good = [f"ws-{number}" for number in range(rng.randint(2, 4))]
+    weights = [rng.choice([1, 4])] * len(bad) + [2] * len(good)
+    owners = rng.choices(bad + good, weights, k=rng.randint(40, 120))
     return Scene(
         "service",
         [(owner, f"r{number}") for number, owner in enumerate(owners)],
-        quota=_BAD,
+        over_quota=frozenset(bad),
         retry_after=rng.choice([None, None, "1", "30"]),
     )
 
@@ -50,20 +53,29 @@ def draw_service(rng: random.Random) -> Scene:
 def draw_bulk(rng: random.Random) -> Scene:
     """Draw a scene of a bulk stop."""
     draw = rng.choice(
-        [_draw_limit, _draw_limit, _draw_quotas, _draw_gateway, _draw_random]
+        [
+            _draw_limit,
+            _draw_limit,
+            _draw_quotas,
+            _draw_gateway,
+            _draw_random,
+            _draw_window,
+            _draw_steps,
+            _draw_slow_answers,
+        ]
     )
     return draw(rng)
 
 
 def _draw_limit(rng: random.Random) -> Scene:
     """Draw a limit for all beside targets that are throttled for ever."""
-    good = [("ws-1", f"r{number}") for number in range(rng.randint(60, 200))]
+    good = _many(rng)
     worse = [(_BAD, f"bad{number}") for number in range(rng.choice([5, 12, 40]))]
     rate, burst = rng.choice([20.0, 50.0]), rng.choice([5, 20])
     return Scene(
         "limit",
         _placed(rng, worse, good),
-        quota=_BAD,
+        over_quota=frozenset({_BAD}),
         buckets={"ws-1": token_bucket(lambda _: rate, burst)},
         retry_after=rng.choice([None, None, "1"]),
         ideal=(len(good) - burst) / rate,
@@ -82,7 +94,7 @@ def _draw_quotas(rng: random.Random) -> Scene:
 
 def _draw_gateway(rng: random.Random) -> Scene:
     """Draw dead targets for which a gateway answers 503 with a long Retry-After."""
-    good = [("ws-1", f"r{number}") for number in range(rng.randint(60, 200))]
+    good = _many(rng)
     where = rng.choice(["ws-1", _BAD])
     dead = [(where, f"dead{number}") for number in range(rng.choice([3, 10, 20]))]
     return Scene(
@@ -102,6 +114,52 @@ def _draw_random(rng: random.Random) -> Scene:
         random_share=rng.uniform(0.01, 0.15),
         retry_after=rng.choice([None, "1"]),
     )
+
+
+def _draw_window(rng: random.Random) -> Scene:
+    """Draw a limit for all in a window of the clock, or in a log of past seconds."""
+    limit, seconds = rng.choice([10, 30]), rng.choice([5.0, 20.0])
+    targets = _many(rng)
+    ideal = (len(targets) - 1) // limit * seconds
+    kind = rng.choice(["window", "log", "log of all"])
+    bucket = fixed_window(limit, seconds)
+    if kind == "log":
+        bucket = sliding_log(limit, seconds, counts_refused=False)
+    elif kind == "log of all" and limit > seconds:
+        # A lower limit takes `rate=`: at the slowest rate of the client, each refused
+        # request is one too many.
+        bucket = sliding_log(limit, seconds, counts_refused=True)
+        ideal *= 2.0
+    return Scene("limit", targets, buckets={"ws-1": bucket}, ideal=ideal)
+
+
+def _draw_steps(rng: random.Random) -> Scene:
+    """Draw a limit for all that rises and falls every ten seconds."""
+    rates = rng.choice([(10.0, 40.0), (40.0, 10.0)])
+    targets = _many(rng)
+    return Scene(
+        "limit",
+        targets,
+        buckets={"ws-1": token_bucket(lambda now: rates[int(now / 10.0) % 2], 5)},
+        ideal=len(targets) / (sum(rates) / 2),
+    )
+
+
+def _draw_slow_answers(rng: random.Random) -> Scene:
+    """Draw a limit for all of a server that answers after seconds."""
+    targets = _many(rng)
+    rate = rng.choice([20.0, 50.0])
+    return Scene(
+        "limit",
+        targets,
+        buckets={"ws-1": token_bucket(lambda _: rate, 20)},
+        ideal=len(targets) / rate,
+        latency=rng.choice([1.0, 2.0, 4.0]),
+    )
+
+
+def _many(rng: random.Random) -> list[Target]:
+    return [("ws-1", f"r{number}") for number in range(rng.randint(60, 200))]
 
 
 def _placed(rng: random.Random, bad: list[Target], good: list[Target]) -> list[Target]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -88,6 +88,24 @@ def fixed_window(limit: int, seconds: float = 1.0) -> Server:
         window = int(now / seconds)
         counts[window] += 1
         return throttled() if counts[window] > limit else None
+
+    return serve
+
+
+def sliding_log(limit: int, seconds: float, *, counts_refused: bool) -> Server:
+    """Make a server that accepts up to `limit` requests in any such span.
+
+    As in many limiters on Redis, a refused request may count as well.
+    """
+    times: deque[float] = deque()
+
+    def serve(now: float) -> BctrlError | None:
+        while times and times[0] <= now - seconds:
+            times.popleft()
+        is_refused = len(times) >= limit
+        if counts_refused or not is_refused:
+            times.append(now)
+        return throttled() if is_refused else None
 
     return serve
 
