@@ -85,9 +85,10 @@ class Limiter:
         """The longest wait in seconds that the server asks for; 0 outside a loop."""
         return max(_seconds_until(gate.retry_after_ends) for gate in self._gates())
 
-    @property
-    def retry_after_of_all(self) -> float:
-        """The wait in seconds that the server asks of all workspaces."""
+    def retry_after_of_all(self, workspace: str) -> float:
+        """Return the seconds that the server asks all to wait; 0 for the exempt."""
+        if self._standings.exempts(workspace):
+            return 0.0
         return _seconds_until(self._all.retry_after_ends)
 
     def has_lane(self, workspace: str) -> bool:
@@ -278,18 +279,28 @@ class Limiter:
             # The rate learns nothing from the answer: its limits would make calls wait.
             rate.is_starting = False
             return target_failed
-        self._on_throttled(failure.status, retry_after, history)
+        self._on_throttled(
+            failure.status, retry_after, history, of_target=target_failed
+        )
         return target_failed
 
     def _on_throttled(
-        self, status: int | None, retry_after: float | None, history: History
+        self,
+        status: int | None,
+        retry_after: float | None,
+        history: History,
+        *,
+        of_target: bool,
     ) -> None:
+        """Record a throttled response, which may be `of_target` alone."""
         now = asyncio.get_running_loop().time()
         workspace = history.workspace
         lane = self._lane(workspace)
         is_explained = lane.rate.has_limit
         is_first = not history.was_throttled
-        was_exempt = self._standings.on_throttled(workspace, is_first=is_first)
+        was_exempt = not of_target and self._standings.on_throttled(
+            workspace, is_first=is_first
+        )
         if lane.on_throttled(now, status, retry_after, history):
             self._move_waiters(workspace, lane)
         refused_first = self._all.rate.refuses_first

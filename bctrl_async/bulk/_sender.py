@@ -262,7 +262,8 @@ class BulkSender:
 
     def _end_if_all_will_fail(self, call: BulkCall, failure: Failure) -> None:
         # The Retry-After of a target ends the run only if it holds all.
-        is_held = self._limiter.retry_after_of_all > self._policy.max_throttle_wait
+        wait = self._limiter.retry_after_of_all(call.retries.workspace)
+        is_held = wait > self._policy.max_throttle_wait
         # A poll is tried again, so that a run does not end while its stops do.
         is_machine_full = failure.kind.is_local and call.operation.stops
         if is_held or is_machine_full or failure.kind.ends_run:

@@ -270,6 +270,27 @@ class TestGate:
         assert not all(tenant.done() for tenant in tenants)
         await asyncio.gather(*tenants)
 
+    async def test_a_target_that_a_gateway_throttles_alone_ends_no_exemption(
+        self,
+    ) -> None:
+        """Fault: with a dead target, a healthy workspace waited for half a minute."""
+        limiter = Limiter(10, past_start())
+        await exempt(limiter)
+        history = History(workspace=HEALTHY)
+        failure = Failure.of(BctrlServerError("503", status=503, may_have_stopped=True))
+        history.wait_from(now())
+        limiter._on_success(History(workspace=HEALTHY))
+        assert limiter._on_failure(failure, history)
+        assert limiter._standings.exempts(HEALTHY)
+
+    async def test_a_retry_after_of_all_is_not_asked_of_the_exempt(self) -> None:
+        """Fault: a 404 in an exempt workspace ended a bulk stop, as if it was held."""
+        limiter = Limiter(10, past_start())
+        show_limit(limiter, 600.0, *OTHERS)
+        await exempt(limiter)
+        assert limiter.retry_after_of_all(OTHERS[0]) == pytest.approx(600.0)
+        assert limiter.retry_after_of_all(HEALTHY) == 0.0
+
     async def test_a_call_that_waits_no_more_holds_up_no_other(self) -> None:
         busy = Busy()
         await busy.occupy(HEALTHY)
