@@ -75,7 +75,7 @@ class Gate:
     @property
     def is_idle(self) -> bool:
         """True if it has no call, and no evidence to remember."""
-        return self.is_empty and not self.rate.has_evidence
+        return self.is_empty and not self.rate.has_limit and not self.rate.excess
 
     @property
     def is_limiting(self) -> bool:
@@ -101,7 +101,7 @@ class Gate:
         self.in_use += 1
         return True
 
-    def acquire_if_due(self, standing: Standing = Standing.UNKNOWN) -> bool:
+    def acquire_if_due(self, standing: Standing = Standing.HELD) -> bool:
         """Acquire a slot if the rate allows an attempt now, and no wait is needed."""
         if self.in_use >= self._limit or self._error is not None:
             return False
@@ -125,7 +125,7 @@ class Gate:
             elif not self._fail_if_in_vain(waiter, now):
                 self._queues.add(waiter)
         self._admit()
-        self._patience.watch(waiters, self.rate, now)
+        self._patience.watch(waiters, self.rate)
 
     def take(self, workspaces: Collection[str]) -> list[Waiter]:
         """Remove and return the waiters of workspaces, but no canary, in order."""
@@ -141,7 +141,7 @@ class Gate:
 
     def _on_patience_end(self, now: float) -> None:
         self._fail_waits_in_vain(now)
-        self._patience.watch(self.waiting, self.rate, now)
+        self._patience.watch(self.waiting, self.rate)
 
     def on_lack(self, failure: Failure) -> None:
         """Let no more be in flight than the others, as the machine holds no more."""
@@ -186,7 +186,7 @@ class Gate:
         earlier_end = self.rate.retry_after_ends
         self.rate.on_throttled(now, retry_after, history, is_explained=is_explained)
         if was_answered:
-            self._patience.watch(self.waiting, self.rate, now)
+            self._patience.watch(self.waiting, self.rate)
         if self.rate.has_limit and self._limited_since is None:
             self._log_throttled(now, status)
         # Each response that was in flight moves the end by some milliseconds.
@@ -229,7 +229,7 @@ class Gate:
         """Return the seconds until the next attempt may start; inf if unknown."""
         delay = 0.0
         if self._bounds(standing):
-            delay = self.rate.delay(now)
+            delay = self.rate.delay(now, is_held=standing is Standing.HELD)
         if delay <= 0.0 and self._bound is not None:
             # It comes last: while the server allows no attempt, a new lease would be
             # lost.

@@ -21,6 +21,9 @@ from bctrl_async.pace._leases import Leases
 
 _MAX_LANES = 1000
 """The number of lanes above which the oldest without a call are forgotten."""
+_REFUSED_AGAIN = 2.0
+"""First attempts that end an exemption if they are throttled. Fewer may be about their
+targets."""
 
 
 class RecalledError(Exception):
@@ -32,7 +35,8 @@ class Limiter:
 
     A lane is a gate of its own that comes before: a workspace over its quota slows down
     alone. If eight workspaces are throttled, they show a limit for all, which takes the
-    place of theirs. It does not hold a workspace that is exempt.
+    place of theirs. It does not hold a workspace that is exempt, and its Retry-After
+    holds only those that were throttled.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Limiter:
 
     @property
     def is_throttled(self) -> bool:
-        """True while throttling by the server limits the rate of any call."""
+        """True from throttling that shows a limit until the limit is gone."""
         lanes = self._lanes.values()
         return self._all.rate.has_limit or any(lane.is_limiting for lane in lanes)
 
@@ -86,10 +90,15 @@ class Limiter:
         return max(_seconds_until(gate.retry_after_ends) for gate in self._gates())
 
     def retry_after_of_all(self, workspace: str) -> float:
-        """Return the seconds that the server asks all to wait; 0 for the exempt."""
-        if self._standings.exempts(workspace):
-            return 0.0
-        return _seconds_until(self._all.retry_after_ends)
+        """Return the seconds that a Retry-After for all holds a workspace."""
+        wait = _seconds_until(self._all.retry_after_ends)
+        return wait if self._standing(workspace) is Standing.HELD else 0.0
+
+    def _standing(self, workspace: str) -> Standing:
+        """Return the standing by which a workspace queues at the gate for all."""
+        if not self._all.rate.has_limit:
+            return Standing.HELD
+        return self._standings.of(workspace, asyncio.get_running_loop().time())
 
     def has_lane(self, workspace: str) -> bool:
         """Return True if the calls in a workspace wait in a lane of their own."""
@@ -139,9 +148,9 @@ class Limiter:
         self, gate: Gate, patience: float, priority: Priority, history: History
     ) -> Slots | None:
         """Pass a gate; return it, or the lane into which the call was moved."""
-        standing = Standing.UNKNOWN
+        standing = Standing.HELD
         if gate is self._all:
-            standing = self._standings.of(history.workspace)
+            standing = self._standing(history.workspace)
         # `add` checks the patience of a throttled call first.
         if not history.was_throttled and gate.acquire_if_due(standing):
             return gate
@@ -244,19 +253,32 @@ class Limiter:
     def _on_success_beside_throttled(self, now: float, history: History) -> None:
         workspace = history.workspace
         is_first = not history.was_throttled
-        if self._standings.on_success(workspace, now, is_first=is_first):
-            self._queue_anew([workspace])
+        standing = self._standing(workspace)
+        self._standings.on_success(workspace, now, is_first=is_first)
+        self._queue_anew_if_moved(workspace, standing, now)
         # The answers of the exempt tell nothing of a limit that does not hold them.
         if not self._standings.exempts(workspace):
             self._all.rate.on_success(now, history)
         if workspace in self._lanes:
             self._lanes[workspace].on_success(now, history)
 
+    def _queue_anew_if_moved(
+        self, workspace: str, earlier: Standing, now: float
+    ) -> None:
+        """Let waiters wait anew if the limit holds them otherwise than earlier."""
+        standing = self._standing(workspace)
+        is_exempted = Standing.EXEMPT in (standing, earlier)
+        # Without a Retry-After, the others differ only in whose turn it is, which is
+        # not worth a look at all waiters.
+        is_held_otherwise = is_exempted or self._all.rate.asks_to_wait(now)
+        if standing is not earlier and is_held_otherwise:
+            self._queue_anew([workspace])
+
     def _queue_anew(self, workspaces: Collection[str]) -> None:
         """Let the waiters of workspaces wait as their standing is now."""
         waiters = self._all.take(workspaces)
         for waiter in waiters:
-            waiter.standing = self._standings.of(waiter.history.workspace)
+            waiter.standing = self._standing(waiter.history.workspace)
         self._all.add(*waiters)
 
     def _on_failure(self, failure: Failure, history: History) -> bool:
@@ -279,39 +301,37 @@ class Limiter:
             # The rate learns nothing from the answer: its limits would make calls wait.
             rate.is_starting = False
             return target_failed
-        self._on_throttled(
-            failure.status, retry_after, history, of_target=target_failed
-        )
+        self._on_throttled(failure.status, retry_after, history)
         return target_failed
 
     def _on_throttled(
-        self,
-        status: int | None,
-        retry_after: float | None,
-        history: History,
-        *,
-        of_target: bool,
+        self, status: int | None, retry_after: float | None, history: History
     ) -> None:
-        """Record a throttled response, which may be `of_target` alone."""
         now = asyncio.get_running_loop().time()
         workspace = history.workspace
         lane = self._lane(workspace)
         is_explained = lane.rate.has_limit
         is_first = not history.was_throttled
-        was_exempt = not of_target and self._standings.on_throttled(
-            workspace, is_first=is_first
-        )
         if lane.on_throttled(now, status, retry_after, history):
             self._move_waiters(workspace, lane)
-        refused_first = self._all.rate.refuses_first
+        elif lane.rate.excess < _REFUSED_AGAIN and self._standings.exempts(workspace):
+            return
+        reasons = self._reasons(now)
+        standing = self._standing(workspace)
+        self._standings.on_throttled(workspace, is_first=is_first)
         if self._all.on_throttled(
             now, status, retry_after, history, is_explained=is_explained
         ):
             self._lift_lanes()
-        if self._all.rate.refuses_first and not refused_first:
-            self._queue_anew(self._standings.workspaces)
-        elif was_exempt:
-            self._queue_anew([workspace])
+        if self._reasons(now) > reasons:
+            self._queue_anew({waiter.history.workspace for waiter in self._all.waiting})
+        else:
+            self._queue_anew_if_moved(workspace, standing, now)
+
+    def _reasons(self, now: float) -> int:
+        """Return how many reasons there are to tell the workspaces apart."""
+        rate = self._all.rate
+        return rate.refuses_first + rate.asks_to_wait(now)
 
     def _lift_lanes(self) -> None:
         for workspace, lane in list(self._lanes.items()):
@@ -327,7 +347,7 @@ class Limiter:
             if waiter.history.may_park:
                 waiter.fail(RecalledError("its workspace is throttled"))
             else:
-                waiter.standing = Standing.UNKNOWN
+                waiter.standing = Standing.HELD
                 lane.add(waiter)
 
     def _lane(self, workspace: str) -> Gate:

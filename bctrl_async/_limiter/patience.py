@@ -23,11 +23,11 @@ def find_error(
     """Return the error of a waiter if no attempt may succeed in its patience."""
     if waiter.standing is Standing.EXEMPT:
         return None
-    if waiter.patience and now >= _deadline(waiter, rate, now) - TIMER_TOLERANCE:
+    if waiter.patience and now >= _deadline(waiter, rate) - TIMER_TOLERANCE:
         span = format_duration(waiter.patience)
         return BctrlRateLimitError(f"the server throttled {calls} for {span}")
     wait = rate.retry_after_ends - now
-    if wait <= waiter.patience:
+    if wait <= waiter.patience or waiter.standing is not Standing.HELD:
         return None
     return BctrlRateLimitError(
         f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
@@ -35,10 +35,9 @@ def find_error(
     )
 
 
-def _deadline(waiter: Waiter, rate: AdaptiveRate, now: float) -> float:
+def _deadline(waiter: Waiter, rate: AdaptiveRate) -> float:
     """Return when the patience of a waiter ends if all is throttled until then."""
-    # Unless all is throttled already, that may start now.
-    since = max(waiter.history.waits_since, min(rate.all_throttled_since, now))
+    since = max(waiter.history.waits_since, rate.all_throttled_since)
     return since + waiter.patience
 
 
@@ -54,12 +53,12 @@ class PatienceTimer:
         self._ends_at = math.inf
         self._ended_at = -math.inf
 
-    def watch(self, waiters: Iterable[Waiter], rate: AdaptiveRate, now: float) -> None:
+    def watch(self, waiters: Iterable[Waiter], rate: AdaptiveRate) -> None:
         """Call `on_end` when the first patience ends, if all is throttled by then."""
         if rate.all_throttled_since == math.inf:
             return
         deadlines = [
-            _deadline(waiter, rate, now)
+            _deadline(waiter, rate)
             for waiter in waiters
             # A call without patience still waits for its first attempt.
             if waiter.patience and not waiter.admitted.done()

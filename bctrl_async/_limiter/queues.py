@@ -43,7 +43,7 @@ class Waiter(msgspec.Struct, eq=False):
     priority: Priority
     patience: float
     """Seconds for which it waits while all is throttled, or as Retry-After asks."""
-    standing: Standing = Standing.UNKNOWN
+    standing: Standing = Standing.HELD
     """Whether the limit for all may hold it; at the gate for all."""
     has_task: bool = True
     """False if its call gets its slot when a task takes it up."""
@@ -76,7 +76,7 @@ class Queues:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[Standing, Queue] = {Standing.UNKNOWN: Queue()}
+        self._queues: dict[Standing, Queue] = {Standing.HELD: Queue()}
         self._turn = 0
         """The standing whose turn is next."""
         self.count: int = 0
@@ -101,21 +101,25 @@ class Queues:
 
     def heads(self, *, is_limited: bool) -> list[Waiter]:
         """Return the next waiter of each standing, in the order of their turns."""
-        heads = [queue.next() for queue in self._in_turn(is_limited=is_limited)]
+        if not is_limited and len(self._queues) > 1:
+            self._merge()
+        standings = sorted(self._queues, key=self._turns_until)
+        heads = [self._queues[standing].next() for standing in standings]
         # `next` has dropped those that wait no more.
         self._count()
         return [waiter for waiter in heads if waiter is not None]
 
-    def _in_turn(self, *, is_limited: bool) -> list[Queue]:
-        if is_limited:
-            # The exempt come last, since the rate of the others lets them pass.
-            standings = sorted(self._queues, key=self._turns_until)
-        else:
-            # All but the unknown came while there was a limit.
-            standings = sorted(self._queues, reverse=True)
-        return [self._queues[standing] for standing in standings]
+    def _merge(self) -> None:
+        """Let all wait in one queue, as nobody has a standing without a limit."""
+        merged = Queue()
+        for standing in sorted(self._queues, reverse=True):
+            for waiter in self._queues[standing].waiting:
+                waiter.standing = Standing.HELD
+                merged.add(waiter)
+        self._queues = {Standing.HELD: merged}
 
     def _turns_until(self, standing: Standing) -> int:
+        # The exempt come last, since the rate of the others lets them pass.
         if standing is Standing.EXEMPT:
             return standing
         return (standing - self._turn) % Standing.EXEMPT

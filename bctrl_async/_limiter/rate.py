@@ -77,9 +77,9 @@ class AdaptiveRate:
         return rate
 
     @property
-    def has_evidence(self) -> bool:
-        """True if throttling limits the rate, or may soon."""
-        return self.has_limit or self._evidence.excess > 0.0
+    def excess(self) -> float:
+        """The throttled responses for which no successes have made up."""
+        return self._evidence.excess
 
     @property
     def is_unlimited(self) -> bool:
@@ -91,9 +91,19 @@ class AdaptiveRate:
         """True if no first attempt has succeeded since the limit was shown."""
         return self.has_limit and self.answers.unthrottled_at < self._limited_at
 
-    def delay(self, now: float) -> float:
-        """Return the seconds until an attempt may start."""
-        return max(self._next_start - BURST - now, 0.0)
+    def asks_to_wait(self, now: float) -> bool:
+        """Return True until a Retry-After has passed."""
+        return now < self.retry_after_ends
+
+    def delay(self, now: float, *, is_held: bool = True) -> float:
+        """Return the seconds until an attempt may start.
+
+        A Retry-After holds only calls that are held.
+        """
+        start = self._next_start - BURST
+        if is_held:
+            start = max(start, self.retry_after_ends)
+        return max(start - now, 0.0)
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt."""
@@ -178,7 +188,6 @@ class AdaptiveRate:
     def _slow_down(self, now: float, wait: float, history: History) -> None:
         """Start slowly under a new limit, or step down; pause as the server asks."""
         pause_ends = now + wait
-        self.retry_after_ends = max(self.retry_after_ends, pause_ends)
         last_event = self._curve.growth_start
         if wait:
             # Attempts in flight end within a Retry-After, so throttling right after it
@@ -186,22 +195,24 @@ class AdaptiveRate:
             last_event = self._curve.stepped_at
         # An attempt that started before the last step down tells nothing of it.
         is_later = not self.has_limit or history.started_at > self._curve.stepped_at
+        if is_later and now < self._pause_ends:
+            # The attempt passed the Retry-After, which was not asked of it.
+            return
+        self.retry_after_ends = max(self.retry_after_ends, pause_ends)
         is_new_event = is_later and now >= last_event + _RECOVERY
         if not self.has_limit:
             self._start_slowly(now)
             pause_ends = max(pause_ends, now + _PAUSE)
             self._fades_from = pause_ends
+            self._next_start = now + _PAUSE + BURST
         elif is_new_event and self._is_answered():
             self._step_down(now, wait)
         if pause_ends > max(now, self._pause_ends):
-            # Until then the rate does not grow, and at the end there is no burst.
-            self._pause_ends = pause_ends
-            self._curve.growth_start = pause_ends
-            self._next_start = pause_ends + BURST
+            self._pause_ends = self._curve.growth_start = pause_ends
 
     def _is_refused_throughout(self, now: float) -> bool:
         """Return True if attempts have succeeded under the limit, and none does now."""
-        if not self.has_limit or not self._is_answered():
+        if not self.has_limit or not self._is_answered() or self.asks_to_wait(now):
             return False
         since = max(self.all_throttled_since, self._curve.stepped_at)
         share = min(self._refusals / _REFUSALS, 1.0)

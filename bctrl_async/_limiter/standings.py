@@ -1,9 +1,8 @@
-"""The standings: whom a limit for all does not hold, by what it was answered."""
+"""The standings: how a limit for all holds each workspace, by its answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from enum import IntEnum
 
 import msgspec
@@ -19,16 +18,17 @@ _MAX_WORKSPACES = 1000
 
 
 class Standing(IntEnum):
-    """The standing of a workspace: whether the limit for all may hold it."""
+    """The standing of a workspace: how a limit for all holds it."""
 
-    UNKNOWN = 0
-    """It was not asked yet, or there is no limit."""
-    THROTTLED = 1
-    """Its last response was throttled."""
+    HELD = 0
+    """Its last response was throttled, or there is no reason to tell it from others.
+    Only these wait for a Retry-After."""
+    UNKNOWN = 1
+    """It was not asked yet."""
     ANSWERED = 2
     """Its last response was not throttled."""
     EXEMPT = 3
-    """The limit does not hold it: it was answered while others were throttled."""
+    """No limit for all holds it: it was answered while others were throttled."""
 
 
 class _Record(msgspec.Struct):
@@ -37,7 +37,7 @@ class _Record(msgspec.Struct):
     responses: int = 0
     throttled: int = 0
     proof: float = 0.0
-    standing: Standing = Standing.UNKNOWN
+    standing: Standing = Standing.HELD
 
 
 class Standings:
@@ -57,39 +57,31 @@ class Standings:
         self._records: dict[str, _Record] = {}
         """By the time of the last response."""
 
-    @property
-    def workspaces(self) -> Collection[str]:
-        """The workspaces that were asked."""
-        return self._records.keys()
-
-    def of(self, workspace: str) -> Standing:
+    def of(self, workspace: str, now: float) -> Standing:
         """Return the standing by which a workspace queues."""
         standing = self._recorded(workspace)
-        if standing is Standing.EXEMPT or self._rate.refuses_first:
+        rate = self._rate
+        is_told_apart = rate.refuses_first or rate.asks_to_wait(now)
+        if is_told_apart or standing is Standing.EXEMPT:
             return standing
-        return Standing.UNKNOWN
+        return Standing.HELD
 
     def exempts(self, workspace: str) -> bool:
         """Return True if the limit does not hold a workspace."""
         return self._recorded(workspace) is Standing.EXEMPT
 
     def _recorded(self, workspace: str) -> Standing:
-        if not self._rate.has_limit or workspace not in self._records:
-            return Standing.UNKNOWN
-        return self._records[workspace].standing
+        if not self._rate.has_limit:
+            return Standing.HELD
+        record = self._records.get(workspace)
+        return Standing.UNKNOWN if record is None else record.standing
 
-    def on_success(self, workspace: str, now: float, *, is_first: bool) -> bool:
-        """Record a success, of a call that was never throttled or of another.
-
-        Return True if the limit holds the workspace no longer.
-        """
-        was_exempt = self.exempts(workspace)
+    def on_success(self, workspace: str, now: float, *, is_first: bool) -> None:
+        """Record a success, of a call that was never throttled or of another."""
         if is_first:
             self._add_proof(workspace)
-        is_exempt = self.exempts(workspace)
-        if is_exempt:
+        if self.exempts(workspace):
             self.exempt_answered_at = now
-        return is_exempt and not was_exempt
 
     def _add_proof(self, workspace: str) -> None:
         record = self._records.get(workspace, _Record())
@@ -100,16 +92,11 @@ class Standings:
         standing = Standing.EXEMPT if proof >= _PROOF else Standing.ANSWERED
         self._record(workspace, proof, standing)
 
-    def on_throttled(self, workspace: str, *, is_first: bool) -> bool:
-        """Record a throttled response, of a first attempt or of a later one.
-
-        Return True if the limit holds the workspace again.
-        """
-        was_exempt = self.exempts(workspace)
+    def on_throttled(self, workspace: str, *, is_first: bool) -> None:
+        """Record a throttled response, of a first attempt or of a later one."""
         self._responses += is_first
         self._throttled += is_first
-        self._record(workspace, 0.0, Standing.THROTTLED)
-        return was_exempt
+        self._record(workspace, 0.0, Standing.HELD)
 
     def _record(self, workspace: str, proof: float, standing: Standing) -> None:
         self._records.pop(workspace, None)

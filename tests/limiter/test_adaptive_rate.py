@@ -285,7 +285,7 @@ class TestEvidence:
             history = History(workspace=f"ws-{number}")
             rate.on_throttled(0.0, 30.0, history, is_explained=True)
         assert not rate.has_limit
-        assert not rate.has_evidence
+        assert not rate.excess
 
     @pytest.mark.parametrize(
         ("others", "is_alone"),

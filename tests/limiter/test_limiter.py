@@ -270,6 +270,13 @@ class TestPatience:
 
         assert now() == pytest.approx(50.1)
 
+    async def test_it_may_be_shorter_than_a_timer_is_exact(self) -> None:
+        """Fault: a patience of 5 ms ended at once, though nothing was throttled."""
+        limiter = Limiter(10, AdaptiveRate())
+        for _ in range(20):
+            await limiter.acquire(0.005)
+            limiter.release(None)
+
     async def test_the_sessions_own_pause_is_waited_for_without_any(self) -> None:
         """Fault: its own pause was reported as a Retry-After beyond the patience."""
         limiter = Limiter(10, AdaptiveRate())

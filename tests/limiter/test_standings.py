@@ -11,7 +11,7 @@ from support.simulated import ANSWER, Answer, Request, Simulate
 from support.throttling import past_start, release, show_limit, throttled
 from support.virtual_time import in_virtual_time, now
 
-from bctrl_async import BctrlRateLimitError, BctrlServerError, BctrlSession
+from bctrl_async import BctrlError, BctrlRateLimitError, BctrlServerError, BctrlSession
 from bctrl_async._kinds import Failure
 from bctrl_async._limiter.bounds import FixedRate
 from bctrl_async._limiter.evidence import History
@@ -20,6 +20,7 @@ from bctrl_async._limiter.standings import Standing, Standings
 
 HEALTHY = "ws-healthy"
 OTHERS = [f"ws-{number}" for number in range(8)]
+UNAVAILABLE = BctrlServerError("503", status=503, may_have_stopped=True)
 
 
 def standings_under_limit() -> Standings:
@@ -36,8 +37,8 @@ def throttle(standings: Standings, *workspaces: str, is_first: bool = True) -> N
         standings.on_throttled(workspace, is_first=is_first)
 
 
-def answer(standings: Standings, workspace: str, *, is_first: bool = True) -> bool:
-    return standings.on_success(workspace, 1.0, is_first=is_first)
+def answer(standings: Standings, workspace: str, *, is_first: bool = True) -> None:
+    standings.on_success(workspace, 1.0, is_first=is_first)
 
 
 class TestStandings:
@@ -46,22 +47,17 @@ class TestStandings:
         met = []
         for _ in range(3):
             throttle(standings, *OTHERS)
-            is_news = answer(standings, HEALTHY)
-            met.append((standings.of(HEALTHY), is_news))
-        exempt_before = (Standing.EXEMPT, False)
-        assert met == [
-            (Standing.ANSWERED, False),
-            (Standing.EXEMPT, True),
-            exempt_before,
-        ]
-        assert standings.of(OTHERS[0]) is Standing.THROTTLED
-        assert standings.of("ws-new") is Standing.UNKNOWN
+            answer(standings, HEALTHY)
+            met.append(standings.of(HEALTHY, 1.0))
+        assert met == [Standing.ANSWERED, Standing.EXEMPT, Standing.EXEMPT]
+        assert standings.of(OTHERS[0], 1.0) is Standing.HELD
+        assert standings.of("ws-new", 1.0) is Standing.UNKNOWN
 
     def test_one_answer_exempts_nobody(self) -> None:
         standings = standings_under_limit()
         throttle(standings, *OTHERS * 100)
         answer(standings, HEALTHY)
-        assert standings.of(HEALTHY) is Standing.ANSWERED
+        assert standings.of(HEALTHY, 1.0) is Standing.ANSWERED
 
     def test_a_throttled_response_ends_an_exemption(self) -> None:
         standings = standings_under_limit()
@@ -69,17 +65,19 @@ class TestStandings:
             throttle(standings, workspace)
             answer(standings, HEALTHY)
         assert standings.exempts(HEALTHY)
-        assert standings.on_throttled(HEALTHY, is_first=False)
-        assert standings.of(HEALTHY) is Standing.THROTTLED
+        throttle(standings, HEALTHY, is_first=False)
+        assert standings.of(HEALTHY, 1.0) is Standing.HELD
         answer(standings, HEALTHY)
-        assert standings.of(HEALTHY) is Standing.ANSWERED
+        assert standings.of(HEALTHY, 1.0) is Standing.ANSWERED
 
     def test_answers_after_an_outage_prove_nothing(self) -> None:
         standings = standings_under_limit()
         throttle(standings, *OTHERS * 10)
         for workspace in OTHERS * 10:
             answer(standings, workspace)
-        assert {standings.of(workspace) for workspace in OTHERS} == {Standing.ANSWERED}
+        assert {standings.of(workspace, 1.0) for workspace in OTHERS} == {
+            Standing.ANSWERED
+        }
 
     def test_throttled_retries_prove_nothing_about_others(self) -> None:
         """A target that is throttled for ever has any number of retries."""
@@ -87,14 +85,14 @@ class TestStandings:
         for _ in range(100):
             throttle(standings, OTHERS[0], is_first=False)
             answer(standings, HEALTHY)
-        assert standings.of(HEALTHY) is Standing.ANSWERED
+        assert standings.of(HEALTHY, 1.0) is Standing.ANSWERED
 
     def test_retries_that_are_answered_prove_nothing(self) -> None:
         standings = standings_under_limit()
         for _ in range(10):
             throttle(standings, *OTHERS)
             answer(standings, HEALTHY, is_first=False)
-        assert standings.of(HEALTHY) is Standing.UNKNOWN
+        assert standings.of(HEALTHY, 1.0) is Standing.UNKNOWN
 
     @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
     def test_few_are_exempt_where_all_are_throttled_alike(self, share: float) -> None:
@@ -119,21 +117,21 @@ class TestStandings:
             throttle(standings, workspace)
         answer(standings, HEALTHY)
         rate.on_success(1.0, History(workspace=HEALTHY))
-        met = {standings.of(workspace) for workspace in [*OTHERS, HEALTHY]}
-        assert met == {Standing.UNKNOWN}
+        met = {standings.of(workspace, 1.0) for workspace in [*OTHERS, HEALTHY]}
+        assert met == {Standing.HELD}
 
     def test_nobody_is_exempt_where_there_is_no_limit(self) -> None:
         standings = Standings(past_start())
         for _ in range(3):
             throttle(standings, *OTHERS)
-            assert not answer(standings, HEALTHY)
+            answer(standings, HEALTHY)
         assert not standings.exempts(HEALTHY)
 
     def test_the_least_recent_workspace_is_forgotten(self) -> None:
         standings = standings_under_limit()
         throttle(standings, *(f"ws-{number}" for number in range(1001)))
-        assert standings.of("ws-0") is Standing.UNKNOWN
-        assert len(standings.workspaces) == 1000
+        assert standings.of("ws-0", 1.0) is Standing.UNKNOWN
+        assert standings.of("ws-1", 1.0) is Standing.HELD
 
 
 async def use(limiter: Limiter, workspace: str, response: object) -> float:
@@ -188,6 +186,7 @@ class TestGate:
     async def test_those_who_wait_leave_once_their_workspace_is_exempt(self) -> None:
         limiter = Limiter(10, past_start())
         show_limit(limiter, 30.0, *OTHERS)
+        limiter._on_failure(Failure.of(throttled()), History(workspace=HEALTHY))
         waits = [asyncio.create_task(use(limiter, HEALTHY, ANSWER)) for _ in range(5)]
         held = asyncio.create_task(use(limiter, OTHERS[0], ANSWER))
         await asyncio.sleep(1.0)
@@ -204,6 +203,7 @@ class TestGate:
         busy = Busy()
         await busy.occupy(HEALTHY)
         waits = await busy.queue(HEALTHY)
+        show_limit(busy.limiter, 5.0, HEALTHY)
         busy.release(throttled(5.0))
         assert await waits >= 0.45
 
@@ -270,26 +270,57 @@ class TestGate:
         assert not all(tenant.done() for tenant in tenants)
         await asyncio.gather(*tenants)
 
-    async def test_a_target_that_a_gateway_throttles_alone_ends_no_exemption(
-        self,
-    ) -> None:
+    @pytest.mark.parametrize("error", [throttled(20.0), UNAVAILABLE])
+    async def test_one_dead_target_ends_no_exemption(self, error: BctrlError) -> None:
         """Fault: with a dead target, a healthy workspace waited for half a minute."""
         limiter = Limiter(10, past_start())
         await exempt(limiter)
-        history = History(workspace=HEALTHY)
-        failure = Failure.of(BctrlServerError("503", status=503, may_have_stopped=True))
-        history.wait_from(now())
-        limiter._on_success(History(workspace=HEALTHY))
-        assert limiter._on_failure(failure, history)
+        for _ in range(10):
+            history = History(workspace=HEALTHY)
+            for _ in range(5):
+                limiter._on_failure(Failure.of(error), history)
+                history.wait_from(now())
+            limiter._on_success(History(workspace=HEALTHY))
+            limiter._on_success(History(workspace=HEALTHY))
         assert limiter._standings.exempts(HEALTHY)
 
-    async def test_a_retry_after_of_all_is_not_asked_of_the_exempt(self) -> None:
-        """Fault: a 404 in an exempt workspace ended a bulk stop, as if it was held."""
+    async def test_an_exemption_ends_if_first_attempts_are_throttled_again(
+        self,
+    ) -> None:
         limiter = Limiter(10, past_start())
-        show_limit(limiter, 600.0, *OTHERS)
         await exempt(limiter)
+        met = []
+        for _ in range(2):
+            limiter._on_failure(Failure.of(throttled()), History(workspace=HEALTHY))
+            met.append(limiter._standings.exempts(HEALTHY))
+        assert met == [True, False]
+
+    async def test_a_retry_after_of_all_holds_only_those_that_were_throttled(
+        self,
+    ) -> None:
+        """Fault: the calls of healthy workspaces waited for those over their quota."""
+        limiter = Limiter(10, past_start())
+        limiter._on_failure(Failure.of(throttled()), History(workspace="ws-other"))
+        limiter._on_success(History(workspace=HEALTHY))
+        show_limit(limiter, 600.0, *OTHERS)
         assert limiter.retry_after_of_all(OTHERS[0]) == pytest.approx(600.0)
-        assert limiter.retry_after_of_all(HEALTHY) == 0.0
+        for workspace in ("ws-new", HEALTHY):
+            assert limiter.retry_after_of_all(workspace) == 0.0
+            assert await use(limiter, workspace, ANSWER) < 1.0
+        with pytest.raises(BctrlRateLimitError):
+            await limiter.acquire(60.0, history=History(workspace=OTHERS[0]))
+
+    async def test_a_workspace_asks_once_whether_a_retry_after_is_for_it(self) -> None:
+        """The calls that wait with the first do not pass the Retry-After, too."""
+        limiter = Limiter(10, past_start())
+        show_limit(limiter, 30.0, *OTHERS)
+        began = now()
+        first = asyncio.create_task(use(limiter, "ws-new", throttled(30.0)))
+        await asyncio.sleep(0)
+        waits = [use(limiter, "ws-new", ANSWER) for _ in range(5)]
+        assert min(await asyncio.gather(*waits)) > 29.0
+        assert await first < 1.0
+        assert now() - began < 32.0
 
     async def test_a_call_that_waits_no_more_holds_up_no_other(self) -> None:
         busy = Busy()
@@ -307,7 +338,7 @@ class TestGate:
     ) -> None:
         limiter = Limiter(10, past_start())
         await exempt(limiter)
-        failure = Failure.of(BctrlServerError("503", status=503, may_have_stopped=True))
+        failure = Failure.of(UNAVAILABLE)
         history = History(workspace=OTHERS[0])
         await asyncio.sleep(1.0)
         history.wait_from(now())
@@ -330,16 +361,22 @@ async def call_at(
     return workspace, now() - at, False
 
 
-def test_a_healthy_workspace_waits_for_no_tenants(simulate: Simulate) -> None:
+@pytest.mark.parametrize("count", [40, 150])
+@pytest.mark.parametrize("retry_after", [None, 20.0])
+def test_a_healthy_workspace_waits_for_no_tenants(
+    simulate: Simulate, retry_after: float | None, count: int
+) -> None:
     """Fault: forty throttled tenants let a healthy workspace wait for minutes."""
-    tenants = [f"ws-{number}" for number in range(40)]
+    tenants = [f"ws-{number}" for number in range(count)]
 
     def serve(request: Request) -> Answer:
-        return ANSWER if request.workspace == HEALTHY else throttled()
+        return ANSWER if request.workspace == HEALTHY else throttled(retry_after)
 
     async def main(session: BctrlSession) -> list[tuple[str, float, bool]]:
         chance = random.Random(0)
-        calls = [(chance.uniform(0.0, 120.0), tenant) for tenant in tenants * 12]
+        calls = [
+            (chance.uniform(0.0, 120.0), chance.choice(tenants)) for _ in range(480)
+        ]
         calls += [(float(second), HEALTHY) for second in range(1, 120)]
         return await asyncio.gather(
             *(

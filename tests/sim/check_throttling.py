@@ -98,10 +98,6 @@ def check_service(world: World, call: SingleCall) -> Problems:
     plan = world.plan
     if "service" not in plan.climate.hazards or not _is_other(plan, call.target):
         return
-    if len(plan.climate.over_quota) >= _SHOWN and plan.climate.retry_after == "30":
-        # So many workspaces show a limit for all, whose Retry-After holds everybody but
-        # the exempt.
-        return
     took = call.ended - call.began
     longest = 2.0 + len(plan.stalls) + len(world.calls) * plan.latency
     # Where the machine lacks connections, calls wait for those before them.
